@@ -1,0 +1,28 @@
+"""Fused steps: every function here is one kernel launch. This package alone touches the compiled extension."""
+
+from cmsolvers.ops.binary import build_info
+from cmsolvers.ops.keys import Key
+from cmsolvers.ops.named import (
+    add_noise,
+    consistency_output,
+    euler_maruyama_step,
+    heun_step,
+    pf_ode_step,
+    scale_input,
+)
+from cmsolvers.ops.random import normal, uniform
+from cmsolvers.ops.step import weighted_step
+
+__all__ = [
+    "Key",
+    "add_noise",
+    "build_info",
+    "consistency_output",
+    "euler_maruyama_step",
+    "heun_step",
+    "normal",
+    "pf_ode_step",
+    "scale_input",
+    "uniform",
+    "weighted_step",
+]

@@ -1,0 +1,173 @@
+"""Derivatives of the weighted step: first and second order in reverse, and forward mode.
+
+The step is affine in x and in its inputs, so each gradient is itself a weighted step of the incoming gradients, on the
+same kernel; the noise is a constant. Only a clamp needs a mask. Weights are constants (see step.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cmsolvers.ops.reference import NONE, PAIR, SCALED, X0
+from cmsolvers.ops.registration import library
+
+Weight = float | Tensor
+
+
+class _Spec(NamedTuple):
+    weights: tuple[float, ...]
+    noise: tuple[int, ...]
+    clamp: tuple[float, ...]
+    second: int
+    second_dtype: torch.dtype | None
+
+
+def _call(
+    spec: _Spec, x: Tensor, inputs: Sequence[Tensor], rows: Tensor | None, key: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    common = (x, list(inputs), list(spec.weights), rows, list(spec.noise), key, list(spec.clamp))
+    if spec.second == NONE:
+        return torch.ops.cmsolvers.weighted_step(*common), None
+    first, second = torch.ops.cmsolvers.weighted_step_two(*common, spec.second, spec.second_dtype)
+    return first, second
+
+
+def _combine(terms: Sequence[tuple[Tensor | None, Weight]]) -> Tensor | None:
+    """sum of w t over the terms that are there, as one weighted step; differentiable."""
+    present = [(t, w) for t, w in terms if t is not None]
+    if not present:
+        return None
+    first, *rest = [t for t, _ in present]
+    rest = [t.to(first.dtype) for t in rest]
+    columns = [w for _, w in present]
+    if not any(isinstance(w, Tensor) for w in columns):
+        weights = [float(w) for w in columns] + [0.0] * 5
+        return torch.ops.cmsolvers.weighted_step(first, rest, weights, None, [], None, [])  # type: ignore[no-any-return]
+    like = next(w for w in columns if isinstance(w, Tensor))
+    stacked = [w if isinstance(w, Tensor) else torch.full_like(like, w) for w in columns]
+    rows = torch.stack(stacked + [torch.zeros_like(like)] * 5, dim=1)
+    return torch.ops.cmsolvers.weighted_step(first, rest, [], rows, [], None, [])  # type: ignore[no-any-return]
+
+
+class _Step(torch.autograd.Function):
+    """Inputs: spec, x, rows, key, then the step's inputs. Outputs: x' and the second output (or None)."""
+
+    @staticmethod
+    def forward(ctx: Any, spec: _Spec, x: Tensor, rows: Tensor | None, key: Tensor | None, *inputs: Tensor) -> Any:
+        ctx.spec = spec
+        ctx.rows = rows
+        ctx.count = len(inputs)
+        ctx.dtypes = [m.dtype for m in inputs]
+        kept = (x, inputs[0]) if spec.clamp else ()
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+        ctx.set_materialize_grads(False)
+        with torch._C._AutoDispatchBelowAutograd():
+            return _call(spec, x, inputs, rows, key)
+
+    @staticmethod
+    def _weight(ctx: Any, j: int) -> Weight:
+        rows = ctx.rows
+        return ctx.spec.weights[j] if rows is None else rows[:, j]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _inside(ctx: Any) -> Tensor:
+        """1 where the clamp lets x0 through, 0 where it holds it (as torch.clamp counts the bounds: inside)."""
+        x, f = ctx.saved_tensors
+        n = ctx.count
+        x0 = _combine(((x.detach(), _Step._weight(ctx, n + 2)), (f.detach(), _Step._weight(ctx, n + 3))))
+        assert x0 is not None
+        low, high = ctx.spec.clamp
+        return ((x0 >= low) & (x0 <= high)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_second: Tensor | None = None) -> Any:  # type: ignore[override]
+        spec, n = ctx.spec, ctx.count
+        w = [_Step._weight(ctx, j) for j in range(n + 6)]
+        if grad_second is not None and grad is not None:
+            grad_second = grad_second.to(grad.dtype)
+        through = NONE if spec.second == NONE else spec.second
+        scale: Weight = w[n + 4] if through == SCALED else 0.0
+        uses_x0 = bool(spec.clamp) or through == X0
+
+        def both(weight: Weight, second_weight: Weight) -> Tensor | None:
+            second = grad_second if through != NONE else None
+            return _combine(((grad, weight), (second, second_weight)))
+
+        grads: list[Tensor | None] = []
+        if not uses_x0:
+            second_x = scale * w[0] if through == SCALED else (w[n + 4] if through == PAIR else 0.0)
+            grads.append(both(w[0], second_x) if ctx.needs_input_grad[1] else None)
+            for k in range(n):
+                needed = ctx.needs_input_grad[4 + k]
+                grads.append(both(w[k + 1], scale * w[k + 1]) if needed else None)
+        else:
+            direct = {X0: 0.0, SCALED: scale * w[0], PAIR: w[n + 4], NONE: 0.0}[through]
+            reach = {X0: 1.0, SCALED: scale * w[1], PAIR: 0.0, NONE: 0.0}[through]
+            grad_x0 = both(w[1], reach)
+            if grad_x0 is not None and spec.clamp:
+                grad_x0 = grad_x0 * _Step._inside(ctx)
+            second = grad_second if through != NONE else None
+            terms = ((grad, w[0]), (second, direct), (grad_x0, w[n + 2]))
+            grads.append(_combine(terms) if ctx.needs_input_grad[1] else None)
+            grads.append(_combine(((grad_x0, w[n + 3]),)) if ctx.needs_input_grad[4] else None)
+            for k in range(1, n):
+                grads.append(both(w[k + 1], scale * w[k + 1]) if ctx.needs_input_grad[4 + k] else None)
+        cast = [g if g is None else g.to(dtype) for g, dtype in zip(grads[1:], ctx.dtypes, strict=True)]
+        return (None, grads[0], None, None, *cast)
+
+    @staticmethod
+    def jvp(ctx: Any, _spec: None, x: Tensor | None, rows: None, key: None, *inputs: Tensor | None) -> Any:
+        spec: _Spec = ctx.spec
+        given = next(t for t in (x, *inputs) if t is not None)
+        if x is None:
+            x = torch.zeros_like(given)
+        tangents = [torch.zeros_like(x) if t is None else t for t in inputs]
+        quiet = spec._replace(noise=(), clamp=())
+        if spec.clamp:
+            n = ctx.count
+            w = [_Step._weight(ctx, j) for j in range(n + 6)]
+            x0 = _combine(((x, w[n + 2]), (tangents[0], w[n + 3])))
+            assert x0 is not None
+            tangents[0] = x0 * _Step._inside(ctx)
+            if spec.second == X0:
+                first = _combine(((x, w[0]), *((t, w[k + 1]) for k, t in enumerate(tangents))))
+                return first, tangents[0].to(spec.second_dtype)
+            tangents = [t.to(x.dtype) for t in tangents]
+        return _call(quiet, x, tangents, ctx.rows, None)
+
+
+def _autograd_one(
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[float],
+    rows: Tensor | None,
+    noise: Sequence[int],
+    key: Tensor | None,
+    clamp: Sequence[float],
+) -> Tensor:
+    spec = _Spec(tuple(weights), tuple(noise), tuple(clamp), NONE, None)
+    return _Step.apply(spec, x, rows, key, *inputs)[0]  # type: ignore[no-any-return]
+
+
+def _autograd_two(
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[float],
+    rows: Tensor | None,
+    noise: Sequence[int],
+    key: Tensor | None,
+    clamp: Sequence[float],
+    second: int,
+    second_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    spec = _Spec(tuple(weights), tuple(noise), tuple(clamp), second, second_dtype)
+    return _Step.apply(spec, x, rows, key, *inputs)  # type: ignore[no-any-return]
+
+
+library.impl("weighted_step", _autograd_one, "Autograd")
+library.impl("weighted_step_two", _autograd_two, "Autograd")

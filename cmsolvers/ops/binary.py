@@ -1,0 +1,51 @@
+"""The compiled extension, or None with one warning. `CMSOLVERS_REQUIRE_EXTENSION=1` makes its absence an error."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from types import ModuleType
+from typing import Any
+
+import torch
+
+
+def _load() -> ModuleType | None:
+    try:
+        return importlib.import_module("cmsolvers._C")
+    except ImportError as error:
+        if os.environ.get("CMSOLVERS_REQUIRE_EXTENSION", "0") not in ("", "0"):
+            raise ImportError(f"CMSOLVERS_REQUIRE_EXTENSION is set and cmsolvers._C did not load: {error}") from error
+        warnings.warn(
+            f"cmsolvers._C did not load ({error}); every step runs in plain torch, many times slower. "
+            "Build it with `pip install --no-build-isolation .`",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+C: ModuleType | None = _load()
+
+
+def build_info() -> dict[str, Any]:
+    """What was built, for what, and which instruction set is in use.
+
+    Returns:
+        A dict with `version`, `extension` (bool), `torch` (version running), `cuda` (bool: CUDA kernels were built), and
+        with the extension also `built_with_torch`, `compiler`, `cuda_architectures`, `csrc_hash`,
+        `instruction_set` (in use) and `instruction_sets` (built and usable on this processor).
+    """
+    from cmsolvers import __version__
+
+    info: dict[str, Any] = {
+        "version": __version__,
+        "extension": C is not None,
+        "torch": torch.__version__,
+        "cuda": False,
+        "instruction_set": "reference",
+    }
+    if C is not None:
+        info.update(C.build_info())
+    return info

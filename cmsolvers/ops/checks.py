@@ -1,0 +1,120 @@
+"""What the steps accept. Everything is refused here, before anything is written; the binary checks once more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+PRECISION = {torch.float64: 3, torch.float32: 2, torch.bfloat16: 1, torch.float16: 1}
+
+
+def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> None:
+    """x is a floating tensor, and all inputs have its shape and device and one dtype of at most its precision."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor; got {type(x).__name__}")
+    if x.dtype not in PRECISION:
+        raise TypeError(f"x must be float64, float32, float16 or bfloat16; got {x.dtype}")
+    for k, m in enumerate(inputs):
+        if not isinstance(m, Tensor):
+            raise TypeError(f"{name}[{k}] must be a tensor; got {type(m).__name__}")
+        if m.shape != x.shape:
+            raise ValueError(f"{name}[{k}] must have the shape of x, {list(x.shape)}; got {list(m.shape)}")
+        if m.device != x.device:
+            raise ValueError(f"{name}[{k}] must be on the device of x, {x.device}; got {m.device}")
+        if m.dtype != inputs[0].dtype:
+            raise TypeError(f"{name} must share one dtype; {name}[0] is {inputs[0].dtype}, {name}[{k}] is {m.dtype}")
+    if inputs:
+        dtype = inputs[0].dtype
+        if dtype not in PRECISION:
+            raise TypeError(f"{name}[0] must be float64, float32, float16 or bfloat16; got {dtype}")
+        if dtype != x.dtype and PRECISION[dtype] >= PRECISION[x.dtype]:
+            raise TypeError(f"{name}[0] must be {x.dtype} as x is, or of lower precision; got {dtype}")
+
+
+def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
+    """A finite number, or a floating tensor with one entry a sample that needs no gradient."""
+    if isinstance(value, Tensor):
+        batch = x.shape[0] if x.dim() else 1
+        if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, batch)):
+            raise ValueError(f"{name} must be a number or have shape [{batch}], one a sample; got {list(value.shape)}")
+        if not value.dtype.is_floating_point:
+            raise TypeError(f"{name} must be floating; got {value.dtype}")
+        if value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} must not require a gradient: weights are constants here; detach it")
+        if value.device != x.device and value.device.type != "cpu":
+            raise ValueError(f"{name} must be on the device of x, {x.device}, or the CPU; got {value.device}")
+        return
+    if isinstance(value, (bool, str)) or not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number or a tensor; got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite; got {value}")
+
+
+def second_dtype_for(dtype: torch.dtype | None, x: Tensor, wanted: bool) -> torch.dtype:
+    """The second output's dtype: x's unless one is named."""
+    if dtype is None:
+        return x.dtype
+    if not wanted:
+        raise ValueError(f"second_dtype needs second; got {dtype} with second=None")
+    if dtype not in PRECISION:
+        raise TypeError(f"second_dtype must be float64, float32, float16 or bfloat16; got {dtype}")
+    return dtype
+
+
+def check_outputs(
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    out: Tensor | None,
+    second_out: Tensor | None,
+    second_dtype: torch.dtype,
+    has_second: bool,
+) -> None:
+    """Outputs fit x in shape, dtype, device and layout, need no gradient, and overlap nothing but exactly."""
+    if second_out is not None and not has_second:
+        raise ValueError("second_out needs second; got second=None")
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *inputs)):
+        raise ValueError("out does not support automatic differentiation; x or an input requires a gradient")
+    for name, given, dtype in (("out", out, x.dtype), ("second_out", second_out, second_dtype)):
+        if given is None:
+            continue
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a tensor; got {type(given).__name__}")
+        if given.shape != x.shape:
+            raise ValueError(f"{name} must have the shape of x, {list(x.shape)}; got {list(given.shape)}")
+        if given.dtype != dtype:
+            raise TypeError(f"{name} must be {dtype}; got {given.dtype}")
+        if given.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}; got {given.device}")
+        if given.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} must not require a gradient")
+        layout = torch.empty_like(x, device="meta").stride()
+        if not _same_order(given.stride(), layout, given.shape):
+            raise ValueError(f"{name} must have the layout of x, strides {layout}; got {given.stride()}")
+        for other_name, other in (("x", x), *((f"inputs[{k}]", m) for k, m in enumerate(inputs))):
+            exact = given.data_ptr() == other.data_ptr() and given.dtype == other.dtype and name == "out"
+            same = exact and _same_order(given.stride(), other.stride(), given.shape)
+            if not same and overlap(given, other):
+                raise ValueError(f"{name} overlaps {other_name} in memory; give {other_name} itself or other memory")
+    if out is not None and second_out is not None and overlap(out, second_out):
+        raise ValueError("second_out overlaps out in memory")
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the two tensors' address ranges meet."""
+    if a.device != b.device or a.device.type == "meta" or a.numel() == 0 or b.numel() == 0:
+        return False
+    if torch.compiler.is_compiling():
+        return False
+    return a.data_ptr() < _end(b) and b.data_ptr() < _end(a)
+
+
+def _end(t: Tensor) -> int:
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr() + (last + 1) * t.element_size()
+
+
+def _same_order(a: Sequence[int], b: Sequence[int], shape: Sequence[int]) -> bool:
+    return all(size <= 1 or p == q for size, p, q in zip(shape, a, b, strict=True))

@@ -1,0 +1,108 @@
+"""Noise keys: which seed and which sample id each row of a batch uses (DESIGN: the noise contract)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+MAX_SAMPLE_ID = 1 << 56
+"""Sample ids fit 56 bits: 32 in counter word 2 and 24 in word 3."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """The seed and sample id of every row of a batch.
+
+    Without `table`, row b has the seed `seed` and the sample id `offset + b`. With `table`, an int64 tensor of shape
+    [B, 2] or [1, 2], row b has seed `table[b, 0]` and id `table[b, 1]` (for [1, 2]: id `table[0, 1] + b`). Kernels read
+    the table on its device, so a captured graph replays with whatever was written there last.
+    """
+
+    seed: int = 0
+    offset: int = 0
+    table: Tensor | None = None
+
+
+SeedLike: TypeAlias = int | Tensor | torch.Generator | Key | None
+
+
+def resolve(
+    seed: SeedLike,
+    batch: int,
+    *,
+    offset: int = 0,
+    ids: Tensor | None = None,
+    device: torch.device | str | None = None,
+) -> Key:
+    """Turn any kind of seed into a `Key` for `batch` samples on `device`.
+
+    Args:
+        seed: an int in [0, 2^64); an int64 tensor [B] (one seed a sample, sample id 0); a `torch.Generator` or None
+            (one int64 is drawn from it, so `torch.manual_seed` governs); or a `Key`, returned as it is.
+        batch: B, the number of samples.
+        offset: id of the first sample, for shards of a larger batch; ids reach up to 2^56 - 1.
+        ids: int64 [B], the sample ids themselves, in place of offset + 0..B-1.
+        device: where the table lives, for tensors of seeds or ids.
+
+    Raises:
+        TypeError: a seed, offset or ids of the wrong kind.
+        ValueError: a value out of range or a tensor of the wrong shape.
+    """
+    if isinstance(seed, Key):
+        if seed.table is not None and seed.table.shape[0] not in (1, batch):
+            raise ValueError(f"seed: the key holds {seed.table.shape[0]} rows; the batch has {batch} samples")
+        if offset != 0 or ids is not None:
+            raise ValueError("offset and ids belong to noise.key; a Key given as seed already holds them")
+        return seed
+    if isinstance(offset, bool) or not isinstance(offset, int):
+        raise TypeError(f"offset must be an int; got {type(offset).__name__}")
+    if not 0 <= offset <= MAX_SAMPLE_ID - batch:
+        raise ValueError(f"offset must leave sample ids in [0, 2^56); got {offset} for {batch} samples")
+    if ids is not None:
+        ids = _vector(ids, "ids", batch, device)
+        if offset != 0:
+            raise ValueError("offset must be 0 where ids are given")
+        if ids.device.type == "cpu" and ids.numel() > 0 and not 0 <= int(ids.min()) <= int(ids.max()) < MAX_SAMPLE_ID:
+            raise ValueError(f"ids must lie in [0, 2^56); got {int(ids.min())} to {int(ids.max())}")
+    if isinstance(seed, Tensor):
+        if offset != 0:
+            raise ValueError("offset must be 0 where seed is a tensor: each sample has a seed of its own")
+        seeds = _vector(seed, "seed", batch, device)
+        return Key(table=torch.stack((seeds, torch.zeros_like(seeds) if ids is None else ids), dim=1))
+    if (seed is None or isinstance(seed, torch.Generator)) and torch.compiler.is_compiling():
+        drawn = torch.randint(0, 2**63 - 1, (1,), generator=seed, device=device)
+        return Key(table=torch.stack((drawn, torch.full_like(drawn, offset)), dim=1))
+    number = signed(draw_seed(seed))
+    if ids is not None:
+        return Key(table=torch.stack((torch.full_like(ids, number), ids), dim=1))
+    return Key(number, offset)
+
+
+def draw_seed(seed: int | torch.Generator | None) -> int:
+    """The seed as an int: checked if it is one, drawn from the generator (None: the global CPU one) if not."""
+    if seed is None or isinstance(seed, torch.Generator):
+        device = "cpu" if seed is None else seed.device
+        return int(torch.randint(0, 2**63 - 1, (), generator=seed, device=device).item())
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, an int64 tensor, a torch.Generator or None; got {type(seed).__name__}")
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed must lie in [0, 2^64); got {seed}")
+    return seed
+
+
+def signed(seed: int) -> int:
+    """The same 64 bits as a signed integer, which is what an operator schema can carry."""
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+def _vector(value: Tensor, name: str, batch: int, device: torch.device | str | None) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be an int64 tensor; got {type(value).__name__}")
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name} must be an int64 tensor; got {value.dtype}")
+    if value.shape != (batch,):
+        raise ValueError(f"{name} must have shape [{batch}], one a sample; got {list(value.shape)}")
+    return value if device is None else value.to(device)

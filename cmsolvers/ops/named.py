@@ -1,0 +1,261 @@
+"""The steps by name: each is a formula for the weights and one launch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cmsolvers.ops.binary import C
+from cmsolvers.ops.keys import SeedLike
+from cmsolvers.ops.step import Weight, weighted_step
+
+_fast = None if C is None else C.fast_step
+"""fast_step(x, inputs, weights, w_z, seed, stream, draw, offset, out): the plain case (host weights, no derivative, no
+transform, everything valid) straight into the kernel; None where the case is not plain."""
+
+
+def euler_maruyama_step(
+    x: Tensor,
+    drift: Tensor,
+    diffusion: Weight,
+    dt: Weight,
+    *,
+    seed: SeedLike = None,
+    stream: int = 1,
+    draw: int = 0,
+    offset: int = 0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """x' = x + f dt + g sqrt|dt| z (Maruyama 1955; Kloeden and Platen 1992, section 10.2).
+
+    Args:
+        x: [B, ...], the state.
+        drift: f(x, t), of x's shape.
+        diffusion: g(t) >= 0, a number or [B].
+        dt: the time step, negative in reverse time, a number or [B].
+        seed, stream, draw, offset: the noise, see `weighted_step`.
+        out: where to write; may be x.
+
+    Returns:
+        x', as x. Strong order 1 for additive noise, weak order 1.
+
+    Raises:
+        TypeError, ValueError: as `weighted_step`.
+    """
+    if isinstance(diffusion, Tensor) or isinstance(dt, Tensor):
+        g = torch.as_tensor(diffusion, dtype=torch.float64)
+        step = torch.as_tensor(dt, dtype=torch.float64)
+        w_z: Weight = g.to(x.device) * step.to(x.device).abs().sqrt()
+    else:
+        w_z = diffusion * math.sqrt(abs(dt))
+        if _fast is not None and not torch.compiler.is_compiling():
+            done = _fast(x, (drift,), (1.0, dt), w_z, seed, stream, draw, offset, out)
+            if done is not None:
+                return done  # type: ignore[no-any-return]
+    return weighted_step(
+        x, (drift,), (1.0, dt), w_z=w_z, seed=seed, stream=stream, draw=draw, offset=offset, out=out
+    )
+
+
+def pf_ode_step(
+    x: Tensor, denoised: Tensor, sigma: Weight, sigma_next: Weight, *, out: Tensor | None = None
+) -> Tensor:
+    """Euler step of the probability-flow ODE dx/dsigma = (x - D)/sigma (Karras et al. 2022, equation 1 and table 1).
+
+    x' = (s'/s) x + (1 - s'/s) D. Order 1; sigma_next = 0 returns D.
+
+    Args:
+        x: [B, ...] at noise level sigma, in Karras coordinates.
+        denoised: D(x, sigma).
+        sigma: > 0, a number or [B].
+        sigma_next: >= 0, a number or [B].
+        out: where to write; may be x or denoised.
+
+    Returns:
+        x at sigma_next.
+
+    Raises:
+        TypeError, ValueError: as `weighted_step`; sigma not positive.
+    """
+    weights = pf_ode_weights(sigma, sigma_next)
+    if _fast is not None and not torch.compiler.is_compiling():
+        done = _fast(x, (denoised,), weights, 0.0, None, 0, 0, 0, out)
+        if done is not None:
+            return done  # type: ignore[no-any-return]
+    return weighted_step(x, (denoised,), weights, out=out)
+
+
+def heun_step(
+    x: Tensor,
+    denoised: Tensor,
+    sigma: Weight,
+    sigma_next: Weight,
+    denoised_next: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Heun's step of the probability-flow ODE (Karras et al. 2022, algorithm 1): predictor, then corrector.
+
+    Without `denoised_next` it is the predictor (the Euler step). With it, the corrector from the same x:
+    x' = (s'/s) x + h/2 (1/s' - 2/s) D - h/(2 s') D', h = s' - s. It reads x, D, D' and needs no predicted state.
+
+    Args:
+        x: [B, ...] at sigma, the state before the predictor.
+        denoised: D(x, sigma).
+        sigma: > 0, a number or [B].
+        sigma_next: a number or [B]; > 0 for the corrector (at 0 the predictor is the step).
+        denoised_next: D(predicted x, sigma_next).
+        out: where to write; may be x, denoised or denoised_next.
+
+    Returns:
+        x at sigma_next. Order 2.
+
+    Raises:
+        TypeError, ValueError: as `weighted_step`; a sigma out of range.
+    """
+    if denoised_next is None:
+        return pf_ode_step(x, denoised, sigma, sigma_next, out=out)
+    weights = heun_weights(sigma, sigma_next)
+    if _fast is not None and not torch.compiler.is_compiling():
+        done = _fast(x, (denoised, denoised_next), weights, 0.0, None, 0, 0, 0, out)
+        if done is not None:
+            return done  # type: ignore[no-any-return]
+    return weighted_step(x, (denoised, denoised_next), weights, out=out)
+
+
+def consistency_output(
+    x: Tensor,
+    f: Tensor,
+    sigma: Weight,
+    *,
+    sigma_data: float = 0.5,
+    sigma_min: float = 0.002,
+    out: Tensor | None = None,
+) -> Tensor:
+    """c_skip x + c_out F of a consistency model (Song et al. 2023, appendix C), exactly x at sigma = sigma_min.
+
+    Args:
+        x: [B, ...], the noisy state.
+        f: F, the raw network output, of x's shape.
+        sigma: >= 0, a number or [B].
+        sigma_data: > 0, standard deviation of the data.
+        sigma_min: >= 0, epsilon, the level at which the function is the identity.
+        out: where to write; may be x or f.
+
+    Returns:
+        The consistency function's value, as x.
+
+    Raises:
+        TypeError, ValueError: as `weighted_step`; sigma_data not positive.
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data must be positive; got {sigma_data}")
+    weights = consistency_weights(sigma, sigma_data, sigma_min)
+    if _fast is not None and not torch.compiler.is_compiling():
+        done = _fast(x, (f,), weights, 0.0, None, 0, 0, 0, out)
+        if done is not None:
+            return done  # type: ignore[no-any-return]
+    return weighted_step(x, (f,), weights, out=out)
+
+
+def scale_input(
+    x: Tensor, c_in: Weight, *, dtype: torch.dtype | None = None, out: Tensor | None = None
+) -> Tensor:
+    """c_in x, the network's input, in the network's dtype.
+
+    Args:
+        x: [B, ...].
+        c_in: a number or [B].
+        dtype: of the result; x's by default.
+        out: where to write, of that dtype, in x's layout.
+
+    Returns:
+        c_in x.
+
+    Raises:
+        TypeError, ValueError: as `weighted_step`.
+    """
+    if dtype is None or dtype == x.dtype:
+        return weighted_step(x, (), (c_in,), out=out)
+    return weighted_step(x, (), (0.0,), second=("pair", c_in, 0.0), second_dtype=dtype, second_out=out)[1]
+
+
+def add_noise(
+    x: Tensor,
+    sigma: Weight,
+    *,
+    alpha: Weight = 1.0,
+    sigma_next: Weight | None = None,
+    seed: SeedLike = None,
+    stream: int = 3,
+    draw: int = 0,
+    offset: int = 0,
+    out: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """alpha x + sigma z; with `sigma_next` also alpha x + sigma_next z with the same z, which consistency training needs.
+
+    Args:
+        x: [B, ...], clean data.
+        sigma: a number or [B].
+        alpha: a number or [B].
+        sigma_next: a number or [B], the second level (Song et al. 2023, algorithm 3).
+        seed, stream, draw, offset: the noise, see `weighted_step`.
+        out: where to write the first; may be x.
+
+    Returns:
+        The noisy data, or the pair.
+
+    Raises:
+        TypeError, ValueError: as `weighted_step`.
+    """
+    noise = {"w_z": sigma, "seed": seed, "stream": stream, "draw": draw, "offset": offset, "out": out}
+    if sigma_next is None:
+        if _fast is not None and not torch.compiler.is_compiling():
+            done = _fast(x, (), (alpha,), sigma, seed, stream, draw, offset, out)
+            if done is not None:
+                return done  # type: ignore[no-any-return]
+        return weighted_step(x, (), (alpha,), **noise)  # type: ignore[call-overload, no-any-return]
+    return weighted_step(x, (), (alpha,), second=("pair", alpha, sigma_next), **noise)  # type: ignore[call-overload, no-any-return]
+
+
+def pf_ode_weights(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight]:
+    """(w_x, w_D) of the Euler step in sigma."""
+    _check_sigma(sigma, sigma_next)
+    if isinstance(sigma, Tensor):
+        sigma = sigma.double()
+    if isinstance(sigma_next, Tensor):
+        sigma_next = sigma_next.double()
+    return sigma_next / sigma, (sigma - sigma_next) / sigma
+
+
+def heun_weights(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight, Weight]:
+    """(w_x, w_D, w_D') of the Heun corrector, D' at the Euler prediction."""
+    _check_sigma(sigma, sigma_next)
+    if not isinstance(sigma_next, Tensor) and sigma_next == 0:
+        raise ValueError("sigma_next must be positive for the corrector; got 0 (there the predictor is the step)")
+    if isinstance(sigma, Tensor):
+        sigma = sigma.double()
+    if isinstance(sigma_next, Tensor):
+        sigma_next = sigma_next.double()
+    half = 0.5 * (sigma_next - sigma)
+    return sigma_next / sigma, half * (1.0 / sigma_next - 2.0 / sigma), -half / sigma_next
+
+
+def consistency_weights(sigma: Weight, sigma_data: float, sigma_min: float) -> tuple[Weight, Weight]:
+    """(c_skip, c_out) with the shifted boundary: (1, 0) at sigma_min."""
+    if isinstance(sigma, Tensor):
+        s = sigma.double()
+        shifted = s - sigma_min
+        variance = sigma_data * sigma_data
+        return variance / (shifted * shifted + variance), shifted * sigma_data / (s * s + variance).sqrt()
+    shift, variance = sigma - sigma_min, sigma_data * sigma_data
+    return variance / (shift * shift + variance), shift * sigma_data / math.sqrt(sigma * sigma + variance)
+
+
+def _check_sigma(sigma: Weight, sigma_next: Weight) -> None:
+    if not isinstance(sigma, Tensor) and not sigma > 0:
+        raise ValueError(f"sigma must be positive; got {sigma}")
+    if not isinstance(sigma_next, Tensor) and not sigma_next >= 0:
+        raise ValueError(f"sigma_next must not be negative; got {sigma_next}")

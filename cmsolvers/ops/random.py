@@ -1,0 +1,108 @@
+"""Unit normals and uniforms of the noise contract (see cmsolvers.noise)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cmsolvers.ops import reference
+from cmsolvers.ops.checks import PRECISION
+from cmsolvers.ops.keys import Key, SeedLike, resolve
+from cmsolvers.ops.step import weighted_step
+
+
+def normal(
+    shape: Sequence[int],
+    seed: SeedLike,
+    *,
+    draw: int = 0,
+    stream: int = 0,
+    offset: int = 0,
+    ids: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    out: Tensor | None = None,
+) -> Tensor:
+    """z = normal(seed, sample_id, stream, draw, element): the contract's unit normals.
+
+    The same arguments give the same values on every device, in any batch, dtype (before the cast) and memory format.
+    Support reaches 6.7 sigma.
+
+    Args:
+        shape: [B, ...]; row b is sample `offset + b`, or `ids[b]`.
+        seed: see `noise.key`.
+        draw: 0..2^32-1.
+        stream: 0..255; the library's streams are named in `noise`.
+        offset: id of the first sample.
+        ids: int64 [B], the sample ids, in place of offset.
+        dtype: float32, float64 (the same values), float16 or bfloat16 (rounded).
+        device: where the result lives.
+        memory_format: of the result.
+        out: where to write instead; its dtype and device are then used.
+
+    Returns:
+        A tensor of that shape.
+
+    Raises:
+        TypeError, ValueError: as `noise.key`; a shape without a batch dimension; an unknown dtype.
+    """
+    shape, key = _prepare(shape, seed, offset, ids, out.device if out is not None else device)
+    if dtype not in PRECISION:
+        raise TypeError(f"dtype must be float64, float32, float16 or bfloat16; got {dtype}")
+    if out is None:
+        out = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
+    elif out.shape != shape:
+        raise ValueError(f"out must have shape {list(shape)}; got {list(out.shape)}")
+    return weighted_step(out, (), (0.0,), w_z=1.0, seed=key, stream=stream, draw=draw, out=out)
+
+
+def uniform(
+    shape: Sequence[int],
+    seed: SeedLike,
+    *,
+    draw: int = 0,
+    stream: int = 4,
+    offset: int = 0,
+    ids: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Uniforms in (0, 1): (r + 1/2) 2^-32 of the contract's random words r, word e % 4 of group e // 4.
+
+    Meant for training levels and the like: it runs in plain torch, in float64, and is rounded to `dtype` at the end (so
+    float32 and narrower can round to 1).
+
+    Args and errors: as `normal`.
+    """
+    shape, key = _prepare(shape, seed, offset, ids, device)
+    count = math.prod(shape[1:])
+    groups = -(-count // 4)
+    r = reference.words(
+        shape[0],
+        groups,
+        seed=key.seed,
+        offset=key.offset,
+        table=key.table,
+        stream=stream,
+        draw=draw,
+        device=device,
+    )
+    u = (torch.stack(r, dim=-1).flatten(1)[:, :count].double() + 0.5) * 2.0**-32
+    return u.reshape(shape).to(dtype)
+
+
+def _prepare(
+    shape: Sequence[int],
+    seed: SeedLike,
+    offset: int,
+    ids: Tensor | None,
+    device: torch.device | str | None,
+) -> tuple[torch.Size, Key]:
+    size = torch.Size(shape)
+    if len(size) < 1:
+        raise ValueError("shape must have a batch dimension; got []")
+    return size, resolve(seed, size[0], offset=offset, ids=ids, device=device)

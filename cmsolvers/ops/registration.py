@@ -1,0 +1,125 @@
+"""The operators: schemas, fakes, plain-torch kernels where the binary is missing, vmap. Autograd is in autograd.py.
+
+Canonical weights, on the host (`weights`) or one row a sample (`rows`, float64 [B, n + 6] or [1, n + 6]):
+w_x, w_1..w_n, w_z, c_skip, c_out, s0, s1. `noise` is empty or (seed, offset, stream, draw); `clamp` is empty or
+(low, high); `second` is one of reference.NONE, SCALED, X0, PAIR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cmsolvers.ops import reference
+from cmsolvers.ops.binary import C
+
+_COMMON = "Tensor x, Tensor[] inputs, float[] weights, Tensor? rows, int[] noise, Tensor? key, float[] clamp"
+
+library = torch.library.Library("cmsolvers", "DEF")
+library.define(f"weighted_step({_COMMON}) -> Tensor")
+library.define(f"weighted_step_two({_COMMON}, int second, ScalarType second_dtype) -> (Tensor, Tensor)")
+library.define(f"weighted_step_out(Tensor(a!) out, Tensor(b!)? second_out, {_COMMON}, int second) -> ()")
+
+
+def _one(
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[float],
+    rows: Tensor | None,
+    noise: Sequence[int],
+    key: Tensor | None,
+    clamp: Sequence[float],
+) -> Tensor:
+    out = torch.empty_like(x)
+    _out(out, None, x, inputs, weights, rows, noise, key, clamp, reference.NONE)
+    return out
+
+
+def _two(
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[float],
+    rows: Tensor | None,
+    noise: Sequence[int],
+    key: Tensor | None,
+    clamp: Sequence[float],
+    second: int,
+    second_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    out, other = torch.empty_like(x), torch.empty_like(x, dtype=second_dtype)
+    _out(out, other, x, inputs, weights, rows, noise, key, clamp, second)
+    return out, other
+
+
+def _out(
+    out: Tensor,
+    second_out: Tensor | None,
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[float],
+    rows: Tensor | None,
+    noise: Sequence[int],
+    key: Tensor | None,
+    clamp: Sequence[float],
+    second: int,
+) -> None:
+    dtype = x.dtype if second_out is None else second_out.dtype
+    first, other = reference.weighted_step(x, inputs, weights, rows, noise, key, clamp, second, dtype)
+    out.copy_(first)
+    if second_out is not None and other is not None:
+        second_out.copy_(other)
+
+
+if C is None:
+    for _name, _kernel in (
+        ("weighted_step", _one),
+        ("weighted_step_two", _two),
+        ("weighted_step_out", _out),
+    ):
+        library.impl(_name, _kernel, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("cmsolvers::weighted_step", lib=library)
+def _fake_one(
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[float],
+    rows: Tensor | None,
+    noise: Sequence[int],
+    key: Tensor | None,
+    clamp: Sequence[float],
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("cmsolvers::weighted_step_two", lib=library)
+def _fake_two(
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[float],
+    rows: Tensor | None,
+    noise: Sequence[int],
+    key: Tensor | None,
+    clamp: Sequence[float],
+    second: int,
+    second_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x, dtype=second_dtype)
+
+
+@torch.library.register_fake("cmsolvers::weighted_step_out", lib=library)
+def _fake_out(
+    out: Tensor,
+    second_out: Tensor | None,
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[float],
+    rows: Tensor | None,
+    noise: Sequence[int],
+    key: Tensor | None,
+    clamp: Sequence[float],
+    second: int,
+) -> None:
+    return None

@@ -1,0 +1,187 @@
+"""The weighted step, which every sampler step and every noising is (DESIGN section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, overload
+
+import torch
+from torch import Tensor
+
+from cmsolvers.ops import autograd as _autograd  # noqa: F401  (registers the derivatives)
+from cmsolvers.ops import reference
+from cmsolvers.ops.checks import check_outputs, check_state, check_weight, second_dtype_for
+from cmsolvers.ops.keys import SeedLike, resolve
+
+Weight: TypeAlias = float | Tensor
+Second: TypeAlias = Literal["x0"] | float | Tensor | tuple[Literal["pair"], Weight, Weight]
+
+MAX_INPUTS = 4
+
+
+@overload
+def weighted_step(
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Weight] | Tensor,
+    *,
+    w_z: Weight = 0.0,
+    seed: SeedLike = None,
+    stream: int = 1,
+    draw: int = 0,
+    offset: int = 0,
+    x0: tuple[Weight, Weight] | None = None,
+    clamp: tuple[float, float] | None = None,
+    second: None = None,
+    second_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    second_out: None = None,
+) -> Tensor: ...
+
+
+@overload
+def weighted_step(
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Weight] | Tensor,
+    *,
+    w_z: Weight = 0.0,
+    seed: SeedLike = None,
+    stream: int = 1,
+    draw: int = 0,
+    offset: int = 0,
+    x0: tuple[Weight, Weight] | None = None,
+    clamp: tuple[float, float] | None = None,
+    second: Second,
+    second_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    second_out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def weighted_step(
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Weight] | Tensor,
+    *,
+    w_z: Weight = 0.0,
+    seed: SeedLike = None,
+    stream: int = 1,
+    draw: int = 0,
+    offset: int = 0,
+    x0: tuple[Weight, Weight] | None = None,
+    clamp: tuple[float, float] | None = None,
+    second: Second | None = None,
+    second_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    second_out: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """x' = w_x x + sum_k w_k m_k + w_z z in one launch, z from the noise contract.
+
+    Terms with a host weight of 0.0 are dropped: their input is not read, so 0 * inf cannot make NaN.
+
+    Args:
+        x: the state, [B, ...], float64, float32, float16 or bfloat16. Any dense layout is kept.
+        inputs: up to four tensors m_k of x's shape and device, all of one dtype: x's, or one of lower precision.
+        weights: (w_x, w_1, ..., w_n): floats or float tensors [B]; or one float64 tensor [B, 1 + n], a row a sample.
+        w_z: weight of the noise, a float or a tensor [B].
+        seed: see `noise.key`; read only where w_z is not 0.
+        stream: 0..255, see `noise`.
+        draw: 0..2^32-1, which draw of the stream this is (samplers: the step's index).
+        offset: sample id of the first row.
+        x0: (c_skip, c_out), floats or [B]: inputs[0] is raw network output F and D = c_skip x + c_out F replaces it.
+        clamp: (low, high): D (inputs[0] where x0 is not given) is clamped before it is used.
+        second: a second output. "x0": D; a number or [B] s: s x', such as c_in(sigma') x'; ("pair", p, q): p x + q z with
+            the same z.
+        second_dtype: dtype of the second output; x's by default.
+        out, second_out: where to write, in x's layout. `out` may be x or one of the inputs, exactly.
+
+    Returns:
+        x' with the dtype, layout and device of x; with `second`, the pair (x', second).
+
+    Raises:
+        TypeError: something that is not a tensor, is not floating, or a dtype the step does not take.
+        ValueError: shapes, devices, sizes of weights, ranges or overlapping memory; the text names the argument.
+    """
+    inputs = tuple(inputs)
+    check_state(x, inputs)
+    if len(inputs) > MAX_INPUTS:
+        raise ValueError(f"inputs must hold at most {MAX_INPUTS} tensors; got {len(inputs)}")
+    columns = _columns(weights, len(inputs))
+    if (x0 is not None or clamp is not None or second == "x0") and not inputs:
+        raise ValueError("inputs must not be empty where x0 or clamp is given")
+    if clamp is not None and not (len(clamp) == 2 and clamp[0] <= clamp[1]):
+        raise ValueError(f"clamp must be (low, high) with low <= high; got {clamp}")
+    c_skip, c_out = (0.0, 1.0) if x0 is None else x0
+    kind, s0, s1 = _second(second)
+    if clamp is None and kind != reference.X0 and x0 is not None:
+        columns = [columns[0] + columns[1] * c_skip, columns[1] * c_out, *columns[2:]]
+        c_skip, c_out = 0.0, 1.0
+    columns += [w_z, c_skip, c_out, s0, s1]
+    names = ["weights"] * (len(inputs) + 1) + ["w_z", "x0", "x0", "second", "second"]
+    for name, value in zip(names, columns, strict=True):
+        check_weight(name, value, x)
+
+    noisy = any(isinstance(w, Tensor) or w != 0.0 for w in ((w_z, s1) if kind == reference.PAIR else (w_z,)))
+    noise: list[int] = []
+    table: Tensor | None = None
+    if noisy:
+        if not 0 <= stream <= 255:
+            raise ValueError(f"stream must lie in [0, 255]; got {stream}")
+        if not 0 <= draw < 1 << 32:
+            raise ValueError(f"draw must lie in [0, 2^32); got {draw}")
+        key = resolve(seed, x.shape[0] if x.dim() else 1, offset=offset, device=x.device)
+        noise, table = [key.seed, key.offset, stream, draw], key.table
+
+    host, rows = _pack(columns, x)
+    limits = [] if clamp is None else [float(clamp[0]), float(clamp[1])]
+    common = (x, list(inputs), host, rows, noise, table, limits)
+    dtype = second_dtype_for(second_dtype, x, kind != reference.NONE)
+    if out is None and second_out is None:
+        if kind == reference.NONE:
+            return torch.ops.cmsolvers.weighted_step(*common)  # type: ignore[no-any-return]
+        return torch.ops.cmsolvers.weighted_step_two(*common, kind, dtype)  # type: ignore[no-any-return]
+    check_outputs(x, inputs, out, second_out, dtype, kind != reference.NONE)
+    out = torch.empty_like(x) if out is None else out
+    if kind != reference.NONE and second_out is None:
+        second_out = torch.empty_like(x, dtype=dtype)
+    torch.ops.cmsolvers.weighted_step_out(out, second_out, *common, kind)
+    return out if second_out is None else (out, second_out)
+
+
+def _columns(weights: Sequence[Weight] | Tensor, count: int) -> list[Weight]:
+    if isinstance(weights, Tensor):
+        if weights.dim() != 2 or weights.shape[1] != count + 1:
+            raise ValueError(f"weights must have shape [B, {count + 1}]; got {list(weights.shape)}")
+        return list(weights.unbind(1))
+    if len(weights) != count + 1:
+        raise ValueError(f"weights must hold {count + 1} numbers (w_x and one an input); got {len(weights)}")
+    return list(weights)
+
+
+def _second(second: Second | None) -> tuple[int, Weight, Weight]:
+    if second is None:
+        return reference.NONE, 0.0, 0.0
+    if isinstance(second, str):
+        if second != "x0":
+            raise ValueError(f'second must be "x0", a number, a tensor or ("pair", p, q); got {second!r}')
+        return reference.X0, 0.0, 0.0
+    if isinstance(second, tuple):
+        if len(second) != 3 or second[0] != "pair":
+            raise ValueError(f'second must be ("pair", p, q) where it is a tuple; got {second!r}')
+        return reference.PAIR, second[1], second[2]
+    return reference.SCALED, second, 0.0
+
+
+def _pack(columns: list[Weight], x: Tensor) -> tuple[list[float], Tensor | None]:
+    """All weights as host floats, or, if any is a tensor, all as the rows of one float64 tensor on x's device."""
+    if not any(isinstance(w, Tensor) for w in columns):
+        return [float(w) for w in columns], None
+    batch = max(w.shape[0] if w.dim() else 1 for w in columns if isinstance(w, Tensor))
+    stacked = [
+        w.to(x.device, torch.float64).expand(batch)
+        if isinstance(w, Tensor)
+        else torch.full((batch,), w, dtype=torch.float64, device=x.device)
+        for w in columns
+    ]
+    return [], torch.stack(stacked, dim=1)

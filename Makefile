@@ -45,8 +45,8 @@ build: $(VENV)/.built
 # torch comes first: no other package may choose which build of it is installed.
 $(VENV)/.deps: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel ninja
-	CMSOLVERS_SKIP_EXTENSION=1 $(BIN)/python -m pip install --quiet --no-build-isolation \
+	$(BIN)/python -m pip install -qq "$(TORCH)" "setuptools>=77" wheel ninja
+	CMSOLVERS_SKIP_EXTENSION=1 $(BIN)/python -m pip install -qq --no-build-isolation \
 		-e ".[demo,test,dev]"
 	touch $@
 

@@ -1,0 +1,238 @@
+"""Argument checks shared by the package.
+
+Every check names the argument, what was expected and what came, and returns the value in the form
+that the rest of the code works with. `TypeError` is for the wrong kind of thing, `ValueError` for
+the wrong value of the right kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STATE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_PRECISION = {torch.float64: 3, torch.float32: 2, torch.float16: 1, torch.bfloat16: 1}
+
+
+def describe(value: Any) -> str:
+    """A short description of a value for an error text, without printing its contents."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {list(value.shape)} on {value.device}"
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return repr(value)
+    return f"an object of type {type(value).__name__}"
+
+
+def tensor(name: str, value: Any) -> Tensor:
+    """A tensor of one of the four floating dtypes, on a device that holds data."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {describe(value)}")
+    if value.dtype not in _PRECISION:
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16; got {value.dtype}")
+    if value.device.type == "meta":
+        raise ValueError(f"{name} must be on a device that holds data; got device meta")
+    return value
+
+
+def state(name: str, value: Any) -> Tensor:
+    """A batched floating tensor, shape [B, ...]."""
+    if tensor(name, value).ndim == 0:
+        raise ValueError(
+            f"{name} must have a batch dimension, shape [B, ...]; got a tensor of shape []"
+        )
+    return value  # type: ignore[no-any-return]
+
+
+def model_output(name: str, value: Any, x: Tensor) -> Tensor:
+    """What a callable returned for state x: shape and device of x, its precision or a lower one."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must return a torch.Tensor; it returned {describe(value)}")
+    if value.shape != x.shape:
+        raise ValueError(
+            f"{name} must return the shape of x, {list(x.shape)}; it returned {list(value.shape)}"
+        )
+    if value.dtype is not x.dtype and _PRECISION.get(value.dtype, 9) >= _PRECISION[x.dtype]:
+        raise TypeError(
+            f"{name} must return the dtype of x, {x.dtype}, or a floating one of lower precision; "
+            f"it returned {value.dtype}"
+        )
+    if value.device != x.device:
+        raise ValueError(
+            f"{name} must return a tensor on the device of x, {x.device}; "
+            f"it returned one on {value.device}"
+        )
+    return value
+
+
+def function(name: str, value: Any) -> Any:
+    """Something that can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable; got {describe(value)}")
+    return value
+
+
+def optional_function(name: str, value: Any) -> Any:
+    """None, or something that can be called."""
+    return None if value is None else function(name, value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """A bool, not something that happens to be true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {describe(value)}")
+    return value
+
+
+def real(name: str, value: Any) -> float:
+    """A number that is not NaN (infinity passes)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not (hasattr(value, "__float__") and getattr(value, "ndim", None) == 0) or isinstance(
+            value, bool
+        ):
+            raise TypeError(f"{name} must be a number; got {describe(value)}")
+        if isinstance(value, Tensor) and value.device.type == "meta":
+            raise ValueError(f"{name} must be on a device that holds data; got device meta")
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError(f"{name} must be a number; got nan")
+    return number
+
+
+def finite(name: str, value: Any) -> float:
+    """A finite number."""
+    number = real(name, value)
+    if math.isinf(number):
+        raise ValueError(f"{name} must be finite; got {number}")
+    return number
+
+
+def positive(name: str, value: Any) -> float:
+    """A finite number above 0."""
+    number = finite(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be positive; got {number:g}")
+    return number
+
+
+def non_negative(name: str, value: Any, *, infinite: bool = False) -> float:
+    """A number at or above 0; `infinite` lets infinity pass."""
+    number = real(name, value) if infinite else finite(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must not be negative; got {number:g}")
+    return number
+
+
+def within(name: str, value: Any, low: float, high: float) -> float:
+    """A number in [low, high]."""
+    number = real(name, value)
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be in [{low:g}, {high:g}]; got {number:g}")
+    return number
+
+
+def below(low_name: str, low: float, high_name: str, high: float) -> None:
+    """`low < high`, both already checked."""
+    if not low < high:
+        raise ValueError(f"{low_name} must be below {high_name}; got {low:g} and {high:g}")
+
+
+def count(name: str, value: Any, *, least: int = 1) -> int:
+    """An int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; got {describe(value)}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")
+    return value
+
+
+def _host_floats(name: str, value: Any) -> list[float]:
+    """A 1-D grid as Python floats (float64), read once."""
+    if isinstance(value, Tensor):
+        if not value.dtype.is_floating_point:
+            raise TypeError(f"{name} must be floating; got {value.dtype}")
+        if value.device.type == "meta":
+            raise ValueError(f"{name} must be on a device that holds data; got device meta")
+        if value.ndim != 1:
+            raise ValueError(f"{name} must be 1-D; got shape {list(value.shape)}")
+        grid: list[float] = value.detach().double().tolist()
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        grid = [real(f"{name}[{i}]", entry) for i, entry in enumerate(value)]
+    elif hasattr(value, "__array__"):
+        return _host_floats(name, torch.as_tensor(value))
+    else:
+        raise TypeError(
+            f"{name} must be a 1-D floating tensor or a sequence of numbers; got {describe(value)}"
+        )
+    for i, entry in enumerate(grid):
+        if not math.isfinite(entry):
+            raise ValueError(f"{name} must be finite; got {entry} at index {i}")
+    return grid
+
+
+def sigmas(name: str, value: Any, *, least: int = 2) -> tuple[float, ...]:
+    """Noise levels: finite, strictly descending, not negative, 0 only as the last of several."""
+    grid = _host_floats(name, value)
+    if len(grid) < least:
+        raise ValueError(
+            f"{name} must have at least {least} level{'s' if least > 1 else ''}; got {len(grid)}"
+        )
+    if grid[0] == 0:
+        raise ValueError(f"{name} must start above 0; got 0 at index 0")
+    for i, entry in enumerate(grid):
+        if entry < 0:
+            raise ValueError(f"{name} must not be negative; got {entry:g} at index {i}")
+        if entry == 0 and i != len(grid) - 1:
+            raise ValueError(f"{name} may be 0 only at the end; got 0 at index {i} of {len(grid)}")
+        if i and entry >= grid[i - 1]:
+            raise ValueError(
+                f"{name} must be strictly descending; "
+                f"got {entry:g} after {grid[i - 1]:g} at index {i}"
+            )
+    return tuple(grid)
+
+
+def times(name: str, value: Any) -> tuple[float, ...]:
+    """Times: finite, at least two, strictly ascending or strictly descending."""
+    grid = _host_floats(name, value)
+    if len(grid) < 2:
+        raise ValueError(f"{name} must have at least 2 entries; got {len(grid)}")
+    sign = 1.0 if grid[1] > grid[0] else -1.0
+    for i in range(1, len(grid)):
+        if not sign * (grid[i] - grid[i - 1]) > 0:
+            raise ValueError(
+                f"{name} must be strictly ascending or strictly descending; "
+                f"got {grid[i]:g} after {grid[i - 1]:g} at index {i}"
+            )
+    return tuple(grid)
+
+
+def level(name: str, value: Any, x: Tensor, *, zero: bool = False) -> float | Tensor:
+    """A noise level for state x: a number, or a floating tensor [] or [B] on the device of x.
+
+    Numbers are checked for sign; the entries of a tensor are not read, because that would wait for
+    the device.
+    """
+    if not isinstance(value, Tensor):
+        return non_negative(name, value) if zero else positive(name, value)
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"{name} must be floating; got {value.dtype}")
+    if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != x.shape[0]):
+        raise ValueError(
+            f"{name} must have shape [] or [B] = [{x.shape[0]}]; got {list(value.shape)}"
+        )
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}; got {value.device}")
+    return value
+
+
+def options(name: str, value: Any) -> dict[str, Any]:
+    """None, or a dict with str keys: further keyword arguments for a user's callable."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"{name} must be None or a dict with str keys; got {describe(value)}")
+    return value

@@ -1,0 +1,347 @@
+"""Denoisers D(x, sigma) -> x0 from networks that predict eps, v, x0, the score or EDM's raw F.
+
+Every one is `D = c_skip x + c_out F(c_in x, c_noise)` with coefficients in float64. Called by
+itself a denoiser takes three launches, network aside; inside a sampler the loop reads
+`coefficients` and `network` instead and folds all of it into the step. Both ways are
+differentiable in x and in the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from cmsolvers import _checks as check
+from cmsolvers import ops
+from cmsolvers.processes import VP, Karras, Process
+from cmsolvers.sde import exact, maths, per_sample
+
+Network: TypeAlias = Callable[..., Tensor]
+NoiseInput: TypeAlias = str | Callable[[Any], Any] | None
+
+
+class Coefficients(NamedTuple):
+    """Preconditioning at one level: floats for a float level, float64 tensors for a tensor."""
+
+    c_skip: Any
+    c_out: Any
+    c_in: Any
+    c_noise: Any
+
+
+def edm_noise(sigma: Any) -> Any:
+    """0.25 ln sigma: c_noise of EDM."""
+    return 0.25 * maths(sigma).log(sigma)
+
+
+def published_noise(sigma: Any) -> Any:
+    """250 ln sigma: c_noise of the published consistency checkpoints."""
+    return 250.0 * maths(sigma).log(sigma)
+
+
+def identity_noise(sigma: Any) -> Any:
+    """Sigma itself."""
+    return sigma
+
+
+_NOISE_INPUTS = {"edm": edm_noise, "published": published_noise, "sigma": identity_noise}
+
+
+def _noise_input(name: str, value: NoiseInput) -> Callable[[Any], Any]:
+    if isinstance(value, str):
+        if value not in _NOISE_INPUTS:
+            known = ", ".join(repr(key) for key in _NOISE_INPUTS)
+            raise ValueError(f"{name} must be {known} or a callable; got {value!r}")
+        return _NOISE_INPUTS[value]
+    return check.function(name, value)  # type: ignore[no-any-return]
+
+
+def _differentiated(sigma: Any) -> bool:
+    """Whether a derivative in sigma is asked for, in reverse or forward mode."""
+    if not isinstance(sigma, Tensor):
+        return False
+    if sigma.requires_grad:
+        return True
+    return forward_ad.unpack_dual(sigma).tangent is not None  # type: ignore[no-untyped-call]
+
+
+class Preconditioned:
+    """A denoiser `D(x, sigma, **extra_args)` around a network.
+
+    Args:
+        net: `net(x_in, c_noise, **extra_args) -> F`, with x_in the shape of x, c_noise of shape
+            [B].
+        scalings: sigma -> (c_skip, c_out, c_in, c_noise), for a float and for a float64 tensor.
+        dtype: dtype of the network's input; None is the dtype of x. F may be of lower precision
+            than x, never of higher.
+
+    Raises:
+        TypeError: net cannot be called, dtype is not a floating one.
+    """
+
+    #: The smallest level this is meant for; 0 has no bound.
+    sigma_min: float = 0.0
+
+    def __init__(
+        self,
+        net: Network,
+        scalings: Callable[[Any], tuple[Any, Any, Any, Any]],
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.net: Network = check.function("net", net)
+        self._scalings = check.function("scalings", scalings)
+        if dtype is not None and dtype not in check.STATE_DTYPES:
+            raise TypeError(f"dtype must be None or a floating dtype; got {dtype}")
+        self.dtype = dtype
+
+    def coefficients(self, sigma: Any) -> Coefficients:
+        """(c_skip, c_out, c_in, c_noise) at a float or at every entry of a tensor; float64."""
+        return Coefficients(*self._scalings(exact(sigma)))
+
+    def network(self, x_in: Tensor, c_noise: Tensor, **extra_args: Any) -> Tensor:
+        """F(x_in, c_noise): what the loop calls when it does the rest itself."""
+        return self.net(x_in, c_noise, **extra_args)
+
+    def __call__(self, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor:
+        """x0 for x at level sigma.
+
+        Args:
+            x: [B, ...] in Karras coordinates.
+            sigma: positive; a number or a tensor of shape [] or [B] on the device of x.
+            extra_args: handed to the network.
+
+        Returns:
+            Tensor like x.
+
+        Raises:
+            TypeError: x or sigma of the wrong kind; the network returned something else than a
+                floating tensor of at most the precision of x.
+            ValueError: wrong shapes or devices, a level that is not positive.
+        """
+        check.state("x", x)
+        sigma = check.level("sigma", sigma, x)
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
+        noise_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+        if isinstance(c_noise, Tensor):
+            c_noise = c_noise.to(noise_dtype).expand(x.shape[0])
+        else:
+            c_noise = torch.full((x.shape[0],), c_noise, dtype=noise_dtype, device=x.device)
+        if _differentiated(sigma):
+            return self._plain(x, c_skip, c_out, c_in, c_noise, extra_args)
+        if isinstance(sigma, Tensor) and not sigma.ndim:
+            c_skip, c_out, c_in = (
+                c.expand(x.shape[0]) if isinstance(c, Tensor) else c for c in (c_skip, c_out, c_in)
+            )
+        x_in = ops.scale_input(x, c_in, dtype=self.dtype or x.dtype)
+        f = check.model_output("net", self.network(x_in, c_noise, **extra_args), x)
+        return ops.weighted_step(x, [f], _rows(c_skip, c_out, x))
+
+    def _plain(
+        self, x: Tensor, c_skip: Any, c_out: Any, c_in: Any, c_noise: Tensor, extra: dict[str, Any]
+    ) -> Tensor:
+        """The same in torch, for derivatives in sigma: fused steps take weights as constants."""
+        x_in = (x * per_sample(c_in, x)).to(self.dtype or x.dtype)
+        f = check.model_output("net", self.network(x_in, c_noise, **extra), x)
+        result: Tensor = x * per_sample(c_skip, x) + f.to(x.dtype) * per_sample(c_out, x)
+        return result
+
+
+def _rows(c_skip: Any, c_out: Any, x: Tensor) -> Any:
+    """Weights of the step that makes D: floats, or one row a sample."""
+    if not isinstance(c_skip, Tensor) and not isinstance(c_out, Tensor):
+        return c_skip, c_out
+    pair = [
+        c if isinstance(c, Tensor) else torch.full((), c, dtype=torch.float64, device=x.device)
+        for c in (c_skip, c_out)
+    ]
+    return torch.stack([c.expand(x.shape[0]) for c in pair], dim=1)
+
+
+@dataclass(frozen=True)
+class _InProcess:
+    """Scalings of a network trained on x_t = alpha x_0 + sigma z and the time t of a process."""
+
+    process: Process
+    target: str
+    c_noise: Callable[[Any], Any] | None
+
+    def __call__(self, level: Any) -> tuple[Any, Any, Any, Any]:
+        t = self.process.t_of_sigma(level)
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        if self.target == "eps":
+            c_skip, c_out = 1.0, -level
+        elif self.target == "x0":
+            c_skip, c_out = 0.0, 1.0
+        elif self.target == "score":
+            c_skip, c_out = 1.0, sigma * level
+        else:
+            square = 1.0 + level * level
+            c_skip, c_out = 1.0 / square, -level / (alpha * square)
+        return c_skip, c_out, alpha, t if self.c_noise is None else self.c_noise(level)
+
+
+def _in_process(
+    net: Network, target: str, process: Process, c_noise: NoiseInput, dtype: torch.dtype | None
+) -> Preconditioned:
+    if not isinstance(process, Process):
+        raise TypeError(f"process must be a Process; got {check.describe(process)}")
+    given = None if c_noise is None else _noise_input("c_noise", c_noise)
+    return Preconditioned(net, _InProcess(process, target, given), dtype=dtype)
+
+
+_KARRAS = Karras()
+_VP = VP()
+
+
+def from_eps(
+    net: Network,
+    *,
+    process: Process = _KARRAS,
+    c_noise: NoiseInput = None,
+    dtype: torch.dtype | None = None,
+) -> Preconditioned:
+    """D = x - sigma eps, from a network that predicts the noise.
+
+    Args:
+        net: `net(x_t, t, **extra_args) -> eps`, x_t in the coordinates of `process`, t of shape
+            [B].
+        process: whose coordinates and time the network was trained in. `Karras()`: (x, sigma).
+        c_noise: what the network gets as its second argument: None the time of the process,
+            "edm" 0.25 ln sigma, "published" 250 ln sigma, "sigma", or a callable of sigma.
+        dtype: dtype of the network's input; None is that of x.
+
+    Raises:
+        TypeError: net cannot be called, process is no Process.
+        ValueError: an unknown c_noise.
+
+    Source: Ho et al., "Denoising Diffusion Probabilistic Models" (2020), eq. 15.
+    """
+    return _in_process(net, "eps", process, c_noise, dtype)
+
+
+def from_v(
+    net: Network,
+    *,
+    process: Process = _VP,
+    c_noise: NoiseInput = None,
+    dtype: torch.dtype | None = None,
+) -> Preconditioned:
+    """D from a network that predicts v = alpha z - sigma x_0.
+
+    x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2): the process need not keep the variance.
+    Arguments and errors as in `from_eps`.
+
+    Source: Salimans & Ho, "Progressive Distillation" (2022), section 4 and appendix D.
+    """
+    return _in_process(net, "v", process, c_noise, dtype)
+
+
+def from_x0(
+    net: Network,
+    *,
+    process: Process = _KARRAS,
+    c_noise: NoiseInput = None,
+    dtype: torch.dtype | None = None,
+) -> Preconditioned:
+    """D = net, a network that predicts the clean sample; arguments and errors as in `from_eps`."""
+    return _in_process(net, "x0", process, c_noise, dtype)
+
+
+def from_score(
+    net: Network,
+    *,
+    process: Process = _KARRAS,
+    c_noise: NoiseInput = None,
+    dtype: torch.dtype | None = None,
+) -> Preconditioned:
+    """D = x + (sigma^2 / alpha) score, the score in the coordinates of the process (Tweedie).
+
+    Arguments and errors as in `from_eps`.
+
+    Source: Efron, "Tweedie's formula and selection bias" (2011); Song et al. (2021).
+    """
+    return _in_process(net, "score", process, c_noise, dtype)
+
+
+class EDM(Preconditioned):
+    """EDM preconditioning around a raw network F.
+
+    c_skip = sd^2 / (s^2 + sd^2), c_out = s sd / sqrt(s^2 + sd^2), c_in = 1 / sqrt(s^2 + sd^2).
+
+    Args:
+        net: `net(x_in, c_noise, **extra_args) -> F`.
+        sigma_data: standard deviation of the data, positive.
+        c_noise: "edm" (0.25 ln sigma), "published", "sigma" or a callable of sigma.
+        dtype: dtype of the network's input; None is that of x.
+
+    Raises:
+        TypeError: net cannot be called.
+        ValueError: sigma_data not positive, an unknown c_noise.
+
+    Source: Karras et al. (2022), table 1 and section 5.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        sigma_data: float = 0.5,
+        *,
+        c_noise: NoiseInput = "edm",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.sigma_data = check.positive("sigma_data", sigma_data)
+        self.c_noise = _noise_input("c_noise", c_noise)
+        super().__init__(net, self._edm, dtype=dtype)
+
+    def _edm(self, s: Any) -> tuple[Any, Any, Any, Any]:
+        sd = self.sigma_data
+        total = s * s + sd * sd
+        root = maths(s).sqrt(total)
+        return sd * sd / total, s * sd / root, 1.0 / root, self.c_noise(s)
+
+
+class ConsistencyFunction(Preconditioned):
+    """f(x, sigma) = c_skip x + c_out F with f(x, sigma_min) = x to the bit.
+
+    c_skip = sd^2 / ((s - e)^2 + sd^2), c_out = (s - e) sd / sqrt(s^2 + sd^2),
+    c_in = 1 / sqrt(s^2 + sd^2), where e = sigma_min.
+
+    Args:
+        net: `net(x_in, c_noise, **extra_args) -> F`.
+        sigma_data: standard deviation of the data, positive.
+        sigma_min: the level where f is the identity, positive.
+        c_noise: "edm" (0.25 ln sigma), "published" (250 ln sigma, as the published checkpoints
+            have it), "sigma" or a callable of sigma.
+        dtype: dtype of the network's input; None is that of x.
+
+    Raises:
+        TypeError: net cannot be called.
+        ValueError: sigma_data or sigma_min not positive, an unknown c_noise.
+
+    Source: Song et al., "Consistency Models" (2023), eq. 5 and appendix C.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.002,
+        c_noise: NoiseInput = "edm",
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.sigma_data = check.positive("sigma_data", sigma_data)
+        self.sigma_min = check.positive("sigma_min", sigma_min)
+        self.c_noise = _noise_input("c_noise", c_noise)
+        super().__init__(net, self._boundary, dtype=dtype)
+
+    def _boundary(self, s: Any) -> tuple[Any, Any, Any, Any]:
+        sd, step = self.sigma_data, s - self.sigma_min
+        root = maths(s).sqrt(s * s + sd * sd)
+        return sd * sd / (step * step + sd * sd), step * sd / root, 1.0 / root, self.c_noise(s)

@@ -1,0 +1,384 @@
+"""Gaussian processes x_t = alpha(t) x_0 + sigma(t) z: coefficients, marginals, reverse SDE and ODE.
+
+Time is a Python float or a tensor. A float gives a float back; a tensor gives a float64 tensor of
+its shape back. Next to t = 0 everything is built on expm1 and log1p, so sigma keeps its relative
+accuracy there.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmsolvers import _checks as check
+from cmsolvers import noise
+from cmsolvers.sde import ScoreFunction, ScoreSDE, Time, exact, maths, per_sample
+
+
+@dataclass(frozen=True)
+class Process(ABC):
+    """What the processes have in common."""
+
+    @property
+    @abstractmethod
+    def t_min(self) -> float:
+        """The smallest time at which a score is usually asked for."""
+
+    @property
+    @abstractmethod
+    def t_max(self) -> float:
+        """The time of the prior."""
+
+    @property
+    @abstractmethod
+    def prior_std(self) -> float:
+        """Standard deviation of the prior at t_max."""
+
+    @abstractmethod
+    def alpha(self, t: Time) -> Time:
+        """Scale of the data at t."""
+
+    @abstractmethod
+    def sigma(self, t: Time) -> Time:
+        """Standard deviation of the noise at t."""
+
+    @abstractmethod
+    def drift_factor(self, t: Time) -> Time:
+        """a(t) = d ln alpha / dt: the forward drift is a(t) x."""
+
+    @abstractmethod
+    def diffusion(self, t: Time) -> Time:
+        """g(t) of the forward SDE dx = a(t) x dt + g(t) dw."""
+
+    @abstractmethod
+    def t_of_sigma(self, sigma_hat: Time) -> Time:
+        """The time at which sigma / alpha is `sigma_hat`."""
+
+    def sigma_hat(self, t: Time) -> Time:
+        """Ratio sigma / alpha: the noise level in Karras coordinates x / alpha."""
+        return self.sigma(t) / self.alpha(t)
+
+    def drift(self, x: Tensor, t: Any) -> Tensor:
+        """a(t) x, shape of x; t is a number or a tensor of shape [] or [B]."""
+        factor: Tensor = per_sample(self.drift_factor(t), x) * x
+        return factor
+
+    def marginal(self, x0: Tensor, t: Any) -> tuple[Tensor, Any]:
+        """Mean alpha(t) x0 and standard deviation sigma(t) of x_t given x0.
+
+        t is a number or a tensor [] or [B]. The deviation is a float, or a tensor in the
+        dtype of x0 that broadcasts against it.
+        """
+        check.state("x0", x0)
+        return per_sample(self.alpha(t), x0) * x0, per_sample(self.sigma(t), x0)
+
+    def prior(
+        self,
+        shape: Sequence[int],
+        seed: Any = None,
+        *,
+        offset: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """A draw from the prior N(0, prior_std^2), from noise stream 0.
+
+        Args:
+            shape: [B, ...].
+            seed: int, int64 tensor [B], torch.Generator or None, as everywhere.
+            offset: index of the first sample, for shards.
+            dtype: floating dtype of the result.
+            device: device of the result.
+
+        Returns:
+            Tensor of the given shape.
+        """
+        latent = noise.normal(
+            shape, seed, stream=noise.LATENT, offset=offset, dtype=dtype, device=device
+        )
+        return latent.mul_(self.prior_std) if self.prior_std != 1 else latent
+
+    def reverse(self, score: ScoreFunction) -> ScoreSDE:
+        """The reverse-time SDE, to be run with descending times.
+
+        Args:
+            score: `score(x, t)`, gradient of ln p_t in the coordinates of this process; t of shape
+                [B].
+        """
+        return ScoreSDE(self, check.function("score", score), True)
+
+    def probability_flow(self, score: ScoreFunction) -> ScoreSDE:
+        """The ODE with the marginals of this process (diffusion 0); arguments as in `reverse`."""
+        return ScoreSDE(self, check.function("score", score), False)
+
+    def score_of(self, denoiser: Callable[..., Tensor]) -> ScoreFunction:
+        """`score(x, t)` in the coordinates of this process, from D(x / alpha, sigma / alpha)."""
+        check.function("denoiser", denoiser)
+
+        def score(x: Tensor, t: Any, **extra_args: Any) -> Tensor:
+            x_hat, level = self.to_karras(x, t)
+            if not isinstance(level, Tensor) or not level.ndim:
+                level = x_hat.new_full((len(x),), float(level))
+            clean = denoiser(x_hat, level.to(x.dtype), **extra_args)
+            alpha, sigma = self.alpha(t), self.sigma(t)
+            result: Tensor = (clean * per_sample(alpha, x) - x) / per_sample(sigma * sigma, x)
+            return result
+
+        return score
+
+    def to_karras(self, x: Tensor, t: Any) -> tuple[Tensor, Any]:
+        """Take x at time t to (x / alpha, sigma / alpha): what a denoiser reads."""
+        return x / per_sample(self.alpha(t), x), self.sigma_hat(exact(t))
+
+    def from_karras(self, x_hat: Tensor, sigma_hat: Any) -> tuple[Tensor, Any]:
+        """(x / alpha, sigma / alpha) -> (x, t): the inverse of `to_karras`."""
+        t = self.t_of_sigma(exact(sigma_hat))
+        return x_hat * per_sample(self.alpha(t), x_hat), t
+
+
+@dataclass(frozen=True)
+class _Beta(Process):
+    """A linear beta(t) on [0, 1]: what VP and sub-VP have in common."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        low, high = (
+            check.non_negative("beta_min", self.beta_min),
+            check.positive("beta_max", self.beta_max),
+        )
+        if low > high:
+            raise ValueError(f"beta_min must not exceed beta_max; got {low:g} and {high:g}")
+
+    @property
+    def t_min(self) -> float:
+        """1e-3, as in the paper."""
+        return 1e-3
+
+    @property
+    def t_max(self) -> float:
+        """1."""
+        return 1.0
+
+    @property
+    def prior_std(self) -> float:
+        """1."""
+        return 1.0
+
+    def beta(self, t: Time) -> Time:
+        """beta_min + t (beta_max - beta_min)."""
+        return self.beta_min + exact(t) * (self.beta_max - self.beta_min)  # type: ignore[no-any-return]
+
+    def beta_integral(self, t: Time) -> Time:
+        """The integral of beta from 0 to t."""
+        t = exact(t)
+        return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+    def _time_of_integral(self, total: Any) -> Any:
+        """Inverse of `beta_integral`, without cancellation; right for beta_min = beta_max too."""
+        root = maths(total).sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * total)
+        return 2 * total / (self.beta_min + root)
+
+    def alpha(self, t: Time) -> Time:
+        """exp(-integral / 2)."""
+        total = self.beta_integral(t)
+        return maths(total).exp(-0.5 * total)  # type: ignore[no-any-return]
+
+    def drift_factor(self, t: Time) -> Time:
+        """-beta(t) / 2."""
+        return -0.5 * self.beta(t)
+
+
+@dataclass(frozen=True)
+class VP(_Beta):
+    """Variance-preserving process, dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw on [0, 1].
+
+    Raises:
+        ValueError: a negative or infinite beta, or beta_min above beta_max.
+
+    Source: Song et al., "Score-Based Generative Modeling through SDEs" (2021), eq. 11 and 32-33.
+    """
+
+    def sigma(self, t: Time) -> Time:
+        """sqrt(1 - exp(-integral))."""
+        total = self.beta_integral(t)
+        return maths(total).sqrt(-maths(total).expm1(-total))  # type: ignore[no-any-return]
+
+    def diffusion(self, t: Time) -> Time:
+        """sqrt(beta(t))."""
+        rate = self.beta(t)
+        return maths(rate).sqrt(rate)  # type: ignore[no-any-return]
+
+    def sigma_hat(self, t: Time) -> Time:
+        """sqrt(exp(integral) - 1)."""
+        total = self.beta_integral(t)
+        return maths(total).sqrt(maths(total).expm1(total))  # type: ignore[no-any-return]
+
+    def t_of_sigma(self, sigma_hat: Time) -> Time:
+        """The inverse of `sigma_hat`."""
+        level = exact(sigma_hat)
+        return self._time_of_integral(maths(level).log1p(level * level))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class SubVP(_Beta):
+    """Sub-variance-preserving process: the mean of VP, and the noise variance of VP squared.
+
+    dx = -beta x / 2 dt + sqrt(beta (1 - exp(-2 integral))) dw, sigma(t) = 1 - exp(-integral).
+
+    Raises:
+        ValueError: a negative or infinite beta, or beta_min above beta_max.
+
+    Source: Song et al., "Score-Based Generative Modeling through SDEs" (2021), eq. 12 and 29.
+    """
+
+    def sigma(self, t: Time) -> Time:
+        """1 - exp(-integral)."""
+        total = self.beta_integral(t)
+        return -maths(total).expm1(-total)  # type: ignore[no-any-return]
+
+    def diffusion(self, t: Time) -> Time:
+        """sqrt(beta(t) (1 - exp(-2 integral)))."""
+        total = self.beta_integral(t)
+        return maths(total).sqrt(self.beta(t) * -maths(total).expm1(-2 * total))  # type: ignore[no-any-return]
+
+    def sigma_hat(self, t: Time) -> Time:
+        """2 sinh(integral / 2)."""
+        total = self.beta_integral(t)
+        return 2 * maths(total).sinh(0.5 * total)  # type: ignore[no-any-return]
+
+    def t_of_sigma(self, sigma_hat: Time) -> Time:
+        """The inverse of `sigma_hat`."""
+        level = exact(sigma_hat)
+        return self._time_of_integral(2 * maths(level).asinh(0.5 * level))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class VE(Process):
+    """Variance-exploding process: alpha = 1, sigma(t) = sigma_min (sigma_max / sigma_min)^t.
+
+    t in [0, 1]; at t = 0 the path already carries sigma_min, as in the published code.
+
+    Raises:
+        ValueError: levels that are not positive and finite, or sigma_min not below sigma_max.
+
+    Source: Song et al., "Score-Based Generative Modeling through SDEs" (2021), eq. 9 and 30.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        low, high = (
+            check.positive("sigma_min", self.sigma_min),
+            check.positive("sigma_max", self.sigma_max),
+        )
+        check.below("sigma_min", low, "sigma_max", high)
+
+    @property
+    def _rate(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    @property
+    def t_min(self) -> float:
+        """1e-5, as in the paper."""
+        return 1e-5
+
+    @property
+    def t_max(self) -> float:
+        """1."""
+        return 1.0
+
+    @property
+    def prior_std(self) -> float:
+        """sigma_max."""
+        return self.sigma_max
+
+    def alpha(self, t: Time) -> Time:
+        """1."""
+        return 1.0 + 0.0 * exact(t)  # type: ignore[no-any-return]
+
+    def sigma(self, t: Time) -> Time:
+        """sigma_min (sigma_max / sigma_min)^t."""
+        t = exact(t)
+        return self.sigma_min * maths(t).exp(self._rate * t)  # type: ignore[no-any-return]
+
+    def drift_factor(self, t: Time) -> Time:
+        """0."""
+        return 0.0 * exact(t)  # type: ignore[no-any-return]
+
+    def diffusion(self, t: Time) -> Time:
+        """sigma(t) sqrt(2 ln(sigma_max / sigma_min))."""
+        return self.sigma(t) * math.sqrt(2 * self._rate)
+
+    def t_of_sigma(self, sigma_hat: Time) -> Time:
+        """ln(sigma_hat / sigma_min) / ln(sigma_max / sigma_min)."""
+        level = exact(sigma_hat)
+        return maths(level).log(level / self.sigma_min) / self._rate  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Karras(Process):
+    """EDM's own coordinates, sigma(t) = t: dx = sqrt(2 t) dw on [sigma_min, sigma_max].
+
+    Its ODE is dx/dt = -t score(x, t).
+
+    Raises:
+        ValueError: levels that are not positive and finite, or sigma_min not below sigma_max.
+
+    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
+    (2022), section 3.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        low, high = (
+            check.positive("sigma_min", self.sigma_min),
+            check.positive("sigma_max", self.sigma_max),
+        )
+        check.below("sigma_min", low, "sigma_max", high)
+
+    @property
+    def t_min(self) -> float:
+        """sigma_min."""
+        return self.sigma_min
+
+    @property
+    def t_max(self) -> float:
+        """sigma_max."""
+        return self.sigma_max
+
+    @property
+    def prior_std(self) -> float:
+        """sigma_max."""
+        return self.sigma_max
+
+    def alpha(self, t: Time) -> Time:
+        """1."""
+        return 1.0 + 0.0 * exact(t)  # type: ignore[no-any-return]
+
+    def sigma(self, t: Time) -> Time:
+        """The time itself."""
+        return exact(t)  # type: ignore[no-any-return]
+
+    def drift_factor(self, t: Time) -> Time:
+        """0."""
+        return 0.0 * exact(t)  # type: ignore[no-any-return]
+
+    def diffusion(self, t: Time) -> Time:
+        """sqrt(2 t)."""
+        t = exact(t)
+        return maths(t).sqrt(2 * t)  # type: ignore[no-any-return]
+
+    def t_of_sigma(self, sigma_hat: Time) -> Time:
+        """sigma_hat."""
+        return exact(sigma_hat)  # type: ignore[no-any-return]

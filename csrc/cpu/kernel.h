@@ -1,0 +1,258 @@
+// The CPU kernel: blocks of a few hundred elements, noise into a buffer in L1, then one fused loop over the terms. The
+// sources that include this bring `Lanes` and compile it for one instruction set; the loops vectorise by themselves.
+#pragma once
+
+#include <algorithm>
+
+#include "../step_group.h"
+#include "convert.h"
+#include "kernel_table.h"
+#include "stream_store.h"
+
+namespace cmsolvers {
+namespace CMS_ISA {
+
+constexpr int kBlock = 256;
+constexpr int kGroupLanes = 4 * Lanes::width;
+
+// Four normals a lane, lane after lane.
+template <bool shared_key>
+inline void normals(Lanes::U c0, Lanes::U c1, Lanes::U c2, Lanes::U c3, Lanes::U k0, Lanes::U k1,
+                    float* out) {
+  Lanes::U r[4] = {c0, c1, c2, c3};
+  Lanes::philox_lanes<shared_key>(r, k0, k1);
+  Lanes::F z[4];
+  box_muller<Lanes>(r[0], r[1], z[0], z[1]);
+  box_muller<Lanes>(r[2], r[3], z[2], z[3]);
+  Lanes::store_interleaved(z, out);
+}
+
+// Groups first, first + 1, ... of one sample.
+inline void normals_of_sample(const SampleKey& key, uint32_t draw, uint32_t first, float* out) {
+  normals<true>(Lanes::counting(first), Lanes::set_word(draw), Lanes::set_word(key.c2),
+                Lanes::set_word(key.c3), Lanes::set_word(key.k0), Lanes::set_word(key.k1), out);
+}
+
+// Lanes with groups and samples of their own, computed when full; each delivers some of its four values.
+class Gatherer {
+ public:
+  Gatherer(const StepParams& p, float* out) : params_(p), out_(out) {}
+
+  // Values `from` .. `from` + n - 1 of the group go to out[place] on.
+  void push(const SampleKey& key, uint32_t group, int from, int n, int place) {
+    c0_[filled_] = group;
+    c2_[filled_] = key.c2;
+    c3_[filled_] = key.c3;
+    k0_[filled_] = key.k0;
+    k1_[filled_] = key.k1;
+    from_[filled_] = from;
+    n_[filled_] = n;
+    place_[filled_] = place;
+    if (++filled_ == Lanes::width) flush();
+  }
+
+  void flush() {
+    if (filled_ == 0) return;
+    alignas(64) float z[kGroupLanes];
+    normals<false>(Lanes::load_words(c0_), Lanes::set_word(params_.draw), Lanes::load_words(c2_),
+                   Lanes::load_words(c3_), Lanes::load_words(k0_), Lanes::load_words(k1_), z);
+    for (int lane = 0; lane < filled_; ++lane)
+      for (int j = 0; j < n_[lane]; ++j) out_[place_[lane] + j] = z[4 * lane + from_[lane] + j];
+    filled_ = 0;
+  }
+
+ private:
+  const StepParams& params_;
+  float* out_;
+  int filled_ = 0;
+  alignas(64) uint32_t c0_[Lanes::width] = {}, c2_[Lanes::width] = {}, c3_[Lanes::width] = {},
+                       k0_[Lanes::width] = {}, k1_[Lanes::width] = {};
+  int from_[Lanes::width] = {}, n_[Lanes::width] = {}, place_[Lanes::width] = {};
+};
+
+// The noise of memory positions first .. first + n - 1. `out` has room for kBlock + kGroupLanes values; the result may
+// begin inside it.
+inline const float* fill_noise(const StepParams& p, int64_t first, int n, float* out) {
+  int64_t sample, element;
+  locate(p, first, sample, element);
+  if (!p.permuted && element + n <= p.count && n >= Lanes::width) {  // all in one sample
+    const SampleKey key = key_of(p, sample);
+    const int skip = static_cast<int>(element & 3);
+    uint32_t group = static_cast<uint32_t>(element >> 2);
+    for (int done = 0; done < n + skip; done += kGroupLanes, group += Lanes::width)
+      normals_of_sample(key, p.draw, group, out + done);
+    return out + skip;
+  }
+  Gatherer lanes(p, out);
+  if (p.permuted) {
+    for (int i = 0; i < n; ++i) {
+      locate(p, first + i, sample, element);
+      lanes.push(key_of(p, sample), static_cast<uint32_t>(element >> 2), element & 3, 1, i);
+    }
+  } else {
+    for (int i = 0; i < n;) {
+      const int from = static_cast<int>(element & 3);
+      const int take = static_cast<int>(
+          std::min<int64_t>({int64_t{4} - from, p.count - element, int64_t{n} - i}));
+      lanes.push(key_of(p, sample), static_cast<uint32_t>(element >> 2), from, take, i);
+      i += take;
+      element += take;
+      if (element == p.count) {
+        element = 0;
+        ++sample;
+      }
+    }
+  }
+  lanes.flush();
+  return out;
+}
+
+// out = w[0] t[0] (+ w[1] t[1] ...), fused; `from_zero` where the first term is not x (a sum from +0). `out` may be one of
+// the terms, exactly: an element is read before it is written.
+template <class A, int terms>
+inline void affine(A* out, const A* const* t, const A* w, bool from_zero, int n) {
+  const A start = A(0);
+  const A *t0 = t[0], *t1 = t[terms > 1 ? 1 : 0], *t2 = t[terms > 2 ? 2 : 0],
+          *t3 = t[terms > 3 ? 3 : 0], *t4 = t[terms > 4 ? 4 : 0], *t5 = t[terms > 5 ? 5 : 0];
+  const A w0 = w[0], w1 = w[terms > 1 ? 1 : 0], w2 = w[terms > 2 ? 2 : 0],
+          w3 = w[terms > 3 ? 3 : 0], w4 = w[terms > 4 ? 4 : 0], w5 = w[terms > 5 ? 5 : 0];
+  auto sum = [&](int i, A first) __attribute__((always_inline)) {
+    if constexpr (terms > 1) first = multiply_add(w1, t1[i], first);
+    if constexpr (terms > 2) first = multiply_add(w2, t2[i], first);
+    if constexpr (terms > 3) first = multiply_add(w3, t3[i], first);
+    if constexpr (terms > 4) first = multiply_add(w4, t4[i], first);
+    if constexpr (terms > 5) first = multiply_add(w5, t5[i], first);
+    out[i] = first;
+  };
+  if (from_zero) {
+#pragma GCC ivdep
+    for (int i = 0; i < n; ++i) sum(i, multiply_add(w0, t0[i], start));
+  } else {
+#pragma GCC ivdep
+    for (int i = 0; i < n; ++i) sum(i, w0 * t0[i]);
+  }
+}
+
+template <class A>
+struct Terms {
+  const A* values[6];
+  A weights[6];
+  int count = 0;
+  bool from_zero = true;
+
+  void add(A weight, const A* value, bool is_x = false) {
+    if (weight == A(0)) return;
+    if (is_x) from_zero = false;
+    values[count] = value;
+    weights[count++] = weight;
+  }
+
+  void sum(A* out, int n) const {
+    switch (count) {
+      case 0: std::fill(out, out + n, A(0)); return;
+      case 1: return affine<A, 1>(out, values, weights, from_zero, n);
+      case 2: return affine<A, 2>(out, values, weights, from_zero, n);
+      case 3: return affine<A, 3>(out, values, weights, from_zero, n);
+      case 4: return affine<A, 4>(out, values, weights, from_zero, n);
+      case 5: return affine<A, 5>(out, values, weights, from_zero, n);
+      default: return affine<A, 6>(out, values, weights, from_zero, n);
+    }
+  }
+};
+
+template <class A>
+inline void clamp_block(A* values, A low, A high, int n) {
+  for (int i = 0; i < n; ++i) {
+    A v = values[i];
+    v = v < low ? low : v;
+    values[i] = v > high ? high : v;
+  }
+}
+
+// Scratch of one block; about 20 KB, it stays in L1.
+template <class A>
+struct Scratch {
+  alignas(64) A x[kBlock], m[kMaxInputs][kBlock], z_wide[kBlock], basis[kBlock], sum[kBlock],
+      other[kBlock];
+  alignas(64) float z[kBlock + 2 * kGroupLanes];
+};
+
+template <class A>
+inline void one_block(const StepParams& p, const Row<A>& row, int64_t first, int n, bool stream,
+                      Scratch<A>& s) {
+  const A* x = reads_x(p, row) ? load_block(p.x, p.state, first, n, s.x) : nullptr;
+  const A* m[kMaxInputs] = {};
+  for (int k = 0; k < p.n_inputs; ++k)
+    if (reads_input(p, row, k)) m[k] = load_block(p.inputs[k], p.model, first, n, s.m[k]);
+  const A* z = nullptr;
+  if (p.noise) {
+    const float* drawn = fill_noise(p, first, n, s.z);
+    if constexpr (sizeof(A) == 4) {
+      z = drawn;
+    } else {
+      widen(drawn, s.z_wide, n);
+      z = s.z_wide;
+    }
+  }
+  if (p.use_x0) {
+    Terms<A> terms;
+    terms.add(row.w[kSkip], x, true);
+    terms.add(row.w[kOut], m[0]);
+    terms.sum(s.basis, n);
+    if (p.clamp) clamp_block(s.basis, static_cast<A>(p.low), static_cast<A>(p.high), n);
+    m[0] = s.basis;
+  }
+  Terms<A> terms;
+  terms.add(row.w[kX], x, true);
+  for (int k = 0; k < p.n_inputs; ++k) terms.add(row.w[kInput + k], m[k]);
+  if (p.noise) terms.add(row.w[kZ], z);
+  const bool direct = !stream && p.second == Second::none && p.state == (sizeof(A) == 8 ? DType::f64 : DType::f32);
+  if (direct) {
+    return terms.sum(static_cast<A*>(p.out) + first, n);
+  }
+  terms.sum(s.sum, n);
+  if (p.second == Second::scaled) {
+    for (int i = 0; i < n; ++i) s.other[i] = row.w[kS0] * s.sum[i];
+  } else if (p.second == Second::pair) {
+    Terms<A> pair;
+    pair.add(row.w[kS0], x, true);
+    if (p.noise) pair.add(row.w[kS1], z);
+    pair.sum(s.other, n);
+  }
+  if (stream && sizeof(A) == 4 && p.state == DType::f32) {
+    stream_store(reinterpret_cast<const float*>(s.sum), static_cast<float*>(p.out) + first, n);
+  } else {
+    store_block(s.sum, p.out, p.state, first, n);
+  }
+  if (p.second != Second::none)
+    store_block(p.second == Second::x0 ? s.basis : s.other, p.second_out, p.second_type, first, n);
+}
+
+template <class A>
+inline void run_range(const StepParams& p, int64_t begin, int64_t end, bool stream) {
+  Scratch<A> scratch;
+  if (p.rows == nullptr) {
+    const Row<A> row = load_row<A>(p, 0);
+    for (int64_t at = begin; at < end; at += kBlock)
+      one_block(p, row, at, static_cast<int>(std::min<int64_t>(kBlock, end - at)), stream, scratch);
+    return;
+  }
+  for (int64_t at = begin; at < end;) {  // a row of weights a sample: blocks end where samples do
+    int64_t sample, element;
+    locate(p, at, sample, element);
+    const int64_t left = p.permuted ? 1 : p.count - element;
+    const int n = static_cast<int>(std::min<int64_t>({int64_t{kBlock}, end - at, left}));
+    one_block(p, load_row<A>(p, sample), at, n, false, scratch);
+    at += n;
+  }
+}
+
+inline void run(const StepParams& p, int64_t begin, int64_t end, bool stream) {
+  if (p.state == DType::f64)
+    run_range<double>(p, begin, end, stream);
+  else
+    run_range<float>(p, begin, end, stream);
+}
+
+}  // namespace CMS_ISA
+}  // namespace cmsolvers

@@ -1,0 +1,20 @@
+// The step for AVX-512 F, DQ, BW and VL.
+#define CMS_ISA avx512
+#include "kernel_table.h"
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+// GCC 12 takes the undefined operands of its own intrinsics for a mistake (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include "lanes_avx512.h"
+
+#include "kernel.h"
+
+namespace cmsolvers {
+RunRange run_avx512() { return &avx512::run; }
+}  // namespace cmsolvers
+#else
+namespace cmsolvers {
+RunRange run_avx512() { return nullptr; }
+}  // namespace cmsolvers
+#endif

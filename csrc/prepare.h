@@ -1,0 +1,35 @@
+// From tensors to StepParams: what every entry to the kernels shares.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <optional>
+
+#include "step.h"
+
+namespace cmsolvers {
+
+// A step ready to launch, and the tensors that keep its memory alive.
+struct Prepared {
+  StepParams params;
+  at::Tensor x;
+  std::array<at::Tensor, kMaxInputs> inputs;
+  at::Tensor rows;
+  at::Tensor key;
+};
+
+DType dtype_of(at::ScalarType type);
+
+// Checks what memory safety needs, brings everything into the layout of `out`, and fills the parameters.
+Prepared prepare(const at::Tensor& out, const std::optional<at::Tensor>& second_out,
+                 const at::Tensor& x, at::TensorList inputs, c10::ArrayRef<double> weights,
+                 const std::optional<at::Tensor>& rows, at::IntArrayRef noise,
+                 const std::optional<at::Tensor>& key, c10::ArrayRef<double> clamp, int64_t second);
+
+// How memory positions map to samples and elements, for a dense tensor.
+void describe_layout(StepParams& params, const at::Tensor& out);
+
+void launch(const Prepared& step);
+
+}  // namespace cmsolvers

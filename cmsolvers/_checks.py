@@ -87,6 +87,12 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def flags(**values: Any) -> None:
+    """Several flags at once."""
+    for name, value in values.items():
+        flag(name, value)
+
+
 def real(name: str, value: Any) -> float:
     """A number that is not NaN (infinity passes)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -229,7 +229,7 @@ class DataSet(Oracle):
 
     def _pieces(self, x: Tensor) -> list[Tensor]:
         room = max(1, 2**24 // max(1, x.numel())) if self.chunk is None else self.chunk
-        return [piece.to(x) for piece in self.points.split(room)]
+        return [piece.to(x) for piece in torch.split(self.points, room)]
 
     def _accumulate(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Running softmax over the data: least squared distance, sum of exponentials, mean."""

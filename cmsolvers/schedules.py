@@ -95,7 +95,8 @@ def polyexponential_sigmas(
     """Levels with ln sigma polynomial in the index.
 
     ln sigma = ln sigma_min + r^rho ln(sigma_max / sigma_min), where r falls evenly from 1 to 0;
-    rho > 1 puts more levels near sigma_min. The other arguments, the result and the errors are those of `karras_sigmas`.
+    rho > 1 puts more levels near sigma_min. The other arguments, the result and the errors
+    are those of `karras_sigmas`.
 
     Source: the polyexponential grid of the k-diffusion library.
     """

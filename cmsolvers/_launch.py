@@ -1,0 +1,197 @@
+"""What every sampler run owns: buffers, noise, a record of bad model outputs, a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from cmsolvers import _checks as check
+from cmsolvers import noise, ops
+
+NoiseSampler: TypeAlias = Callable[[float, float], Tensor]
+_NONE_BAD = torch.iinfo(torch.int64).max
+
+
+class _Buffers:
+    """`count` tensors like x, handed out in turn and made when first asked for."""
+
+    def __init__(self, x: Tensor, dtype: torch.dtype, count: int) -> None:
+        self._like, self._dtype, self._at = x, dtype, 0
+        self._tensors: list[Tensor | None] = [None] * count
+
+    def take(self) -> Tensor:
+        self._at = (self._at + 1) % len(self._tensors)
+        buffer = self._tensors[self._at]
+        if buffer is None:
+            buffer = self._tensors[self._at] = torch.empty_like(self._like, dtype=self._dtype)
+        return buffer
+
+
+def derivative(value: Tensor) -> bool:
+    """Whether autograd follows this tensor, in reverse or forward mode."""
+    if value.requires_grad and torch.is_grad_enabled():
+        return True
+    return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _transformed() -> bool:
+    """Whether a torch.func transform or a compiler is at work: buffers must not be reused there."""
+    active: Callable[[], bool] = getattr(
+        torch._C, "_are_functorch_transforms_active", lambda: False
+    )
+    return active() or torch.compiler.is_compiling()
+
+
+class Launcher:
+    """Weighted steps of one run, each into the next of the run's own buffers.
+
+    With derivatives, transforms or a callback (whose caller may keep what it is shown) nothing is
+    reused and every step makes its own tensors. The user's x is never written to.
+
+    Args:
+        x: the initial state.
+        buffers: how many states must stay intact at the same time, the one being written included.
+        seed: see `noise.key`; drawn from only if `noisy`.
+        noisy: whether any step needs built-in noise.
+        noise_sampler: replaces the built-in noise.
+        reuse: False makes every step allocate.
+        second_dtype: dtype of second outputs.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        buffers: int,
+        *,
+        seed: Any,
+        noisy: bool,
+        noise_sampler: NoiseSampler | None,
+        reuse: bool,
+        second_dtype: torch.dtype,
+    ) -> None:
+        self._noise_sampler = noise_sampler
+        drawn = seed is None or isinstance(seed, torch.Generator)
+        needed = noisy and noise_sampler is None
+        self.key = noise.key(seed, x.shape[0], device=x.device) if needed or not drawn else None
+        self._reuse = reuse and not derivative(x) and not _transformed()
+        self._grad = torch.is_grad_enabled()
+        self._states = _Buffers(x, x.dtype, buffers)
+        self._seconds = _Buffers(x, second_dtype, buffers)
+        self._second_dtype = second_dtype
+
+    def observe(self, output: Tensor) -> None:
+        """Stop reusing buffers for good if a model output carries derivatives."""
+        if self._reuse and derivative(output):
+            self._reuse = False
+
+    def unit(self, x: Tensor, start: float, end: float) -> Tensor | None:
+        """The user's noise for (start, end), checked; None where the built-in noise is used."""
+        if self._noise_sampler is None:
+            return None
+        return check.model_output("noise_sampler", self._noise_sampler(start, end), x)
+
+    def step(
+        self,
+        x: Tensor,
+        inputs: Sequence[Tensor],
+        row: Sequence[float | Tensor],
+        *,
+        w_z: float | Tensor = 0.0,
+        span: tuple[float, float] = (0.0, 0.0),
+        draw: int = 0,
+        second: float | str | None = None,
+        x0: tuple[float, float] | None = None,
+    ) -> Any:
+        """X' = row . (x, inputs) + w_z z, or (x', second output); noise over `span`."""
+        options: dict[str, Any] = {}
+        if isinstance(w_z, Tensor) or w_z:
+            z = self.unit(x, *span)
+            if z is None:
+                options.update(w_z=w_z, seed=self.key, stream=noise.STEPS, draw=draw)
+            else:
+                self.observe(z)
+                inputs, row = _append(x, inputs, z), (*row, w_z)
+        if x0 is not None:
+            options["x0"] = x0
+        if second is not None:
+            kept = second == "x0"
+            options["second"] = second
+            options["second_dtype"] = x.dtype if kept else self._second_dtype
+            if self._reuse and not kept:
+                options["second_out"] = self._seconds.take()
+        if self._reuse:
+            options["out"] = self._states.take()
+        return ops.weighted_step(x, inputs, row, **options)
+
+
+def _append(x: Tensor, inputs: Sequence[Tensor], z: Tensor) -> list[Tensor]:
+    """Inputs and noise in one dtype: that of x where they differ."""
+    if all(m.dtype is z.dtype for m in inputs):
+        return [*inputs, z]
+    return [m.to(x.dtype) for m in (*inputs, z)]
+
+
+def per_level(levels: Sequence[float], x: Tensor, dtype: torch.dtype) -> Callable[[int], Tensor]:
+    """Index -> that level as a tensor [B]; nothing is copied to the device per step."""
+    batch, device = x.shape[0], x.device
+    if device.type == "cpu":
+        table = torch.tensor(levels, dtype=torch.float64).to(dtype)
+        rows: tuple[Tensor, ...] = table[:, None].expand(len(levels), batch).unbind(0)
+        return rows.__getitem__
+    # A fill needs no copy from the host, so it neither waits nor breaks a graph capture.
+    return lambda j: torch.full((batch,), levels[j], dtype=dtype, device=device)
+
+
+class BadOutputs:
+    """First evaluation and sample whose model output is not finite, kept on the device."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._batch = x.shape[0]
+        self._first = torch.full((), _NONE_BAD, dtype=torch.int64, device=x.device)
+        self._samples = torch.arange(self._batch, device=x.device)
+
+    def add(self, evaluation: int, output: Tensor) -> None:
+        """Record one model output; waits for nothing."""
+        if output.numel() == 0:
+            return
+        bad = ~torch.isfinite(output.detach()).reshape(self._batch, -1).all(1)
+        codes = torch.where(bad, self._samples + evaluation * self._batch, _NONE_BAD)
+        self._first = torch.minimum(self._first, codes.min())
+
+    def first(self) -> tuple[int, int] | None:
+        """(evaluation, sample) of the first bad output, or None; the only wait for the device."""
+        code = int(self._first.item())
+        return None if code == _NONE_BAD else divmod(code, self._batch)
+
+
+class _NoBar(AbstractContextManager["_NoBar"]):
+    def advance(self, level: str, nfe: int) -> None:
+        """Nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class _Bar(AbstractContextManager["_Bar"]):
+    def __init__(self, name: str, steps: int) -> None:
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(total=steps, desc=name)
+
+    def advance(self, level: str, nfe: int) -> None:
+        """One step done."""
+        self._bar.set_postfix_str(f"{level}, NFE {nfe}", refresh=False)
+        self._bar.update()
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def bar(progress: bool, name: str, steps: int) -> _Bar | _NoBar:
+    """A tqdm bar that shows the level and the NFE, or nothing."""
+    return _Bar(name, steps) if progress else _NoBar()

@@ -1,0 +1,186 @@
+"""How the loop evaluates a model and advances the state: preconditioning folds into the step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmsolvers import _checks as check
+from cmsolvers import ops
+from cmsolvers._launch import Launcher, per_level
+from cmsolvers.denoisers import Preconditioned
+from cmsolvers.plan import Plan, Stage, fold
+
+
+class Direct:
+    """A denoiser that is just a callable: rows act on D itself."""
+
+    def __init__(
+        self, denoiser: Any, x: Tensor, plan: Plan, launcher: Launcher, extra: Mapping[str, Any]
+    ) -> None:
+        self._denoiser, self._launcher, self._extra = denoiser, launcher, extra
+        self._name = plan.argument
+        self._levels = per_level(plan.levels, x, x.dtype)
+
+    def evaluate(self, j: int, y: Tensor) -> Tensor:
+        """What the model says of y at evaluation j."""
+        return check.model_output(self._name, self._denoiser(y, self._levels(j), **self._extra), y)
+
+    def denoised(self, j: int, y: Tensor, output: Tensor) -> Tensor:
+        """D for what `evaluate` returned."""
+        return output
+
+    def churn(self, j: int, x: Tensor, w_z: float, span: tuple[float, float], draw: int) -> Tensor:
+        """X with the noise that lifts it to the level of evaluation j."""
+        return self._launcher.step(x, (), (1.0,), w_z=w_z, span=span, draw=draw)  # type: ignore[no-any-return]
+
+    def advance(
+        self,
+        j: int,
+        x: Tensor,
+        stage: Stage,
+        outputs: list[Tensor],
+        past: list[Tensor],
+        span: tuple[float, float],
+        draw: int,
+    ) -> tuple[Tensor, Tensor]:
+        """(y after evaluation j, D_0 of the step)."""
+        row = (stage.w_x, *stage.w_d, *stage.w_past)
+        inputs = (*outputs, *past[: len(stage.w_past)])
+        y = self._launcher.step(x, inputs, row, w_z=stage.w_z, span=span, draw=draw)
+        return y, outputs[0]
+
+
+class _Raw(Direct):
+    """A preconditioned network, D made of F by one more step: right for every plan."""
+
+    def __init__(
+        self, denoiser: Any, x: Tensor, plan: Plan, launcher: Launcher, extra: Mapping[str, Any]
+    ) -> None:
+        self._denoiser, self._launcher, self._extra = denoiser, launcher, extra
+        self._state_dtype = x.dtype
+        self._dtype: torch.dtype = denoiser.dtype or x.dtype
+        self._scalings = [denoiser.coefficients(level) for level in plan.levels]
+        noise_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+        self._noise = per_level([c.c_noise for c in self._scalings], x, noise_dtype)
+        self._ready: Tensor | None = None
+
+    def _raw(self, j: int, y: Tensor) -> Tensor:
+        """F at evaluation j, from the input that the step before left or one made now."""
+        ready, self._ready = self._ready, None
+        if ready is None:
+            c_in = self._scalings[j].c_in
+            plain = c_in == 1.0 and self._dtype is y.dtype
+            ready = y if plain else ops.scale_input(y, c_in, dtype=self._dtype)
+        f = self._denoiser.network(ready, self._noise(j), **self._extra)
+        return check.model_output("net", f, y)
+
+    def _join(self, j: int, y: Tensor, f: Tensor) -> Tensor:
+        return ops.weighted_step(y, (f,), self._scalings[j][:2])
+
+    def evaluate(self, j: int, y: Tensor) -> Tensor:
+        """D."""
+        f = self._raw(j, y)
+        self._launcher.observe(f)
+        return self._join(j, y, f)
+
+
+class _Kept(_Raw):
+    """A multistep plan on F: each step is one launch that also gives D, to be kept."""
+
+    def evaluate(self, j: int, y: Tensor) -> Tensor:
+        """F."""
+        return self._raw(j, y)
+
+    def denoised(self, j: int, y: Tensor, output: Tensor) -> Tensor:
+        """D, for a callback."""
+        return self._join(j, y, output)
+
+    def advance(
+        self,
+        j: int,
+        x: Tensor,
+        stage: Stage,
+        outputs: list[Tensor],
+        past: list[Tensor],
+        span: tuple[float, float],
+        draw: int,
+    ) -> tuple[Tensor, Tensor]:
+        """(y, D_0): the second output is D."""
+        (f,), older = outputs, past[: len(stage.w_past)]
+        if older and f.dtype is not older[0].dtype:
+            f = f.to(x.dtype)
+        row = (stage.w_x, *stage.w_d, *stage.w_past)
+        result: tuple[Tensor, Tensor] = self._launcher.step(
+            x,
+            (f, *older),
+            row,
+            w_z=stage.w_z,
+            span=span,
+            draw=draw,
+            second="x0",
+            x0=self._scalings[j][:2],
+        )
+        return result
+
+
+class _Folded(_Kept):
+    """A one-step plan on F: rows rewritten over F, and each step leaves c_in x' for the next."""
+
+    def __init__(
+        self, denoiser: Any, x: Tensor, plan: Plan, launcher: Launcher, extra: Mapping[str, Any]
+    ) -> None:
+        super().__init__(denoiser, x, plan, launcher, extra)
+        self._rows: list[list[float]] = []
+        self._next: list[float | None] = []
+        for step, after in zip(plan.steps, (*plan.steps[1:], None), strict=True):
+            at, count = len(self._rows), len(step.stages)
+            self._rows += fold(step.stages, [c[:2] for c in self._scalings[at : at + count]])
+            direct = after is not None and not after.churn
+            self._next += [self._scale(at + k + 1) for k in range(count - 1)]
+            self._next.append(self._scale(at + count) if direct else None)
+
+    def _scale(self, j: int) -> float | None:
+        """c_in of evaluation j, None where its input is the state itself."""
+        c_in: float = self._scalings[j].c_in
+        return None if c_in == 1.0 and self._dtype is self._state_dtype else c_in
+
+    def churn(self, j: int, x: Tensor, w_z: float, span: tuple[float, float], draw: int) -> Tensor:
+        """As for D, and c_in x' with it."""
+        return self._with_input(x, (), (1.0,), self._scale(j), w_z=w_z, span=span, draw=draw)
+
+    def advance(
+        self,
+        j: int,
+        x: Tensor,
+        stage: Stage,
+        outputs: list[Tensor],
+        past: list[Tensor],
+        span: tuple[float, float],
+        draw: int,
+    ) -> tuple[Tensor, Tensor]:
+        """(y, F_0): nothing reads D_0 later."""
+        noise = {"w_z": stage.w_z, "span": span, "draw": draw}
+        return self._with_input(x, outputs, self._rows[j], self._next[j], **noise), outputs[0]
+
+    def _with_input(
+        self, x: Tensor, inputs: Any, row: Any, second: float | None, **noise: Any
+    ) -> Tensor:
+        result = self._launcher.step(x, inputs, row, second=second, **noise)
+        if second is None:
+            return result  # type: ignore[no-any-return]
+        y, self._ready = result
+        return y  # type: ignore[no-any-return]
+
+
+def model_class(denoiser: Any, plan: Plan) -> type[Direct]:
+    """How to run this denoiser on this plan."""
+    if not isinstance(denoiser, Preconditioned):
+        return Direct
+    if plan.keep:
+        return _Kept if plan.width == 1 else _Raw
+    early_noise = any(stage.w_z for step in plan.steps for stage in step.stages[:-1])
+    return _Raw if early_noise else _Folded

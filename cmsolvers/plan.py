@@ -1,0 +1,179 @@
+"""A step is a row of weights: what a solver hands to the one loop, and what the loop makes of it.
+
+A solver is a formula. From the levels so far (the last is where the state is) and the next level
+it gives the stages of one step. Stage k evaluates the denoiser, D_k = D(y_k, level of y_k) with
+y_0 = x, and makes
+
+    y_{k+1} = w_x x + sum_j w_d[j] D_j + sum_j w_past[j] (D_0 of the j-th step before) + w_z z
+
+at level `to`; the last y is the new state. All numbers are host float64. Every row checks itself
+when it is built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from typing import TypeAlias
+
+_TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One evaluation and the combination that follows it.
+
+    Args:
+        to: the level the result is at.
+        w_x: weight of the state at the start of the step.
+        w_d: weights of D_0 ... D_k of this step.
+        w_past: weights of D_0 of the steps before, latest first.
+        w_z: weight of fresh unit noise, before s_noise.
+        exact: whether the row moves x = D + s z with constant D to exactly the spread `to`.
+    """
+
+    to: float
+    w_x: float
+    w_d: tuple[float, ...]
+    w_past: tuple[float, ...] = ()
+    w_z: float = 0.0
+    exact: bool = True
+
+    def check(self, level: float) -> None:
+        """Raise ArithmeticError if the row is wrong for a state at `level`."""
+        row = (self.w_x, *self.w_d, *self.w_past)
+        size = math.fsum(map(abs, row))
+        if not abs(math.fsum(row) - 1.0) <= _TOLERANCE * size:
+            raise ArithmeticError(f"weights must sum to 1 for constant D; {self} gives {sum(row)}")
+        if self.exact:
+            spread, wanted = math.hypot(self.w_x * level, self.w_z), self.to
+            if not abs(spread - wanted) <= _TOLERANCE * (abs(self.w_x) * level + wanted):
+                raise ArithmeticError(
+                    f"the spread must be {wanted}; {self} from {level} gives {spread}"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Churn:
+    """Noise added before a step: gamma = min(s_churn / steps, sqrt 2 - 1) inside [s_tmin, s_tmax].
+
+    Source: Karras et al. (2022), algorithm 2.
+    """
+
+    s_churn: float
+    s_tmin: float
+    s_tmax: float
+
+    def gamma(self, sigma: float, steps: int) -> float:
+        """sigma_hat / sigma - 1."""
+        inside = self.s_tmin <= sigma <= self.s_tmax
+        return min(self.s_churn / steps, math.sqrt(2.0) - 1.0) if inside else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """From `sigma`, by noise of weight `churn` to `sigma_hat`, by the stages to the next level."""
+
+    sigma: float
+    sigma_hat: float
+    churn: float
+    stages: tuple[Stage, ...]
+
+
+Formula: TypeAlias = Callable[[Sequence[float], float], tuple[Stage, ...]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a run.
+
+    Args:
+        name: the sampler, for progress bars.
+        steps: in order.
+        keep: how many past D the rows read.
+        argument: what the model is called in the sampler's signature, for error texts.
+    """
+
+    name: str
+    steps: tuple[Step, ...]
+    keep: int = 0
+    argument: str = "denoiser"
+
+    @cached_property
+    def noisy(self) -> bool:
+        """Whether any row asks for noise."""
+        return any(step.churn or any(stage.w_z for stage in step.stages) for step in self.steps)
+
+    @cached_property
+    def levels(self) -> list[float]:
+        """The level of each evaluation, in order."""
+        return [
+            level
+            for step in self.steps
+            for level in (step.sigma_hat, *(stage.to for stage in step.stages[:-1]))
+        ]
+
+    @cached_property
+    def width(self) -> int:
+        """Stages of the longest step."""
+        return max(len(step.stages) for step in self.steps)
+
+
+@lru_cache(maxsize=128)
+def make_plan(
+    name: str,
+    sigmas: tuple[float, ...],
+    formula: Formula,
+    *,
+    churn: Churn | None = None,
+    s_noise: float = 1.0,
+    keep: int = 0,
+    argument: str = "denoiser",
+) -> Plan:
+    """The rows of a whole run, checked; cached, because they depend on nothing else.
+
+    Args:
+        name: the sampler.
+        sigmas: checked levels.
+        formula: levels so far (one a step, the last where the state is), next level -> stages.
+        churn: noise added before each step.
+        s_noise: factor on every noise weight.
+        keep: how many past D the formula uses.
+        argument: what the sampler calls the model.
+    """
+    steps, levels, count = [], [], len(sigmas) - 1
+    for sigma, following in pairwise(sigmas):
+        gamma = churn.gamma(sigma, count) if churn else 0.0
+        levels.append(sigma * (1.0 + gamma))
+        stages = formula(tuple(levels), following)
+        for stage in stages:
+            stage.check(levels[-1])
+        stages = tuple(replace(stage, w_z=s_noise * stage.w_z) for stage in stages)
+        # sqrt(sigma_hat^2 - sigma^2) without the cancellation
+        noise = s_noise * sigma * math.sqrt(gamma * (2.0 + gamma))
+        steps.append(Step(sigma, levels[-1], noise, stages))
+    return Plan(name, tuple(steps), keep, argument)
+
+
+def fold(stages: Sequence[Stage], skip_out: Sequence[tuple[float, float]]) -> list[list[float]]:
+    """Rows over (x, F_0 ... F_k), where D_k = c_skip y_k + c_out F_k.
+
+    No stage but the last may have noise. Everything is linear, so the skip
+    part of D_k is rewritten through the row that made y_k.
+    """
+    count = len(stages)
+    state = [1.0] + [0.0] * count
+    denoised: list[list[float]] = []
+    rows = []
+    for k, (stage, (c_skip, c_out)) in enumerate(zip(stages, skip_out, strict=True)):
+        own = [c_skip * w for w in state]
+        own[k + 1] += c_out
+        denoised.append(own)
+        state = [stage.w_x] + [0.0] * count
+        for w, terms in zip(stage.w_d, denoised, strict=True):
+            state = [a + w * b for a, b in zip(state, terms, strict=True)]
+        rows.append(state[: k + 2])
+    return rows

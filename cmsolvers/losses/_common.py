@@ -1,0 +1,74 @@
+"""What the losses share: checks of levels, weights and the final reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from cmsolvers import _checks as check
+from cmsolvers import noise, ops
+
+Weight: TypeAlias = Callable[..., Tensor] | None
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def levels(name: str, value: Any, x: Tensor) -> Tensor:
+    """Positive noise levels, one a sample: a number or a tensor [] or [B] -> float64 [B]."""
+    level = check.level(name, value, x)
+    if not isinstance(level, Tensor):
+        return torch.full((x.shape[0],), level, dtype=torch.float64, device=x.device)
+    if level.device.type == "cpu" and not bool((level > 0).all()):
+        raise ValueError(f"{name} must be positive; got {float(level.min()):g}")
+    return level.detach().double().expand(x.shape[0])
+
+
+def pair(sigma: Any, sigma_next: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two levels with sigma > sigma_next; entries on a GPU are not read."""
+    high, low = levels("sigma", sigma, x), levels("sigma_next", sigma_next, x)
+    if high.device.type == "cpu" and not bool((high > low).all()):
+        at = int((high <= low).nonzero()[0])
+        raise ValueError(
+            "sigma must be above sigma_next (the student sits at the larger level); "
+            f"got {float(high[at]):g} and {float(low[at]):g} at sample {at}"
+        )
+    return high, low
+
+
+def noised(x0: Tensor, sigma: Tensor, seed: Any, draw: int, offset: int) -> Tensor:
+    """x0 + sigma z with training noise."""
+    x = ops.add_noise(x0, sigma, seed=seed, stream=noise.TRAINING, draw=draw, offset=offset)
+    return cast(Tensor, x)
+
+
+def weigh(value: Tensor, weight: Any, reduction: str) -> Tensor:
+    """Per-sample values [B] times weights [B], reduced."""
+    if weight is not None:
+        if not isinstance(weight, Tensor) or weight.shape not in (value.shape, torch.Size([])):
+            raise ValueError(
+                f"weight must return a tensor of shape {list(value.shape)}; "
+                f"got {check.describe(weight)}"
+            )
+        value = value * weight.to(value)
+    if reduction == "none":
+        return value
+    return value.mean() if reduction == "mean" else value.sum()
+
+
+def reduction_name(reduction: Any) -> str:
+    """One of "mean", "sum", "none"."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'reduction must be "mean", "sum" or "none"; got {reduction!r}')
+    return str(reduction)
+
+
+def per_sample(name: str, value: Any, x: Tensor) -> Tensor:
+    """What a distance returned: one number a sample."""
+    if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name} must return one number a sample, shape [{x.shape[0]}]; "
+            f"it returned {check.describe(value)}"
+        )
+    return value

@@ -1,0 +1,203 @@
+"""Consistency distillation and consistency training.
+
+Both ask that f gives the same answer at two neighbouring points of one ODE trajectory:
+the student at the larger level sigma, the target, which gets no gradient, at the smaller
+sigma_next. They differ in how the second point is found: distillation takes one step of the
+probability-flow ODE with a teacher; training uses the same clean sample and the *same* noise at
+both levels, which is a one-sample estimate of the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmsolvers import _checks as check
+from cmsolvers import noise, ops
+from cmsolvers.losses import _common as common
+from cmsolvers.losses.distances import Distance, get_distance
+from cmsolvers.losses.randomness import SameRandomness
+
+Model = Callable[..., Tensor]
+PairWeight = Callable[[Tensor, Tensor], Tensor]
+
+
+def ict_weight(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """1 / (sigma - sigma_next).
+
+    Source: Song & Dhariwal, "Improved Techniques for Training Consistency Models" (2023), section
+        3.1.
+    """
+    return 1.0 / (sigma - sigma_next)
+
+
+def consistency_distillation(
+    student: Model,
+    target: Model | None,
+    teacher: Model,
+    x0: Tensor,
+    sigma: float | Tensor,
+    sigma_next: float | Tensor,
+    *,
+    distance: str | Distance = "l2",
+    weight: PairWeight | None = None,
+    solver: str | Callable[..., Tensor] = "heun",
+    seed: Any = None,
+    draw: int = 0,
+    offset: int = 0,
+    extra_args: dict[str, Any] | None = None,
+    teacher_args: dict[str, Any] | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """E w d(f(x, sigma), f^-(x', sigma_next)), x' one teacher step from x.
+
+    x = x0 + sigma z, and the teacher moves it to sigma_next.
+
+    Args:
+        student: f(x, sigma, **extra_args), gets the gradient; usually a `ConsistencyFunction`.
+        target: f^-, usually around an EMA of the student's network; None is the student itself
+            without gradient.
+        teacher: denoiser D(x, sigma, **teacher_args) that makes the step.
+        x0: clean data [B, ...].
+        sigma: the larger levels, a number or a tensor [] or [B].
+        sigma_next: the smaller levels, positive.
+        distance: "l1", "l2", "pseudo_huber", "lpips", or a callable (a, b) -> [B].
+        weight: w(sigma, sigma_next) -> [B], both [B] in float64; None is 1 (lambda = 1).
+        solver: "heun" (order 2), "euler", or a callable (teacher, x, sigma, sigma_next) -> x'.
+        seed: seed or `noise.Key` of the noise.
+        draw: which draw of the training-noise stream, usually the training step.
+        offset: id of the first sample, for shards.
+        extra_args: handed to student and target.
+        teacher_args: handed to the teacher; None is `extra_args`.
+        reduction: "mean", "sum" or "none" (a tensor [B]).
+
+    Returns:
+        The loss, in float32 at least.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: wrong shapes, sigma not above sigma_next, unknown names.
+
+    Source: Song et al., "Consistency Models" (2023), algorithm 2.
+    """
+    high, low, extra = _prepare(student, target, x0, sigma, sigma_next, extra_args, reduction)
+    check.function("teacher", teacher)
+    teacher_extra = extra if teacher_args is None else check.options("teacher_args", teacher_args)
+    step = _teacher_step(solver)
+    x = common.noised(x0, high, seed, draw, offset)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+
+    def denoise(state: Tensor, level: Tensor) -> Tensor:
+        denoised = teacher(state, level.to(dtype), **teacher_extra)
+        return check.model_output("teacher", denoised, state)
+
+    with torch.no_grad():
+        x_next = check.model_output("solver", step(denoise, x, high, low), x)
+    return _compare(
+        student, target, x, x_next, high, low, get_distance(distance), weight, extra, reduction
+    )
+
+
+def consistency_training(
+    student: Model,
+    target: Model | None,
+    x0: Tensor,
+    sigma: float | Tensor,
+    sigma_next: float | Tensor,
+    *,
+    distance: str | Distance = "pseudo_huber",
+    weight: PairWeight | None = ict_weight,
+    seed: Any = None,
+    draw: int = 0,
+    offset: int = 0,
+    extra_args: dict[str, Any] | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """E w d(f(x0 + sigma z, sigma), f^-(x0 + sigma_next z, sigma_next)), the same z in both.
+
+    Arguments, result and errors are those of `consistency_distillation`; there is no teacher. The
+    defaults are those of improved consistency training: no EMA target (pass `target=None`), the
+        pseudo-Huber distance,
+    weights 1 / (sigma - sigma_next). `distance="l2", weight=None` and an EMA target give the
+    original.
+
+    Source: Song et al., "Consistency Models" (2023), algorithm 3; Song & Dhariwal (2023), section
+        3.
+    """
+    high, low, extra = _prepare(student, target, x0, sigma, sigma_next, extra_args, reduction)
+    pair = ops.add_noise(
+        x0, high, sigma_next=low, seed=seed, stream=noise.TRAINING, draw=draw, offset=offset
+    )
+    return _compare(
+        student,
+        target,
+        pair[0],
+        pair[1],
+        high,
+        low,
+        get_distance(distance),
+        weight,
+        extra,
+        reduction,
+    )
+
+
+def _prepare(
+    student: Any,
+    target: Any,
+    x0: Any,
+    sigma: Any,
+    sigma_next: Any,
+    extra_args: Any,
+    reduction: Any,
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    check.function("student", student)
+    check.optional_function("target", target)
+    common.reduction_name(reduction)
+    high, low = common.pair(sigma, sigma_next, check.state("x0", x0))
+    return high, low, check.options("extra_args", extra_args)
+
+
+def _compare(
+    student: Model,
+    target: Model | None,
+    x: Tensor,
+    x_next: Tensor,
+    high: Tensor,
+    low: Tensor,
+    distance: Distance,
+    weight: PairWeight | None,
+    extra: dict[str, Any],
+    reduction: str,
+) -> Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    same = SameRandomness(x.device)
+    value = check.model_output("student", student(x, high.to(dtype), **extra), x)
+    with torch.no_grad(), same.replay():
+        model = student if target is None else target
+        aim = check.model_output("target", model(x_next, low.to(dtype), **extra), x)
+    apart = common.per_sample("distance", distance(value, aim), x)
+    return common.weigh(apart, None if weight is None else weight(high, low), reduction)
+
+
+def _teacher_step(solver: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
+    if solver == "heun":
+        return _heun
+    if solver == "euler":
+        return _euler
+    if isinstance(solver, str):
+        raise ValueError(f'solver must be "heun", "euler" or a callable; got {solver!r}')
+    return check.function("solver", solver)  # type: ignore[no-any-return]
+
+
+def _euler(teacher: Model, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    return ops.pf_ode_step(x, teacher(x, sigma), sigma, sigma_next)
+
+
+def _heun(teacher: Model, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    denoised = teacher(x, sigma)
+    predicted = ops.heun_step(x, denoised, sigma, sigma_next)
+    return ops.heun_step(x, denoised, sigma, sigma_next, teacher(predicted, sigma_next))

@@ -1,0 +1,50 @@
+"""The same random numbers in two passes of a network: one dropout mask for student and target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class SameRandomness:
+    """Remembers torch's generators now, so that a later pass draws the same numbers again.
+
+    Restoring only the CPU generator is the classic mistake: dropout of a CUDA tensor draws from
+    the generator of its device. Both are kept, and after `replay` both stand where they stood
+    before it.
+
+    Args:
+        device: where the passes run.
+
+    Example:
+        >>> same = SameRandomness(x.device)
+        >>> student = f(x, sigma)
+        >>> with same.replay():
+        ...     target = f(y, sigma_next)
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        device = torch.device(device)
+        self._cpu = torch.get_rng_state()
+        self._type = device.type
+        self._index: int | None = None
+        self._device: torch.Tensor | None = None
+        if device.type not in ("cpu", "meta"):
+            module = torch.get_device_module(device)
+            self._index = module.current_device() if device.index is None else device.index
+            self._device = module.get_rng_state(self._index)
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """A block in which the generators start where they stood when this object was made."""
+        if self._device is None or self._index is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(self._cpu)
+                yield
+            return
+        with torch.random.fork_rng(devices=[self._index], device_type=self._type):
+            torch.set_rng_state(self._cpu)
+            torch.get_device_module(self._type).set_rng_state(self._device, self._index)
+            yield

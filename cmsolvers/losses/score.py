@@ -1,0 +1,78 @@
+"""Denoising score matching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmsolvers import _checks as check
+from cmsolvers.losses import _common as common
+from cmsolvers.losses.distances import l2
+
+
+def edm_weight(sigma_data: float = 0.5) -> Callable[[Tensor], Tensor]:
+    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2: at first the loss is 1 everywhere.
+
+    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
+        (2022), table 1.
+    """
+    variance = check.positive("sigma_data", sigma_data) ** 2
+
+    def weight(sigma: Tensor) -> Tensor:
+        return (sigma * sigma + variance) / (sigma * sigma * variance)
+
+    return weight
+
+
+def denoising_score_matching(
+    denoiser: Callable[..., Tensor],
+    x0: Tensor,
+    sigma: float | Tensor,
+    *,
+    weight: Callable[[Tensor], Tensor] | None = None,
+    sigma_data: float = 0.5,
+    seed: Any = None,
+    draw: int = 0,
+    offset: int = 0,
+    extra_args: dict[str, Any] | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """E w(sigma) |D(x0 + sigma z, sigma) - x0|^2, the mean taken over the elements of a sample.
+
+    Its minimiser is the exact denoiser E[x0 | x], and so the score (D - x) / sigma^2.
+
+    Args:
+        denoiser: D(x, sigma, **extra_args), for instance `EDM(net)`.
+        x0: clean data [B, ...].
+        sigma: positive levels, a number or a tensor [] or [B].
+        weight: w(sigma [B], float64) -> [B]; None is `edm_weight(sigma_data)`.
+        sigma_data: standard deviation of the data, for the default weight.
+        seed: seed or `noise.Key` of the noise; sample i of draw k gets the same noise in any batch.
+        draw: which draw of the training-noise stream, usually the training step.
+        offset: id of the first sample, for shards.
+        extra_args: handed to the denoiser.
+        reduction: "mean", "sum" or "none" (a tensor [B]).
+
+    Returns:
+        The loss, in float32 at least.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: wrong shapes, levels that are not positive, an unknown reduction.
+
+    Source: Vincent (2011); Karras et al. (2022), eq. 2 and section 5.
+    """
+    check.function("denoiser", denoiser)
+    reduction = common.reduction_name(reduction)
+    level = common.levels("sigma", sigma, check.state("x0", x0))
+    extra = check.options("extra_args", extra_args)
+    weight = edm_weight(sigma_data) if weight is None else check.function("weight", weight)
+    # Levels go to a model in float32 at least: float16 would merge sigma = 0.002 with its
+    # neighbours.
+    dtype = torch.promote_types(x0.dtype, torch.float32)
+    x = common.noised(x0, level, seed, draw, offset)
+    denoised = check.model_output("denoiser", denoiser(x, level.to(dtype), **extra), x0)
+    return common.weigh(l2(denoised, x0), weight(level), reduction)

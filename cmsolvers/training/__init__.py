@@ -1,0 +1,30 @@
+"""Training: curricula, levels, an EMA in float32, and a small loop that resumes bit for bit."""
+
+from cmsolvers.training.batches import Batch, batch_at
+from cmsolvers.training.checkpoint import read_checkpoint, write_checkpoint
+from cmsolvers.training.curricula import (
+    cm_discretization,
+    cm_ema_rate,
+    doubling_discretization,
+    ict_discretization,
+)
+from cmsolvers.training.ema import EMA
+from cmsolvers.training.levels import LogNormal, LogNormalPairs, UniformPairs
+from cmsolvers.training.loop import Trainer, TrainingSettings
+
+__all__ = [
+    "EMA",
+    "Batch",
+    "LogNormal",
+    "LogNormalPairs",
+    "Trainer",
+    "TrainingSettings",
+    "UniformPairs",
+    "batch_at",
+    "cm_discretization",
+    "cm_ema_rate",
+    "doubling_discretization",
+    "ict_discretization",
+    "read_checkpoint",
+    "write_checkpoint",
+]

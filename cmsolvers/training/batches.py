@@ -1,0 +1,66 @@
+"""Data order and the seeds of a training step, as functions of (seed, step) alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmsolvers import _checks as check
+from cmsolvers import noise
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training step's input.
+
+    Attributes:
+        x0: the samples [B, ...].
+        key: noise key whose ids are the samples' positions in the data set: sample 17 of step k
+            gets the same noise and levels whatever else is in the batch.
+        step: k, to be given to losses as `draw`.
+        total: training steps in all, for curricula.
+    """
+
+    x0: Tensor
+    key: Any
+    step: int
+    total: int
+
+
+def batch_at(data: Tensor, step: int, total: int, batch_size: int, seed: int) -> Batch:
+    """The batch of step `step`.
+
+    Every pass over the data is a fresh permutation, its incomplete last batch left out.
+
+    Args:
+        data: [n, ...], n >= batch_size, on any device.
+        step: k >= 0.
+        total: steps in all.
+        batch_size: B.
+        seed: an int.
+
+    Raises:
+        TypeError, ValueError: arguments of the wrong kind, or fewer samples than a batch.
+    """
+    check.state("data", data)
+    n, size = data.shape[0], check.count("batch_size", batch_size)
+    if n < size:
+        raise ValueError(f"batch_size must not exceed the data; got {size} with {n} samples")
+    epoch, position = divmod(check.count("step", step, least=0), n // size)
+    order = noise.uniform((n, 1), seed, stream=noise.OTHER, draw=epoch, dtype=torch.float64)
+    chosen = order[:, 0].argsort(stable=True)[position * size : (position + 1) * size]
+    ids = chosen.to(torch.int64)
+    key = noise.key(seed, size, ids=ids.to(data.device), device=data.device)
+    return Batch(data[chosen.to(data.device)], key, step, total)
+
+
+def torch_seed(step: int, seed: int) -> int:
+    """A seed for torch's own generators at this step (dropout), from the noise contract."""
+    u = noise.uniform(
+        (1, 2), seed, stream=noise.OTHER, draw=step, offset=2**55, dtype=torch.float64
+    )
+    high, low = (int(v * 2**31) for v in u[0].tolist())
+    return (high << 31) | low

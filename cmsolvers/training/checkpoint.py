@@ -1,0 +1,91 @@
+"""Checkpoints as safetensors files: groups of named tensors, and a JSON description."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cmsolvers import _checks as check
+
+FORMAT = "cmsolvers-1"
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, Tensor]], about: dict[str, Any]
+) -> None:
+    """Write groups of tensors and a description; an old file stays until the new is complete.
+
+    Args:
+        path: the file, its folder must exist.
+        groups: group name (without "/") -> tensor name -> tensor.
+        about: anything JSON can hold.
+
+    Raises:
+        ValueError: a group name with "/".
+    """
+    tensors: dict[str, Tensor] = {}
+    for group, members in groups.items():
+        if "/" in group:
+            raise ValueError(f'group names must not contain "/"; got {group!r}')
+        for name, value in members.items():
+            # A copy each: safetensors refuses tensors that share memory.
+            tensors[f"{group}/{name}"] = value.detach().cpu().clone().contiguous()
+    text = json.dumps(about, sort_keys=True)
+    temporary = Path(path).with_name(Path(path).name + ".part")
+    save_file(tensors, temporary, metadata={"format": FORMAT, "about": text})
+    os.replace(temporary, path)
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What `write_checkpoint` wrote: (groups, about), on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is no checkpoint of this library.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path must be a checkpoint file; there is none at {path}")
+    groups: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            names = list(file.keys())
+            if header.get("format") != FORMAT:
+                raise ValueError(f"path must be a {FORMAT} checkpoint; got {path}")
+            for name in names:
+                group, member = name.split("/", 1)
+                groups.setdefault(group, {})[member] = file.get_tensor(name)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"path must be a safetensors file; {path} is not: {error}") from error
+    return groups, json.loads(header["about"])
+
+
+def optimizer_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state_dict under flat names."""
+    flat: dict[str, Tensor] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(f"optimizer.{name} must be a tensor; got {check.describe(value)}")
+            flat[f"{index}.{name}"] = value
+    return flat
+
+
+def optimizer_state(flat: dict[str, Tensor], template: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `optimizer_tensors`, with the parameter groups of `template`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in flat.items():
+        index, entry = name.split(".", 1)
+        state.setdefault(int(index), {})[entry] = value
+    return {"state": state, "param_groups": template["param_groups"]}

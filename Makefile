@@ -10,6 +10,7 @@ CUDA_VENV ?= .venv-cuda
 
 BIN := $(VENV)/bin
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CUDA_PROGRAMS := tools/planted_bug.cu $(wildcard tests/cuda/*.cu)
 CODE := cmsolvers tests benchmarks tools setup.py
 ONE_THREAD := OMP_NUM_THREADS=1
 
@@ -29,13 +30,13 @@ lint: $(VENV)/.deps
 	$(BIN)/ruff check $(wildcard $(CODE))
 	$(BIN)/ruff format --check $(wildcard $(CODE))
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CSRC) tools/planted_bug.cu
+	$(BIN)/clang-format --dry-run -Werror $(CSRC) $(CUDA_PROGRAMS)
 	$(BIN)/lint-imports
 
 format: $(VENV)/.deps
 	$(BIN)/ruff check --fix $(wildcard $(CODE))
 	$(BIN)/ruff format $(wildcard $(CODE))
-	$(BIN)/clang-format -i $(CSRC) tools/planted_bug.cu
+	$(BIN)/clang-format -i $(CSRC) $(CUDA_PROGRAMS)
 
 bench: build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-sort=name

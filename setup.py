@@ -190,10 +190,10 @@ def extension_setup() -> dict[str, object]:
             super().finalize_options()
             self.force = True  # ninja knows what is out of date, headers and flags included
 
+    # No -I csrc: its math.h would then answer for <math.h>. Our includes are relative.
     module = extension(
         "cmsolvers._C",
         files,
-        include_dirs=[str(ROOT / "csrc")],
         define_macros=macros,
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
     )

@@ -156,6 +156,15 @@ def wheel_includes(python: Path) -> str:
     ).stdout.strip()
 
 
+def compile_alone(home: Path, source: str) -> Path:
+    """Compile one program that needs no torch, warnings being errors; return its path."""
+    program = WORK / Path(source).stem
+    host = "-Werror,-Wall,-Wextra,-Wno-unknown-pragmas,-ffp-contract=off"
+    flags = ("-std=c++17", "-O1", "--fmad=false", "-arch=sm_90", "-Werror", "all-warnings")
+    run(home / "bin/nvcc", *flags, "-Xcompiler", host, "-o", program, source)
+    return program
+
+
 IMPORT_CHECK = """
 import json, torch, cmsolvers
 info = cmsolvers.build_info()
@@ -193,10 +202,8 @@ def main() -> None:
     options = ("--build-lib", lib, "--build-temp", WORK / "temp")
     run(python, "setup.py", "build_py", "--build-lib", lib, env=env, log=WORK / "build_py.log")
     run(python, "setup.py", "build_ext", *options, env=env, log=log)
-    run(
-        *(home / "bin/nvcc", "-arch=sm_90", "-Werror", "all-warnings"),
-        *("-o", WORK / "planted_bug", "tools/planted_bug.cu"),
-    )
+    compile_alone(home, "tools/planted_bug.cu")
+    emulation = compile_alone(home, "tests/cuda/emulate_step.cu")
 
     kernels = parse_ptxas(log.read_text())
     print(table(kernels))
@@ -206,6 +213,8 @@ def main() -> None:
         sys.exit("cuda-check: failed: ptxas reported no kernel")
     if spilled:
         sys.exit(f"cuda-check: failed: {len(spilled)} of {len(kernels)} kernels spill registers")
+    print("cuda-check: the kernels' work, thread by thread on the host: ", end="", flush=True)
+    run(emulation)
     run(
         python, "-c", IMPORT_CHECK, env={"PYTHONPATH": str(lib), "CMSOLVERS_REQUIRE_EXTENSION": "1"}
     )

@@ -19,10 +19,18 @@ using BFloat = __nv_bfloat16;
 template <class State>
 using Wide = std::conditional_t<std::is_same_v<State, double>, double, float>;
 
-CMS_HD double widen(double v) { return v; }
-CMS_HD float widen(float v) { return v; }
-CMS_HD float widen(Half v) { return __half2float(v); }
-CMS_HD float widen(BFloat v) { return __bfloat162float(v); }
+CMS_HD double widen(double v) {
+  return v;
+}
+CMS_HD float widen(float v) {
+  return v;
+}
+CMS_HD float widen(Half v) {
+  return __half2float(v);
+}
+CMS_HD float widen(BFloat v) {
+  return __bfloat162float(v);
+}
 
 // Rounds to nearest even; double reaches the 16-bit types by way of float, as on the CPU.
 template <class T, class A>

@@ -30,9 +30,12 @@ struct Plan {
   int64_t in_sample[kMaxDims] = {};
 };
 
-inline int64_t size_of(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
+inline int64_t size_of(DType type) {
+  return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2;
+}
 
-// Whether kGroup elements at `pointer` can be moved in accesses of 16 bytes, or one if they are less.
+// Whether kGroup elements at `pointer` can be moved in accesses of 16 bytes, or one if they are
+// less.
 inline bool aligned(const void* pointer, DType type) {
   const int64_t bytes = kGroup * size_of(type) < 16 ? kGroup * size_of(type) : 16;
   return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;

@@ -81,10 +81,14 @@ struct Launch {
 
   void choose_state() const {
     switch (params.state) {
-      case DType::f64: return choose_model<double>();
-      case DType::f32: return choose_model<float>();
-      case DType::f16: return choose_model<Half>();
-      case DType::bf16: return choose_model<BFloat>();
+      case DType::f64:
+        return choose_model<double>();
+      case DType::f32:
+        return choose_model<float>();
+      case DType::f16:
+        return choose_model<Half>();
+      case DType::bf16:
+        return choose_model<BFloat>();
     }
   }
 };

@@ -54,8 +54,7 @@ template <class State, class Model, int kInputs, class A>
 CMS_HD void step_unit(const StepParams& p, const Row<A>& row, const Unit& unit, bool vector) {
   A x[kGroup] = {};
   A m[kInputs > 0 ? kInputs : 1][kGroup] = {};
-  if (reads_x(p, row))
-    read_group<State>(p.x, unit.position, unit.step, unit.valid, vector, x);
+  if (reads_x(p, row)) read_group<State>(p.x, unit.position, unit.step, unit.valid, vector, x);
 #pragma unroll
   for (int k = 0; k < kInputs; ++k)
     if (reads_input(p, row, k))

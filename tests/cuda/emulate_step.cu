@@ -1,0 +1,224 @@
+// The work of the CUDA kernels, thread by thread on the host, against one plain loop over memory:
+// it shows without a GPU that every element is written once, with the right sample, element and
+// inputs, for all layouts, tails and alignments. Exit status 0 if all agree (tools/cuda_check.py
+// runs it).
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "../../csrc/cuda/step_thread.h"
+
+using namespace cmsolvers;
+using namespace cmsolvers::cuda;
+
+namespace {
+
+template <class T>
+constexpr DType type_of = std::is_same_v<T, double>  ? DType::f64
+                          : std::is_same_v<T, float> ? DType::f32
+                          : std::is_same_v<T, Half>  ? DType::f16
+                                                     : DType::bf16;
+
+int checks = 0;
+int failures = 0;
+
+// Memory for n elements with guards around it, `shift` elements past an aligned address.
+template <class T>
+struct Buffer {
+  static constexpr int kGuard = 16;
+  std::vector<T> storage;
+  T* data;
+  int64_t size;
+
+  Buffer(int64_t n, int shift) : storage(n + shift + 2 * kGuard + 64, narrow<T>(-77.0f)), size(n) {
+    auto address = reinterpret_cast<uintptr_t>(storage.data() + kGuard);
+    address = (address + 63) / 64 * 64;
+    data = reinterpret_cast<T*>(address) + shift;
+  }
+  void fill(std::mt19937& random) {
+    std::normal_distribution<float> normal;
+    for (int64_t i = 0; i < size; ++i) data[i] = narrow<T>(normal(random));
+  }
+  bool guards_hold() const {
+    const T guard = narrow<T>(-77.0f);
+    const T* begin = storage.data();
+    const T* end = begin + storage.size();
+    for (const T* p = begin; p != end; ++p)
+      if ((p < data || p >= data + size) && std::memcmp(p, &guard, sizeof(T)) != 0) return false;
+    return true;
+  }
+};
+
+struct Shape {
+  const char* name;
+  int64_t batch, count;
+  int n_dims, batch_dim;
+  std::vector<int64_t> dims, strides;  // empty: logical order is memory order
+};
+
+const std::vector<Shape> kShapes = {
+    {"[4, 48]", 4, 48, 0, -1, {}, {}},
+    {"[5, 7]", 5, 7, 0, -1, {}, {}},
+    {"[1, 1]", 1, 1, 0, -1, {}, {}},
+    {"[3, 1]", 3, 1, 0, -1, {}, {}},
+    {"[1, 1027]", 1, 1027, 0, -1, {}, {}},
+    {"channels_last [2, 3, 4, 8]", 2, 96, 4, 0, {2, 4, 8, 3}, {0, 8, 1, 32}},
+    {"channels_last [2, 3, 5, 7]", 2, 105, 4, 0, {2, 5, 7, 3}, {0, 7, 1, 35}},
+    {"channels_last [2, 1, 3, 4]", 2, 12, 4, 0, {2, 3, 4, 1}, {0, 4, 1, 12}},
+    {"batch innermost [6, 3, 4]", 6, 12, 3, 2, {3, 4, 6}, {4, 1, 0}},
+    {"transposed [2, 5, 4]", 2, 20, 3, 0, {2, 4, 5}, {0, 1, 4}},
+    {"transposed [2, 4, 6]", 2, 24, 3, 0, {2, 6, 4}, {0, 1, 6}},
+    {"one sample, no batch [3, 4]^T", 1, 12, 2, -1, {4, 3}, {1, 4}},
+};
+
+struct Mode {
+  const char* name;
+  int inputs;
+  bool noise, rows, one_row, x0, clamp;
+  Second second;
+  int key;  // 0: seed, 1: a row a sample, 2: one row
+};
+
+const std::vector<Mode> kModes = {
+    {"plain", 1, false, false, false, false, false, Second::none, 0},
+    {"four inputs", 4, false, false, false, false, false, Second::none, 0},
+    {"noise alone", 0, true, false, false, false, false, Second::none, 0},
+    {"noise and two inputs", 2, true, false, false, false, false, Second::none, 1},
+    {"x0, clamp, scaled", 3, true, false, false, true, true, Second::scaled, 2},
+    {"second x0", 1, false, false, false, true, false, Second::x0, 0},
+    {"pair", 0, true, false, false, false, false, Second::pair, 0},
+    {"rows", 2, false, true, false, false, false, Second::none, 0},
+    {"rows, everything", 4, true, true, false, true, true, Second::pair, 1},
+    {"one row", 2, false, true, true, false, false, Second::scaled, 0},
+};
+
+template <class State, class Model, int kInputs>
+void run_thread(const StepParams& p, const Plan& plan, int64_t first, int64_t stride) {
+  const bool full = p.use_x0 || p.second != Second::none || p.rows != nullptr;
+  if (plan.permuted)
+    step_thread<State, Model, kInputs, true, true, true>(p, plan, first, stride);
+  else if (full)
+    step_thread<State, Model, kInputs, true, true, false>(p, plan, first, stride);
+  else if (p.noise)
+    step_thread<State, Model, kInputs, true, false, false>(p, plan, first, stride);
+  else
+    step_thread<State, Model, kInputs, false, false, false>(p, plan, first, stride);
+}
+
+// One element after the other, in memory order, as step.h defines the step.
+template <class State, class Model, class Other>
+void run_plainly(const StepParams& p, State* out, Other* second_out) {
+  using A = Wide<State>;
+  for (int64_t position = 0; position < p.total; ++position) {
+    int64_t sample, element;
+    locate(p, position, sample, element);
+    const Row<A> row = load_row<A>(p, sample);
+    A m[kMaxInputs] = {};
+    for (int k = 0; k < p.n_inputs; ++k)
+      m[k] = A(widen(static_cast<const Model*>(p.inputs[k])[position]));
+    float z[kGroup] = {};
+    if (p.noise) normal4(key_of(p, sample), p.draw, static_cast<uint32_t>(element / kGroup), z);
+    const A x = A(widen(static_cast<const State*>(p.x)[position]));
+    const Outputs<A> result = combine<A>(p, row, x, m, A(pick(z, element % kGroup)));
+    out[position] = narrow<State>(result.first);
+    if (p.second != Second::none) second_out[position] = narrow<Other>(result.second);
+  }
+}
+
+template <class State, class Model, class Other>
+void check(const Shape& shape, const Mode& mode, int shift, int64_t threads) {
+  std::mt19937 random(1234);
+  const int64_t total = shape.batch * shape.count;
+  Buffer<State> x(total, shift), out(total, shift), expected(total, 0);
+  Buffer<Other> second(total, shift), second_expected(total, 0);
+  std::vector<Buffer<Model>> inputs;
+  x.fill(random);
+  for (int k = 0; k < mode.inputs; ++k) {
+    inputs.emplace_back(total, k == 0 ? shift : 0);
+    inputs.back().fill(random);
+  }
+  StepParams p;
+  p.x = x.data;
+  p.out = out.data;
+  p.second_out = mode.second == Second::none ? nullptr : second.data;
+  p.n_inputs = mode.inputs;
+  for (int k = 0; k < mode.inputs; ++k) p.inputs[k] = inputs[k].data;
+  p.state = type_of<State>;
+  p.model = type_of<Model>;
+  p.second_type = type_of<Other>;
+  p.total = total;
+  p.count = shape.count;
+  p.permuted = !shape.dims.empty();
+  p.n_dims = shape.n_dims;
+  p.batch_dim = shape.batch_dim;
+  for (size_t d = 0; d < shape.dims.size(); ++d) {
+    p.dims[d] = shape.dims[d];
+    p.strides[d] = shape.strides[d];
+  }
+  const double weights[kWeights] = {0.7, 0.3, 0.0, -0.2, 0.5, 0.4, 0.6, 0.8, 1.3, -0.7};
+  std::vector<double> rows;
+  for (int j = 0; j < kWeights; ++j) p.weights[j] = j > mode.inputs && j < kZ ? 0.0 : weights[j];
+  if (mode.rows) {
+    for (int64_t b = 0; b < (mode.one_row ? 1 : shape.batch); ++b)
+      for (int j = 0; j < kWeights; ++j)
+        if (j <= mode.inputs || j >= kZ) rows.push_back(weights[j] * (1.0 + 0.1 * double(b)));
+    p.rows = rows.data();
+    p.row_stride = mode.one_row ? 0 : mode.inputs + 6;
+  }
+  p.use_x0 = mode.x0;
+  p.clamp = mode.clamp;
+  p.low = -0.5;
+  p.high = 0.75;
+  p.second = mode.second;
+  p.noise = mode.noise;
+  p.stream = 3;
+  p.draw = 9;
+  p.seed = 0xFEDCBA9876543210u;
+  p.offset = (uint64_t(1) << 40) + 5;
+  std::vector<int64_t> key;
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    key.push_back(17 * b - 3);
+    key.push_back((int64_t(1) << 33) + b);
+  }
+  if (mode.key != 0) p.key = key.data();
+  p.key_per_sample = mode.key == 1;
+
+  run_plainly<State, Model, Other>(p, expected.data, second_expected.data);
+  const Plan plan = make_plan(p);
+  for (int64_t t = 0; t < threads; ++t) {
+    if (mode.inputs <= 1)
+      run_thread<State, Model, 1>(p, plan, t, threads);
+    else
+      run_thread<State, Model, kMaxInputs>(p, plan, t, threads);
+  }
+  bool same = std::memcmp(out.data, expected.data, total * sizeof(State)) == 0;
+  if (mode.second != Second::none)
+    same = same && std::memcmp(second.data, second_expected.data, total * sizeof(Other)) == 0;
+  ++checks;
+  if (same && out.guards_hold() && second.guards_hold()) return;
+  ++failures;
+  std::printf("differs: %s, %s, state %zu bytes, shift %d, %lld threads, %s\n", shape.name,
+              mode.name, sizeof(State), shift, static_cast<long long>(threads),
+              plan.vector ? "vectors" : "scalars");
+}
+
+template <class State, class Model, class Other>
+void check_all() {
+  for (const Shape& shape : kShapes)
+    for (const Mode& mode : kModes)
+      for (const int shift : {0, 1})
+        for (const int64_t threads : {1, 64, 1024})
+          check<State, Model, Other>(shape, mode, shift, threads);
+}
+
+}  // namespace
+
+int main() {
+  check_all<float, float, Half>();
+  check_all<float, BFloat, float>();
+  check_all<double, float, double>();
+  check_all<Half, Half, float>();
+  std::printf("%d checks, %d failed\n", checks, failures);
+  return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,384 @@
+"""CUDA against CPU, to the bit, and what only a GPU can show: streams, graphs, sizes, no waiting.
+
+`CMSOLVERS_REQUIRE_CUDA=1` turns the skip of this file into a failure (tools/gpu_run.py sets it).
+"""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmsolvers import noise, ops
+from cmsolvers.ops import reference
+
+HAS_CUDA = torch.cuda.is_available() and bool(ops.build_info()["cuda"])
+REQUIRED = os.environ.get("CMSOLVERS_REQUIRE_CUDA", "0") not in ("", "0")
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        not HAS_CUDA and not REQUIRED, reason="needs a GPU and the CUDA part of the extension"
+    ),
+]
+
+F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+DTYPES = [F64, F32, F16, BF16]
+PAIRS = [(F64, F64), (F64, F32), (F64, BF16), (F32, F32), (F32, F16), (F32, BF16), (F16, F16)]
+PAIRS.append((BF16, BF16))
+
+Step = Callable[[Tensor, list[Tensor], "int | Tensor"], "Tensor | tuple[Tensor, Tensor]"]
+
+
+def _rows(x: Tensor, *columns: float) -> list[Tensor]:
+    """Weights that differ from sample to sample, on the device of x."""
+    ramp = torch.linspace(0.5, 1.5, x.shape[0], dtype=F64, device=x.device)
+    return [c * ramp for c in columns]
+
+
+def _everything(x: Tensor, m: list[Tensor], seed: "int | Tensor"):
+    return ops.weighted_step(
+        x,
+        m,
+        (0.7, 0.3, -0.2, 0.1, 0.05),
+        w_z=0.4,
+        seed=seed,
+        draw=3,
+        x0=(0.6, 0.5),
+        clamp=(-0.5, 0.75),
+        second=1.3,
+    )
+
+
+STEPS: dict[str, Step] = {
+    "noise alone": lambda x, m, s: ops.weighted_step(x, (), (0.0,), w_z=1.0, seed=s),
+    "one input": lambda x, m, s: ops.weighted_step(x, m[:1], (0.9, 0.1)),
+    "four inputs": lambda x, m, s: ops.weighted_step(x, m, (0.9, 0.1, -0.3, 0.2, 0.7)),
+    "dropped terms": lambda x, m, s: ops.weighted_step(x, m[:3], (0.0, 0.5, 0.0, 0.25)),
+    "euler_maruyama": lambda x, m, s: ops.euler_maruyama_step(x, m[0], 1.7, -0.01, seed=s),
+    "pf_ode": lambda x, m, s: ops.pf_ode_step(x, m[0], 2.0, 1.5),
+    "heun": lambda x, m, s: ops.heun_step(x, m[0], 2.0, 1.5, m[1]),
+    "consistency_output": lambda x, m, s: ops.consistency_output(x, m[0], 3.0),
+    "add_noise": lambda x, m, s: ops.add_noise(x, 0.8, alpha=0.6, seed=s),
+    "noise pair": lambda x, m, s: ops.add_noise(x, 0.8, sigma_next=0.4, seed=s),
+    "clamp": lambda x, m, s: ops.weighted_step(x, m[:1], (0.3, 0.7), clamp=(-1.0, 1.0)),
+    "x0 out": lambda x, m, s: ops.weighted_step(
+        x, m[:2], (0.3, 0.7, 0.1), x0=(0.2, 0.8), clamp=(-1.0, 1.0), second="x0", w_z=0.1, seed=s
+    ),
+    "network input": lambda x, m, s: ops.weighted_step(
+        x, m[:1], (0.4, 0.6), second=0.5, second_dtype=m[0].dtype
+    ),
+    "rows": lambda x, m, s: ops.weighted_step(
+        x, m[:2], _rows(x, 0.9, 0.2, -0.1), w_z=_rows(x, 0.3)[0], seed=s
+    ),
+    "rows, everything": lambda x, m, s: ops.weighted_step(
+        x,
+        m,
+        _rows(x, 0.9, 0.2, -0.1, 0.4, 0.3),
+        w_z=_rows(x, 0.3)[0],
+        seed=s,
+        x0=(_rows(x, 0.5)[0], 0.5),
+        clamp=(-1.0, 1.0),
+        second=("pair", 0.5, _rows(x, 0.2)[0]),
+    ),
+    "everything": _everything,
+}
+
+SHAPES = [(4, 3, 8, 8), (3, 1), (5, 7), (2, 3, 5, 7), (1, 4099)]
+
+
+def bits(t: Tensor) -> Tensor:
+    """The tensor's bits, on the CPU: NaN equals itself and -0 differs from 0."""
+    kind = {8: torch.int64, 4: torch.int32, 2: torch.int16}[t.element_size()]
+    return t.detach().cpu().contiguous().view(kind)
+
+
+def assert_same_bits(a: "Tensor | tuple[Tensor, ...]", b: "Tensor | tuple[Tensor, ...]") -> None:
+    a, b = ((v,) if isinstance(v, Tensor) else v for v in (a, b))
+    for left, right in zip(a, b, strict=True):
+        assert left.dtype == right.dtype and left.shape == right.shape
+        differ = bits(left) != bits(right)
+        assert not differ.any(), (
+            f"{int(differ.sum())} of {differ.numel()} values differ, first at "
+            f"{differ.nonzero()[0].tolist()}: {left.cpu()[differ][0]} and {right.cpu()[differ][0]}"
+        )
+
+
+def make(shape, dtype, model, seed=0) -> tuple[Tensor, list[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.randn(shape, generator=generator, dtype=F64) for _ in range(5)]
+    return draws[0].to(dtype), [d.to(model) for d in draws[1:]]
+
+
+def on_gpu(x: Tensor, m: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    return x.cuda(), [t.cuda() for t in m]
+
+
+class TestSameBits:
+    """same_bits: every op, dtype and shape gives on CUDA what it gives on the CPU."""
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (4, 3, 32, 32), (2, 100_003)], ids=str)
+    def test_normal_same_bits(self, dtype, shape):
+        arguments = {"seed": 2**63 + 5, "draw": 2**32 - 1, "stream": 255, "offset": 2**40}
+        cpu = noise.normal(shape, **arguments, dtype=dtype)
+        gpu = noise.normal(shape, **arguments, dtype=dtype, device="cuda")
+        assert_same_bits(gpu, cpu)
+
+    def test_normal_same_bits_as_plain_torch(self):
+        plain = reference.normal((3, 1001), seed=9, offset=4, table=None, stream=1, draw=2)
+        gpu = noise.normal((3, 1001), 9, stream=1, draw=2, offset=4, device="cuda")
+        assert_same_bits(gpu, plain)
+
+    @pytest.mark.slow
+    def test_normal_same_bits_over_many(self):
+        for draw in range(10):
+            cpu = noise.normal((10, 1_000_000), 1, draw=draw)
+            assert_same_bits(noise.normal((10, 1_000_000), 1, draw=draw, device="cuda"), cpu)
+
+    @pytest.mark.parametrize("name", STEPS)
+    @pytest.mark.parametrize(("dtype", "model"), PAIRS, ids=lambda d: str(d).split(".")[-1])
+    def test_step_same_bits(self, name, dtype, model):
+        for shape in SHAPES:
+            x, m = make(shape, dtype, model)
+            gpu = STEPS[name](*on_gpu(x, m), 11)
+            assert_same_bits(gpu, STEPS[name](x, m, 11))
+
+    def test_seeds_a_sample_same_bits(self):
+        x, m = make((4, 3, 8, 8), F32, F32)
+        seeds = torch.tensor([1, -5, 2**62, 0])
+        gpu = _everything(*on_gpu(x, m), seeds.cuda())
+        assert_same_bits(gpu, _everything(x, m, seeds))
+
+    def test_special_values_same_bits(self):
+        x = torch.tensor(
+            [[0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-45, 3e38, -1.0]]
+        )
+        m = [x.flip(1).contiguous()]
+        for name in ("one input", "clamp", "pf_ode"):
+            gpu, cpu = STEPS[name](*on_gpu(x, m), 0), STEPS[name](x, m, 0)
+            torch.testing.assert_close(gpu.cpu(), cpu, rtol=0, atol=0, equal_nan=True)
+
+
+class TestLayouts:
+    @pytest.mark.parametrize("name", STEPS)
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_layouts_are_kept(self, name, dtype):
+        x, m = make((4, 3, 8, 6), dtype, dtype)
+        expected = STEPS[name](x, m, 5)
+        for change in (
+            lambda t: t.contiguous(memory_format=torch.channels_last),
+            lambda t: t.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
+            lambda t: torch.stack((t, t), dim=-1)[..., 0],  # not dense
+        ):
+            gx = change(x.cuda())
+            gpu = STEPS[name](gx, [change(t.cuda()) for t in m], 5)
+            assert_same_bits(gpu, expected)
+            first = gpu if isinstance(gpu, Tensor) else gpu[0]
+            assert first.stride() == torch.empty_like(gx).stride()
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("shift", [1, 2, 3])
+    def test_misaligned_storage(self, dtype, shift):
+        """A vector load at such an address faults: the scalar path must be taken."""
+        x, m = make((3, 64), dtype, dtype)
+
+        def shifted(t: Tensor) -> Tensor:
+            storage = torch.empty(t.numel() + shift, dtype=t.dtype, device="cuda")
+            return storage[shift:].view(t.shape).copy_(t)
+
+        for name, step in STEPS.items():
+            expected = step(x, m, 5)
+            assert_same_bits(step(shifted(x), [shifted(t) for t in m], 5), expected)
+            mixed = step(x.cuda(), [shifted(t) for t in m], 5)
+            assert_same_bits(mixed, expected)
+
+    def test_misaligned_out(self):
+        x, m = make((3, 64), F32, F32)
+        out = torch.empty(3 * 64 + 1, device="cuda")[1:].view(3, 64)
+        gx, gm = on_gpu(x, m)
+        ops.weighted_step(gx, gm[:1], (0.9, 0.1), w_z=0.3, seed=1, out=out)
+        assert_same_bits(out, ops.weighted_step(x, m[:1], (0.9, 0.1), w_z=0.3, seed=1))
+
+    def test_in_place(self):
+        x, m = make((4, 3, 8, 8), F32, F16)
+        gx, gm = on_gpu(x, m)
+        pointer = gx.data_ptr()
+        result = ops.heun_step(gx, gm[0], 2.0, 1.5, gm[1], out=gx)
+        assert result.data_ptr() == pointer
+        assert_same_bits(gx, ops.heun_step(x, m[0], 2.0, 1.5, m[1]))
+
+    def test_neighbours_stay_untouched(self):
+        guard = torch.full((100 + 2 * 16,), 7.0, device="cuda")
+        inner = guard[16:-16].view(4, 25)
+        noise.normal((4, 25), 3, out=inner)
+        assert (guard[:16] == 7).all() and (guard[-16:] == 7).all()
+        assert_same_bits(inner, noise.normal((4, 25), 3))
+
+    @pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0,)], ids=str)
+    def test_empty(self, shape):
+        x = torch.empty(shape, device="cuda")
+        for name, step in STEPS.items():
+            result = step(x, [x] * 4, 1)
+            first = result if isinstance(result, Tensor) else result[0]
+            assert first.shape == x.shape, name
+
+
+class TestGraphs:
+    def test_graph_replays_with_new_seeds_and_weights(self):
+        x, m = on_gpu(*make((6, 3, 8, 8), F32, F32))
+        seeds = torch.arange(6, device="cuda")
+        levels = torch.linspace(0.1, 1.0, 6, dtype=F64, device="cuda")
+
+        def step() -> Tensor:
+            return ops.weighted_step(x, m[:1], (0.9, levels), w_z=0.5, seed=seeds)
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        for shift in (0, 100, 2**40):
+            seeds.copy_(torch.arange(6) + shift)
+            levels.add_(0.25)
+            x.add_(1.0)
+            graph.replay()
+            assert_same_bits(captured, step())
+
+    def test_graph_of_a_key_table(self):
+        key = noise.key(torch.arange(4, device="cuda"), 4)
+        graph = torch.cuda.CUDAGraph()
+        out = torch.empty(4, 33, device="cuda")
+        with torch.cuda.graph(graph):
+            noise.normal((4, 33), key, out=out)
+        key.table.copy_(torch.tensor([[9, 1], [8, 2], [7, 3], [6, 4]]))
+        graph.replay()
+        for b in range(4):
+            assert_same_bits(out[b : b + 1], noise.normal((1, 33), 9 - b, offset=1 + b))
+
+
+class TestStreams:
+    def test_runs_on_the_current_stream(self):
+        """Work queued before it on the same stream is seen, although that work takes long."""
+        x, m = make((64, 1024), F32, F32)
+        gx, gm = torch.zeros_like(x, device="cuda"), [t.cuda() for t in m]
+        source = x.cuda()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            gx.copy_(source)
+            result = ops.pf_ode_step(gx, gm[0], 2.0, 1.5)
+        stream.synchronize()
+        assert_same_bits(result, ops.pf_ode_step(x, m[0], 2.0, 1.5))
+
+    def test_never_waits_for_the_device(self):
+        x, m = on_gpu(*make((4, 3, 8, 8), F32, F16))
+        seeds = torch.arange(4, device="cuda")
+        key = noise.key(5, 4, device="cuda")
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for step in STEPS.values():
+                for seed in (7, seeds, key):
+                    step(x, m, seed)
+            noise.normal((4, 100), 3, device="cuda")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def test_samplers_never_wait_for_the_device(self):
+        from cmsolvers import ddpm_ancestral, euler_pf_ode, heun_pf_ode, karras_sigmas
+
+        def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+            return x / (1 + sigma.reshape(-1, 1).to(x.dtype) ** 2)
+
+        x = 80 * noise.normal((4, 100), 3, device="cuda")
+        sigmas = karras_sigmas(5)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for sampler in (euler_pf_ode, heun_pf_ode, ddpm_ancestral):
+                sampler(denoiser, x, sigmas, seed=1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    @pytest.mark.parametrize("name", ["noise alone", "heun", "euler_maruyama", "noise pair"])
+    def test_is_one_kernel(self, name):
+        x, m = on_gpu(*make((4, 3, 8, 8), F32, F32))
+        STEPS[name](x, m, 7)
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            STEPS[name](x, m, 7)
+            torch.cuda.synchronize()
+        on_device = [
+            e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA
+        ]
+        assert len(on_device) == 1, on_device
+
+
+class TestSizes:
+    @staticmethod
+    def need(gigabytes: float) -> None:
+        free, _ = torch.cuda.mem_get_info()
+        if free < gigabytes * 2**30:
+            pytest.skip(f"needs {gigabytes} GiB of free GPU memory")
+
+    def test_more_than_two_to_the_31_elements(self):
+        self.need(14)
+        rows, columns = 2**31 // 1024 + 3, 1024
+        x = torch.ones(rows, columns, dtype=F16, device="cuda")
+        ops.weighted_step(x, (x,), (0.25, 0.25), w_z=0.5, seed=4, out=x)
+        tail = ops.weighted_step(
+            torch.ones(5, columns, dtype=F16),
+            (torch.ones(5, columns, dtype=F16),),
+            (0.25, 0.25),
+            w_z=0.5,
+            seed=4,
+            offset=rows - 5,
+        )
+        assert_same_bits(x[-5:], tail)
+
+    def test_one_sample_of_more_than_two_to_the_31_elements(self):
+        self.need(10)
+        count = 2**31 + 64
+        z = noise.normal((1, count), 6, dtype=F16, device="cuda")
+        group = torch.arange(count // 4 - 16, count // 4)
+        zero = torch.zeros_like(group)
+        r = reference.philox((group, zero, zero, zero), (zero + 6, zero))
+        tail = torch.stack((*reference._box_muller(*r[:2]), *reference._box_muller(*r[2:])), dim=-1)
+        assert_same_bits(z[0, -64:], tail.flatten().float().to(F16))
+
+
+class TestDerivatives:
+    def test_gradients_and_forward_mode(self):
+        x, m = on_gpu(*make((2, 5), F64, F64))
+        leaves = (x.requires_grad_(), m[0].requires_grad_())
+
+        def step(x: Tensor, f: Tensor) -> Tensor:
+            return ops.weighted_step(x, (f,), (0.9, 0.2), w_z=0.3, seed=1)
+
+        assert torch.autograd.gradcheck(step, leaves, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(step, leaves)
+
+    def test_compiles_whole(self):
+        x, m = on_gpu(*make((4, 3, 8, 8), F32, F32))
+
+        def step(x: Tensor, f: Tensor, g: Tensor) -> Tensor:
+            return ops.heun_step(x * 2, f, 2.0, 1.5, g) + 1
+
+        assert_same_bits(torch.compile(step, fullgraph=True)(x, *m[:2]), step(x, *m[:2]))
+
+
+def test_mixed_devices_are_refused():
+    x = torch.zeros(2, 3, device="cuda")
+    with pytest.raises(ValueError, match=r"must be on the device of x, cuda:0; got cpu"):
+        ops.weighted_step(x, (torch.zeros(2, 3),), (1.0, 1.0))
+
+
+def test_build_info_names_the_gpu_build():
+    info = ops.build_info()
+    assert info["cuda"] and info["cuda_architectures"]

@@ -34,7 +34,8 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _points(name: str, value: Any) -> Tensor:
-    points = torch.as_tensor(value)
+    sequence = isinstance(value, (list, tuple, int, float))
+    points = torch.as_tensor(value, dtype=torch.float64 if sequence else None)
     if not points.dtype.is_floating_point:
         raise TypeError(f"{name} must be floating; got {points.dtype}")
     if points.ndim == 0 or points.shape[0] == 0:
@@ -137,7 +138,7 @@ class Gaussian(Oracle):
         level, end = _column("sigma", sigma, x), _column("sigma_min", sigma_min, x)
         mean = self.mean.to(flat)
         ratio = torch.sqrt((self.std**2 + end**2) / (self.std**2 + level**2))
-        return (mean + ratio * (flat - mean)).reshape(x.shape).to(x.dtype)
+        return (flat + (ratio - 1) * (flat - mean)).reshape(x.shape).to(x.dtype)
 
 
 class GaussianMixture(Oracle):
@@ -158,7 +159,7 @@ class GaussianMixture(Oracle):
         k = means.shape[0]
         self.means: Tensor = means.reshape(k, -1)
         stds = torch.as_tensor(stds, dtype=torch.float64)
-        weights = torch.as_tensor(torch.ones(k) if weights is None else weights).double()
+        weights = torch.as_tensor([1.0] * k if weights is None else weights, dtype=torch.float64)
         stds = stds.expand(k) if stds.ndim == 0 else stds
         for name, value in (("stds", stds), ("weights", weights)):
             if list(value.shape) != [k]:

@@ -1,0 +1,145 @@
+"""Processes against quadrature, finite differences and the moment equations of their SDEs, in float64."""
+
+import math
+
+import pytest
+import torch
+from scipy.integrate import quad, solve_ivp
+
+import cmsolvers as cm
+from cmsolvers.oracles import Gaussian
+
+PROCESSES = [
+    cm.VP(),
+    cm.VP(0.5, 3.0),
+    cm.VP(2.0, 2.0),
+    cm.SubVP(),
+    cm.SubVP(0.3, 9.0),
+    cm.VE(),
+    cm.VE(0.1, 3.0),
+    cm.Karras(),
+]
+IDS = [repr(p) for p in PROCESSES]
+each_process = pytest.mark.parametrize("p", PROCESSES, ids=IDS)
+
+
+def grid(p, n=9):
+    return [p.t_min + (p.t_max - p.t_min) * k / (n - 1) for k in range(n)]
+
+
+@each_process
+def test_alpha_is_the_integral_of_the_drift(p):
+    start = p.t_min
+    for t in grid(p)[1:]:
+        expected = p.alpha(start) * math.exp(quad(p.drift_factor, start, t, epsabs=1e-13)[0])
+        assert p.alpha(t) == pytest.approx(expected, rel=1e-11)
+
+
+@each_process
+def test_variance_solves_the_moment_equation(p):
+    """d var / dt = 2 a var + g^2."""
+    start, times = p.t_min, grid(p)
+
+    def rate(t, v):
+        return 2 * p.drift_factor(t) * v + p.diffusion(t) ** 2
+
+    path = solve_ivp(
+        rate, (start, times[-1]), [p.sigma(start) ** 2], t_eval=times, rtol=1e-11, atol=1e-14
+    )
+    for t, variance in zip(times, path.y[0], strict=True):
+        assert p.sigma(t) ** 2 == pytest.approx(variance, rel=1e-8)
+
+
+@each_process
+def test_drift_factor_by_finite_differences(p):
+    for t in grid(p)[1:-1]:
+        h = 1e-5 * t
+        slope = (math.log(p.alpha(t + h)) - math.log(p.alpha(t - h))) / (2 * h)
+        assert p.drift_factor(t) == pytest.approx(slope, rel=1e-6, abs=1e-9)
+
+
+@each_process
+def test_karras_coordinates_and_their_inverse(p):
+    for t in grid(p):
+        assert p.sigma_hat(t) == pytest.approx(p.sigma(t) / p.alpha(t), rel=1e-13)
+        assert p.t_of_sigma(p.sigma_hat(t)) == pytest.approx(t, rel=1e-12)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    t = torch.tensor(grid(p, 4), dtype=torch.float64)
+    x_hat, level = p.to_karras(x, t)
+    back, time = p.from_karras(x_hat, level)
+    torch.testing.assert_close(back, x, rtol=1e-13, atol=0)
+    torch.testing.assert_close(time, t, rtol=1e-12, atol=1e-15)
+
+
+@each_process
+def test_floats_and_tensors_agree(p):
+    times = grid(p)
+    tensor = torch.tensor(times, dtype=torch.float64)
+    for name in ("alpha", "sigma", "drift_factor", "diffusion", "sigma_hat", "t_of_sigma"):
+        function = getattr(p, name)
+        values = function(tensor)
+        assert values.dtype == torch.float64 and values.shape == tensor.shape
+        for value, t in zip(values.tolist(), times, strict=True):
+            assert isinstance(function(t), float)
+            assert value == pytest.approx(function(t), rel=1e-14, abs=1e-300)
+    assert p.sigma(torch.tensor(0.5)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("p", [cm.VP(), cm.SubVP()], ids=repr)
+def test_relative_accuracy_next_to_zero(p):
+    """Against the series of the integral: 1 - exp(-x) = x - x^2/2 would lose all digits here."""
+    t = 1e-14
+    total = p.beta_min * t
+    expected = math.sqrt(total) if isinstance(p, cm.VP) else total
+    assert p.sigma(t) == pytest.approx(expected, rel=1e-10)
+    assert p.t_of_sigma(p.sigma_hat(t)) == pytest.approx(t, rel=1e-10)
+
+
+def test_subvp_is_vp_with_the_variance_squared():
+    for t in (1e-3, 0.2, 1.0):
+        assert cm.SubVP().sigma(t) == pytest.approx(cm.VP().sigma(t) ** 2, rel=1e-14)
+        assert cm.SubVP().alpha(t) == cm.VP().alpha(t)
+
+
+@each_process
+def test_marginal_and_drift_per_sample(p):
+    x = torch.randn(3, 2, 2)
+    t = torch.tensor(grid(p, 3))
+    mean, std = p.marginal(x, t)
+    assert mean.dtype == torch.float32 and std.shape == (3, 1, 1)
+    for b in range(3):
+        one, dev = p.marginal(x[b : b + 1], t[b].item())
+        torch.testing.assert_close(mean[b : b + 1], one)
+        assert std[b].item() == pytest.approx(dev, rel=1e-6)
+        torch.testing.assert_close(p.drift(x, t)[b : b + 1], p.drift(x[b : b + 1], t[b].item()))
+
+
+@each_process
+def test_reverse_and_flow_by_their_definition(p):
+    data = Gaussian(0.7, 0.2)
+    score = p.score_of(data)
+    x = torch.randn(5, 2, dtype=torch.float64)
+    for t in grid(p)[1:]:
+        times = torch.full((5,), t, dtype=torch.float64)
+        mean, variance = p.alpha(t) * 0.2, (p.alpha(t) * 0.7) ** 2 + p.sigma(t) ** 2
+        exact = (mean - x) / variance
+        torch.testing.assert_close(score(x, times), exact, rtol=1e-9, atol=1e-9)
+        forward, g = p.drift(x, t), p.diffusion(t)
+        reverse, flow = p.reverse(score), p.probability_flow(score)
+        torch.testing.assert_close(reverse.drift(x, t), forward - g * g * exact)
+        torch.testing.assert_close(flow.drift(x, times), forward - 0.5 * g * g * exact)
+        assert reverse.diffusion(t) == g and flow.diffusion(t) == 0
+
+
+@each_process
+def test_prior(p):
+    x = p.prior((4000, 2), seed=3)
+    assert x.std().item() == pytest.approx(p.prior_std, rel=0.05)
+    shard = p.prior((10, 2), seed=3, offset=20)
+    assert torch.equal(shard, x[20:30])
+    assert torch.equal(p.prior((10, 2), seed=3, dtype=torch.float64).float(), x[:10])
+
+
+def test_frozen():
+    with pytest.raises(AttributeError):
+        cm.VP().beta_min = 1.0

@@ -57,7 +57,9 @@ class _Step(torch.autograd.Function):
     """Inputs: spec, x, rows, key, then the step's inputs. Outputs: x' and the second output (or None)."""
 
     @staticmethod
-    def forward(ctx: Any, spec: _Spec, x: Tensor, rows: Tensor | None, key: Tensor | None, *inputs: Tensor) -> Any:
+    def forward(
+        ctx: Any, spec: _Spec, x: Tensor, rows: Tensor | None, key: Tensor | None, *inputs: Tensor
+    ) -> Any:
         ctx.spec = spec
         ctx.rows = rows
         ctx.count = len(inputs)
@@ -79,7 +81,9 @@ class _Step(torch.autograd.Function):
         """1 where the clamp lets x0 through, 0 where it holds it (as torch.clamp counts the bounds: inside)."""
         x, f = ctx.saved_tensors
         n = ctx.count
-        x0 = _combine(((x.detach(), _Step._weight(ctx, n + 2)), (f.detach(), _Step._weight(ctx, n + 3))))
+        x0 = _combine(
+            ((x.detach(), _Step._weight(ctx, n + 2)), (f.detach(), _Step._weight(ctx, n + 3)))
+        )
         assert x0 is not None
         low, high = ctx.spec.clamp
         return ((x0 >= low) & (x0 <= high)).to(x.dtype)
@@ -116,12 +120,18 @@ class _Step(torch.autograd.Function):
             grads.append(_combine(terms) if ctx.needs_input_grad[1] else None)
             grads.append(_combine(((grad_x0, w[n + 3]),)) if ctx.needs_input_grad[4] else None)
             for k in range(1, n):
-                grads.append(both(w[k + 1], scale * w[k + 1]) if ctx.needs_input_grad[4 + k] else None)
-        cast = [g if g is None else g.to(dtype) for g, dtype in zip(grads[1:], ctx.dtypes, strict=True)]
+                grads.append(
+                    both(w[k + 1], scale * w[k + 1]) if ctx.needs_input_grad[4 + k] else None
+                )
+        cast = [
+            g if g is None else g.to(dtype) for g, dtype in zip(grads[1:], ctx.dtypes, strict=True)
+        ]
         return (None, grads[0], None, None, *cast)
 
     @staticmethod
-    def jvp(ctx: Any, _spec: None, x: Tensor | None, rows: None, key: None, *inputs: Tensor | None) -> Any:
+    def jvp(
+        ctx: Any, _spec: None, x: Tensor | None, rows: None, key: None, *inputs: Tensor | None
+    ) -> Any:
         spec: _Spec = ctx.spec
         given = next(t for t in (x, *inputs) if t is not None)
         if x is None:

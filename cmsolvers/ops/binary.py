@@ -16,7 +16,9 @@ def _load() -> ModuleType | None:
         return importlib.import_module("cmsolvers._C")
     except ImportError as error:
         if os.environ.get("CMSOLVERS_REQUIRE_EXTENSION", "0") not in ("", "0"):
-            raise ImportError(f"CMSOLVERS_REQUIRE_EXTENSION is set and cmsolvers._C did not load: {error}") from error
+            raise ImportError(
+                f"CMSOLVERS_REQUIRE_EXTENSION is set and cmsolvers._C did not load: {error}"
+            ) from error
         warnings.warn(
             f"cmsolvers._C did not load ({error}); every step runs in plain torch, many times slower. "
             "Build it with `pip install --no-build-isolation .`",

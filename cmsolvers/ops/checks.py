@@ -21,17 +21,23 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
         if not isinstance(m, Tensor):
             raise TypeError(f"{name}[{k}] must be a tensor; got {type(m).__name__}")
         if m.shape != x.shape:
-            raise ValueError(f"{name}[{k}] must have the shape of x, {list(x.shape)}; got {list(m.shape)}")
+            raise ValueError(
+                f"{name}[{k}] must have the shape of x, {list(x.shape)}; got {list(m.shape)}"
+            )
         if m.device != x.device:
             raise ValueError(f"{name}[{k}] must be on the device of x, {x.device}; got {m.device}")
         if m.dtype != inputs[0].dtype:
-            raise TypeError(f"{name} must share one dtype; {name}[0] is {inputs[0].dtype}, {name}[{k}] is {m.dtype}")
+            raise TypeError(
+                f"{name} must share one dtype; {name}[0] is {inputs[0].dtype}, {name}[{k}] is {m.dtype}"
+            )
     if inputs:
         dtype = inputs[0].dtype
         if dtype not in PRECISION:
             raise TypeError(f"{name}[0] must be float64, float32, float16 or bfloat16; got {dtype}")
         if dtype != x.dtype and PRECISION[dtype] >= PRECISION[x.dtype]:
-            raise TypeError(f"{name}[0] must be {x.dtype} as x is, or of lower precision; got {dtype}")
+            raise TypeError(
+                f"{name}[0] must be {x.dtype} as x is, or of lower precision; got {dtype}"
+            )
 
 
 def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
@@ -39,15 +45,25 @@ def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
     if isinstance(value, Tensor):
         batch = x.shape[0] if x.dim() else 1
         if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, batch)):
-            raise ValueError(f"{name} must be a number or have shape [{batch}], one a sample; got {list(value.shape)}")
+            raise ValueError(
+                f"{name} must be a number or have shape [{batch}], one a sample; got {list(value.shape)}"
+            )
         if not value.dtype.is_floating_point:
             raise TypeError(f"{name} must be floating; got {value.dtype}")
         if value.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name} must not require a gradient: weights are constants here; detach it")
+            raise ValueError(
+                f"{name} must not require a gradient: weights are constants here; detach it"
+            )
         if value.device != x.device and value.device.type != "cpu":
-            raise ValueError(f"{name} must be on the device of x, {x.device}, or the CPU; got {value.device}")
+            raise ValueError(
+                f"{name} must be on the device of x, {x.device}, or the CPU; got {value.device}"
+            )
         return
-    if isinstance(value, (bool, str)) or not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
+    if (
+        isinstance(value, (bool, str))
+        or not isinstance(value, (int, float))
+        and not hasattr(value, "__float__")
+    ):
         raise TypeError(f"{name} must be a number or a tensor; got {type(value).__name__}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite; got {value}")
@@ -76,14 +92,18 @@ def check_outputs(
     if second_out is not None and not has_second:
         raise ValueError("second_out needs second; got second=None")
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *inputs)):
-        raise ValueError("out does not support automatic differentiation; x or an input requires a gradient")
+        raise ValueError(
+            "out does not support automatic differentiation; x or an input requires a gradient"
+        )
     for name, given, dtype in (("out", out, x.dtype), ("second_out", second_out, second_dtype)):
         if given is None:
             continue
         if not isinstance(given, Tensor):
             raise TypeError(f"{name} must be a tensor; got {type(given).__name__}")
         if given.shape != x.shape:
-            raise ValueError(f"{name} must have the shape of x, {list(x.shape)}; got {list(given.shape)}")
+            raise ValueError(
+                f"{name} must have the shape of x, {list(x.shape)}; got {list(given.shape)}"
+            )
         if given.dtype != dtype:
             raise TypeError(f"{name} must be {dtype}; got {given.dtype}")
         if given.device != x.device:
@@ -92,12 +112,20 @@ def check_outputs(
             raise ValueError(f"{name} must not require a gradient")
         layout = torch.empty_like(x, device="meta").stride()
         if not _same_order(given.stride(), layout, given.shape):
-            raise ValueError(f"{name} must have the layout of x, strides {layout}; got {given.stride()}")
+            raise ValueError(
+                f"{name} must have the layout of x, strides {layout}; got {given.stride()}"
+            )
         for other_name, other in (("x", x), *((f"inputs[{k}]", m) for k, m in enumerate(inputs))):
-            exact = given.data_ptr() == other.data_ptr() and given.dtype == other.dtype and name == "out"
+            exact = (
+                given.data_ptr() == other.data_ptr()
+                and given.dtype == other.dtype
+                and name == "out"
+            )
             same = exact and _same_order(given.stride(), other.stride(), given.shape)
             if not same and overlap(given, other):
-                raise ValueError(f"{name} overlaps {other_name} in memory; give {other_name} itself or other memory")
+                raise ValueError(
+                    f"{name} overlaps {other_name} in memory; give {other_name} itself or other memory"
+                )
     if out is not None and second_out is not None and overlap(out, second_out):
         raise ValueError("second_out overlaps out in memory")
 

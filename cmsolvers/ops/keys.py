@@ -53,25 +53,39 @@ def resolve(
     """
     if isinstance(seed, Key):
         if seed.table is not None and seed.table.shape[0] not in (1, batch):
-            raise ValueError(f"seed: the key holds {seed.table.shape[0]} rows; the batch has {batch} samples")
+            raise ValueError(
+                f"seed: the key holds {seed.table.shape[0]} rows; the batch has {batch} samples"
+            )
         if offset != 0 or ids is not None:
-            raise ValueError("offset and ids belong to noise.key; a Key given as seed already holds them")
+            raise ValueError(
+                "offset and ids belong to noise.key; a Key given as seed already holds them"
+            )
         return seed
     if isinstance(offset, bool) or not isinstance(offset, int):
         raise TypeError(f"offset must be an int; got {type(offset).__name__}")
     if not 0 <= offset <= MAX_SAMPLE_ID - batch:
-        raise ValueError(f"offset must leave sample ids in [0, 2^56); got {offset} for {batch} samples")
+        raise ValueError(
+            f"offset must leave sample ids in [0, 2^56); got {offset} for {batch} samples"
+        )
     if ids is not None:
         ids = _vector(ids, "ids", batch, device)
         if offset != 0:
             raise ValueError("offset must be 0 where ids are given")
-        if ids.device.type == "cpu" and ids.numel() > 0 and not 0 <= int(ids.min()) <= int(ids.max()) < MAX_SAMPLE_ID:
+        if (
+            ids.device.type == "cpu"
+            and ids.numel() > 0
+            and not 0 <= int(ids.min()) <= int(ids.max()) < MAX_SAMPLE_ID
+        ):
             raise ValueError(f"ids must lie in [0, 2^56); got {int(ids.min())} to {int(ids.max())}")
     if isinstance(seed, Tensor):
         if offset != 0:
-            raise ValueError("offset must be 0 where seed is a tensor: each sample has a seed of its own")
+            raise ValueError(
+                "offset must be 0 where seed is a tensor: each sample has a seed of its own"
+            )
         seeds = _vector(seed, "seed", batch, device)
-        return Key(table=torch.stack((seeds, torch.zeros_like(seeds) if ids is None else ids), dim=1))
+        return Key(
+            table=torch.stack((seeds, torch.zeros_like(seeds) if ids is None else ids), dim=1)
+        )
     if (seed is None or isinstance(seed, torch.Generator)) and torch.compiler.is_compiling():
         drawn = torch.randint(0, 2**63 - 1, (1,), generator=seed, device=device)
         return Key(table=torch.stack((drawn, torch.full_like(drawn, offset)), dim=1))
@@ -87,7 +101,9 @@ def draw_seed(seed: int | torch.Generator | None) -> int:
         device = "cpu" if seed is None else seed.device
         return int(torch.randint(0, 2**63 - 1, (), generator=seed, device=device).item())
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, an int64 tensor, a torch.Generator or None; got {type(seed).__name__}")
+        raise TypeError(
+            f"seed must be an int, an int64 tensor, a torch.Generator or None; got {type(seed).__name__}"
+        )
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must lie in [0, 2^64); got {seed}")
     return seed

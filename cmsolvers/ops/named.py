@@ -11,6 +11,7 @@ from cmsolvers.ops.binary import C
 from cmsolvers.ops.keys import SeedLike
 from cmsolvers.ops.step import Weight, weighted_step
 
+_tracing = torch.compiler.is_dynamo_compiling
 _fast = None if C is None else C.fast_step
 """fast_step(x, inputs, weights, w_z, seed, stream, draw, offset, out): the plain case (host weights, no derivative, no
 transform, everything valid) straight into the kernel; None where the case is not plain."""
@@ -44,16 +45,18 @@ def euler_maruyama_step(
     Raises:
         TypeError, ValueError: as `weighted_step`.
     """
-    if isinstance(diffusion, Tensor) or isinstance(dt, Tensor):
-        g = torch.as_tensor(diffusion, dtype=torch.float64)
-        step = torch.as_tensor(dt, dtype=torch.float64)
-        w_z: Weight = g.to(x.device) * step.to(x.device).abs().sqrt()
-    else:
-        w_z = diffusion * math.sqrt(abs(dt))
-        if _fast is not None and not torch.compiler.is_compiling():
+    if type(diffusion) is float and type(dt) is float:
+        w_z: Weight = diffusion * math.sqrt(abs(dt))
+        if _fast is not None and not _tracing():
             done = _fast(x, (drift,), (1.0, dt), w_z, seed, stream, draw, offset, out)
             if done is not None:
                 return done  # type: ignore[no-any-return]
+    else:
+        g = torch.as_tensor(diffusion, dtype=torch.float64)
+        step = torch.as_tensor(dt, dtype=torch.float64)
+        w_z = g.to(x.device) * step.to(x.device).abs().sqrt()
+        if w_z.dim() == 0 and not isinstance(diffusion, Tensor) and not isinstance(dt, Tensor):
+            w_z = float(w_z)
     return weighted_step(
         x, (drift,), (1.0, dt), w_z=w_z, seed=seed, stream=stream, draw=draw, offset=offset, out=out
     )
@@ -80,7 +83,7 @@ def pf_ode_step(
         TypeError, ValueError: as `weighted_step`; sigma not positive.
     """
     weights = pf_ode_weights(sigma, sigma_next)
-    if _fast is not None and not torch.compiler.is_compiling():
+    if _fast is not None and not _tracing():
         done = _fast(x, (denoised,), weights, 0.0, None, 0, 0, 0, out)
         if done is not None:
             return done  # type: ignore[no-any-return]
@@ -118,7 +121,7 @@ def heun_step(
     if denoised_next is None:
         return pf_ode_step(x, denoised, sigma, sigma_next, out=out)
     weights = heun_weights(sigma, sigma_next)
-    if _fast is not None and not torch.compiler.is_compiling():
+    if _fast is not None and not _tracing():
         done = _fast(x, (denoised, denoised_next), weights, 0.0, None, 0, 0, 0, out)
         if done is not None:
             return done  # type: ignore[no-any-return]
@@ -153,7 +156,7 @@ def consistency_output(
     if not sigma_data > 0:
         raise ValueError(f"sigma_data must be positive; got {sigma_data}")
     weights = consistency_weights(sigma, sigma_data, sigma_min)
-    if _fast is not None and not torch.compiler.is_compiling():
+    if _fast is not None and not _tracing():
         done = _fast(x, (f,), weights, 0.0, None, 0, 0, 0, out)
         if done is not None:
             return done  # type: ignore[no-any-return]
@@ -179,7 +182,9 @@ def scale_input(
     """
     if dtype is None or dtype == x.dtype:
         return weighted_step(x, (), (c_in,), out=out)
-    return weighted_step(x, (), (0.0,), second=("pair", c_in, 0.0), second_dtype=dtype, second_out=out)[1]
+    return weighted_step(
+        x, (), (0.0,), second=("pair", c_in, 0.0), second_dtype=dtype, second_out=out
+    )[1]
 
 
 def add_noise(
@@ -210,9 +215,16 @@ def add_noise(
     Raises:
         TypeError, ValueError: as `weighted_step`.
     """
-    noise = {"w_z": sigma, "seed": seed, "stream": stream, "draw": draw, "offset": offset, "out": out}
+    noise = {
+        "w_z": sigma,
+        "seed": seed,
+        "stream": stream,
+        "draw": draw,
+        "offset": offset,
+        "out": out,
+    }
     if sigma_next is None:
-        if _fast is not None and not torch.compiler.is_compiling():
+        if _fast is not None and not _tracing():
             done = _fast(x, (), (alpha,), sigma, seed, stream, draw, offset, out)
             if done is not None:
                 return done  # type: ignore[no-any-return]
@@ -222,40 +234,41 @@ def add_noise(
 
 def pf_ode_weights(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight]:
     """(w_x, w_D) of the Euler step in sigma."""
-    _check_sigma(sigma, sigma_next)
-    if isinstance(sigma, Tensor):
-        sigma = sigma.double()
-    if isinstance(sigma_next, Tensor):
-        sigma_next = sigma_next.double()
+    sigma, sigma_next = _levels(sigma, sigma_next)
     return sigma_next / sigma, (sigma - sigma_next) / sigma
 
 
 def heun_weights(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight, Weight]:
     """(w_x, w_D, w_D') of the Heun corrector, D' at the Euler prediction."""
-    _check_sigma(sigma, sigma_next)
-    if not isinstance(sigma_next, Tensor) and sigma_next == 0:
-        raise ValueError("sigma_next must be positive for the corrector; got 0 (there the predictor is the step)")
-    if isinstance(sigma, Tensor):
-        sigma = sigma.double()
-    if isinstance(sigma_next, Tensor):
-        sigma_next = sigma_next.double()
+    sigma, sigma_next = _levels(sigma, sigma_next)
+    if type(sigma_next) is float and sigma_next == 0.0:
+        raise ValueError(
+            "sigma_next must be positive for the corrector; got 0 (there the predictor is the step)"
+        )
     half = 0.5 * (sigma_next - sigma)
     return sigma_next / sigma, half * (1.0 / sigma_next - 2.0 / sigma), -half / sigma_next
 
 
-def consistency_weights(sigma: Weight, sigma_data: float, sigma_min: float) -> tuple[Weight, Weight]:
+def consistency_weights(
+    sigma: Weight, sigma_data: float, sigma_min: float
+) -> tuple[Weight, Weight]:
     """(c_skip, c_out) with the shifted boundary: (1, 0) at sigma_min."""
-    if isinstance(sigma, Tensor):
-        s = sigma.double()
-        shifted = s - sigma_min
-        variance = sigma_data * sigma_data
-        return variance / (shifted * shifted + variance), shifted * sigma_data / (s * s + variance).sqrt()
-    shift, variance = sigma - sigma_min, sigma_data * sigma_data
-    return variance / (shift * shift + variance), shift * sigma_data / math.sqrt(sigma * sigma + variance)
+    if type(sigma) is not float:
+        sigma = sigma.double() if isinstance(sigma, Tensor) else float(sigma)
+    shifted, variance = sigma - sigma_min, sigma_data * sigma_data
+    spread = sigma * sigma + variance
+    root = math.sqrt(spread) if type(spread) is float else spread.sqrt()  # type: ignore[union-attr]
+    return variance / (shifted * shifted + variance), shifted * sigma_data / root
 
 
-def _check_sigma(sigma: Weight, sigma_next: Weight) -> None:
-    if not isinstance(sigma, Tensor) and not sigma > 0:
+def _levels(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight]:
+    """Both levels as float64, checked where they are on the host."""
+    if type(sigma) is not float:
+        sigma = sigma.double() if isinstance(sigma, Tensor) else float(sigma)
+    if type(sigma_next) is not float:
+        sigma_next = sigma_next.double() if isinstance(sigma_next, Tensor) else float(sigma_next)
+    if type(sigma) is float and not sigma > 0.0:
         raise ValueError(f"sigma must be positive; got {sigma}")
-    if not isinstance(sigma_next, Tensor) and not sigma_next >= 0:
+    if type(sigma_next) is float and not sigma_next >= 0.0:
         raise ValueError(f"sigma_next must not be negative; got {sigma_next}")
+    return sigma, sigma_next

@@ -36,7 +36,9 @@ NONE, SCALED, X0, PAIR = 0, 1, 2, 3
 """What the second output of a step is: nothing, s0 x', the (clamped) x0, or s0 x + s1 z."""
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor]:
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
+) -> list[Tensor]:
     """Philox4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32-bit words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -86,7 +88,9 @@ def _ln(u: Tensor) -> Tensor:
     exponent = (shifted >> 23).double()
     f = ((shifted & 0x7FFFFF) + 0x3F3504F3).view(torch.float32).double() - 1.0
     square = _round(f * f)
-    rest = _fma(_round(square * f), _horner(f, LN_REST), _round(exponent * _f32(LN2_LO).to(u.device)))
+    rest = _fma(
+        _round(square * f), _horner(f, LN_REST), _round(exponent * _f32(LN2_LO).to(u.device))
+    )
     rest = _fma(square, -0.5, rest)
     return _fma(exponent, LN2_HI, _fma(f, 1.0, rest))
 
@@ -132,7 +136,9 @@ def words(
         table = table.to(device)
         rows = table.expand(batch, 2)
         seeds = rows[:, 0]
-        ids = rows[:, 1] + (torch.arange(batch, device=device) if table.shape[0] == 1 and batch != 1 else 0)
+        ids = rows[:, 1] + (
+            torch.arange(batch, device=device) if table.shape[0] == 1 and batch != 1 else 0
+        )
     c0 = torch.arange(groups, dtype=torch.int64, device=device).expand(batch, groups)
     c2 = (ids & MASK).unsqueeze(1).expand(batch, groups)
     c3 = (((ids >> 32) & 0xFFFFFF) | (stream << 24)).unsqueeze(1).expand(batch, groups)
@@ -208,7 +214,11 @@ def weighted_step(
         ).reshape(x.shape)
     basis = list(inputs)
     if clamp or second == X0:
-        x0 = torch.zeros_like(x, dtype=wide) + term(weight(n + 2), x) + term(weight(n + 3), inputs[0])
+        x0 = (
+            torch.zeros_like(x, dtype=wide)
+            + term(weight(n + 2), x)
+            + term(weight(n + 3), inputs[0])
+        )
         basis[0] = x0.clamp(*clamp) if clamp else x0
     total = torch.zeros_like(x, dtype=wide) + term(weight(0), x)
     for k, m in enumerate(basis):

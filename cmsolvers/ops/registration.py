@@ -19,8 +19,12 @@ _COMMON = "Tensor x, Tensor[] inputs, float[] weights, Tensor? rows, int[] noise
 
 library = torch.library.Library("cmsolvers", "DEF")
 library.define(f"weighted_step({_COMMON}) -> Tensor")
-library.define(f"weighted_step_two({_COMMON}, int second, ScalarType second_dtype) -> (Tensor, Tensor)")
-library.define(f"weighted_step_out(Tensor(a!) out, Tensor(b!)? second_out, {_COMMON}, int second) -> ()")
+library.define(
+    f"weighted_step_two({_COMMON}, int second, ScalarType second_dtype) -> (Tensor, Tensor)"
+)
+library.define(
+    f"weighted_step_out(Tensor(a!) out, Tensor(b!)? second_out, {_COMMON}, int second) -> ()"
+)
 
 
 def _one(
@@ -66,7 +70,9 @@ def _out(
     second: int,
 ) -> None:
     dtype = x.dtype if second_out is None else second_out.dtype
-    first, other = reference.weighted_step(x, inputs, weights, rows, noise, key, clamp, second, dtype)
+    first, other = reference.weighted_step(
+        x, inputs, weights, rows, noise, key, clamp, second, dtype
+    )
     out.copy_(first)
     if second_out is not None and other is not None:
         second_out.copy_(other)

@@ -122,7 +122,9 @@ def weighted_step(
     for name, value in zip(names, columns, strict=True):
         check_weight(name, value, x)
 
-    noisy = any(isinstance(w, Tensor) or w != 0.0 for w in ((w_z, s1) if kind == reference.PAIR else (w_z,)))
+    noisy = any(
+        isinstance(w, Tensor) or w != 0.0 for w in ((w_z, s1) if kind == reference.PAIR else (w_z,))
+    )
     noise: list[int] = []
     table: Tensor | None = None
     if noisy:
@@ -155,7 +157,9 @@ def _columns(weights: Sequence[Weight] | Tensor, count: int) -> list[Weight]:
             raise ValueError(f"weights must have shape [B, {count + 1}]; got {list(weights.shape)}")
         return list(weights.unbind(1))
     if len(weights) != count + 1:
-        raise ValueError(f"weights must hold {count + 1} numbers (w_x and one an input); got {len(weights)}")
+        raise ValueError(
+            f"weights must hold {count + 1} numbers (w_x and one an input); got {len(weights)}"
+        )
     return list(weights)
 
 
@@ -164,7 +168,9 @@ def _second(second: Second | None) -> tuple[int, Weight, Weight]:
         return reference.NONE, 0.0, 0.0
     if isinstance(second, str):
         if second != "x0":
-            raise ValueError(f'second must be "x0", a number, a tensor or ("pair", p, q); got {second!r}')
+            raise ValueError(
+                f'second must be "x0", a number, a tensor or ("pair", p, q); got {second!r}'
+            )
         return reference.X0, 0.0, 0.0
     if isinstance(second, tuple):
         if len(second) != 3 or second[0] != "pair":

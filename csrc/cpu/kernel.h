@@ -70,6 +70,26 @@ class Gatherer {
   int from_[Lanes::width] = {}, n_[Lanes::width] = {}, place_[Lanes::width] = {};
 };
 
+// Samples of at most four elements, one a lane: sample ids count up as groups do elsewhere.
+inline const float* fill_tiny_samples(const StepParams& p, int64_t sample, int n, float* out) {
+  const int count = static_cast<int>(p.count);
+  const SampleKey key = key_of(p, sample);
+  alignas(64) float z[kGroupLanes];
+  int lane = Lanes::width;
+  uint32_t c2 = key.c2;
+  for (int i = 0; i < n; i += count, ++lane) {
+    if (lane == Lanes::width) {
+      normals<true>(Lanes::set_word(0), Lanes::set_word(p.draw), Lanes::counting(c2),
+                    Lanes::set_word(key.c3), Lanes::set_word(key.k0), Lanes::set_word(key.k1), z);
+      c2 += Lanes::width;
+      lane = 0;
+    }
+    // `out` has room beyond n for a whole lane.
+    __builtin_memcpy(out + i, z + 4 * lane, 4 * sizeof(float));
+  }
+  return out;
+}
+
 // The noise of memory positions first .. first + n - 1. `out` has room for kBlock + kGroupLanes values; the result may
 // begin inside it.
 inline const float* fill_noise(const StepParams& p, int64_t first, int n, float* out) {
@@ -82,6 +102,10 @@ inline const float* fill_noise(const StepParams& p, int64_t first, int n, float*
     for (int done = 0; done < n + skip; done += kGroupLanes, group += Lanes::width)
       normals_of_sample(key, p.draw, group, out + done);
     return out + skip;
+  }
+  if (!p.permuted && p.count <= 4 && p.key == nullptr && element == 0 &&
+      static_cast<uint32_t>(p.offset + sample) <= 0xFFFFFFFFu - kBlock) {
+    return fill_tiny_samples(p, sample, n, out);
   }
   Gatherer lanes(p, out);
   if (p.permuted) {

@@ -138,7 +138,8 @@ class Gaussian(Oracle):
         level, end = _column("sigma", sigma, x), _column("sigma_min", sigma_min, x)
         mean = self.mean.to(flat)
         ratio = torch.sqrt((self.std**2 + end**2) / (self.std**2 + level**2))
-        return (flat + (ratio - 1) * (flat - mean)).reshape(x.shape).to(x.dtype)
+        moved = torch.where(ratio == 1, flat, mean + ratio * (flat - mean))
+        return moved.reshape(x.shape).to(x.dtype)
 
 
 class GaussianMixture(Oracle):

@@ -1,4 +1,4 @@
-"""Inputs that the tests of the steps and the benchmarks share: one table of shapes, dtypes and layouts."""
+"""Inputs that tests and benchmarks of the steps share: a table of shapes, dtypes and layouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes against quadrature, finite differences and the moment equations of their SDEs, in float64."""
+"""Processes against quadrature, finite differences and moment equations, in float64."""
 
 import math
 

@@ -21,9 +21,10 @@ struct Unit {
   int valid = kGroup;
 };
 
+template <bool kMayBeLocated>
 CMS_HD Unit find_unit(const Plan& plan, int64_t index) {
   Unit unit;
-  if (plan.located) {
+  if (kMayBeLocated && plan.located) {
     unit.sample = quotient(index, plan.per_sample);
     index -= unit.sample * plan.per_sample.value;
   }
@@ -101,7 +102,8 @@ CMS_HD void step_thread(const StepParams& given, const Plan& plan, int64_t first
   Row<A> row = {};
   if (first < plan.units && p.rows == nullptr) row = load_row<A>(p, 0);
   for (int64_t index = first; index < plan.units; index += stride) {
-    const Unit unit = kPermuted ? find_permuted_unit(plan, index) : find_unit(plan, index);
+    const Unit unit =
+        kPermuted ? find_permuted_unit(plan, index) : find_unit < kNoise || kFull > (plan, index);
     if (p.rows != nullptr) row = load_row<A>(p, unit.sample);
     step_unit<State, Model, kInputs>(p, row, unit, !kPermuted && plan.vector);
   }

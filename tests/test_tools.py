@@ -1,6 +1,7 @@
 """What the tools for GPU machines do that needs no GPU."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,85 @@ class TestGpuRun:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
         with pytest.raises(SystemExit, match="sees no CUDA device"):
             gpu_run.main([])
+
+
+@pytest.fixture
+def mock_machine(gpu_run, monkeypatch, tmp_path):
+    """A machine with a GPU on which every part does as told."""
+    stats = dict.fromkeys(gpu_run.QUANTILES, 2.0) | {"rounds": 3}
+    answers = {
+        "find_cuda_home": tmp_path,
+        "describe_machine": {**MACHINE, "capability": "9.0"},
+        "build": True,
+        "run_tests": {"passed": 5, "failed": 0, "skipped": 1},
+        "run_sanitizer": {"passed": True},
+        "copy_bandwidth": {"median": 4e12},
+        "run_benchmarks": {"benchmarks": [{"name": "a", "stats": stats}]},
+    }
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(gpu_run, "WORK", tmp_path / "work")
+    for name in answers:
+        monkeypatch.setattr(gpu_run, name, lambda *_, name=name: answers[name])
+    return answers
+
+
+class TestWholeRun:
+    @staticmethod
+    def result(gpu_run, folder, *argv):
+        status = gpu_run.main(["--out", str(folder), *argv])
+        (path,) = folder.glob("*.json")
+        return status, json.loads(path.read_text())
+
+    def test_all_parts(self, gpu_run, mock_machine, tmp_path, capsys):
+        status, result = self.result(gpu_run, tmp_path / "out")
+        assert status == 0 and result["passed"] and result["problems"] == []
+        assert result["tests"]["passed"] == 5
+        assert result["benchmarks"][0]["seconds"]["median"] == 2.0
+        assert "everything passed" in capsys.readouterr().out
+
+    def test_parts_left_out_are_null(self, gpu_run, mock_machine, tmp_path):
+        status, result = self.result(gpu_run, tmp_path / "out", "--only", "tests")
+        assert status == 0
+        assert result["sanitizer"] is None and result["benchmarks"] is None
+
+    @pytest.mark.parametrize(
+        ("part", "answer", "problem"),
+        [
+            ("build", False, "build"),
+            ("run_tests", {"passed": 5, "failed": 1, "skipped": 0}, "tests"),
+            ("run_tests", {"passed": 0, "failed": 0, "skipped": 9}, "tests"),
+            ("run_sanitizer", {"passed": False}, "sanitizer"),
+            ("run_benchmarks", {}, "benchmarks"),
+        ],
+    )
+    def test_a_failure_is_written_and_returned(
+        self, gpu_run, mock_machine, tmp_path, part, answer, problem
+    ):
+        mock_machine[part] = answer
+        status, result = self.result(gpu_run, tmp_path / "out")
+        assert status == 1 and not result["passed"] and result["problems"] == [problem]
+
+
+class TestSetup:
+    @staticmethod
+    def setup(**env):
+        command = [sys.executable, "setup.py", "--version"]
+        environment = {**os.environ, **env}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    def test_use_cuda_fails_loudly_where_it_cannot_be_built(self, tools):
+        import torch
+
+        if torch.version.cuda is not None:
+            pytest.skip("this torch has CUDA")
+        run = self.setup(USE_CUDA="1")
+        assert run.returncode != 0
+        assert "USE_CUDA=1, but the CUDA part cannot be built: this torch is a CPU" in run.stderr
+
+    def test_use_cuda_takes_0_and_1_only(self, tools):
+        run = self.setup(USE_CUDA="yes")
+        assert run.returncode != 0
+        assert "USE_CUDA must be 0, 1 or unset; got 'yes'" in run.stderr
 
 
 def test_planted_bug_really_is_one():

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 
 from cmsolvers.ops.reference import NONE, PAIR, SCALED, X0
 from cmsolvers.ops.registration import library
@@ -53,7 +55,7 @@ def _combine(terms: Sequence[tuple[Tensor | None, Weight]]) -> Tensor | None:
     return torch.ops.cmsolvers.weighted_step(first, rest, [], rows, [], None, [])  # type: ignore[no-any-return]
 
 
-class _Step(torch.autograd.Function):
+class _Rule:
     """Inputs: spec, x, rows, key, then the step's inputs. Outputs: x' and the second output (or None)."""
 
     @staticmethod
@@ -63,6 +65,7 @@ class _Step(torch.autograd.Function):
         ctx.spec = spec
         ctx.rows = rows
         ctx.count = len(inputs)
+        ctx.dtype = x.dtype
         ctx.dtypes = [m.dtype for m in inputs]
         kept = (x, inputs[0]) if spec.clamp else ()
         ctx.save_for_backward(*kept)
@@ -82,7 +85,7 @@ class _Step(torch.autograd.Function):
         x, f = ctx.saved_tensors
         n = ctx.count
         x0 = _combine(
-            ((x.detach(), _Step._weight(ctx, n + 2)), (f.detach(), _Step._weight(ctx, n + 3)))
+            ((x.detach(), _Rule._weight(ctx, n + 2)), (f.detach(), _Rule._weight(ctx, n + 3)))
         )
         assert x0 is not None
         low, high = ctx.spec.clamp
@@ -91,9 +94,9 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_second: Tensor | None = None) -> Any:  # type: ignore[override]
         spec, n = ctx.spec, ctx.count
-        w = [_Step._weight(ctx, j) for j in range(n + 6)]
-        if grad_second is not None and grad is not None:
-            grad_second = grad_second.to(grad.dtype)
+        w = [_Rule._weight(ctx, j) for j in range(n + 6)]
+        if grad_second is not None:
+            grad_second = grad_second.to(ctx.dtype)
         through = NONE if spec.second == NONE else spec.second
         scale: Weight = w[n + 4] if through == SCALED else 0.0
         uses_x0 = bool(spec.clamp) or through == X0
@@ -114,7 +117,7 @@ class _Step(torch.autograd.Function):
             reach = {X0: 1.0, SCALED: scale * w[1], PAIR: 0.0, NONE: 0.0}[through]
             grad_x0 = both(w[1], reach)
             if grad_x0 is not None and spec.clamp:
-                grad_x0 = grad_x0 * _Step._inside(ctx)
+                grad_x0 = grad_x0 * _Rule._inside(ctx)
             second = grad_second if through != NONE else None
             terms = ((grad, w[0]), (second, direct), (grad_x0, w[n + 2]))
             grads.append(_combine(terms) if ctx.needs_input_grad[1] else None)
@@ -135,20 +138,41 @@ class _Step(torch.autograd.Function):
         spec: _Spec = ctx.spec
         given = next(t for t in (x, *inputs) if t is not None)
         if x is None:
-            x = torch.zeros_like(given)
+            x = torch.zeros_like(given, dtype=ctx.dtype)
         tangents = [torch.zeros_like(x) if t is None else t for t in inputs]
         quiet = spec._replace(noise=(), clamp=())
         if spec.clamp:
             n = ctx.count
-            w = [_Step._weight(ctx, j) for j in range(n + 6)]
+            w = [_Rule._weight(ctx, j) for j in range(n + 6)]
             x0 = _combine(((x, w[n + 2]), (tangents[0], w[n + 3])))
             assert x0 is not None
-            tangents[0] = x0 * _Step._inside(ctx)
+            tangents[0] = x0 * _Rule._inside(ctx)
             if spec.second == X0:
                 first = _combine(((x, w[0]), *((t, w[k + 1]) for k, t in enumerate(tangents))))
                 return first, tangents[0].to(spec.second_dtype)
             tangents = [t.to(x.dtype) for t in tangents]
         return _call(quiet, x, tangents, ctx.rows, None)
+
+
+class _Step(_Rule, torch.autograd.Function):
+    """The rule where no torch.func transform is active."""
+
+
+class _StepInTransform(_Rule, torch.autograd.function._SingleLevelFunction):
+    """The rule at one level of torch.func transforms: the dispatcher has already unwrapped the levels above."""
+
+
+def _apply(
+    spec: _Spec, x: Tensor, inputs: Sequence[Tensor], rows: Tensor | None, key: Tensor | None
+) -> Any:
+    reverse = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *inputs))
+    if not reverse and forward_ad._current_level < 0:
+        with torch._C._AutoDispatchBelowAutograd():
+            return _call(spec, x, inputs, rows, key)
+    if not torch._C._are_functorch_transforms_active():
+        return _Step.apply(spec, x, rows, key, *inputs)
+    with enable_single_level_autograd_function():
+        return _StepInTransform.apply(spec, x, rows, key, *inputs)
 
 
 def _autograd_one(
@@ -161,7 +185,7 @@ def _autograd_one(
     clamp: Sequence[float],
 ) -> Tensor:
     spec = _Spec(tuple(weights), tuple(noise), tuple(clamp), NONE, None)
-    return _Step.apply(spec, x, rows, key, *inputs)[0]  # type: ignore[no-any-return]
+    return _apply(spec, x, inputs, rows, key)[0]  # type: ignore[no-any-return]
 
 
 def _autograd_two(
@@ -176,7 +200,7 @@ def _autograd_two(
     second_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     spec = _Spec(tuple(weights), tuple(noise), tuple(clamp), second, second_dtype)
-    return _Step.apply(spec, x, rows, key, *inputs)  # type: ignore[no-any-return]
+    return _apply(spec, x, inputs, rows, key)  # type: ignore[no-any-return]
 
 
 library.impl("weighted_step", _autograd_one, "Autograd")

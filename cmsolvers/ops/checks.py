@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 PRECISION = {torch.float64: 3, torch.float32: 2, torch.bfloat16: 1, torch.float16: 1}
 
@@ -65,6 +66,8 @@ def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
         and not hasattr(value, "__float__")
     ):
         raise TypeError(f"{name} must be a number or a tensor; got {type(value).__name__}")
+    if torch.compiler.is_compiling():
+        return  # a number may be a symbol here; the kernel takes it as it comes
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite; got {value}")
 
@@ -130,11 +133,17 @@ def check_outputs(
         raise ValueError("second_out overlaps out in memory")
 
 
+def _differentiates(t: Tensor) -> bool:
+    if t.requires_grad and torch.is_grad_enabled():
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None
+
+
 def overlap(a: Tensor, b: Tensor) -> bool:
     """Whether the two tensors' address ranges meet."""
     if a.device != b.device or a.device.type == "meta" or a.numel() == 0 or b.numel() == 0:
         return False
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     return a.data_ptr() < _end(b) and b.data_ptr() < _end(a)
 

@@ -71,11 +71,10 @@ def resolve(
         ids = _vector(ids, "ids", batch, device)
         if offset != 0:
             raise ValueError("offset must be 0 where ids are given")
-        if (
-            ids.device.type == "cpu"
-            and ids.numel() > 0
-            and not 0 <= int(ids.min()) <= int(ids.max()) < MAX_SAMPLE_ID
-        ):
+        readable = (
+            ids.device.type == "cpu" and ids.numel() > 0 and not torch.compiler.is_compiling()
+        )
+        if readable and not 0 <= int(ids.min()) <= int(ids.max()) < MAX_SAMPLE_ID:
             raise ValueError(f"ids must lie in [0, 2^56); got {int(ids.min())} to {int(ids.max())}")
     if isinstance(seed, Tensor):
         if offset != 0:
@@ -107,6 +106,15 @@ def draw_seed(seed: int | torch.Generator | None) -> int:
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must lie in [0, 2^64); got {seed}")
     return seed
+
+
+def check_place(stream: int, draw: int) -> None:
+    """The stream and the draw are ints in their ranges."""
+    for name, value, bits in (("stream", stream, 8), ("draw", draw, 32)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int; got {type(value).__name__}")
+        if not 0 <= value < 1 << bits:
+            raise ValueError(f"{name} must lie in [0, 2^{bits}); got {value}")
 
 
 def signed(seed: int) -> int:

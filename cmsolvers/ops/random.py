@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cmsolvers.ops import reference
 from cmsolvers.ops.checks import PRECISION
-from cmsolvers.ops.keys import Key, SeedLike, resolve
+from cmsolvers.ops.keys import Key, SeedLike, check_place, resolve
 from cmsolvers.ops.step import weighted_step
 
 
@@ -50,6 +50,8 @@ def normal(
     Raises:
         TypeError, ValueError: as `noise.key`; a shape without a batch dimension; an unknown dtype.
     """
+    if out is not None and not isinstance(out, Tensor):
+        raise TypeError(f"out must be a tensor; got {type(out).__name__}")
     shape, key = _prepare(shape, seed, offset, ids, out.device if out is not None else device)
     if dtype not in PRECISION:
         raise TypeError(f"dtype must be float64, float32, float16 or bfloat16; got {dtype}")
@@ -78,6 +80,9 @@ def uniform(
 
     Args and errors: as `normal`.
     """
+    if dtype not in PRECISION:
+        raise TypeError(f"dtype must be float64, float32, float16 or bfloat16; got {dtype}")
+    check_place(stream, draw)
     shape, key = _prepare(shape, seed, offset, ids, device)
     count = math.prod(shape[1:])
     groups = -(-count // 4)
@@ -105,4 +110,6 @@ def _prepare(
     size = torch.Size(shape)
     if len(size) < 1:
         raise ValueError("shape must have a batch dimension; got []")
+    if min(size) < 0:
+        raise ValueError(f"shape must not be negative; got {list(size)}")
     return size, resolve(seed, size[0], offset=offset, ids=ids, device=device)

@@ -195,44 +195,56 @@ def weighted_step(
             return weights[j]
         return rows[:, j].to(wide).reshape(-1, *[1] * (x.dim() - 1))
 
-    def term(w: float | Tensor, value: Tensor) -> Tensor | float:
+    def plus(total: Tensor | None, w: float | Tensor, value: Tensor) -> Tensor | None:
+        """total + w value; a term of weight zero is not there, and the first one is no sum (it keeps -0.0)."""
         if isinstance(w, Tensor):
-            return torch.where(w == 0, 0.0, w * value.to(wide))
-        return 0.0 if w == 0.0 else w * value.to(wide)
+            product = w * value.to(wide)
+            if total is None:
+                return torch.where(w == 0, 0.0, product)
+            return torch.where(w == 0, total, total + product)
+        if w == 0.0:
+            return total
+        product = w * value.to(wide)
+        return product if total is None else total + product
 
-    z: Tensor | None = None
+    def affine(first: float | Tensor, *terms: tuple[float | Tensor, Tensor]) -> Tensor:
+        """first x + the terms; without x the sum begins at +0."""
+        total = plus(None, first, x)
+        if total is None:
+            total = torch.zeros_like(x, dtype=wide)
+        for w, value in terms:
+            total = plus(total, w, value)
+            assert total is not None
+        return total
+
+    z: list[Tensor] = []
     if noise:
         seed, offset, stream, draw = noise
-        z = normal(
-            x.shape if x.dim() else (1,),
+        shape = x.shape if x.dim() else (1,)
+        drawn = normal(
+            shape,
             seed=seed,
             offset=offset,
             table=key,
             stream=stream,
             draw=draw,
             device=x.device,
-        ).reshape(x.shape)
+        )
+        z = [drawn.reshape(x.shape)]
     basis = list(inputs)
     if clamp or second == X0:
-        x0 = (
-            torch.zeros_like(x, dtype=wide)
-            + term(weight(n + 2), x)
-            + term(weight(n + 3), inputs[0])
-        )
-        basis[0] = x0.clamp(*clamp) if clamp else x0
-    total = torch.zeros_like(x, dtype=wide) + term(weight(0), x)
-    for k, m in enumerate(basis):
-        total = total + term(weight(k + 1), m)
-    if z is not None:
-        total = total + term(weight(n + 1), z)
+        basis[0] = affine(weight(n + 2), (weight(n + 3), inputs[0]))
+    if clamp:
+        low, high = (torch.tensor(bound, dtype=wide, device=x.device) for bound in clamp)
+        basis[0] = torch.where(basis[0] < low, low, basis[0])  # NaN passes through
+        basis[0] = torch.where(basis[0] > high, high, basis[0])
+    terms = [(weight(k + 1), m) for k, m in enumerate(basis)]
+    total = affine(weight(0), *terms, *((weight(n + 1), v) for v in z))
     other: Tensor | None = None
     if second == SCALED:
         other = (weight(n + 4) * total).to(second_dtype)
     elif second == X0:
         other = basis[0].to(second_dtype)
     elif second == PAIR:
-        other = torch.zeros_like(x, dtype=wide) + term(weight(n + 4), x)
-        if z is not None:
-            other = other + term(weight(n + 5), z)
-        other = other.to(second_dtype)
+        other = affine(weight(n + 4), *((weight(n + 5), v) for v in z)).to(second_dtype)
     return total.to(x.dtype), other

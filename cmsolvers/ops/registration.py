@@ -8,6 +8,7 @@ w_x, w_1..w_n, w_z, c_skip, c_out, s0, s1. `noise` is empty or (seed, offset, st
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from cmsolvers.ops import reference
 from cmsolvers.ops.binary import C
 
-_COMMON = "Tensor x, Tensor[] inputs, float[] weights, Tensor? rows, int[] noise, Tensor? key, float[] clamp"
+_COMMON = "Tensor x, Tensor[] inputs, float[] weights, Tensor? rows, SymInt[] noise, Tensor? key, float[] clamp"
 
 library = torch.library.Library("cmsolvers", "DEF")
 library.define(f"weighted_step({_COMMON}) -> Tensor")
@@ -129,3 +130,51 @@ def _fake_out(
     second: int,
 ) -> None:
     return None
+
+
+def _front(value: Tensor, dim: int | None, size: int) -> Tensor:
+    return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+
+
+def _batched(
+    info: Any,
+    in_dims: Sequence[Any],
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[float],
+    rows: Tensor | None,
+    noise: Sequence[int],
+    key: Tensor | None,
+    clamp: Sequence[float],
+    *second: Any,
+) -> tuple[Any, Any]:
+    """The rule of vmap: the new dimension joins the batch, and rows of weights are repeated along it."""
+    if noise:
+        raise RuntimeError(
+            "vmap over a step with noise is not supported: its values belong to sample ids, which vmap hides; "
+            "call the step on the whole batch"
+        )
+    size = info.batch_size
+    x = _front(x, in_dims[0], size)
+    inputs = [_front(m, d, size) for m, d in zip(inputs, in_dims[1], strict=True)]
+    shape = x.shape
+    if rows is not None and (in_dims[3] is not None or rows.shape[0] != 1):
+        batch = shape[1] if x.dim() > 1 else 1
+        rows = _front(rows, in_dims[3], size)
+        rows = rows.expand(size, batch, rows.shape[2]).reshape(size * batch, rows.shape[2])
+        merged = (size * batch, *shape[2:])
+        x, inputs = x.reshape(merged), [m.reshape(merged) for m in inputs]
+    op = torch.ops.cmsolvers.weighted_step_two if second else torch.ops.cmsolvers.weighted_step
+    result = op(x, inputs, weights, rows, noise, key, clamp, *second)
+    if second:
+        return tuple(t.reshape(shape) for t in result), (0, 0)
+    return result.reshape(shape), 0
+
+
+def _batched_out(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[None, None]:
+    raise RuntimeError("vmap over a step with out= is not supported: leave out= away")
+
+
+torch.library.register_vmap("cmsolvers::weighted_step", _batched, lib=library)
+torch.library.register_vmap("cmsolvers::weighted_step_two", _batched, lib=library)
+torch.library.register_vmap("cmsolvers::weighted_step_out", _batched_out, lib=library)

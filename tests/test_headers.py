@@ -1,0 +1,111 @@
+"""The headers without torch, compiled alone: Philox and Box-Muller on words of our choice, for every instruction set."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from exact import SETS, assert_same_bits
+from test_noise import KNOWN, hexes
+
+from cmsolvers.ops import reference
+
+CSRC = Path(__file__).resolve().parent.parent / "csrc"
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+FLAGS = {
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
+}
+
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler"),
+    pytest.mark.skipif(not CSRC.exists(), reason="needs the sources"),
+]
+
+# Reads rows of six words (counter, key) and writes the four words and the four normals of each.
+HARNESS = """
+#define CMS_ISA {name}
+#include <cstdio>
+#include <vector>
+#include "cpu/lanes_{name}.h"
+using namespace cmsolvers::{name};
+int main() {{
+  std::vector<uint32_t> in;
+  uint32_t word;
+  while (std::fread(&word, 4, 1, stdin) == 1) in.push_back(word);
+  constexpr int W = Lanes::width;
+  for (size_t at = 0; at < in.size() / 6; at += W) {{
+    alignas(64) uint32_t lane[6][W] = {{}};
+    for (size_t i = 0; i < W && at + i < in.size() / 6; ++i)
+      for (int j = 0; j < 6; ++j) lane[j][i] = in[6 * (at + i) + j];
+    Lanes::U c[4], raw[4];
+    for (int j = 0; j < 4; ++j) c[j] = raw[j] = Lanes::load_words(lane[j]);
+    Lanes::philox_lanes<false>(c, Lanes::load_words(lane[4]), Lanes::load_words(lane[5]));
+    Lanes::F z[4], words[4];
+    for (int j = 0; j < 4; ++j) words[j] = Lanes::from_bits(c[j]);
+    box_muller<Lanes>(raw[0], raw[1], z[0], z[1]);  // of the counter itself, not of Philox's words
+    box_muller<Lanes>(raw[2], raw[3], z[2], z[3]);
+    float out[2][4 * W];
+    Lanes::store_interleaved(words, out[0]);
+    Lanes::store_interleaved(z, out[1]);
+    for (size_t i = 0; i < W && at + i < in.size() / 6; ++i) {{
+      std::fwrite(out[0] + 4 * i, 4, 4, stdout);
+      std::fwrite(out[1] + 4 * i, 4, 4, stdout);
+    }}
+  }}
+}}
+"""
+
+
+@pytest.fixture(scope="module", params=SETS)
+def run(request, tmp_path_factory):
+    """The compiled harness as a function of rows [n, 6]: words [n, 4] and normals [n, 4]."""
+    folder = tmp_path_factory.mktemp("headers")
+    source, binary = folder / "harness.cpp", folder / "harness"
+    source.write_text(HARNESS.format(name=request.param))
+    command = [COMPILER, "-std=c++17", "-O2", "-w", "-ffp-contract=off", *FLAGS[request.param]]
+    subprocess.run([*command, f"-I{CSRC}", str(source), "-o", str(binary)], check=True)
+
+    def call(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        data = np.ascontiguousarray(rows, dtype=np.uint32)
+        done = subprocess.run([str(binary)], input=data.tobytes(), capture_output=True, check=True)
+        out = np.frombuffer(done.stdout, dtype=np.int32).reshape(-1, 8).copy()
+        return torch.from_numpy(out[:, :4]), torch.from_numpy(out[:, 4:]).contiguous().view(
+            torch.float32
+        )
+
+    return call
+
+
+def test_known_answers(run):
+    rows = [hexes(counter) + hexes(key) for counter, key, _ in KNOWN]
+    words, _ = run(np.array(rows * 7))
+    expected = [hexes(answer) for _, _, answer in KNOWN] * 7
+    assert (words.long() & 0xFFFFFFFF).tolist() == expected
+
+
+def test_box_muller_on_extreme_words(run):
+    marks = [k << 29 for k in range(9)] + [0xB504F333, 0x5A82799A]
+    near = [0, 1, 2, 63, 64, 65, 127, 128, 129, 255, 256, 511, 2**23, 2**24 - 1, 2**24 + 1]
+    words = sorted({(m + s) % 2**32 for m in marks for s in (*near, *(-v for v in near))})
+    pairs = np.array(list(itertools.product(words, words)), dtype=np.uint32)
+    rows = np.concatenate([pairs, pairs[::-1], np.zeros_like(pairs)], axis=1)
+    _, z = run(rows)
+    r = [torch.from_numpy(rows[:, j].astype(np.int64)) for j in range(4)]
+    plain = (*reference._box_muller(r[0], r[1]), *reference._box_muller(r[2], r[3]))
+    assert_same_bits(z, torch.stack(plain, dim=1).float())
+
+
+def test_philox_on_random_words(run):
+    rows = np.random.default_rng(5).integers(0, 2**32, (1000, 6))
+    words, _ = run(rows)
+    t = [torch.from_numpy(rows[:, j]) for j in range(6)]
+    expected = torch.stack(reference.philox((t[0], t[1], t[2], t[3]), (t[4], t[5])), dim=1)
+    assert torch.equal(words.long() & 0xFFFFFFFF, expected)

@@ -78,13 +78,13 @@ class Oracle(ABC):
 
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Gradient of the log density at level sigma, like x; errors as in `denoiser`."""
-        level = _column("sigma", sigma, x, zero=self.smooth)
-        return self._score(self._flat(x), level).reshape(x.shape).to(x.dtype)
+        flat, level = self._flat(x), _column("sigma", sigma, x, zero=self.smooth)
+        return self._score(flat, level).reshape(x.shape).to(x.dtype)
 
     def log_density(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Log density of x at level sigma, in nats, shape [B]; errors as in `denoiser`."""
-        level = _column("sigma", sigma, x, zero=self.smooth)
-        return self._log_density(self._flat(x), level).to(x.dtype)
+        flat, level = self._flat(x), _column("sigma", sigma, x, zero=self.smooth)
+        return self._log_density(flat, level).to(x.dtype)
 
     def _flat(self, x: Tensor) -> Tensor:
         flat, size = _flat(x), self._size()

@@ -11,8 +11,8 @@ from torch import Tensor
 from cmsolvers import _checks as check
 from cmsolvers import ops
 from cmsolvers._launch import Launcher, per_level
-from cmsolvers.denoisers import Preconditioned
 from cmsolvers.plan import Plan, Stage, fold
+from cmsolvers.preconditioning import Preconditioned
 
 
 class Direct:

@@ -1,9 +1,10 @@
-"""SDEs as objects: a user's own, and the reverse SDE or probability-flow ODE of a process."""
+"""SDEs as objects: a user's own, a process, and its reverse SDE or probability-flow ODE."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import _checks as check
+from cmsolvers import noise
 
 Time = TypeVar("Time", float, Tensor)
 ScoreFunction: TypeAlias = Callable[..., Tensor]
@@ -69,16 +71,6 @@ class SDE:
         check.flag("state_dependent", self.state_dependent)
 
 
-class Linear(Protocol):
-    """The part of a process that its reverse needs."""
-
-    def drift_factor(self, t: Any) -> Any:
-        """a(t) of the forward drift a(t) x."""
-
-    def diffusion(self, t: Any) -> Any:
-        """g(t)."""
-
-
 @dataclass(frozen=True)
 class ScoreSDE:
     """The reverse SDE or the ODE of a process: drift a(t) x + b(t) score(x, t), diffusion g(t).
@@ -90,7 +82,7 @@ class ScoreSDE:
     and 13.
     """
 
-    process: Linear
+    process: Process
     score: ScoreFunction
     stochastic: bool
 
@@ -111,3 +103,124 @@ class ScoreSDE:
     def diffusion(self, t: Time) -> Time:
         """g(t), or 0 for the ODE."""
         return self.terms(t)[2]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Process(ABC):
+    """What the processes have in common."""
+
+    @property
+    @abstractmethod
+    def t_min(self) -> float:
+        """The smallest time at which a score is usually asked for."""
+
+    @property
+    @abstractmethod
+    def t_max(self) -> float:
+        """The time of the prior."""
+
+    @property
+    @abstractmethod
+    def prior_std(self) -> float:
+        """Standard deviation of the prior at t_max."""
+
+    @abstractmethod
+    def alpha(self, t: Time) -> Time:
+        """Scale of the data at t."""
+
+    @abstractmethod
+    def sigma(self, t: Time) -> Time:
+        """Standard deviation of the noise at t."""
+
+    @abstractmethod
+    def drift_factor(self, t: Time) -> Time:
+        """a(t) = d ln alpha / dt: the forward drift is a(t) x."""
+
+    @abstractmethod
+    def diffusion(self, t: Time) -> Time:
+        """g(t) of the forward SDE dx = a(t) x dt + g(t) dw."""
+
+    @abstractmethod
+    def t_of_sigma(self, sigma_hat: Time) -> Time:
+        """The time at which sigma / alpha is `sigma_hat`."""
+
+    def sigma_hat(self, t: Time) -> Time:
+        """Ratio sigma / alpha: the noise level in Karras coordinates x / alpha."""
+        return self.sigma(t) / self.alpha(t)
+
+    def drift(self, x: Tensor, t: Any) -> Tensor:
+        """a(t) x, shape of x; t is a number or a tensor of shape [] or [B]."""
+        factor: Tensor = per_sample(self.drift_factor(t), x) * x
+        return factor
+
+    def marginal(self, x0: Tensor, t: Any) -> tuple[Tensor, Any]:
+        """Mean alpha(t) x0 and standard deviation sigma(t) of x_t given x0.
+
+        t is a number or a tensor [] or [B]. The deviation is a float, or a tensor in the
+        dtype of x0 that broadcasts against it.
+        """
+        check.state("x0", x0)
+        return per_sample(self.alpha(t), x0) * x0, per_sample(self.sigma(t), x0)
+
+    def prior(
+        self,
+        shape: Sequence[int],
+        seed: Any = None,
+        *,
+        offset: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """A draw from the prior N(0, prior_std^2), from noise stream 0.
+
+        Args:
+            shape: [B, ...].
+            seed: int, int64 tensor [B], torch.Generator or None, as everywhere.
+            offset: index of the first sample, for shards.
+            dtype: floating dtype of the result.
+            device: device of the result.
+
+        Returns:
+            Tensor of the given shape.
+        """
+        latent = noise.normal(
+            shape, seed, stream=noise.LATENT, offset=offset, dtype=dtype, device=device
+        )
+        return latent.mul_(self.prior_std) if self.prior_std != 1 else latent
+
+    def reverse(self, score: ScoreFunction) -> ScoreSDE:
+        """The reverse-time SDE, to be run with descending times.
+
+        Args:
+            score: `score(x, t)`, gradient of ln p_t in the coordinates of this process; t of shape
+                [B].
+        """
+        return ScoreSDE(self, check.function("score", score), True)
+
+    def probability_flow(self, score: ScoreFunction) -> ScoreSDE:
+        """The ODE with the marginals of this process (diffusion 0); arguments as in `reverse`."""
+        return ScoreSDE(self, check.function("score", score), False)
+
+    def score_of(self, denoiser: Callable[..., Tensor]) -> ScoreFunction:
+        """`score(x, t)` in the coordinates of this process, from D(x / alpha, sigma / alpha)."""
+        check.function("denoiser", denoiser)
+
+        def score(x: Tensor, t: Any, **extra_args: Any) -> Tensor:
+            x_hat, level = self.to_karras(x, t)
+            if not isinstance(level, Tensor) or not level.ndim:
+                level = x_hat.new_full((len(x),), float(level))
+            clean = denoiser(x_hat, level.to(x.dtype), **extra_args)
+            alpha, sigma = self.alpha(t), self.sigma(t)
+            result: Tensor = (clean * per_sample(alpha, x) - x) / per_sample(sigma * sigma, x)
+            return result
+
+        return score
+
+    def to_karras(self, x: Tensor, t: Any) -> tuple[Tensor, Any]:
+        """Take x at time t to (x / alpha, sigma / alpha): what a denoiser reads."""
+        return x / per_sample(self.alpha(t), x), self.sigma_hat(exact(t))
+
+    def from_karras(self, x_hat: Tensor, sigma_hat: Any) -> tuple[Tensor, Any]:
+        """(x / alpha, sigma / alpha) -> (x, t): the inverse of `to_karras`."""
+        t = self.t_of_sigma(exact(sigma_hat))
+        return x_hat * per_sample(self.alpha(t), x_hat), t

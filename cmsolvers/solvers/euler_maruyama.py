@@ -12,9 +12,8 @@ from torch import Tensor
 from cmsolvers import _checks as check
 from cmsolvers import noise
 from cmsolvers._launch import BadOutputs, Launcher, NoiseSampler, bar, derivative, per_level
-from cmsolvers.processes import Process
 from cmsolvers.sample import Info
-from cmsolvers.sde import ScoreSDE, SDELike
+from cmsolvers.sde import Process, ScoreSDE, SDELike
 
 
 def euler_maruyama(

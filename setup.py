@@ -38,6 +38,9 @@ CXX_FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fvisibility=hidden",
+    # at::parallel_for is an OpenMP loop in a header. Nothing is linked for it: the symbols come
+    # from the runtime that torch has loaded, so there is one pool of threads.
+    "-fopenmp",
 ]
 NVCC_FLAGS = ["-O3", "--fmad=false", "-lineinfo", "--expt-relaxed-constexpr"]
 

@@ -75,6 +75,16 @@ bool natural(PyObject* object, uint64_t limit, uint64_t& value) {
   return value <= limit;
 }
 
+bool supported(at::ScalarType type) {
+  return type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
+}
+
+// A model output goes with a state of its own dtype or of higher precision.
+bool fits(at::ScalarType model, at::ScalarType state) {
+  if (model == state) return true;
+  return supported(model) && (state == at::kDouble || (state == at::kFloat && model != at::kDouble));
+}
+
 // Inputs and weights into the parameters; false where the case is not plain.
 bool read_terms(StepParams& p, const at::Tensor& x, PyObject* inputs, PyObject* weights,
                 const at::Tensor** terms, bool grad_mode) {
@@ -87,18 +97,16 @@ bool read_terms(StepParams& p, const at::Tensor& x, PyObject* inputs, PyObject* 
   if (!number(PyTuple_GET_ITEM(weights, 0), p.weights[kX])) return false;
   for (Py_ssize_t k = 0; k < n; ++k) {
     const at::Tensor* m = plain_tensor(PyTuple_GET_ITEM(inputs, k), grad_mode);
-    if (m == nullptr || m->scalar_type() != x.scalar_type() || m->device() != x.device() ||
-        !m->is_contiguous() || m->sizes() != x.sizes())
+    if (m == nullptr || m->device() != x.device() || !m->is_contiguous() ||
+        m->sizes() != x.sizes() || !fits(m->scalar_type(), x.scalar_type()) ||
+        (k > 0 && m->scalar_type() != terms[0]->scalar_type()))
       return false;
+    p.model = dtype_of(m->scalar_type());
     if (!number(PyTuple_GET_ITEM(weights, k + 1), p.weights[kInput + k])) return false;
     terms[k] = m;
     p.inputs[k] = m->const_data_ptr();
   }
   return true;
-}
-
-bool supported(at::ScalarType type) {
-  return type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
 }
 
 // fast_step(x, inputs, weights, w_z, seed, stream, draw, offset, out)
@@ -132,12 +140,13 @@ PyObject* fast_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (given == nullptr || given->scalar_type() != x->scalar_type() ||
         given->device() != x->device() || !given->is_contiguous() || given->sizes() != x->sizes())
       Py_RETURN_NONE;
-    const auto fits = [&](const at::Tensor& t) {
-      return t.const_data_ptr() == given->const_data_ptr() || disjoint(t, *given);
+    const auto apart = [&](const at::Tensor& t) {
+      return (t.scalar_type() == given->scalar_type() && t.const_data_ptr() == given->const_data_ptr()) ||
+             disjoint(t, *given);
     };
-    if (!fits(*x)) Py_RETURN_NONE;
+    if (!apart(*x)) Py_RETURN_NONE;
     for (int k = 0; k < p.n_inputs; ++k)
-      if (!fits(*terms[k])) Py_RETURN_NONE;
+      if (!apart(*terms[k])) Py_RETURN_NONE;
     out = *given;
   }
   HANDLE_TH_ERRORS

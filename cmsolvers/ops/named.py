@@ -7,14 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from cmsolvers.ops.binary import C
 from cmsolvers.ops.keys import SeedLike
-from cmsolvers.ops.step import Weight, weighted_step
-
-_tracing = torch.compiler.is_dynamo_compiling
-_fast = None if C is None else C.fast_step
-"""fast_step(x, inputs, weights, w_z, seed, stream, draw, offset, out): the plain case (host weights, no derivative, no
-transform, everything valid) straight into the kernel; None where the case is not plain."""
+from cmsolvers.ops.step import FAST, Weight, tracing, weighted_step
 
 
 def euler_maruyama_step(
@@ -47,8 +41,8 @@ def euler_maruyama_step(
     """
     if type(diffusion) is float and type(dt) is float:
         w_z: Weight = diffusion * math.sqrt(abs(dt))
-        if _fast is not None and not _tracing():
-            done = _fast(x, (drift,), (1.0, dt), w_z, seed, stream, draw, offset, out)
+        if FAST is not None and not tracing():
+            done = FAST(x, (drift,), (1.0, dt), w_z, seed, stream, draw, offset, out)
             if done is not None:
                 return done  # type: ignore[no-any-return]
     else:
@@ -83,8 +77,8 @@ def pf_ode_step(
         TypeError, ValueError: as `weighted_step`; sigma not positive.
     """
     weights = pf_ode_weights(sigma, sigma_next)
-    if _fast is not None and not _tracing():
-        done = _fast(x, (denoised,), weights, 0.0, None, 0, 0, 0, out)
+    if FAST is not None and not tracing():
+        done = FAST(x, (denoised,), weights, 0.0, None, 0, 0, 0, out)
         if done is not None:
             return done  # type: ignore[no-any-return]
     return weighted_step(x, (denoised,), weights, out=out)
@@ -121,8 +115,8 @@ def heun_step(
     if denoised_next is None:
         return pf_ode_step(x, denoised, sigma, sigma_next, out=out)
     weights = heun_weights(sigma, sigma_next)
-    if _fast is not None and not _tracing():
-        done = _fast(x, (denoised, denoised_next), weights, 0.0, None, 0, 0, 0, out)
+    if FAST is not None and not tracing():
+        done = FAST(x, (denoised, denoised_next), weights, 0.0, None, 0, 0, 0, out)
         if done is not None:
             return done  # type: ignore[no-any-return]
     return weighted_step(x, (denoised, denoised_next), weights, out=out)
@@ -156,8 +150,8 @@ def consistency_output(
     if not sigma_data > 0:
         raise ValueError(f"sigma_data must be positive; got {sigma_data}")
     weights = consistency_weights(sigma, sigma_data, sigma_min)
-    if _fast is not None and not _tracing():
-        done = _fast(x, (f,), weights, 0.0, None, 0, 0, 0, out)
+    if FAST is not None and not tracing():
+        done = FAST(x, (f,), weights, 0.0, None, 0, 0, 0, out)
         if done is not None:
             return done  # type: ignore[no-any-return]
     return weighted_step(x, (f,), weights, out=out)
@@ -224,8 +218,8 @@ def add_noise(
         "out": out,
     }
     if sigma_next is None:
-        if _fast is not None and not _tracing():
-            done = _fast(x, (), (alpha,), sigma, seed, stream, draw, offset, out)
+        if FAST is not None and not tracing():
+            done = FAST(x, (), (alpha,), sigma, seed, stream, draw, offset, out)
             if done is not None:
                 return done  # type: ignore[no-any-return]
         return weighted_step(x, (), (alpha,), **noise)  # type: ignore[call-overload, no-any-return]

@@ -11,12 +11,19 @@ from torch import Tensor
 from cmsolvers.ops import autograd as _autograd  # noqa: F401  (registers the derivatives)
 from cmsolvers.ops import reference
 from cmsolvers.ops.checks import check_outputs, check_state, check_weight, second_dtype_for
-from cmsolvers.ops.keys import SeedLike, resolve
+from cmsolvers.ops.binary import C
+from cmsolvers.ops.keys import Key, SeedLike, check_place, resolve
 
 Weight: TypeAlias = float | Tensor
 Second: TypeAlias = Literal["x0"] | float | Tensor | tuple[Literal["pair"], Weight, Weight]
 
 MAX_INPUTS = 4
+MASK64 = (1 << 64) - 1
+
+tracing = torch.compiler.is_dynamo_compiling
+FAST = None if C is None else C.fast_step
+"""fast_step(x, inputs, weights, w_z, seed, stream, draw, offset, out): the plain case (host weights, no derivative, no
+transform, everything valid) straight into the kernel; None where the case is not plain, and nothing was written."""
 
 
 @overload
@@ -104,6 +111,17 @@ def weighted_step(
         ValueError: shapes, devices, sizes of weights, ranges or overlapping memory; the text names the argument.
     """
     inputs = tuple(inputs)
+    if FAST is not None and x0 is None and clamp is None and second is None and not tracing():
+        if type(seed) is Key:
+            fast_seed, first = (
+                (None, 0) if seed.table is not None else (seed.seed & MASK64, seed.offset)
+            )
+        else:
+            fast_seed, first = seed, offset
+        if second_out is None and second_dtype is None and (offset == 0 or first is offset):
+            done = FAST(x, inputs, weights, w_z, fast_seed, stream, draw, first, out)
+            if done is not None:
+                return done  # type: ignore[no-any-return]
     check_state(x, inputs)
     if len(inputs) > MAX_INPUTS:
         raise ValueError(f"inputs must hold at most {MAX_INPUTS} tensors; got {len(inputs)}")
@@ -128,10 +146,7 @@ def weighted_step(
     noise: list[int] = []
     table: Tensor | None = None
     if noisy:
-        if not 0 <= stream <= 255:
-            raise ValueError(f"stream must lie in [0, 255]; got {stream}")
-        if not 0 <= draw < 1 << 32:
-            raise ValueError(f"draw must lie in [0, 2^32); got {draw}")
+        check_place(stream, draw)
         key = resolve(seed, x.shape[0] if x.dim() else 1, offset=offset, device=x.device)
         noise, table = [key.seed, key.offset, stream, draw], key.table
 

@@ -252,11 +252,32 @@ inline void one_block(const StepParams& p, const Row<A>& row, int64_t first, int
     store_block(p.second == Second::x0 ? s.basis : s.other, p.second_out, p.second_type, first, n);
 }
 
+// Whether the step is nothing but one sum over arrays of A: then no block needs scratch.
+template <class A>
+inline bool is_plain(const StepParams& p) {
+  const DType wide = sizeof(A) == 8 ? DType::f64 : DType::f32;
+  return !p.noise && !p.use_x0 && p.second == Second::none && p.rows == nullptr &&
+         p.state == wide && (p.n_inputs == 0 || p.model == wide);
+}
+
+template <class A>
+inline void run_plain(const StepParams& p, const Row<A>& row, int64_t begin, int64_t end) {
+  constexpr int64_t kMost = 1 << 20;
+  for (int64_t at = begin; at < end; at += kMost) {
+    Terms<A> terms;
+    terms.add(row.w[kX], static_cast<const A*>(p.x) + at, true);
+    for (int k = 0; k < p.n_inputs; ++k)
+      terms.add(row.w[kInput + k], static_cast<const A*>(p.inputs[k]) + at);
+    terms.sum(static_cast<A*>(p.out) + at, static_cast<int>(std::min(kMost, end - at)));
+  }
+}
+
 template <class A>
 inline void run_range(const StepParams& p, int64_t begin, int64_t end, bool stream) {
   Scratch<A> scratch;
   if (p.rows == nullptr) {
     const Row<A> row = load_row<A>(p, 0);
+    if (!stream && is_plain<A>(p)) return run_plain(p, row, begin, end);
     for (int64_t at = begin; at < end; at += kBlock)
       one_block(p, row, at, static_cast<int>(std::min<int64_t>(kBlock, end - at)), stream, scratch);
     return;

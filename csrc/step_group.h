@@ -60,8 +60,7 @@ CMS_HD bool reads_x(const StepParams& p, const Row<A>& row) {
 
 template <class A>
 CMS_HD bool reads_input(const StepParams& p, const Row<A>& row, int k) {
-  if (k == 0 && p.use_x0)
-    return row.has(kOut) && (row.has(kInput) || p.second == Second::x0);
+  if (k == 0 && p.use_x0) return row.has(kOut);  // D is made even where its own weight is zero
   return row.has(kInput + k);
 }
 

@@ -198,7 +198,8 @@ def _pack(columns: list[Weight], x: Tensor) -> tuple[list[float], Tensor | None]
     """All weights as host floats, or, if any is a tensor, all as the rows of one float64 tensor on x's device."""
     if not any(isinstance(w, Tensor) for w in columns):
         return [float(w) for w in columns], None
-    batch = max(w.shape[0] if w.dim() else 1 for w in columns if isinstance(w, Tensor))
+    lengths = [w.shape[0] for w in columns if isinstance(w, Tensor) and w.dim()]
+    batch = next((n for n in lengths if n != 1), 1)
     stacked = [
         w.to(x.device, torch.float64).expand(batch)
         if isinstance(w, Tensor)

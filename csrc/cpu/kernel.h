@@ -12,25 +12,15 @@
 namespace cmsolvers {
 namespace CMS_ISA {
 
-constexpr int kBlock = 256;
+constexpr int kBlock = 512;
 constexpr int kGroupLanes = 4 * Lanes::width;
 
-// Four normals a lane, lane after lane.
-template <bool shared_key>
-inline void normals(Lanes::U c0, Lanes::U c1, Lanes::U c2, Lanes::U c3, Lanes::U k0, Lanes::U k1,
-                    float* out) {
-  Lanes::U r[4] = {c0, c1, c2, c3};
-  Lanes::philox_lanes<shared_key>(r, k0, k1);
+// Four normals a lane from its random words, lane after lane.
+inline void deliver(const Lanes::U (&r)[4], float* out) {
   Lanes::F z[4];
   box_muller<Lanes>(r[0], r[1], z[0], z[1]);
   box_muller<Lanes>(r[2], r[3], z[2], z[3]);
   Lanes::store_interleaved(z, out);
-}
-
-// Groups first, first + 1, ... of one sample.
-inline void normals_of_sample(const SampleKey& key, uint32_t draw, uint32_t first, float* out) {
-  normals<true>(Lanes::counting(first), Lanes::set_word(draw), Lanes::set_word(key.c2),
-                Lanes::set_word(key.c3), Lanes::set_word(key.k0), Lanes::set_word(key.k1), out);
 }
 
 // Lanes with groups and samples of their own, computed when full; each delivers some of its four values.
@@ -54,8 +44,10 @@ class Gatherer {
   void flush() {
     if (filled_ == 0) return;
     alignas(64) float z[kGroupLanes];
-    normals<false>(Lanes::load_words(c0_), Lanes::set_word(params_.draw), Lanes::load_words(c2_),
-                   Lanes::load_words(c3_), Lanes::load_words(k0_), Lanes::load_words(k1_), z);
+    Lanes::U r[4] = {Lanes::load_words(c0_), Lanes::set_word(params_.draw), Lanes::load_words(c2_),
+                     Lanes::load_words(c3_)};
+    Lanes::philox_lanes(r, Lanes::load_words(k0_), Lanes::load_words(k1_));
+    deliver(r, z);
     for (int lane = 0; lane < filled_; ++lane)
       for (int j = 0; j < n_[lane]; ++j) out_[place_[lane] + j] = z[4 * lane + from_[lane] + j];
     filled_ = 0;
@@ -79,8 +71,10 @@ inline const float* fill_tiny_samples(const StepParams& p, int64_t sample, int n
   uint32_t c2 = key.c2;
   for (int i = 0; i < n; i += count, ++lane) {
     if (lane == Lanes::width) {
-      normals<true>(Lanes::set_word(0), Lanes::set_word(p.draw), Lanes::counting(c2),
-                    Lanes::set_word(key.c3), Lanes::set_word(key.k0), Lanes::set_word(key.k1), z);
+      Lanes::U r[4] = {Lanes::set_word(0), Lanes::set_word(p.draw), Lanes::counting(c2),
+                       Lanes::set_word(key.c3)};
+      Lanes::philox_lanes(r, Lanes::set_word(key.k0), Lanes::set_word(key.k1));
+      deliver(r, z);
       c2 += Lanes::width;
       lane = 0;
     }
@@ -96,11 +90,14 @@ inline const float* fill_noise(const StepParams& p, int64_t first, int n, float*
   int64_t sample, element;
   locate(p, first, sample, element);
   if (!p.permuted && element + n <= p.count && n >= Lanes::width) {  // all in one sample
-    const SampleKey key = key_of(p, sample);
+    const SampleRounds rounds(key_of(p, sample), p.draw);
     const int skip = static_cast<int>(element & 3);
     uint32_t group = static_cast<uint32_t>(element >> 2);
-    for (int done = 0; done < n + skip; done += kGroupLanes, group += Lanes::width)
-      normals_of_sample(key, p.draw, group, out + done);
+    for (int done = 0; done < n + skip; done += kGroupLanes, group += Lanes::width) {
+      Lanes::U r[4];
+      Lanes::philox_sample(group, rounds, r);
+      deliver(r, out + done);
+    }
     return out + skip;
   }
   if (!p.permuted && p.count <= 4 && p.key == nullptr && element == 0 &&
@@ -193,7 +190,7 @@ inline void clamp_block(A* values, A low, A high, int n) {
   }
 }
 
-// Scratch of one block; about 20 KB, it stays in L1.
+// Scratch of one block; what a common step touches of it stays in L1.
 template <class A>
 struct Scratch {
   alignas(64) A x[kBlock], m[kMaxInputs][kBlock], z_wide[kBlock], basis[kBlock], sum[kBlock],

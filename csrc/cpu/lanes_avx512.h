@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "../philox.h"
+#include "philox_wide.h"
 
 namespace cmsolvers {
 namespace CMS_ISA {
@@ -44,28 +44,18 @@ struct Lanes {
     return add_word(set_word(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
   }
 
-  // As in lanes_avx2.h: even and odd lanes apart, in the low halves of 64 bits.
-  template <bool shared_key>
-  static inline void philox_lanes(U (&c)[4], U k0, U k1) {
-    const U m0 = _mm512_set1_epi64(kPhiloxMultiplier0), m1 = _mm512_set1_epi64(kPhiloxMultiplier1);
-    const U w0 = set_word(kPhiloxWeyl0), w1 = set_word(kPhiloxWeyl1);
-    U odd[4];
-    for (int j = 0; j < 4; ++j) odd[j] = _mm512_srli_epi64(c[j], 32);
-    U odd_k0 = shared_key ? k0 : _mm512_srli_epi64(k0, 32);
-    U odd_k1 = shared_key ? k1 : _mm512_srli_epi64(k1, 32);
-    for (int round = 0; round < 10; ++round) {
-      half_round(c, k0, k1, m0, m1);
-      half_round(odd, shared_key ? k0 : odd_k0, shared_key ? k1 : odd_k1, m0, m1);
-      k0 = add_word(k0, w0);
-      k1 = add_word(k1, w1);
-      if (!shared_key) {
-        odd_k0 = add_word(odd_k0, w0);
-        odd_k1 = add_word(odd_k1, w1);
-      }
-    }
-    for (int j = 0; j < 4; ++j)
-      c[j] = _mm512_mask_shuffle_epi32(c[j], 0xAAAA, odd[j], static_cast<_MM_PERM_ENUM>(0xA0));
+  // For philox_wide.h.
+  static inline U set_wide(uint64_t v) { return _mm512_set1_epi64(static_cast<long long>(v)); }
+  static inline U multiply(U a, U b) { return _mm512_mul_epu32(a, b); }
+  static inline U high(U a) { return _mm512_srli_epi64(a, 32); }
+  static inline U xor3(U a, U b, U c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+  static inline U join(U even, U odd) {
+    return _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, static_cast<_MM_PERM_ENUM>(0xA0));
   }
+  static inline void philox_sample(uint32_t first, const SampleRounds& sample, U (&c)[4]) {
+    wide_philox_sample<Lanes>(first, sample, c);
+  }
+  static inline void philox_lanes(U (&c)[4], U k0, U k1) { wide_philox<Lanes>(c, k0, k1); }
 
   static inline void store_interleaved(const F (&z)[4], float* out) {
     const F a = _mm512_unpacklo_ps(z[0], z[1]), b = _mm512_unpackhi_ps(z[0], z[1]);
@@ -81,17 +71,10 @@ struct Lanes {
   }
 
  private:
-  static inline void half_round(U (&c)[4], U k0, U k1, U m0, U m1) {
-    const U p0 = _mm512_mul_epu32(c[0], m0), p1 = _mm512_mul_epu32(c[2], m1);
-    c[0] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c[1], k0, 0x96);
-    c[2] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c[3], k1, 0x96);
-    c[1] = p1;
-    c[3] = p0;
-  }
-  template <int high>
+  template <int upper>
   static inline F pairs(F a, F b) {
     const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
-    return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
+    return _mm512_castpd_ps(upper ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
   }
 };
 

@@ -188,7 +188,7 @@ class TestLayouts:
             storage = torch.empty(t.numel() + shift, dtype=t.dtype, device="cuda")
             return storage[shift:].view(t.shape).copy_(t)
 
-        for name, step in STEPS.items():
+        for step in STEPS.values():
             expected = step(x, m, 5)
             assert_same_bits(step(shifted(x), [shifted(t) for t in m], 5), expected)
             mixed = step(x.cuda(), [shifted(t) for t in m], 5)

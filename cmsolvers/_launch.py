@@ -18,17 +18,24 @@ _NONE_BAD = torch.iinfo(torch.int64).max
 
 
 class _Buffers:
-    """`count` tensors like x, handed out in turn and made when first asked for."""
+    """Tensors like x, made when first needed and used again: fresh ones cost page faults."""
 
-    def __init__(self, x: Tensor, dtype: torch.dtype, count: int) -> None:
-        self._like, self._dtype, self._at = x, dtype, 0
-        self._tensors: list[Tensor | None] = [None] * count
+    def __init__(self, x: Tensor, dtype: torch.dtype) -> None:
+        self._like, self._dtype = x, dtype
+        self._spans: list[tuple[int, int, Tensor]] = []
 
-    def take(self) -> Tensor:
-        self._at = (self._at + 1) % len(self._tensors)
-        buffer = self._tensors[self._at]
-        if buffer is None:
-            buffer = self._tensors[self._at] = torch.empty_like(self._like, dtype=self._dtype)
+    def take(self, keep: Sequence[Tensor]) -> Tensor:
+        """A buffer that none of the tensors in `keep` lies in, be it as a view."""
+        used = [tensor.data_ptr() for tensor in keep]
+        for start, end, buffer in self._spans:
+            for address in used:
+                if start <= address < end:
+                    break
+            else:
+                return buffer
+        buffer = torch.empty_like(self._like, dtype=self._dtype)
+        start = buffer.data_ptr()
+        self._spans.append((start, start + buffer.numel() * buffer.element_size(), buffer))
         return buffer
 
 
@@ -48,14 +55,13 @@ def _transformed() -> bool:
 
 
 class Launcher:
-    """Weighted steps of one run, each into the next of the run's own buffers.
+    """Weighted steps of one run, in the run's own buffers.
 
     With derivatives, transforms or a callback (whose caller may keep what it is shown) nothing is
     reused and every step makes its own tensors. The user's x is never written to.
 
     Args:
         x: the initial state.
-        buffers: how many states must stay intact at the same time, the one being written included.
         seed: see `noise.key`; drawn from only if `noisy`.
         noisy: whether any step needs built-in noise.
         noise_sampler: replaces the built-in noise.
@@ -66,7 +72,6 @@ class Launcher:
     def __init__(
         self,
         x: Tensor,
-        buffers: int,
         *,
         seed: Any,
         noisy: bool,
@@ -80,8 +85,8 @@ class Launcher:
         self.key = noise.key(seed, x.shape[0], device=x.device) if needed or not drawn else None
         self._reuse = reuse and not derivative(x) and not _transformed()
         self._grad = torch.is_grad_enabled()
-        self._states = _Buffers(x, x.dtype, buffers)
-        self._seconds = _Buffers(x, second_dtype, buffers)
+        self._states = _Buffers(x, x.dtype)
+        self._seconds = _Buffers(x, second_dtype)
         self._second_dtype = second_dtype
 
     def observe(self, output: Tensor) -> None:
@@ -104,6 +109,7 @@ class Launcher:
         w_z: float | Tensor = 0.0,
         span: tuple[float, float] = (0.0, 0.0),
         draw: int = 0,
+        keep: Sequence[Tensor] = (),
         second: float | str | None = None,
         x0: tuple[float, float] | None = None,
     ) -> Any:
@@ -123,9 +129,9 @@ class Launcher:
             options["second"] = second
             options["second_dtype"] = x.dtype if kept else self._second_dtype
             if self._reuse and not kept:
-                options["second_out"] = self._seconds.take()
+                options["second_out"] = self._seconds.take((*inputs, *keep))
         if self._reuse:
-            options["out"] = self._states.take()
+            options["out"] = self._states.take((*inputs, *keep))
         return ops.weighted_step(x, inputs, row, **options)
 
 

@@ -33,9 +33,9 @@ class Direct:
         """D for what `evaluate` returned."""
         return output
 
-    def churn(self, j: int, x: Tensor, w_z: float, span: tuple[float, float], draw: int) -> Tensor:
+    def churn(self, j: int, x: Tensor, w_z: float, how: dict[str, Any]) -> Tensor:
         """X with the noise that lifts it to the level of evaluation j."""
-        return self._launcher.step(x, (), (1.0,), w_z=w_z, span=span, draw=draw)  # type: ignore[no-any-return]
+        return self._launcher.step(x, (), (1.0,), w_z=w_z, **how)  # type: ignore[no-any-return]
 
     def advance(
         self,
@@ -44,13 +44,12 @@ class Direct:
         stage: Stage,
         outputs: list[Tensor],
         past: list[Tensor],
-        span: tuple[float, float],
-        draw: int,
+        how: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         """(y after evaluation j, D_0 of the step)."""
         row = (stage.w_x, *stage.w_d, *stage.w_past)
         inputs = (*outputs, *past[: len(stage.w_past)])
-        y = self._launcher.step(x, inputs, row, w_z=stage.w_z, span=span, draw=draw)
+        y = self._launcher.step(x, inputs, row, w_z=stage.w_z, **how)
         return y, outputs[0]
 
 
@@ -106,8 +105,7 @@ class _Kept(_Raw):
         stage: Stage,
         outputs: list[Tensor],
         past: list[Tensor],
-        span: tuple[float, float],
-        draw: int,
+        how: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         """(y, D_0): the second output is D."""
         (f,), older = outputs, past[: len(stage.w_past)]
@@ -119,8 +117,7 @@ class _Kept(_Raw):
             (f, *older),
             row,
             w_z=stage.w_z,
-            span=span,
-            draw=draw,
+            **how,
             second="x0",
             x0=self._scalings[j][:2],
         )
@@ -148,9 +145,9 @@ class _Folded(_Kept):
         c_in: float = self._scalings[j].c_in
         return None if c_in == 1.0 and self._dtype is self._state_dtype else c_in
 
-    def churn(self, j: int, x: Tensor, w_z: float, span: tuple[float, float], draw: int) -> Tensor:
+    def churn(self, j: int, x: Tensor, w_z: float, how: dict[str, Any]) -> Tensor:
         """As for D, and c_in x' with it."""
-        return self._with_input(x, (), (1.0,), self._scale(j), w_z=w_z, span=span, draw=draw)
+        return self._with_input(x, (), (1.0,), self._scale(j), w_z=w_z, **how)
 
     def advance(
         self,
@@ -159,17 +156,16 @@ class _Folded(_Kept):
         stage: Stage,
         outputs: list[Tensor],
         past: list[Tensor],
-        span: tuple[float, float],
-        draw: int,
+        how: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         """(y, F_0): nothing reads D_0 later."""
-        noise = {"w_z": stage.w_z, "span": span, "draw": draw}
-        return self._with_input(x, outputs, self._rows[j], self._next[j], **noise), outputs[0]
+        row, second = self._rows[j], self._next[j]
+        return self._with_input(x, outputs, row, second, w_z=stage.w_z, **how), outputs[0]
 
     def _with_input(
-        self, x: Tensor, inputs: Any, row: Any, second: float | None, **noise: Any
+        self, x: Tensor, inputs: Any, row: Any, second: float | None, **how: Any
     ) -> Tensor:
-        result = self._launcher.step(x, inputs, row, second=second, **noise)
+        result = self._launcher.step(x, inputs, row, second=second, **how)
         if second is None:
             return result  # type: ignore[no-any-return]
         y, self._ready = result

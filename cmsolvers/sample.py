@@ -89,7 +89,6 @@ def run(
     check.flags(progress=progress, return_info=return_info, check_nan=check_nan)
     launcher = Launcher(
         x,
-        plan.width + 1 + plan.keep,
         seed=seed,
         noisy=plan.noisy,
         noise_sampler=noise_sampler,
@@ -102,8 +101,8 @@ def run(
         evaluation, past = 0, []  # type: int, list[Tensor]
         for i, step in enumerate(plan.steps):
             if step.churn:
-                span = (step.sigma, step.sigma_hat)
-                x = model.churn(evaluation, x, step.churn, span, i)
+                how = {"span": (step.sigma, step.sigma_hat), "draw": i, "keep": past}
+                x = model.churn(evaluation, x, step.churn, how)
             outputs: list[Tensor] = []
             y = x
             for stage in step.stages:
@@ -124,8 +123,9 @@ def run(
                 outputs.append(output)
                 if len(outputs) > 1 and output.dtype is not outputs[0].dtype:
                     outputs = [m.to(x.dtype) for m in outputs]
-                span = (step.sigma_hat, stage.to)
-                y, first = model.advance(evaluation, x, stage, outputs, past, span, i)
+                keep = past if stage is step.stages[-1] else [x, *past]
+                how = {"span": (step.sigma_hat, stage.to), "draw": i, "keep": keep}
+                y, first = model.advance(evaluation, x, stage, outputs, past, how)
                 evaluation += 1
             x = y
             if plan.keep:

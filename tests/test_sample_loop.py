@@ -382,3 +382,15 @@ def test_folding_reads_the_network_alone():
         assert len(launches) == 11
     finally:
         patch.undo()
+
+
+@pytest.mark.parametrize("formula, keep", [(noisy_predictor, 0), (two_step, 1)])
+def test_past_outputs_that_are_views_survive(formula, keep):
+    """A kept D may lie in a buffer of the loop; that buffer must then not be written."""
+    plan = make_plan("test", tuple(SIGMAS.tolist()), formula, keep=keep)
+    x = latent((6, 6, 6), F64)
+    for view in (lambda x, s: x.transpose(1, 2), lambda x, s: x):
+        expected = run(plan, lambda x, s, v=view: v(x, s).clone(), x, seed=1)
+        assert torch.equal(run(plan, view, x, seed=1), expected)
+        expected = run(plan, EDM(lambda x, s, v=view: v(x, s).clone()), x, seed=1)
+        assert torch.equal(run(plan, EDM(view), x, seed=1), expected)

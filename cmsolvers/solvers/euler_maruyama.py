@@ -75,7 +75,6 @@ def euler_maruyama(
     check.flags(progress=progress, return_info=return_info, check_nan=check_nan)
     launcher = Launcher(
         x,
-        2,
         seed=seed,
         noisy=not (isinstance(sde, ScoreSDE) and not sde.stochastic),
         noise_sampler=noise_sampler,

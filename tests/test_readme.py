@@ -1,0 +1,34 @@
+"""The README's examples run, in order, as a reader would paste them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_python_examples_run() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) >= 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    samples = names["samples"]
+    assert abs(float(samples.mean()) + 0.2) < 0.15  # type: ignore[attr-defined]
+    assert names["info"].nfe == 35  # type: ignore[attr-defined]
+    assert names["two_steps"].shape == names["one_step"].shape  # type: ignore[attr-defined]
+
+
+def test_first_two_commands_are_demo_and_test() -> None:
+    first = re.search(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    assert first is not None
+    assert [line.split("#")[0].strip() for line in first.group(1).strip().splitlines()] == [
+        "make demo",
+        "make test",
+    ]
+
+
+def test_pictures_exist() -> None:
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (Path(__file__).parents[1] / path).is_file(), path

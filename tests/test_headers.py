@@ -1,4 +1,4 @@
-"""The headers without torch, compiled alone: Philox and Box-Muller on words of our choice, for every instruction set."""
+"""The headers without torch, compiled alone: Philox and Box-Muller on words of our choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The noise contract: known answers, an independent float64 computation, and everything that must not matter."""
+"""The noise contract: known answers, an independent computation, and what must not matter."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SHAPES = [
     (3, 4, 5), (1, 4099), (2, 3, 17, 5), (2, 3, 1, 2, 7, 3), (3, 20_003), (9, 255), (9, 257),
 ]  # fmt: skip
 
-# normal((2, 3), seed=2024, draw=7, stream=1, offset=5) in version 1: the words of the first group, the bits of z.
+# normal((2, 3), seed=2024, draw=7, stream=1, offset=5): words of the first group, bits of z.
 FIRST_WORDS = ["0x624856cb", "0x963ef22a", "0x23033cf1", "0xde41d8f2"]
 FIRST_BITS = [-1080599213, -1086852882, 1068279840, -1075670238, 1060313271, 1063974908]
 
@@ -296,7 +296,7 @@ class TestSameBits:
 
 
 def words_of(*shape: int, **arguments: int | Tensor) -> np.ndarray:
-    """The 64-bit pairs of random words, through noise.uniform, which keeps all their bits in float64."""
+    """Pairs of random words, through noise.uniform, which keeps all their bits in float64."""
     u = noise.uniform(shape, **arguments, dtype=torch.float64)
     r = (u * 2.0**32 - 0.5).to(torch.int64).numpy().reshape(-1, 2).astype(np.uint64)
     return r[:, 0] << np.uint64(32) | r[:, 1]
@@ -304,7 +304,7 @@ def words_of(*shape: int, **arguments: int | Tensor) -> np.ndarray:
 
 class TestSeparation:
     def test_nothing_overlaps(self):
-        """Seeds, ids, streams, draws and elements all lead to different words: no pair occurs twice."""
+        """Seeds, ids, streams, draws, elements: all lead to other words, no pair occurs twice."""
         found = [
             words_of(40, 40, seed=seed, stream=stream, draw=draw, offset=offset)
             for seed in (0, 1, 2**32, 2**63)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -29,22 +30,23 @@ class SameRandomness:
         device = torch.device(device)
         self._cpu = torch.get_rng_state()
         self._type = device.type
-        self._index: int | None = None
-        self._device: torch.Tensor | None = None
+        self._device: tuple[int, torch.Tensor] | None = None
         if device.type not in ("cpu", "meta"):
             module = torch.get_device_module(device)
-            self._index = module.current_device() if device.index is None else device.index
-            self._device = module.get_rng_state(self._index)
+            given: Any = device.index  # None is the current device, which torch's types deny.
+            index = module.current_device() if given is None else given
+            self._device = index, module.get_rng_state(index)
 
     @contextmanager
     def replay(self) -> Iterator[None]:
         """A block in which the generators start where they stood when this object was made."""
-        if self._device is None or self._index is None:
+        if self._device is None:
             with torch.random.fork_rng(devices=[]):
                 torch.set_rng_state(self._cpu)
                 yield
             return
-        with torch.random.fork_rng(devices=[self._index], device_type=self._type):
+        index, state = self._device
+        with torch.random.fork_rng(devices=[index], device_type=self._type):
             torch.set_rng_state(self._cpu)
-            torch.get_device_module(self._type).set_rng_state(self._device, self._index)
+            torch.get_device_module(self._type).set_rng_state(state, index)
             yield

@@ -18,6 +18,7 @@ class Batch:
 
     Attributes:
         x0: the samples [B, ...].
+        index: their positions in the data set, int64 [B].
         key: noise key whose ids are the samples' positions in the data set: sample 17 of step k
             gets the same noise and levels whatever else is in the batch.
         step: k, to be given to losses as `draw`.
@@ -25,6 +26,7 @@ class Batch:
     """
 
     x0: Tensor
+    index: Tensor
     key: Any
     step: int
     total: int
@@ -52,9 +54,9 @@ def batch_at(data: Tensor, step: int, total: int, batch_size: int, seed: int) ->
     epoch, position = divmod(check.count("step", step, least=0), n // size)
     order = noise.uniform((n, 1), seed, stream=noise.OTHER, draw=epoch, dtype=torch.float64)
     chosen = order[:, 0].argsort(stable=True)[position * size : (position + 1) * size]
-    ids = chosen.to(torch.int64)
-    key = noise.key(seed, size, ids=ids.to(data.device), device=data.device)
-    return Batch(data[chosen.to(data.device)], key, step, total)
+    index = chosen.to(data.device)
+    key = noise.key(seed, size, ids=index, device=data.device)
+    return Batch(data[index], index, key, step, total)
 
 
 def torch_seed(step: int, seed: int) -> int:

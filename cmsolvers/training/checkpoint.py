@@ -37,9 +37,10 @@ def write_checkpoint(
         for name, value in members.items():
             # A copy each: safetensors refuses tensors that share memory.
             tensors[f"{group}/{name}"] = value.detach().cpu().clone().contiguous()
-    text = json.dumps(about, sort_keys=True)
+    # One entry: safetensors writes several in an order that changes from run to run.
+    text = json.dumps({"format": FORMAT, "about": about}, sort_keys=True)
     temporary = Path(path).with_name(Path(path).name + ".part")
-    save_file(tensors, temporary, metadata={"format": FORMAT, "about": text})
+    save_file(tensors, temporary, metadata={"cmsolvers": text})
     os.replace(temporary, path)
 
 
@@ -57,7 +58,7 @@ def read_checkpoint(
     groups: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("cmsolvers", "{}"))
             names = list(file.keys())
             if header.get("format") != FORMAT:
                 raise ValueError(f"path must be a {FORMAT} checkpoint; got {path}")
@@ -68,7 +69,7 @@ def read_checkpoint(
         raise
     except Exception as error:
         raise ValueError(f"path must be a safetensors file; {path} is not: {error}") from error
-    return groups, json.loads(header["about"])
+    return groups, header["about"]
 
 
 def optimizer_tensors(state: dict[str, Any]) -> dict[str, Tensor]:

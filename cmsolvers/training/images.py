@@ -48,7 +48,8 @@ class Scale:
 def load_images(path: str | Path) -> Tensor:
     """Images from a .npy file, or the first array of a .npz file, as float32 [n, C, H, W].
 
-    Accepts [n, H, W], [n, C, H, W] and [n, H, W, C] with 1, 3 or 4 channels; integers or floats.
+    Accepts [n, H, W], [n, C, H, W] and [n, H, W, C] (1, 3 or 4 channels, fewer than rows);
+    integers or floats.
 
     Raises:
         FileNotFoundError: no such file.
@@ -63,7 +64,7 @@ def load_images(path: str | Path) -> Tensor:
         raise ValueError(f"images must be numbers; got dtype {array.dtype}")
     if array.ndim == 3:
         array = array[:, None]
-    elif array.ndim == 4 and array.shape[1] not in (1, 3, 4) and array.shape[3] in (1, 3, 4):
+    elif array.ndim == 4 and array.shape[3] in (1, 3, 4) and array.shape[3] < array.shape[1]:
         array = array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or 0 in array.shape:
         raise ValueError(

@@ -122,6 +122,7 @@ class Trainer:
         every: int = 0,
         progress: bool = True,
         description: str = "training",
+        position: int = 0,
     ) -> Trainer:
         """Train up to step `until` (None: to the end).
 
@@ -131,6 +132,7 @@ class Trainer:
             every: write it every so many steps too; 0 is only at the end.
             progress: show a bar.
             description: its label.
+            position: its line, where several bars are shown.
 
         Returns:
             The trainer itself.
@@ -147,6 +149,7 @@ class Trainer:
             desc=description,
             disable=not progress,
             mininterval=0.5,
+            position=position,
             unit="step",
         )
         self.network.train()

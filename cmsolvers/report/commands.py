@@ -1,0 +1,168 @@
+"""What each command of the command line does."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmsolvers import metrics, noise
+from cmsolvers.ops import build_info
+from cmsolvers.report import digits, pictures
+from cmsolvers.report.demo import run_demo
+from cmsolvers.report.judge import Judge, classifier_trainer
+from cmsolvers.report.methods import draw
+from cmsolvers.report.settings import DemoSettings
+from cmsolvers.training.images import Scale, load_images
+from cmsolvers.training.loop import Trainer
+from cmsolvers.training.recipes import (
+    Spec,
+    consistency_trainer,
+    default_settings,
+    distillation_trainer,
+    load_model,
+    score_trainer,
+)
+
+
+def demo(options: Namespace) -> int:
+    """The main job."""
+    settings = DemoSettings.tiny(options.seed) if options.tiny else DemoSettings(options.seed)
+    results = run_demo(options.out, settings, workers=options.workers, progress=not options.quiet)
+    for target in results["targets"]:
+        state = "kept  " if target["kept"] else "MISSED"
+        print(
+            f"{state} {target['what']}: {target['value']:.4g} {target['relation']} "
+            f"{target['bound']:.4g}"
+        )
+    print(f"report: {options.out / 'report.html'}")
+    return int(options.check and not all(target["kept"] for target in results["targets"]))
+
+
+def _data(name: str) -> tuple[Tensor, Scale]:
+    if name == "digits":
+        data = digits.load()
+        return data.train, data.scale
+    pixels = load_images(name)
+    scale = Scale.of(pixels)
+    return scale.to_model(pixels), scale
+
+
+def train(options: Namespace) -> int:
+    """Train a score model, or a consistency model by distillation or from scratch."""
+    data, scale = _data(options.data)
+    settings = default_settings(
+        options.model, options.steps, min(options.batch, len(data)), options.seed
+    )
+    if options.lr is not None:
+        settings = replace(settings, lr=options.lr)
+    shape = tuple(data.shape[1:])
+    about = {"scale": asdict(scale), "data": Path(options.data).name}
+    network = options.network or ("mlp" if max(shape[1:]) < 16 else "unet")
+    spec = Spec(options.model, shape, network, sigma_max=options.sigma_max)
+    trainer = _trainer(options, spec, data, settings, about)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{options.model}.safetensors"
+    if options.resume:
+        trainer.load(path)
+    trainer.run(
+        checkpoint=path,
+        every=options.every,
+        progress=not options.quiet,
+        description=f"training {options.model}",
+    )
+    print(f"{trainer.step} steps; checkpoint: {path}")
+    return 0
+
+
+def _trainer(
+    options: Namespace, spec: Spec, data: Tensor, settings: Any, about: dict[str, Any]
+) -> Trainer:
+    if spec.kind == "score":
+        return score_trainer(spec, data, settings, about)
+    if spec.kind == "ct":
+        return consistency_trainer(spec, data, settings, about=about)
+    if options.teacher is None:
+        raise ValueError("--teacher must name a score checkpoint where --model is cd")
+    teacher = load_model(options.teacher)
+    spec = replace(teacher.spec, kind="cd")
+    return distillation_trainer(spec, data, settings, teacher, about=about)
+
+
+def sample(options: Namespace) -> int:
+    """Sample a checkpoint: samples.npy holds pixels [n, C, H, W], samples.png a grid of them."""
+    model = load_model(options.checkpoint)
+    spec = model.spec
+    sampler = options.sampler or ("heun" if spec.kind == "score" else "consistency")
+    z = noise.normal((options.count, *spec.shape), options.seed, offset=options.offset)
+    x, nfe = draw(
+        sampler,
+        model,
+        z,
+        options.steps,
+        noise.key(options.seed, options.count, offset=options.offset),
+        levels=[spec.sigma_max, *options.levels],
+        progress=not options.quiet,
+    )
+    scale = Scale(**model.about["scale"])
+    pixels = scale.to_pixels(x)
+    options.out.mkdir(parents=True, exist_ok=True)
+    np.save(options.out / "samples.npy", pixels.numpy())
+    pictures.image_grid(options.out / "samples.png", pixels, scale.low, scale.high)
+    print(f"{len(pixels)} samples, NFE {nfe}: {options.out / 'samples.png'}")
+    return 0
+
+
+def evaluate(options: Namespace) -> int:
+    """Metrics of samples, to metrics.json: features of a classifier for digits, else pixels."""
+    pixels = load_images(options.samples)
+    data, scale = _data(options.data)
+    x = scale.to_model(pixels)
+    if x.shape[1:] != data.shape[1:]:
+        raise ValueError(
+            f"samples must have the shape of the data, {list(data.shape[1:])}; "
+            f"got {list(x.shape[1:])}"
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any]
+    if options.data == "digits":
+        path = options.classifier or options.out / "classifier.safetensors"
+        if options.classifier is None:
+            classifier_trainer(digits.load(), DemoSettings.classifier_steps, options.seed).run(
+                checkpoint=path, progress=not options.quiet, description="classifier"
+            )
+        judge = Judge.load(path, digits.load())
+        with torch.no_grad():
+            results = {"real": judge.baseline(), "samples": judge.numbers(x)}
+    else:
+        near = metrics.nearest_distance(x, data)
+        results = {
+            "samples": {
+                "frechet_pixels": metrics.frechet_distance(x.flatten(1), data.flatten(1)),
+                "nearest": float(near.mean()),
+                "nearest_smallest": float(near.min()),
+            }
+        }
+    text = json.dumps(results, indent=2)
+    (options.out / "metrics.json").write_text(text + "\n")
+    print(text)
+    return 0
+
+
+def info(options: Namespace) -> int:
+    """What was built, for what, and which instruction set is in use."""
+    facts = build_info()
+    if options.json:
+        print(json.dumps(facts, indent=2, default=str))
+        return 0
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        print(f"{name.replace('_', ' '):{width}}  {text}")
+    return 0

@@ -1,0 +1,446 @@
+"""Losses on problems with exact answers, each with a negative control that must fail."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cmsolvers import losses, noise
+from cmsolvers.denoisers import EDM, ConsistencyFunction
+from cmsolvers.oracles import Gaussian, GaussianMixture
+from cmsolvers.schedules import karras_sigmas
+
+SIGMA_MIN = 0.002
+DISTANCES = ["l1", "l2", "pseudo_huber"]
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def data(n: int = 64, std: float = 0.5, dim: int = 3) -> Tensor:
+    return std * noise.normal((n, dim), 3, dtype=torch.float64)
+
+
+# --- distillation at the exact consistency function ----------------------------------------------
+
+
+def distillation_errors(solver: str = "heun", *, shift: float = 0.0) -> tuple[list, list]:
+    """Root mean square of f minus target at the exact function, and the steps."""
+    gauss = Gaussian(0.5)
+
+    def exact(x: Tensor, sigma: Tensor) -> Tensor:
+        return gauss.consistency(x, sigma * (1 + shift), SIGMA_MIN)
+
+    def target(x: Tensor, sigma: Tensor) -> Tensor:
+        return gauss.consistency(x, sigma, SIGMA_MIN)
+
+    steps, errors = [], []
+    for n in (16, 32, 64, 128, 256, 512):
+        # One pair of a grid with n levels from 2 to 0.2: ln-steps halve with n.
+        sigma, sigma_next = 1.0, 1.0 * 0.1 ** (1 / n)
+        value = losses.consistency_distillation(
+            exact, target, gauss.denoiser, data(), sigma, sigma_next, solver=solver, seed=5
+        )
+        steps.append(sigma - sigma_next)
+        errors.append(math.sqrt(float(value)))
+    return steps, errors
+
+
+def test_distillation_loss_vanishes_at_the_order_of_the_solver():
+    # One step of a method of order p misses by h^(p + 1).
+    assert slope(*distillation_errors("heun")) == pytest.approx(3, abs=0.1)
+    assert slope(*distillation_errors("euler")) == pytest.approx(2, abs=0.1)
+
+
+def test_distillation_loss_stays_when_student_is_told_the_wrong_level():
+    steps, errors = distillation_errors("heun", shift=0.01)
+    assert abs(slope(steps, errors)) < 0.1
+    assert errors[-1] > 100 * distillation_errors("heun")[1][-1]
+
+
+def test_distillation_loss_summed_over_a_grid_falls_at_second_order():
+    """Errors over a grid add up: order 2 for Heun."""
+    gauss = Gaussian(0.5)
+
+    def exact(x: Tensor, sigma: Tensor) -> Tensor:
+        return gauss.consistency(x, sigma, SIGMA_MIN)
+
+    totals = []
+    counts = [20, 40, 80, 160, 320]
+    for n in counts:
+        grid = karras_sigmas(n + 1, SIGMA_MIN, 80.0, append_zero=False).tolist()
+        total = 0.0
+        for high, low in pairwise(grid):
+            value = losses.consistency_distillation(
+                exact, exact, gauss.denoiser, data(16), high, low, seed=1
+            )
+            total += math.sqrt(float(value))
+        totals.append(total)
+    assert -slope([float(n) for n in counts[2:]], totals[2:]) == pytest.approx(2, abs=0.1)
+
+
+# --- consistency training and distillation -------------------------------------------------------
+
+
+class Bent(nn.Module):
+    """A small non-linear function of x and sigma with a few parameters, smooth in all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.7, -0.3, 0.2, 0.4], dtype=torch.float64))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma.double()[:, None] if x.ndim > 1 else sigma
+        a, b, c, d = self.w
+        return a * torch.tanh(x / (1 + s)) + b * x / (1 + s * s).sqrt() + c * torch.sin(d * x) * s
+
+
+def expected_gradients(n: int, *, same_noise: bool = True) -> tuple[Tensor, Tensor]:
+    """Expected gradients of CT and of CD with the exact score, by quadrature over x0 and z.
+
+    Data are two points, so E over x0 is a sum; E over z is Gauss-Hermite. The score is exact.
+    """
+    points, sigma = torch.tensor([-0.6, 0.9], dtype=torch.float64), 0.8
+    sigma_next = sigma * (1 - 1.0 / n)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    z, w = torch.tensor(nodes), torch.tensor(weights / weights.sum())
+    mixture = GaussianMixture(points, 1e-9, [0.5, 0.5])
+    model = Bent()
+
+    def gradient(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        s, t = x.new_full((len(x),), sigma), x.new_full((len(x),), sigma_next)
+        with torch.no_grad():
+            aim = model(y[:, None], t)
+        value = (weight * losses.l2(model(x[:, None], s), aim)).sum()
+        # The stop-gradient loss is O(1/n^2), its gradient O(1/n): n times it has a limit.
+        return torch.autograd.grad(n * value, model.parameters())[0]
+
+    x0 = points.repeat_interleave(len(z))
+    zz, ww = z.repeat(2), w.repeat(2) / 2
+    x = x0 + sigma * zz
+    if same_noise:
+        ct = gradient(x, x0 + sigma_next * zz, ww)
+    else:
+        i, j = torch.meshgrid(torch.arange(60), torch.arange(60), indexing="ij")
+        grid_x0 = points.repeat_interleave(i.numel())
+        zi, zj = z[i.flatten()].repeat(2), z[j.flatten()].repeat(2)
+        wij = (w[i] * w[j]).flatten().repeat(2) / 2
+        ct = gradient(grid_x0 + sigma * zi, grid_x0 + sigma_next * zj, wij)
+    denoised = mixture.denoiser(x[:, None], sigma)[:, 0]
+    step = x + (sigma_next - sigma) * (x - denoised) / sigma
+    return ct, gradient(x, step, ww)
+
+
+def library_gradients(n: int, solver: str, samples: int = 300_000) -> tuple[Tensor, Tensor]:
+    """The same from the library's losses, by Monte Carlo: both see the same samples and noise."""
+    points = torch.tensor([-0.6, 0.9], dtype=torch.float64)
+    x0, model = points.repeat(samples // 2)[:, None], Bent()
+    mixture = GaussianMixture(points, 1e-9, [0.5, 0.5])
+    common = {"distance": "l2", "weight": lambda s, t: n * torch.ones_like(s), "seed": 3}
+    levels = 0.8, 0.8 * (1 - 1.0 / n)
+    ct = losses.consistency_training(model, None, x0, *levels, **common)
+    cd = losses.consistency_distillation(model, None, mixture, x0, *levels, solver=solver, **common)
+    return tuple(torch.autograd.grad(value, model.parameters())[0] for value in (ct, cd))
+
+
+@pytest.mark.parametrize(("solver", "tolerance"), [("euler", 0.1), ("heun", 0.2)])
+def test_gradients_of_the_library_losses_meet_at_the_same_rate(solver: str, tolerance: float):
+    counts = [16.0, 32.0, 64.0]
+    gaps = []
+    for n in counts:
+        ct, cd = library_gradients(int(n), solver)
+        gaps.append(float((ct - cd).norm() / cd.norm()))
+    assert -slope(counts, gaps) == pytest.approx(1, abs=tolerance)
+    # And they are the gradients of the quadrature.
+    torch.testing.assert_close(ct, expected_gradients(64)[0], rtol=0.01, atol=1e-4)
+
+
+def gradient_gaps(**options: bool) -> tuple[list[float], list[float]]:
+    counts = [8.0, 16.0, 32.0, 64.0, 128.0, 256.0]
+    gaps = []
+    for n in counts:
+        ct, cd = expected_gradients(int(n), **options)
+        gaps.append(float((ct - cd).norm() / cd.norm()))
+    return counts, gaps
+
+
+def test_expected_gradients_of_training_and_distillation_meet_at_first_order():
+    assert -slope(*gradient_gaps()) == pytest.approx(1, abs=0.1)
+
+
+def test_expected_gradients_do_not_meet_with_different_noise():
+    counts, gaps = gradient_gaps(same_noise=False)
+    assert -slope(counts, gaps) < 0.5
+    assert gaps[-1] > 1
+
+
+def test_training_pairs_share_their_noise():
+    seen = []
+
+    def f(x: Tensor, sigma: Tensor) -> Tensor:
+        seen.append((x, sigma))
+        return x
+
+    x0 = data(8)
+    high, low = torch.linspace(1, 2, 8).double(), torch.linspace(0.5, 1, 8).double()
+    losses.consistency_training(f, None, x0, high, low, seed=9, draw=4)
+    z = noise.normal(x0.shape, 9, stream=noise.TRAINING, draw=4, dtype=torch.float64)
+    for (x, sigma), level in zip(seen, (high, low), strict=True):
+        torch.testing.assert_close(sigma, level)
+        torch.testing.assert_close(x, x0 + level[:, None] * z)
+
+
+def test_student_sits_at_the_larger_level_and_target_gets_no_gradient():
+    order = []
+
+    class Net(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name, self.w = name, nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            order.append((self.name, float(sigma[0]), torch.is_grad_enabled()))
+            return self.w * x
+
+    student, target = Net("student"), Net("target")
+    losses.consistency_training(student, target, data(4).float(), 2.0, 1.0, seed=0).backward()
+    assert order == [("student", 2.0, True), ("target", 1.0, False)]
+    assert student.w.grad is not None
+    assert target.w.grad is None
+
+
+def test_weight_is_taken_at_the_pair_and_lambda_is_one_by_default():
+    x0 = data(4)
+    plain = losses.consistency_training(
+        lambda x, s: x, None, x0, 2.0, 1.5, distance="l2", weight=None, seed=1, reduction="none"
+    )
+    z = noise.normal(x0.shape, 1, stream=noise.TRAINING, dtype=torch.float64)
+    torch.testing.assert_close(plain, (0.5 * z).square().mean(1))
+    weighted = losses.consistency_training(
+        lambda x, s: x, None, x0, 2.0, 1.5, distance="l2", seed=1, reduction="none"
+    )
+    torch.testing.assert_close(weighted, plain / 0.5)
+
+
+# --- score matching ------------------------------------------------------------------------------
+
+
+def test_consistency_function_is_the_identity_at_sigma_min_to_the_bit():
+    net = nn.Linear(3, 3)
+    f = ConsistencyFunction(lambda x, c: net(x) * 1e3, sigma_min=SIGMA_MIN)
+    x = data(16).float()
+    assert torch.equal(f(x, SIGMA_MIN), x)
+    assert torch.equal(f(x, torch.full((16,), SIGMA_MIN, dtype=torch.float64)), x)
+
+
+def test_score_matching_is_least_at_the_exact_denoiser():
+    gauss = Gaussian(0.5)
+    x0, sigma = data(4096), torch.logspace(-1, 0.5, 4096).double()
+
+    def value(scale: float, shift: float) -> float:
+        def denoiser(x: Tensor, s: Tensor) -> Tensor:
+            return gauss.denoiser(x, s) * scale + shift
+
+        return float(losses.denoising_score_matching(denoiser, x0, sigma, seed=2))
+
+    best = value(1.0, 0.0)
+    assert all(value(1 + e, 0) > best for e in (-0.1, 0.1))
+    assert all(value(1, e) > best for e in (-0.05, 0.05))
+
+
+def test_score_matching_gradient_vanishes_in_expectation_at_the_exact_denoiser():
+    """EDM with F = 0 is exact when the data have sigma_data; a wrong sigma_data is not."""
+
+    def gradient(sigma_data: float) -> float:
+        w = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        model = EDM(lambda x, c: w * x, sigma_data)
+        x0 = 0.5 * noise.normal((200_000, 1), 0, dtype=torch.float64)
+        loss = losses.denoising_score_matching(model, x0, 0.7, sigma_data=sigma_data, seed=1)
+        return abs(float(torch.autograd.grad(loss, w)[0]))
+
+    assert gradient(0.5) < 0.01
+    assert gradient(0.8) > 0.1
+
+
+def test_edm_weight_makes_an_untrained_loss_one():
+    x0 = data(100_000, dim=1)
+    for sigma in (0.05, 0.5, 5.0):
+        model = EDM(lambda x, c: torch.zeros_like(x))
+        loss = losses.denoising_score_matching(model, x0, sigma, seed=4)
+        assert float(loss) == pytest.approx(1, abs=0.02)
+
+
+def test_losses_of_a_sample_do_not_depend_on_its_companions():
+    x0, sigma = data(12).float(), torch.linspace(0.1, 3, 12).double()
+    model = EDM(lambda x, c: torch.tanh(x) * c[:, None])
+    ids = torch.arange(12)
+
+    def run(chosen: Tensor) -> Tensor:
+        key = noise.key(7, len(chosen), ids=chosen)
+        return losses.denoising_score_matching(
+            model, x0[chosen], sigma[chosen], seed=key, draw=3, reduction="none"
+        )
+
+    whole = run(ids)
+    some = torch.tensor([10, 2, 7])
+    assert torch.equal(run(some), whole[some])
+
+
+# --- distances -----------------------------------------------------------------------------------
+
+
+def test_distances_against_their_formulas():
+    a, b = data(5, dim=4), data(5, dim=4).flip(0) + 0.1
+    d = a - b
+    torch.testing.assert_close(losses.l1(a, b), d.abs().mean(1))
+    torch.testing.assert_close(losses.l2(a, b), (d * d).mean(1))
+    c = 0.00054 * 2
+    torch.testing.assert_close(
+        losses.pseudo_huber()(a, b), ((d * d).sum(1) + c * c).sqrt() - c, rtol=1e-9, atol=1e-12
+    )
+    assert losses.get_distance(losses.l1) is losses.l1
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_distances_are_zero_with_finite_gradient_at_equal_inputs(name: str):
+    a = data(3).requires_grad_()
+    value = losses.get_distance(name)(a, a.detach())
+    assert float(value.detach().abs().max()) == 0
+    assert bool(torch.autograd.grad(value.sum(), a)[0].isfinite().all())
+
+
+def test_distances_of_half_precision_do_not_overflow():
+    a = torch.full((2, 4), 300.0, dtype=torch.float16)
+    assert losses.l2(a, -a).tolist() == [360000.0, 360000.0]
+
+
+def test_lpips_adapter_resizes_and_takes_one_channel():
+    seen = []
+
+    def model(a: Tensor, b: Tensor) -> Tensor:
+        seen.append(tuple(a.shape))
+        return (a - b).square().mean((1, 2, 3), keepdim=True)
+
+    distance = losses.lpips_distance(model=model, size=32)
+    a = torch.rand(2, 1, 8, 8)
+    assert distance(a, a).tolist() == [0, 0]
+    assert seen == [(2, 3, 32, 32)]
+    with pytest.raises(ValueError, match="LPIPS needs images"):
+        distance(a[:, 0], a[:, 0])
+
+
+# --- dropout -------------------------------------------------------------------------------------
+
+
+def devices() -> list[str]:
+    return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", devices())
+def test_dropout_masks_are_the_same_in_both_passes(device: str):
+    masks = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            masks.append(self.dropout(torch.ones_like(x)))
+            return x * masks[-1]
+
+    net, x0 = Net().train(), data(64).float().to(device)
+    torch.manual_seed(0)
+    losses.consistency_training(net, None, x0, 2.0, 1.0, seed=0)
+    assert torch.equal(masks[0], masks[1])
+    losses.consistency_distillation(net, None, Gaussian(0.5), x0, 2.0, 1.0, seed=0)
+    assert torch.equal(masks[2], masks[3])
+    assert not torch.equal(masks[0], masks[2])
+
+
+def test_without_replay_the_masks_differ():
+    dropout = nn.Dropout(0.5)
+    torch.manual_seed(0)
+    same = losses.SameRandomness("cpu")
+    first = dropout(torch.ones(64))
+    assert not torch.equal(first, dropout(torch.ones(64)))
+    with same.replay():
+        assert torch.equal(first, dropout(torch.ones(64)))
+
+
+def test_replay_leaves_the_generator_where_it_stood():
+    same = losses.SameRandomness("cpu")
+    torch.rand(3)
+    state = torch.get_rng_state()
+    with same.replay():
+        torch.rand(10)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+X0 = torch.zeros(4, 3)
+
+
+def same(x: Tensor, sigma: Tensor) -> Tensor:
+    return x
+
+
+BAD = [
+    ({"sigma": 1.0, "sigma_next": 1.0}, ValueError, "sigma must be above sigma_next"),
+    ({"sigma": 1.0, "sigma_next": 2.0}, ValueError, "sigma must be above sigma_next"),
+    ({"sigma": -1.0}, ValueError, "sigma must be positive"),
+    ({"sigma_next": 0.0}, ValueError, "sigma_next must be positive"),
+    ({"sigma": torch.ones(3)}, ValueError, "sigma must have shape"),
+    ({"sigma": torch.ones(4, dtype=torch.int64)}, TypeError, "sigma must be floating"),
+    ({"sigma": float("nan")}, ValueError, "sigma"),
+    ({"x0": torch.zeros(4, 3, dtype=torch.int64)}, TypeError, "x0"),
+    ({"x0": [1.0]}, TypeError, "x0 must be a torch.Tensor"),
+    ({"student": 3}, TypeError, "student must be callable"),
+    ({"target": 3}, TypeError, "target must be callable"),
+    ({"student": lambda x, s: x[:2]}, ValueError, "student must return the shape"),
+    ({"student": lambda x, s: None}, TypeError, "student must return"),
+    ({"distance": "l3"}, ValueError, "distance must be"),
+    ({"distance": 4}, TypeError, "distance must be callable"),
+    ({"distance": lambda a, b: (a - b).sum()}, ValueError, "one number a sample"),
+    ({"weight": lambda s, t: torch.ones(2)}, ValueError, "weight must return"),
+    ({"reduction": "max"}, ValueError, "reduction must be"),
+    ({"extra_args": 3}, TypeError, "extra_args"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "text"), BAD)
+def test_bad_input_of_consistency_losses(change: dict, error: type, text: str):
+    arguments = {
+        "student": same,
+        "target": None,
+        "x0": X0,
+        "sigma": 2.0,
+        "sigma_next": 1.0,
+        "seed": 0,
+    } | change
+    with pytest.raises(error, match=text):
+        losses.consistency_training(**arguments)
+    with pytest.raises(error, match=text):
+        losses.consistency_distillation(**arguments, teacher=same)
+
+
+def test_bad_input_of_the_others():
+    with pytest.raises(ValueError, match="solver must be"):
+        losses.consistency_distillation(same, None, same, X0, 2.0, 1.0, solver="rk4", seed=0)
+    with pytest.raises(TypeError, match="teacher must be callable"):
+        losses.consistency_distillation(same, None, None, X0, 2.0, 1.0, seed=0)
+    with pytest.raises(ValueError, match="denoiser must return"):
+        losses.denoising_score_matching(lambda x, s: x[:1], X0, 1.0, seed=0)
+    with pytest.raises(ValueError, match="sigma must be positive"):
+        losses.denoising_score_matching(same, X0, torch.zeros(4), seed=0)
+    with pytest.raises(ValueError, match="c must be positive"):
+        losses.pseudo_huber(0.0)
+    with pytest.raises(ValueError, match="sigma_data"):
+        losses.edm_weight(-1)

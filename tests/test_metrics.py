@@ -1,0 +1,85 @@
+"""Metrics against formulas and independent computations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from cmsolvers import metrics, noise
+
+
+def features(n: int, d: int, seed: int) -> torch.Tensor:
+    z = noise.normal((n, d), seed, dtype=torch.float64)
+    mix = noise.normal((d, d), 99, dtype=torch.float64)
+    return z @ mix + 0.3 * seed
+
+
+def test_frechet_distance_against_matrix_square_root():
+    a, b = features(500, 6, 1), features(400, 6, 2) * 1.3
+    ca, cb = np.cov(a.numpy().T), np.cov(b.numpy().T)
+    root = scipy.linalg.sqrtm(ca @ cb).real
+    mean = float((a.mean(0) - b.mean(0)).square().sum())
+    expected = mean + np.trace(ca + cb - 2 * root)
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert metrics.frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_of_scaled_and_shifted_sets():
+    a = features(300, 4, 1)
+    b = 2 * (a - a.mean(0)) + a.mean(0) + 1
+    expected = 4 + float(torch.cov(a.T).trace())
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
+
+
+def test_frechet_distance_of_deficient_and_badly_scaled_features():
+    a = features(10, 30, 1)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    far = torch.cat([a, 1e6 + torch.zeros(10, 1, dtype=torch.float64)], dim=1)
+    assert metrics.frechet_distance(far, far) == pytest.approx(0, abs=1e-8)
+    assert metrics.frechet_distance(a[:, :0], a[:, :0]) == 0
+    flat = torch.zeros(5, 3)
+    assert metrics.frechet_distance(flat, flat + 2) == pytest.approx(12)
+    # float32 in, float64 inside: a shift of 1e-3 on values near 1e3 is seen.
+    big = (1000 + features(2000, 2, 0)).float()
+    assert metrics.frechet_distance(big, big + 0.125) == pytest.approx(2 * 0.125**2, rel=1e-4)
+
+
+def test_nearest_distance():
+    data = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    samples = torch.tensor([[0.0, 1.0], [3.0, 4.0], [3.0, 4.000001]])
+    near = metrics.nearest_distance(samples, data, chunk=2)
+    assert near.dtype is torch.float64
+    assert near[:2].tolist() == [1.0, 0.0]
+    assert float(near[2]) == pytest.approx(float(samples[2, 1] - 4), rel=1e-6)
+
+
+def test_confidence_and_shares():
+    logits = torch.tensor([[0.0, math.log(3.0)], [800.0, 0.0], [0.0, 5.0]])
+    sure = metrics.confidence(logits)
+    assert float(sure[0]) == pytest.approx(0.75)
+    assert float(sure[1]) == 1.0
+    assert metrics.class_shares(logits).tolist() == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_bad_input():
+    a = torch.zeros(4, 3)
+    for wrong, error, text in (
+        (torch.zeros(1, 3), ValueError, "n >= 2"),
+        (torch.zeros(4), ValueError, "n >= 2"),
+        (torch.full((4, 3), float("nan")), ValueError, "finite"),
+        (torch.zeros(4, 2), ValueError, "as many features"),
+        (torch.zeros(4, 3, dtype=torch.int64), TypeError, "must be float"),
+        ([1.0], TypeError, "Tensor"),
+    ):
+        with pytest.raises(error, match=text):
+            metrics.frechet_distance(a, wrong)
+    with pytest.raises(ValueError, match="data must hold"):
+        metrics.nearest_distance(a, a[:0])
+    with pytest.raises(ValueError, match="data must hold"):
+        metrics.nearest_distance(a, a[:, :2])
+    with pytest.raises(ValueError, match="logits must have shape"):
+        metrics.confidence(a[0])

@@ -1,0 +1,343 @@
+"""Curricula, levels, averages, and a loop whose resume changes no bit."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cmsolvers import noise, training
+from cmsolvers.schedules import karras_sigmas
+from cmsolvers.training import recipes
+from cmsolvers.training.images import Scale, load_images
+from cmsolvers.training.loop import Trainer, TrainingSettings
+
+# --- curricula -----------------------------------------------------------------------------------
+
+
+def test_discretization_of_consistency_training():
+    values = [training.cm_discretization(k, 800_000, 2, 150) for k in range(0, 800_001, 1000)]
+    assert values[0] == 2
+    assert values[-1] == 151
+    assert values == sorted(values)
+    k, total = 123_456, 800_000
+    formula = math.ceil(math.sqrt(k / total * (151**2 - 4) + 4) - 1) + 1
+    assert training.cm_discretization(k, total) == formula
+
+
+def test_discretization_has_no_rounding_at_perfect_squares():
+    # k / K (9 - 4) + 4 = 9 exactly: N = 3, although the float root may be 3 - 4e-16 or 3 + 4e-16.
+    assert [training.cm_discretization(k, 5, 2, 2) for k in range(6)] == [2, 3, 3, 3, 3, 3]
+    assert training.cm_discretization(7, 7, 2, 150) == 151
+
+
+def test_ema_rate():
+    assert training.cm_ema_rate(2) == pytest.approx(0.9025, abs=1e-15)
+    assert training.cm_ema_rate(3) == pytest.approx(0.95, abs=1e-15)
+    assert training.cm_ema_rate(151) == pytest.approx(math.exp(2 * math.log(0.95) / 150))
+
+
+def test_improved_discretization_doubles():
+    total = 400_000
+    assert training.ict_discretization(0, total) == 11
+    assert training.ict_discretization(total, total) == 1281
+    interval = math.floor(total / (math.log2(128) + 1))
+    for stage in range(8):
+        expected = min(10 * 2**stage, 1280) + 1
+        assert training.ict_discretization(stage * interval, total) == expected
+        assert training.ict_discretization((stage + 1) * interval - 1, total) == expected
+
+
+@pytest.mark.parametrize("function", [training.cm_discretization, training.ict_discretization])
+def test_bad_curricula(function):
+    with pytest.raises(ValueError, match="k must not exceed total"):
+        function(11, 10)
+    with pytest.raises(ValueError, match="k must be at least 0"):
+        function(-1, 10)
+    with pytest.raises(TypeError, match="k must be an int"):
+        function(1.5, 10)
+    with pytest.raises(ValueError, match="s1 must not be below s0"):
+        function(1, 10, 5, 4)
+    with pytest.raises(ValueError, match="n must be at least 2"):
+        training.cm_ema_rate(1)
+    with pytest.raises(ValueError, match="mu0"):
+        training.cm_ema_rate(2, mu0=1.0)
+
+
+# --- levels --------------------------------------------------------------------------------------
+
+
+def test_lognormal_levels():
+    sigma = training.LogNormal(-1.2, 1.2, 1e-6, 1e6).sample(200_000, 0)
+    assert float(sigma.log().mean()) == pytest.approx(-1.2, abs=0.01)
+    assert float(sigma.log().std()) == pytest.approx(1.2, abs=0.01)
+    clipped = training.LogNormal(0.0, 3.0, 0.5, 2.0).sample(1000, 0)
+    assert (float(clipped.min()), float(clipped.max())) == (0.5, 2.0)
+
+
+@pytest.mark.parametrize("kind", [training.UniformPairs, training.LogNormalPairs])
+def test_pairs_are_adjacent_and_as_likely_as_said(kind):
+    grid = karras_sigmas(12, append_zero=False)
+    pairs = kind(grid)
+    high, low = pairs.sample(100_000, 3)
+    index = torch.searchsorted(-grid, -high)
+    assert torch.equal(grid[index], high)
+    assert torch.equal(grid[index + 1], low)
+    shares = torch.bincount(index, minlength=11) / 100_000
+    torch.testing.assert_close(shares.double(), pairs.probabilities(), atol=0.006, rtol=0)
+
+
+def test_lognormal_pairs_follow_the_paper():
+    grid = karras_sigmas(11, append_zero=False)
+    p = training.LogNormalPairs(grid).probabilities()
+    edges = [math.erf((math.log(s) + 1.1) / (math.sqrt(2) * 2.0)) for s in grid.tolist()]
+    raw = torch.tensor([a - b for a, b in itertools.pairwise(edges)]).double()
+    torch.testing.assert_close(p, raw / raw.sum(), atol=1e-7, rtol=1e-6)
+
+
+def test_levels_do_not_depend_on_companions():
+    pairs = training.LogNormalPairs(karras_sigmas(20, append_zero=False))
+    whole = pairs.sample(16, noise.key(5, 16), draw=2)[0]
+    ids = torch.tensor([3, 11])
+    assert torch.equal(pairs.sample(2, noise.key(5, 2, ids=ids), draw=2)[0], whole[ids])
+
+
+def test_bad_levels():
+    with pytest.raises(ValueError, match="strictly descending"):
+        training.UniformPairs([1.0, 2.0])
+    with pytest.raises(ValueError, match="without the final 0"):
+        training.UniformPairs([2.0, 1.0, 0.0])
+    with pytest.raises(ValueError, match="std must be positive"):
+        training.LogNormal(std=0.0)
+
+
+# --- averages ------------------------------------------------------------------------------------
+
+
+class Mixed(nn.Module):
+    """A half-precision parameter, a floating buffer and a counter."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(3, dtype=dtype))
+        self.register_buffer("mean", torch.zeros(2, dtype=dtype))
+        self.register_buffer("count", torch.tensor(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_average_is_kept_in_float32_at_least(dtype: torch.dtype):
+    net = Mixed(dtype)
+    ema = training.EMA(net, 0.999)
+    net.w.data.fill_(1)
+    net.mean.fill_(1)
+    net.count.fill_(7)
+    for _ in range(100):
+        ema.update(net)
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    assert ema.module.w.dtype is ema.module.mean.dtype is wide
+    expected = 1 - 0.999**100
+    # In half precision the first step, 0.001, would be the last: 0.999 * x + 0.001 stalls.
+    assert float(ema.module.w[0]) == pytest.approx(expected, rel=1e-5)
+    assert float(ema.module.mean[0]) == pytest.approx(expected, rel=1e-5)
+    assert int(ema.module.count) == 7
+    assert not ema.module.w.requires_grad
+    ema.copy_to(net)
+    assert net.w.dtype is dtype
+
+
+def test_half_precision_average_would_have_stalled():
+    """The negative control: what the class avoids."""
+    w = torch.ones((), dtype=torch.bfloat16)
+    for _ in range(1000):
+        w = w.lerp(torch.zeros_like(w), 0.001)
+    assert float(w) == 1.0
+
+
+def test_average_warms_up_and_takes_a_rate():
+    net = nn.Linear(1, 1)
+    ema = training.EMA(net, 0.999, warmup=True)
+    net.weight.data.fill_(5.0)
+    before = float(ema.module.weight.detach())
+    ema.update(net)
+    assert float(ema.module.weight) == pytest.approx(0.1 * before + 0.9 * 5.0)
+    other = training.EMA(net, 0.5)
+    net.weight.data.fill_(9.0)
+    other.update(net, decay=0.0)
+    assert float(other.module.weight) == 9.0
+
+
+def test_bad_averages():
+    with pytest.raises(ValueError, match="below 1"):
+        training.EMA(nn.Linear(1, 1), 1.0)
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
+        training.EMA(lambda x: x)
+    with pytest.raises(ValueError, match="parameters and buffers"):
+        training.EMA(nn.Linear(1, 1)).update(nn.Linear(2, 1))
+
+
+# --- data order and the loop ---------------------------------------------------------------------
+
+
+def test_every_pass_is_a_permutation():
+    data = torch.arange(20.0)[:, None]
+    first = torch.cat([training.batch_at(data, k, 9, 5, 1).index for k in range(4)])
+    second = torch.cat([training.batch_at(data, k, 9, 5, 1).index for k in range(4, 8)])
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(20))
+    assert first.tolist() != second.tolist()
+    with pytest.raises(ValueError, match="batch_size must not exceed the data"):
+        training.batch_at(data, 0, 1, 21, 0)
+
+
+def images(n: int = 40) -> Tensor:
+    return 0.5 * noise.normal((n, 1, 4, 4), 0)
+
+
+def make(kind: str, seed: int = 0) -> Trainer:
+    settings = TrainingSettings(8, batch_size=8, lr=1e-3, seed=seed)
+    spec = recipes.Spec(kind, (1, 4, 4), options={"width": 16, "blocks": 1, "dropout": 0.2})
+    if kind == "score":
+        return recipes.score_trainer(spec, images(), settings)
+    if kind == "ct":
+        return recipes.consistency_trainer(spec, images(), settings, s1=8)
+    options = dict(spec.options or {})
+    score = recipes.Spec("score", spec.shape, options=options)
+    teacher = recipes.trained(recipes.score_trainer(score, images(), settings), score)
+    return recipes.distillation_trainer(spec, images(), settings, teacher, levels=6)
+
+
+@pytest.mark.parametrize("kind", recipes.KINDS)
+def test_resume_changes_no_bit(kind: str, tmp_path: Path):
+    whole = make(kind).run(progress=False, checkpoint=tmp_path / "whole.safetensors")
+    first = make(kind).run(3, progress=False, checkpoint=tmp_path / "part.safetensors")
+    assert first.step == 3
+    torch.rand(17)  # Nothing depends on the global generator.
+    make(kind).load(tmp_path / "part.safetensors").run(
+        progress=False, checkpoint=tmp_path / "resumed.safetensors"
+    )
+    a = (tmp_path / "whole.safetensors").read_bytes()
+    assert a == (tmp_path / "resumed.safetensors").read_bytes()
+    assert len(whole.history) == 8
+    other = make(kind, seed=1).run(progress=False, checkpoint=tmp_path / "other.safetensors")
+    assert other.history != whole.history
+
+
+def test_resume_without_the_optimizer_would_differ(tmp_path: Path):
+    """The negative control."""
+    whole = make("score").run(progress=False)
+    make("score").run(3, progress=False, checkpoint=tmp_path / "part.safetensors")
+    again = make("score").load(tmp_path / "part.safetensors")
+    again.optimizer.state.clear()
+    assert again.run(progress=False).history[:4] == whole.history[:4]
+    assert again.history[5:] != whole.history[5:]
+
+
+def test_training_leaves_the_global_generator_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    make("ct").run(progress=False)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_interrupted_training_leaves_a_checkpoint(tmp_path: Path):
+    trainer = make("score")
+    loss = trainer.loss
+
+    def stop(batch):
+        if batch.step == 2:
+            raise KeyboardInterrupt
+        return loss(batch)
+
+    trainer.loss = stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(progress=False, checkpoint=tmp_path / "c.safetensors")
+    assert make("score").load(tmp_path / "c.safetensors").step == 2
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step():
+    net = nn.Linear(1, 1)
+    before = net.weight.detach().clone()
+    trainer = Trainer(
+        net, lambda b: net.weight.sum() * float("nan"), images(), TrainingSettings(4, 4)
+    )
+    with pytest.raises(FloatingPointError, match="finite; got nan at step 0"):
+        trainer.run(progress=False)
+    assert torch.equal(net.weight, before)
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path: Path):
+    path = tmp_path / "c.safetensors"
+    make("score").run(2, progress=False, checkpoint=path)
+    with pytest.raises(ValueError, match=r"settings\.seed must be 1 to resume; the file has 0"):
+        make("score", seed=1).load(path)
+    with pytest.raises(ValueError, match="spec must be"):
+        make("ct").load(path)
+    with pytest.raises(FileNotFoundError):
+        make("ct").load(tmp_path / "none.safetensors")
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="is not"):
+        make("ct").load(tmp_path / "junk.safetensors")
+
+
+def test_models_come_back_from_checkpoints(tmp_path: Path):
+    path = tmp_path / "c.safetensors"
+    trainer = make("ct").run(progress=False, checkpoint=path)
+    model = recipes.load_model(path)
+    x = images(3)
+    expected = recipes.trained(trainer, model.spec).function(x, 2.0)
+    assert torch.equal(model.function(x, 2.0), expected)
+    assert torch.equal(model.function(x, model.spec.sigma_min), x)
+
+
+def test_learning_rate_rises_and_falls():
+    settings = TrainingSettings(100, lr=1.0, warmup=0.1)
+    assert settings.rate(0) == pytest.approx(0.1)
+    assert settings.rate(9) == settings.rate(10) == pytest.approx(1.0)
+    assert settings.rate(99) < 0.001
+    for wrong in ({"steps": 0}, {"steps": 1, "lr": 0.0}, {"steps": 1, "warmup": 1.0}):
+        with pytest.raises(ValueError):
+            TrainingSettings(**wrong)
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def test_images_load_in_every_layout(tmp_path: Path):
+    import numpy as np
+
+    pixels = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    np.save(tmp_path / "last.npy", pixels)
+    np.savez(tmp_path / "first.npz", x=pixels.transpose(0, 3, 1, 2))
+    np.save(tmp_path / "grey.npy", pixels[..., 0])
+    last, first = load_images(tmp_path / "last.npy"), load_images(tmp_path / "first.npz")
+    assert torch.equal(last, first)
+    assert load_images(tmp_path / "grey.npy").shape == (2, 1, 4, 5)
+    scale = Scale.of(last)
+    x = scale.to_model(last)
+    assert float(x.double().mean()) == pytest.approx(0, abs=1e-6)
+    assert float(x.double().std()) == pytest.approx(0.5, abs=1e-6)
+    torch.testing.assert_close(scale.to_pixels(x), last, atol=1e-4, rtol=0)
+    np.save(tmp_path / "bad.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="images must have shape"):
+        load_images(tmp_path / "bad.npy")
+    with pytest.raises(FileNotFoundError):
+        load_images(tmp_path / "none.npy")
+    with pytest.raises(ValueError, match="one colour"):
+        Scale.of(torch.zeros(3))
+
+
+def test_unet_of_diffusers_fits():
+    pytest.importorskip("diffusers")
+    spec = recipes.Spec("score", (3, 16, 16), "unet", {"channels": (8, 16)})
+    function = spec.wrap(spec.build(0))
+    assert function(torch.zeros(2, 3, 16, 16), 1.0).shape == (2, 3, 16, 16)
+    with pytest.raises(ValueError, match="divisible by 2"):
+        recipes.Spec("score", (1, 7, 8), "unet", {"channels": (8, 16)}).build(0)
+    with pytest.raises(ValueError, match="network must be one of"):
+        recipes.Spec("score", (1, 8, 8), "resnet").build(0)
+    with pytest.raises(ValueError, match="kind must be one of"):
+        recipes.Spec("gan", (1, 8, 8))

@@ -157,12 +157,12 @@ def wheel_includes(python: Path) -> str:
     ).stdout.strip()
 
 
-def compile_alone(home: Path, source: str) -> Path:
+def compile_alone(home: Path, source: str, *objects: Path) -> Path:
     """Compile one program that needs no torch, warnings being errors; return its path."""
     program = WORK / Path(source).stem
-    host = "-Werror,-Wall,-Wextra,-Wno-unknown-pragmas,-ffp-contract=off"
+    host = "-Werror,-Wall,-Wextra,-Wno-unknown-pragmas,-ffp-contract=off,-fopenmp"
     flags = ("-std=c++17", "-O1", "--fmad=false", "-arch=sm_90", "-Werror", "all-warnings")
-    run(home / "bin/nvcc", *flags, "-Xcompiler", host, "-o", program, source)
+    run(home / "bin/nvcc", *flags, "-Xcompiler", host, "-o", program, source, *objects)
     return program
 
 
@@ -204,7 +204,9 @@ def main() -> None:
     run(python, "setup.py", "build_py", "--build-lib", lib, env=env, log=WORK / "build_py.log")
     run(python, "setup.py", "build_ext", *options, env=env, log=log)
     compile_alone(home, "tools/planted_bug.cu")
-    emulation = compile_alone(home, "tests/cuda/emulate_step.cu")
+    emulation = compile_alone(
+        home, "tests/cuda/emulate_step.cu", *(WORK / "temp/csrc/cpu").glob("step_*.o")
+    )
 
     kernels = parse_ptxas(log.read_text())
     print(table(kernels))
@@ -214,7 +216,7 @@ def main() -> None:
         sys.exit("cuda-check: failed: ptxas reported no kernel")
     if spilled:
         sys.exit(f"cuda-check: failed: {len(spilled)} of {len(kernels)} kernels spill registers")
-    print("cuda-check: the kernels' work, thread by thread on the host: ", end="", flush=True)
+    print("cuda-check: thread by thread on the host, and the CPU kernels: ", end="", flush=True)
     run(emulation)
     env = {"PYTHONPATH": str(lib), "CMSOLVERS_REQUIRE_EXTENSION": "1"}
     run(python, "-c", IMPORT_CHECK, env=env, cwd=WORK)  # not where another build lies

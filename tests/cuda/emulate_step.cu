@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "../../csrc/cpu/kernel_table.h"
 #include "../../csrc/cuda/step_thread.h"
 
 using namespace cmsolvers;
@@ -126,6 +127,25 @@ void run_plainly(const StepParams& p, State* out, Other* second_out) {
   }
 }
 
+struct CpuKernel {
+  const char* name;
+  RunRange run;
+};
+
+// Those that this processor can run.
+std::vector<CpuKernel> cpu_kernels() {
+  std::vector<CpuKernel> kernels = {{"portable", run_portable()}};
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (avx2) kernels.push_back({"avx2", run_avx2()});
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    kernels.push_back({"avx512", run_avx512()});
+#endif
+  return kernels;
+}
+
 template <class State, class Model, class Other>
 void check(const Shape& shape, const Mode& mode, int shift, int64_t threads) {
   std::mt19937 random(1234);
@@ -192,15 +212,25 @@ void check(const Shape& shape, const Mode& mode, int shift, int64_t threads) {
     else
       run_thread<State, Model, kMaxInputs>(p, plan, t, threads);
   }
-  bool same = std::memcmp(out.data, expected.data, total * sizeof(State)) == 0;
-  if (mode.second != Second::none)
-    same = same && std::memcmp(second.data, second_expected.data, total * sizeof(Other)) == 0;
-  ++checks;
-  if (same && out.guards_hold() && second.guards_hold()) return;
-  ++failures;
-  std::printf("differs: %s, %s, state %zu bytes, shift %d, %lld threads, %s\n", shape.name,
-              mode.name, sizeof(State), shift, static_cast<long long>(threads),
-              plan.vector ? "vectors" : "scalars");
+  const auto judge = [&](const char* kernel) {
+    bool same = std::memcmp(out.data, expected.data, total * sizeof(State)) == 0;
+    if (mode.second != Second::none)
+      same = same && std::memcmp(second.data, second_expected.data, total * sizeof(Other)) == 0;
+    ++checks;
+    if (same && out.guards_hold() && second.guards_hold()) return;
+    ++failures;
+    std::printf("%s differs: %s, %s, state %zu bytes, shift %d, %lld threads, %s\n", kernel,
+                shape.name, mode.name, sizeof(State), shift, static_cast<long long>(threads),
+                plan.vector ? "vectors" : "scalars");
+  };
+  judge("cuda");
+  if (threads > 1) return;
+  for (const CpuKernel& kernel : cpu_kernels()) {
+    std::memset(static_cast<void*>(out.data), 0x55, total * sizeof(State));
+    std::memset(static_cast<void*>(second.data), 0x55, total * sizeof(Other));
+    kernel.run(p, 0, total, false);
+    judge(kernel.name);
+  }
 }
 
 template <class State, class Model, class Other>

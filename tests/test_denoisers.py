@@ -125,7 +125,9 @@ def test_what_the_network_gets():
     f = EDM(net, dtype=torch.float16)
     y = f(state(torch.float32), 0.7, label="a")
     assert y.dtype == torch.float32
-    assert seen == [(torch.float16, (5, 2, 3), torch.float32, (5,), "a")]
+    for level in (torch.tensor(0.7), SIGMAS, SIGMAS.float()):
+        f(state(torch.float32), level, label="a")
+    assert seen == [(torch.float16, (5, 2, 3), torch.float32, (5,), "a")] * 4
 
 
 @pytest.mark.parametrize("make", [EDM, ConsistencyFunction, denoisers.from_v])

@@ -159,7 +159,15 @@ class _Step(_Rule, torch.autograd.Function):
 
 
 class _StepInTransform(_Rule, torch.autograd.function._SingleLevelFunction):
-    """The rule at one level of torch.func transforms: the dispatcher has already unwrapped the levels above."""
+    """The rule at one level of torch.func transforms; the dispatcher has unwrapped those above."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, spec: _Spec, x: Tensor, rows: Tensor | None, key: Tensor | None, *inputs: Tensor
+    ) -> Any:
+        # The levels below differentiate too, and autograd.Function has just switched that off.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return _Rule.forward(ctx, spec, x, rows, key, *inputs)
 
 
 def _apply(

@@ -94,7 +94,7 @@ def check_outputs(
     """Outputs fit x in shape, dtype, device and layout, need no gradient, and overlap nothing but exactly."""
     if second_out is not None and not has_second:
         raise ValueError("second_out needs second; got second=None")
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *inputs)):
+    if any(_differentiates(t) for t in (x, *inputs)):
         raise ValueError(
             "out does not support automatic differentiation; x or an input requires a gradient"
         )
@@ -119,12 +119,7 @@ def check_outputs(
                 f"{name} must have the layout of x, strides {layout}; got {given.stride()}"
             )
         for other_name, other in (("x", x), *((f"inputs[{k}]", m) for k, m in enumerate(inputs))):
-            exact = (
-                given.data_ptr() == other.data_ptr()
-                and given.dtype == other.dtype
-                and name == "out"
-            )
-            same = exact and _same_order(given.stride(), other.stride(), given.shape)
+            same = name == "out" and same_memory(given, other)
             if not same and overlap(given, other):
                 raise ValueError(
                     f"{name} overlaps {other_name} in memory; give {other_name} itself or other memory"
@@ -139,11 +134,27 @@ def _differentiates(t: Tensor) -> bool:
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None
 
 
+def _opaque() -> bool:
+    """Whether addresses cannot be asked for: in a graph being traced, and in torch.func transforms."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether element for element the two tensors are the same memory."""
+    if a is b or _opaque():
+        return a is b
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.dtype == b.dtype
+        and _same_order(a.stride(), b.stride(), a.shape)
+    )
+
+
 def overlap(a: Tensor, b: Tensor) -> bool:
     """Whether the two tensors' address ranges meet."""
     if a.device != b.device or a.device.type == "meta" or a.numel() == 0 or b.numel() == 0:
         return False
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if _opaque():
         return False
     return a.data_ptr() < _end(b) and b.data_ptr() < _end(a)
 

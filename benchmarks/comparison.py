@@ -99,7 +99,9 @@ def compare(
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
         torch=torch.__version__,
-        rivals={rival: {"seconds": value, "ratio": value / median} for rival, value in medians.items()},
+        rivals={
+            rival: {"seconds": value, "ratio": value / median} for rival, value in medians.items()
+        },
     )
     ROWS.append(row)
     return row
@@ -110,7 +112,8 @@ def table() -> str:
     lines = ["| case | time | times the copy bound | against |", "|---|---|---|---|"]
     for row in ROWS:
         against = ", ".join(
-            f"{row.ratio(r):.1f} x {r}" + (f" (asked {row.at_least[r]:g})" if r in row.at_least else "")
+            f"{row.ratio(r):.1f} x {r}"
+            + (f" (asked {row.at_least[r]:g})" if r in row.at_least else "")
             for r in row.rivals
         )
         unit, factor = ("ms", 1e3) if row.seconds > 1e-3 else ("us", 1e6)

@@ -16,7 +16,9 @@ from comparison import ROWS, table
 
 def pytest_addoption(parser: Any) -> None:
     parser.addoption(
-        "--check-ratios", action="store_true", help="fail where a ratio is below what is asked of it"
+        "--check-ratios",
+        action="store_true",
+        help="fail where a ratio is below what is asked of it",
     )
 
 

@@ -1,7 +1,7 @@
-// For a small state the way to the kernel costs more than the kernel. fast_step takes it in well under a microsecond
-// where nothing special is asked: valid plain dense tensors of one device, host weights, an int seed, no derivative, no
-// transform and no mode. In every other case it answers None and the caller goes the general way, which checks and
-// reports; so nothing here raises.
+// For a small state the way to the kernel costs more than the kernel. fast_step takes it in well
+// under a microsecond where nothing special is asked: valid plain dense tensors of one device, host
+// weights, an int seed, no derivative, no transform and no mode. In every other case it answers
+// None and the caller goes the general way, which checks and reports; so nothing here raises.
 #include "fastcall.h"
 
 #include <ATen/EmptyTensor.h>
@@ -19,12 +19,11 @@ namespace cmsolvers {
 namespace {
 
 bool plain_context() {
-  static const c10::DispatchKeySet special({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot,
-                                            c10::DispatchKey::PythonDispatcher,
-                                            c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
-                                            c10::DispatchKey::FuncTorchDynamicLayerBackMode,
-                                            c10::DispatchKey::Functionalize,
-                                            c10::DispatchKey::FuncTorchBatched});
+  static const c10::DispatchKeySet special(
+      {c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot,
+       c10::DispatchKey::PythonDispatcher, c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+       c10::DispatchKey::FuncTorchDynamicLayerBackMode, c10::DispatchKey::Functionalize,
+       c10::DispatchKey::FuncTorchBatched});
   return !c10::impl::tls_local_dispatch_key_set().included_.has_any(special) &&
          at::impl::PythonTorchFunctionTLS::stack_len() == 0;
 }
@@ -40,7 +39,8 @@ const at::Tensor* plain_tensor(PyObject* object, bool grad_mode) {
        c10::DispatchKey::ZeroTensor});
   if (t.key_set().has_any(wrapped)) return nullptr;
   if (t.requires_grad() && grad_mode) return nullptr;
-  if (t.unsafeGetTensorImpl()->autograd_meta() != nullptr && t._fw_grad(0).defined()) return nullptr;
+  if (t.unsafeGetTensorImpl()->autograd_meta() != nullptr && t._fw_grad(0).defined())
+    return nullptr;
   return &t;
 }
 
@@ -82,7 +82,8 @@ bool supported(at::ScalarType type) {
 // A model output goes with a state of its own dtype or of higher precision.
 bool fits(at::ScalarType model, at::ScalarType state) {
   if (model == state) return true;
-  return supported(model) && (state == at::kDouble || (state == at::kFloat && model != at::kDouble));
+  return supported(model) &&
+         (state == at::kDouble || (state == at::kFloat && model != at::kDouble));
 }
 
 // Inputs and weights into the parameters; false where the case is not plain.
@@ -141,7 +142,8 @@ PyObject* fast_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
         given->device() != x->device() || !given->is_contiguous() || given->sizes() != x->sizes())
       Py_RETURN_NONE;
     const auto apart = [&](const at::Tensor& t) {
-      return (t.scalar_type() == given->scalar_type() && t.const_data_ptr() == given->const_data_ptr()) ||
+      return (t.scalar_type() == given->scalar_type() &&
+              t.const_data_ptr() == given->const_data_ptr()) ||
              disjoint(t, *given);
     };
     if (!apart(*x)) Py_RETURN_NONE;
@@ -176,6 +178,8 @@ PyMethodDef methods[] = {
 
 }  // namespace
 
-void add_fastcall(PyObject* module) { PyModule_AddFunctions(module, methods); }
+void add_fastcall(PyObject* module) {
+  PyModule_AddFunctions(module, methods);
+}
 
 }  // namespace cmsolvers

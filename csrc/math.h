@@ -1,10 +1,13 @@
-// Box-Muller from IEEE add, multiply, fused multiply-add and square root alone: the same bits on every processor.
+// Box-Muller from IEEE add, multiply, fused multiply-add and square root alone: the same bits on
+// every processor.
 //
-// Everything is a template over `L`, a set of lanes: L::F holds float32 values and L::U 32-bit words, with the operations
-// of ScalarLanes below. The CPU kernels bring vectors, CUDA threads use ScalarLanes. Nothing here may be contracted or
-// reordered: compile with -ffp-contract=off and --fmad=false, never with fast-math.
+// Everything is a template over `L`, a set of lanes: L::F holds float32 values and L::U 32-bit
+// words, with the operations of ScalarLanes below. The CPU kernels bring vectors, CUDA threads use
+// ScalarLanes. Nothing here may be contracted or reordered: compile with -ffp-contract=off and
+// --fmad=false, never with fast-math.
 //
-// tools/fit_polynomials.py derives the coefficients; cmsolvers/ops/reference.py repeats the algorithm in torch.
+// tools/fit_polynomials.py derives the coefficients; cmsolvers/ops/reference.py repeats the
+// algorithm in torch.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +18,8 @@
 #define CMS_HD inline __attribute__((always_inline))
 #endif
 
-// Sources that are compiled for one instruction set name a namespace of their own, so that the linker never puts code of
-// one set where another is expected.
+// Sources that are compiled for one instruction set name a namespace of their own, so that the
+// linker never puts code of one set where another is expected.
 #ifndef CMS_ISA
 #define CMS_ISA portable
 #endif

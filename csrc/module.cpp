@@ -1,4 +1,5 @@
-// Kernels of the operators whose schemas cmsolvers/ops/registration.py defines, and the Python module.
+// Kernels of the operators whose schemas cmsolvers/ops/registration.py defines, and the Python
+// module.
 #include <ATen/Functions.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>

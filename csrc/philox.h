@@ -1,4 +1,5 @@
-// Philox4x32-10 (Salmon, Moraes, Dror and Shaw 2011) and the noise contract's use of it (version 1).
+// Philox4x32-10 (Salmon, Moraes, Dror and Shaw 2011) and the noise contract's use of it (version
+// 1).
 #pragma once
 
 #include "math.h"

@@ -36,10 +36,14 @@ void fill_weights(StepParams& p, c10::ArrayRef<double> given) {
 
 DType dtype_of(at::ScalarType type) {
   switch (type) {
-    case at::kDouble: return DType::f64;
-    case at::kFloat: return DType::f32;
-    case at::kHalf: return DType::f16;
-    case at::kBFloat16: return DType::bf16;
+    case at::kDouble:
+      return DType::f64;
+    case at::kFloat:
+      return DType::f32;
+    case at::kHalf:
+      return DType::f16;
+    case at::kBFloat16:
+      return DType::bf16;
     default:
       TORCH_CHECK_TYPE(false, "expected float64, float32, float16 or bfloat16; got ", type);
   }
@@ -73,8 +77,8 @@ void describe_layout(StepParams& p, const at::Tensor& out) {
   p.batch_dim = -1;
   for (int64_t d : order) {
     const int last = p.n_dims - 1;
-    const bool joins = d != 0 && last >= 0 && last != p.batch_dim &&
-                       p.strides[last] == logical[d] * out.size(d);
+    const bool joins =
+        d != 0 && last >= 0 && last != p.batch_dim && p.strides[last] == logical[d] * out.size(d);
     if (joins) {
       p.dims[last] *= out.size(d);
       p.strides[last] = logical[d];
@@ -99,8 +103,8 @@ Prepared prepare(const at::Tensor& out, const std::optional<at::Tensor>& second_
   TORCH_CHECK_VALUE(second >= 0 && second <= 3, "second must be 0, 1, 2 or 3; got ", second);
   TORCH_CHECK_VALUE((second != 0) == second_out.has_value(), "second_out must go with second");
   TORCH_CHECK_VALUE(out.is_non_overlapping_and_dense(), "out must be dense");
-  TORCH_CHECK_VALUE(out.sizes() == x.sizes(), "out must have the shape of x, ", x.sizes(),
-                    "; got ", out.sizes());
+  TORCH_CHECK_VALUE(out.sizes() == x.sizes(), "out must have the shape of x, ", x.sizes(), "; got ",
+                    out.sizes());
   TORCH_CHECK_TYPE(out.scalar_type() == x.scalar_type(), "out must have the dtype of x");
   TORCH_CHECK_VALUE(out.device() == x.device(), "out must be on the device of x");
   Prepared step;
@@ -163,9 +167,9 @@ Prepared prepare(const at::Tensor& out, const std::optional<at::Tensor>& second_
     TORCH_CHECK_VALUE(batch == 0 || x.numel() / batch <= int64_t{1} << 34,
                       "a sample may hold at most 2^34 elements where noise is drawn");
     if (key.has_value()) {
-      TORCH_CHECK_VALUE(key->dim() == 2 && key->size(1) == 2 &&
-                            (key->size(0) == batch || key->size(0) == 1),
-                        "key must have shape [", batch, ", 2] or [1, 2]; got ", key->sizes());
+      TORCH_CHECK_VALUE(
+          key->dim() == 2 && key->size(1) == 2 && (key->size(0) == batch || key->size(0) == 1),
+          "key must have shape [", batch, ", 2] or [1, 2]; got ", key->sizes());
       TORCH_CHECK_TYPE(key->scalar_type() == at::kLong, "key must be int64");
       TORCH_CHECK_VALUE(key->device() == x.device(), "key must be on the device of x");
       step.key = key->contiguous();

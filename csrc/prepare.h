@@ -21,7 +21,8 @@ struct Prepared {
 
 DType dtype_of(at::ScalarType type);
 
-// Checks what memory safety needs, brings everything into the layout of `out`, and fills the parameters.
+// Checks what memory safety needs, brings everything into the layout of `out`, and fills the
+// parameters.
 Prepared prepare(const at::Tensor& out, const std::optional<at::Tensor>& second_out,
                  const at::Tensor& x, at::TensorList inputs, c10::ArrayRef<double> weights,
                  const std::optional<at::Tensor>& rows, at::IntArrayRef noise,

@@ -1,5 +1,5 @@
-// The weighted step: x' = w_x x + sum_k w_k m_k + w_z z, with an optional clamped x0 and an optional second output.
-// Plain parameters and launch declarations; no torch here.
+// The weighted step: x' = w_x x + sum_k w_k m_k + w_z z, with an optional clamped x0 and an
+// optional second output. Plain parameters and launch declarations; no torch here.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,16 @@ enum class DType : int8_t { f64, f32, f16, bf16 };
 enum class Second : int8_t { none, scaled, x0, pair };
 
 // The weights of one row, by position.
-enum Weight : int { kX = 0, kInput = 1, kZ = 5, kSkip = 6, kOut = 7, kS0 = 8, kS1 = 9, kWeights = 10 };
+enum Weight : int {
+  kX = 0,
+  kInput = 1,
+  kZ = 5,
+  kSkip = 6,
+  kOut = 7,
+  kS0 = 8,
+  kS1 = 9,
+  kWeights = 10
+};
 
 struct StepParams {
   const void* x = nullptr;
@@ -23,13 +32,14 @@ struct StepParams {
   void* out = nullptr;
   void* second_out = nullptr;
   int n_inputs = 0;
-  DType state = DType::f32;   // x, out
-  DType model = DType::f32;   // inputs
+  DType state = DType::f32;  // x, out
+  DType model = DType::f32;  // inputs
   DType second_type = DType::f32;
 
-  // Memory holds `total` elements in some dense order: position p is element e of sample b. Where `permuted` is false,
-  // b = p / count and e = p % count. Else p's digits in the radices dims[] (slowest first) give e = sum digit stride and
-  // b = the digit of dimension batch_dim (-1: there is only sample 0).
+  // Memory holds `total` elements in some dense order: position p is element e of sample b. Where
+  // `permuted` is false, b = p / count and e = p % count. Else p's digits in the radices dims[]
+  // (slowest first) give e = sum digit stride and b = the digit of dimension batch_dim (-1: there
+  // is only sample 0).
   int64_t total = 0;
   int64_t count = 1;  // elements a sample
   bool permuted = false;
@@ -38,7 +48,8 @@ struct StepParams {
   int64_t dims[kMaxDims] = {};
   int64_t strides[kMaxDims] = {};
 
-  // Weights: the same for all, or rows[b * row_stride + ...] in the order w_x, w_1..w_n, w_z, c_skip, c_out, s0, s1.
+  // Weights: the same for all, or rows[b * row_stride + ...] in the order w_x, w_1..w_n, w_z,
+  // c_skip, c_out, s0, s1.
   double weights[kWeights] = {};
   const double* rows = nullptr;  // on the device of x
   int64_t row_stride = 0;        // 0: one row serves all samples
@@ -64,7 +75,8 @@ void launch_step_cuda(const StepParams& params, int device, void* stream);
 // CPU instruction sets: 0 portable, 1 AVX2 + FMA + F16C, 2 AVX-512 (F, DQ, BW, VL).
 int instruction_set();
 int best_instruction_set();
-void set_instruction_set(int level);  // throws std::invalid_argument where this processor or build lacks it
+void set_instruction_set(
+    int level);  // throws std::invalid_argument where this processor or build lacks it
 const char* instruction_set_name(int level);
 
 }  // namespace cmsolvers

@@ -1,5 +1,6 @@
-// One element of the weighted step, in scalars, for host and device: what a CUDA thread runs, and what the portable CPU
-// kernel is checked against. The order of operations is the same in every kernel, so the results are equal to the bit.
+// One element of the weighted step, in scalars, for host and device: what a CUDA thread runs, and
+// what the portable CPU kernel is checked against. The order of operations is the same in every
+// kernel, so the results are equal to the bit.
 #pragma once
 
 #include "philox.h"
@@ -8,14 +9,26 @@
 namespace cmsolvers {
 namespace CMS_ISA {
 
-CMS_HD float multiply(float a, float b) { return ScalarLanes::mul(a, b); }
-CMS_HD float multiply_add(float a, float b, float c) { return ScalarLanes::fma(a, b, c); }
+CMS_HD float multiply(float a, float b) {
+  return ScalarLanes::mul(a, b);
+}
+CMS_HD float multiply_add(float a, float b, float c) {
+  return ScalarLanes::fma(a, b, c);
+}
 #if defined(__CUDA_ARCH__)
-CMS_HD double multiply(double a, double b) { return __dmul_rn(a, b); }
-CMS_HD double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
+CMS_HD double multiply(double a, double b) {
+  return __dmul_rn(a, b);
+}
+CMS_HD double multiply_add(double a, double b, double c) {
+  return __fma_rn(a, b, c);
+}
 #else
-CMS_HD double multiply(double a, double b) { return a * b; }
-CMS_HD double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
+CMS_HD double multiply(double a, double b) {
+  return a * b;
+}
+CMS_HD double multiply_add(double a, double b, double c) {
+  return __builtin_fma(a, b, c);
+}
 #endif
 
 // The weights of one sample in the arithmetic type A (float, or double for float64 states).
@@ -54,8 +67,7 @@ CMS_HD Row<A> load_row(const StepParams& p, int64_t sample) {
 // Which values a row needs; the others are not read.
 template <class A>
 CMS_HD bool reads_x(const StepParams& p, const Row<A>& row) {
-  return row.has(kX) || (p.use_x0 && row.has(kSkip)) ||
-         (p.second == Second::pair && row.has(kS0));
+  return row.has(kX) || (p.use_x0 && row.has(kSkip)) || (p.second == Second::pair && row.has(kS0));
 }
 
 template <class A>

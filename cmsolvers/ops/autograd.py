@@ -39,7 +39,7 @@ def _call(
 
 
 def _combine(terms: Sequence[tuple[Tensor | None, Weight]]) -> Tensor | None:
-    """sum of w t over the terms that are there, as one weighted step; differentiable."""
+    """Sum of w t over the terms that are there, as one weighted step; differentiable."""
     present = [(t, w) for t, w in terms if t is not None]
     if not present:
         return None

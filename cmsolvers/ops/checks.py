@@ -13,7 +13,7 @@ PRECISION = {torch.float64: 3, torch.float32: 2, torch.bfloat16: 1, torch.float1
 
 
 def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> None:
-    """x is a floating tensor, and all inputs have its shape and device and one dtype of at most its precision."""
+    """X is a floating tensor, and all inputs have its shape and device and one dtype of at most its precision."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor; got {type(x).__name__}")
     if x.dtype not in PRECISION:
@@ -60,10 +60,8 @@ def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
                 f"{name} must be on the device of x, {x.device}, or the CPU; got {value.device}"
             )
         return
-    if (
-        isinstance(value, (bool, str))
-        or not isinstance(value, (int, float))
-        and not hasattr(value, "__float__")
+    if isinstance(value, (bool, str)) or (
+        not isinstance(value, (int, float)) and not hasattr(value, "__float__")
     ):
         raise TypeError(f"{name} must be a number or a tensor; got {type(value).__name__}")
     if torch.compiler.is_compiling():

@@ -23,7 +23,7 @@ def euler_maruyama_step(
     offset: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x' = x + f dt + g sqrt|dt| z (Maruyama 1955; Kloeden and Platen 1992, section 10.2).
+    """X' = x + f dt + g sqrt|dt| z (Maruyama 1955; Kloeden and Platen 1992, section 10.2).
 
     Args:
         x: [B, ...], the state.
@@ -193,7 +193,7 @@ def add_noise(
     offset: int = 0,
     out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """alpha x + sigma z; with `sigma_next` also alpha x + sigma_next z with the same z, which consistency training needs.
+    """Alpha x + sigma z; with `sigma_next` also alpha x + sigma_next z with the same z, which consistency training needs.
 
     Args:
         x: [B, ...], clean data.

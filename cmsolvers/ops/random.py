@@ -27,7 +27,7 @@ def normal(
     memory_format: torch.memory_format = torch.contiguous_format,
     out: Tensor | None = None,
 ) -> Tensor:
-    """z = normal(seed, sample_id, stream, draw, element): the contract's unit normals.
+    """Z = normal(seed, sample_id, stream, draw, element): the contract's unit normals.
 
     The same arguments give the same values on every device, in any batch, dtype (before the cast) and memory format.
     Support reaches 6.7 sigma.

@@ -196,7 +196,7 @@ def weighted_step(
         return rows[:, j].to(wide).reshape(-1, *[1] * (x.dim() - 1))
 
     def plus(total: Tensor | None, w: float | Tensor, value: Tensor) -> Tensor | None:
-        """total + w value; a term of weight zero is not there, and the first one is no sum (it keeps -0.0)."""
+        """Total + w value; a term of weight zero is not there, and the first one is no sum (it keeps -0.0)."""
         if isinstance(w, Tensor):
             product = w * value.to(wide)
             if total is None:
@@ -208,7 +208,7 @@ def weighted_step(
         return product if total is None else total + product
 
     def affine(first: float | Tensor, *terms: tuple[float | Tensor, Tensor]) -> Tensor:
-        """first x + the terms; without x the sum begins at +0."""
+        """First x + the terms; without x the sum begins at +0."""
         total = plus(None, first, x)
         if total is None:
             total = torch.zeros_like(x, dtype=wide)

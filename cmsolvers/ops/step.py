@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cmsolvers.ops import autograd as _autograd  # noqa: F401  (registers the derivatives)
 from cmsolvers.ops import reference
-from cmsolvers.ops.checks import check_outputs, check_state, check_weight, second_dtype_for
 from cmsolvers.ops.binary import C
+from cmsolvers.ops.checks import check_outputs, check_state, check_weight, second_dtype_for
 from cmsolvers.ops.keys import Key, SeedLike, check_place, resolve
 
 Weight: TypeAlias = float | Tensor
@@ -83,7 +83,7 @@ def weighted_step(
     out: Tensor | None = None,
     second_out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """x' = w_x x + sum_k w_k m_k + w_z z in one launch, z from the noise contract.
+    """X' = w_x x + sum_k w_k m_k + w_z z in one launch, z from the noise contract.
 
     Terms with a host weight of 0.0 are dropped: their input is not read, so 0 * inf cannot make NaN.
 

@@ -18,10 +18,16 @@ struct BFloat16 {
   uint16_t word;
 };
 
-CMS_HD uint32_t float_word(float v) { return ScalarLanes::bits(v); }
-CMS_HD float word_float(uint32_t v) { return ScalarLanes::from_bits(v); }
+CMS_HD uint32_t float_word(float v) {
+  return ScalarLanes::bits(v);
+}
+CMS_HD float word_float(uint32_t v) {
+  return ScalarLanes::from_bits(v);
+}
 
-CMS_HD float to_float(BFloat16 v) { return word_float(static_cast<uint32_t>(v.word) << 16); }
+CMS_HD float to_float(BFloat16 v) {
+  return word_float(static_cast<uint32_t>(v.word) << 16);
+}
 
 CMS_HD BFloat16 to_bfloat16(float v) {  // to nearest, even; NaN stays NaN
   const uint32_t word = float_word(v);
@@ -99,9 +105,12 @@ inline void narrow(const A* from, Half* to, int n) {
   for (; i < n; ++i) to[i] = to_half(static_cast<float>(from[i]));
 }
 
-inline int size_of(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
+inline int size_of(DType type) {
+  return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2;
+}
 
-// n elements of `type` at index `first` of `from`, as A: in place where they are A already, else through `buffer`.
+// n elements of `type` at index `first` of `from`, as A: in place where they are A already, else
+// through `buffer`.
 template <class A>
 inline const A* load_block(const void* from, DType type, int64_t first, int n, A* buffer) {
   const char* at = static_cast<const char*>(from) + first * size_of(type);

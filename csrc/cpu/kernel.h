@@ -1,5 +1,6 @@
-// The CPU kernel: blocks of a few hundred elements, noise into a buffer in L1, then one fused loop over the terms. The
-// sources that include this bring `Lanes` and compile it for one instruction set; the loops vectorise by themselves.
+// The CPU kernel: blocks of a few hundred elements, noise into a buffer in L1, then one fused loop
+// over the terms. The sources that include this bring `Lanes` and compile it for one instruction
+// set; the loops vectorise by themselves.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +24,8 @@ inline void deliver(const Lanes::U (&r)[4], float* out) {
   Lanes::store_interleaved(z, out);
 }
 
-// Lanes with groups and samples of their own, computed when full; each delivers some of its four values.
+// Lanes with groups and samples of their own, computed when full; each delivers some of its four
+// values.
 class Gatherer {
  public:
   Gatherer(const StepParams& p, float* out) : params_(p), out_(out) {}
@@ -84,8 +86,8 @@ inline const float* fill_tiny_samples(const StepParams& p, int64_t sample, int n
   return out;
 }
 
-// The noise of memory positions first .. first + n - 1. `out` has room for kBlock + kGroupLanes values; the result may
-// begin inside it.
+// The noise of memory positions first .. first + n - 1. `out` has room for kBlock + kGroupLanes
+// values; the result may begin inside it.
 inline const float* fill_noise(const StepParams& p, int64_t first, int n, float* out) {
   int64_t sample, element;
   locate(p, first, sample, element);
@@ -128,8 +130,8 @@ inline const float* fill_noise(const StepParams& p, int64_t first, int n, float*
   return out;
 }
 
-// out = w[0] t[0] (+ w[1] t[1] ...), fused; `from_zero` where the first term is not x (a sum from +0). `out` may be one of
-// the terms, exactly: an element is read before it is written.
+// out = w[0] t[0] (+ w[1] t[1] ...), fused; `from_zero` where the first term is not x (a sum from
+// +0). `out` may be one of the terms, exactly: an element is read before it is written.
 template <class A, int terms>
 inline void affine(A* out, const A* const* t, const A* w, bool from_zero, int n) {
   const A start = A(0);
@@ -170,13 +172,21 @@ struct Terms {
 
   void sum(A* out, int n) const {
     switch (count) {
-      case 0: std::fill(out, out + n, A(0)); return;
-      case 1: return affine<A, 1>(out, values, weights, from_zero, n);
-      case 2: return affine<A, 2>(out, values, weights, from_zero, n);
-      case 3: return affine<A, 3>(out, values, weights, from_zero, n);
-      case 4: return affine<A, 4>(out, values, weights, from_zero, n);
-      case 5: return affine<A, 5>(out, values, weights, from_zero, n);
-      default: return affine<A, 6>(out, values, weights, from_zero, n);
+      case 0:
+        std::fill(out, out + n, A(0));
+        return;
+      case 1:
+        return affine<A, 1>(out, values, weights, from_zero, n);
+      case 2:
+        return affine<A, 2>(out, values, weights, from_zero, n);
+      case 3:
+        return affine<A, 3>(out, values, weights, from_zero, n);
+      case 4:
+        return affine<A, 4>(out, values, weights, from_zero, n);
+      case 5:
+        return affine<A, 5>(out, values, weights, from_zero, n);
+      default:
+        return affine<A, 6>(out, values, weights, from_zero, n);
     }
   }
 };
@@ -188,6 +198,12 @@ inline void clamp_block(A* values, A low, A high, int n) {
     v = v < low ? low : v;
     values[i] = v > high ? high : v;
   }
+}
+
+template <class A>
+inline void prefetch(const A* from, int n) {
+  if (from == nullptr) return;
+  for (int i = 0; i < n; i += static_cast<int>(64 / sizeof(A))) __builtin_prefetch(from + i);
 }
 
 // Scratch of one block; what a common step touches of it stays in L1.
@@ -207,6 +223,8 @@ inline void one_block(const StepParams& p, const Row<A>& row, int64_t first, int
     if (reads_input(p, row, k)) m[k] = load_block(p.inputs[k], p.model, first, n, s.m[k]);
   const A* z = nullptr;
   if (p.noise) {
+    prefetch(x, n);  // it arrives while the noise is made
+    for (int k = 0; k < p.n_inputs; ++k) prefetch(m[k], n);
     const float* drawn = fill_noise(p, first, n, s.z);
     if constexpr (sizeof(A) == 4) {
       z = drawn;
@@ -227,7 +245,8 @@ inline void one_block(const StepParams& p, const Row<A>& row, int64_t first, int
   terms.add(row.w[kX], x, true);
   for (int k = 0; k < p.n_inputs; ++k) terms.add(row.w[kInput + k], m[k]);
   if (p.noise) terms.add(row.w[kZ], z);
-  const bool direct = !stream && p.second == Second::none && p.state == (sizeof(A) == 8 ? DType::f64 : DType::f32);
+  const bool direct =
+      !stream && p.second == Second::none && p.state == (sizeof(A) == 8 ? DType::f64 : DType::f32);
   if (direct) {
     return terms.sum(static_cast<A*>(p.out) + first, n);
   }

@@ -12,8 +12,9 @@
 namespace cmsolvers {
 namespace {
 
-constexpr int64_t kUnit = 1024;                    // positions that threads share work in
-constexpr int64_t kStreamBytes = int64_t{1} << 23;  // outputs beyond this will not be found in cache
+constexpr int64_t kUnit = 1024;  // positions that threads share work in
+constexpr int64_t kStreamBytes = int64_t{1}
+                                 << 23;  // outputs beyond this will not be found in cache
 const char* const kNames[] = {"portable", "avx2", "avx512"};
 
 RunRange kernel(int level) {
@@ -49,9 +50,13 @@ std::atomic<int>& level_in_use() {
 
 }  // namespace
 
-int best_instruction_set() { return usable(2) ? 2 : usable(1) ? 1 : 0; }
+int best_instruction_set() {
+  return usable(2) ? 2 : usable(1) ? 1 : 0;
+}
 
-int instruction_set() { return level_in_use().load(std::memory_order_relaxed); }
+int instruction_set() {
+  return level_in_use().load(std::memory_order_relaxed);
+}
 
 void set_instruction_set(int level) {
   if (!usable(level))
@@ -59,7 +64,9 @@ void set_instruction_set(int level) {
   level_in_use().store(level);
 }
 
-const char* instruction_set_name(int level) { return kNames[level]; }
+const char* instruction_set_name(int level) {
+  return kNames[level];
+}
 
 void launch_step_cpu(const StepParams& p) {
   if (p.total == 0) return;

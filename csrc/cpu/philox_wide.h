@@ -1,7 +1,8 @@
-// Philox on vectors: even and odd lanes apart, each 32-bit word in the low half of 64 bits, so that one multiply gives both
-// halves of a product; what is left in the high halves does no harm.
+// Philox on vectors: even and odd lanes apart, each 32-bit word in the low half of 64 bits, so that
+// one multiply gives both halves of a product; what is left in the high halves does no harm.
 //
-// `W` brings the 64-bit operations: set_wide, multiply (low halves), high (>> 32), xor_word, xor3, join(even, odd).
+// `W` brings the 64-bit operations: set_wide, multiply (low halves), high (>> 32), xor_word, xor3,
+// join(even, odd).
 #pragma once
 
 #include "../philox.h"
@@ -9,7 +10,8 @@
 namespace cmsolvers {
 namespace CMS_ISA {
 
-// What the lanes of one sample share: the round keys, and the first rounds as far as only the group differs.
+// What the lanes of one sample share: the round keys, and the first rounds as far as only the group
+// differs.
 struct SampleRounds {
   uint64_t k0[10], k1[10];
   uint64_t round1, round2_c0, round2_c2, round3;

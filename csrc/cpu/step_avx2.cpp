@@ -8,10 +8,14 @@
 #include "kernel.h"
 
 namespace cmsolvers {
-RunRange run_avx2() { return &avx2::run; }
+RunRange run_avx2() {
+  return &avx2::run;
+}
 }  // namespace cmsolvers
 #else
 namespace cmsolvers {
-RunRange run_avx2() { return nullptr; }
+RunRange run_avx2() {
+  return nullptr;
+}
 }  // namespace cmsolvers
 #endif

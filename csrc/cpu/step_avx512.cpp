@@ -11,10 +11,14 @@
 #include "kernel.h"
 
 namespace cmsolvers {
-RunRange run_avx512() { return &avx512::run; }
+RunRange run_avx512() {
+  return &avx512::run;
+}
 }  // namespace cmsolvers
 #else
 namespace cmsolvers {
-RunRange run_avx512() { return nullptr; }
+RunRange run_avx512() {
+  return nullptr;
+}
 }  // namespace cmsolvers
 #endif

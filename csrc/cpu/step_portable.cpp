@@ -5,5 +5,7 @@
 #include "kernel.h"
 
 namespace cmsolvers {
-RunRange run_portable() { return &portable::run; }
+RunRange run_portable() {
+  return &portable::run;
+}
 }  // namespace cmsolvers

@@ -1,4 +1,5 @@
-// Stores that go past the caches: for outputs too large to be found there again, they save reading the line first.
+// Stores that go past the caches: for outputs too large to be found there again, they save reading
+// the line first.
 #pragma once
 
 #if defined(__x86_64__)

@@ -47,7 +47,7 @@ int main() {{
       for (int j = 0; j < 6; ++j) lane[j][i] = in[6 * (at + i) + j];
     Lanes::U c[4], raw[4];
     for (int j = 0; j < 4; ++j) c[j] = raw[j] = Lanes::load_words(lane[j]);
-    Lanes::philox_lanes<false>(c, Lanes::load_words(lane[4]), Lanes::load_words(lane[5]));
+    Lanes::philox_lanes(c, Lanes::load_words(lane[4]), Lanes::load_words(lane[5]));
     Lanes::F z[4], words[4];
     for (int j = 0; j < 4; ++j) words[j] = Lanes::from_bits(c[j]);
     box_muller<Lanes>(raw[0], raw[1], z[0], z[1]);  // of the counter itself, not of Philox's words

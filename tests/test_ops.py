@@ -1,4 +1,4 @@
-"""Every step against extended precision, on every kind of input; instruction sets to the bit; the named steps."""
+"""Every step against extended precision on every kind of input; instruction sets to the bit."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_against_extended_precision(mode):
 
 @pytest.mark.parametrize("wrong", [1 + 4e-6, 1 - 4e-6])
 def test_the_bounds_can_fail(wrong):
-    """Negative control: a weight off by 4e-6 of itself is found in float32, and 4 ULP are not 2 % in bfloat16."""
+    """Negative control: a weight off by 4e-6 of itself is found in float32, 2 % in bfloat16."""
     case = next(c for c in CASES if str(c).startswith("4x3x32x32-float32-dense"))
     x, m = case.make(0), case.make(1)
     exact = Exact.of(x, (0.25, x), (0.75 * wrong, m))
@@ -178,7 +178,7 @@ def test_instruction_sets_same_bits(mode):
 @pytest.mark.filterwarnings("ignore:Warning only once for all operators")
 @pytest.mark.parametrize("mode", MODES)
 def test_plain_torch_twin(mode):
-    """ops/reference.py within the same bounds, with the same zeros (it has no fused multiply-add)."""
+    """ops/reference.py in such bounds, with the same zeros (it has no fused multiply-add)."""
     for case in CASES[::3]:
         x, inputs, weights, options = MODES[mode].arguments(case)
         got = call(MODES[mode], case)

@@ -1,4 +1,4 @@
-"""Derivatives: reverse and forward mode to second order, torch.func transforms, opcheck, and torch.compile."""
+"""Derivatives to second order, torch.func transforms, opcheck, and torch.compile."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ class TestVmap:
         "options", [{}, {"clamp": (-0.5, 0.5), "second": "x0"}, {"second": 0.5}]
     )
     def test_host_weights(self, in_dims, options):
-        sizes = [(4, 3) if d is None else (4, 3)[:d] + (5,) + (4, 3)[d:] for d in in_dims]
+        sizes = [(4, 3) if d is None else (*(4, 3)[:d], 5, *(4, 3)[d:]) for d in in_dims]
         x, f = (randn(*shape, seed=k) for k, shape in enumerate(sizes))
         step = lambda x, f: ops.weighted_step(x, (f,), (0.5, 0.25), **options)  # noqa: E731
         got = func.vmap(step, in_dims)(x, f)
@@ -249,6 +249,22 @@ class TestVmap:
         torch.testing.assert_close(
             func.hessian(lambda x: loss(x, f[0, 0]))(x[0, 0]), 0.125 * torch.eye(3, dtype=F64)
         )
+
+    @pytest.mark.parametrize("outer", [func.jacrev, func.jacfwd])
+    @pytest.mark.parametrize("inner", [func.jacrev, func.jacfwd])
+    def test_all_orders_of_second_derivatives(self, outer, inner):
+        f = randn(3, seed=1)
+        step = lambda x: ops.weighted_step(x**3, (f * x**2,), (0.5, 0.25)).sum()  # noqa: E731
+        x = randn(3)
+        want = torch.diag(3 * x + 0.5 * f)
+        torch.testing.assert_close(outer(inner(step))(x), want)
+
+    def test_noise_inside_transforms(self):
+        draw = lambda x: x * noise.normal((4, 3), 3)  # noqa: E731
+        tangent = func.jvp(draw, (randn(4, 3),), (torch.ones(4, 3, dtype=F64),))[1]
+        assert_same_bits(tangent, noise.normal((4, 3), 3).double())
+        step = lambda x: ops.euler_maruyama_step(x, x, 1.0, 0.1, seed=3).sum()  # noqa: E731
+        torch.testing.assert_close(func.grad(step)(randn(4, 3)), torch.full((4, 3), 1.1, dtype=F64))
 
     def test_what_is_refused(self):
         x = randn(5, 4, 3)
@@ -367,7 +383,7 @@ class TestCompile:
 
     @pytest.mark.parametrize("seed", ["int", "tensor"])
     def test_one_graph_for_all_steps(self, seed):
-        """A draw that counts up, other levels (in tensors) and other seeds do not compile again and again."""
+        """Draws that count up, levels in tensors and seeds: not compiled again and again."""
         counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
         step = lambda x, f, sigma, draw, seed: ops.euler_maruyama_step(  # noqa: E731
             x, f, sigma, sigma * 0.1, seed=seed, draw=draw

@@ -1,4 +1,4 @@
-"""Memory: layouts kept, strides, alignment, outputs given by the caller, overlaps, and sizes beyond 2^31."""
+"""Memory: layouts kept, strides, alignment, outputs of the caller, sizes beyond 2^31."""
 
 from __future__ import annotations
 
@@ -26,13 +26,23 @@ def stored(x: Tensor, order: tuple[int, ...]) -> Tensor:
     return x.permute(order).contiguous().permute(back)
 
 
+def part(x: Tensor, extra: int) -> Tensor:
+    """The same values, `extra` elements behind the start of the storage."""
+    return torch.empty(x.numel() + extra, dtype=x.dtype)[extra:].view(x.shape).copy_(x)
+
+
+def spread(x: Tensor) -> Tensor:
+    """The same values in every second place of a larger tensor."""
+    return torch.empty(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)[..., ::2].copy_(x)
+
+
 LAYOUTS = {
     "contiguous": lambda x: x.contiguous(),
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
     **{f"stored {o}": lambda x, o=o: stored(x, o) for o in itertools.permutations(range(4))},
-    "misaligned": lambda x: torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x),
-    "misaligned by 3": lambda x: torch.empty(x.numel() + 3, dtype=x.dtype)[3:].view(x.shape).copy_(x),
-    "every second": lambda x: torch.empty(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)[..., ::2].copy_(x),
+    "misaligned": lambda x: part(x, 1),
+    "misaligned by 3": lambda x: part(x, 3),
+    "every second": spread,
     "a part": lambda x: torch.empty(*(n + 2 for n in x.shape), dtype=x.dtype)[
         tuple(slice(1, n + 1) for n in x.shape)
     ].copy_(x),
@@ -42,12 +52,13 @@ LAYOUTS = {
 def steps(x: Tensor, m: Tensor, k: Tensor) -> list[Tensor]:
     """With and without noise, rows, a second output."""
     rows = torch.linspace(-1, 1, x.shape[0], dtype=F64)
+    clamped = {"x0": (0.2, 0.8), "clamp": (-1, 1)}
     return [
         ops.weighted_step(x, (m, k), (0.5, 0.25, -0.125)),
         ops.euler_maruyama_step(x, m, 0.7, 0.01, seed=3),
         ops.weighted_step(x, (m, k), (0.5, rows, -0.125)),
         ops.weighted_step(x, (m, k), (0.5, rows, -0.125), w_z=rows, seed=3),
-        *ops.weighted_step(x, (m,), (0.5, 0.5), x0=(0.2, 0.8), clamp=(-1, 1), second="x0", w_z=1.0, seed=2),
+        *ops.weighted_step(x, (m,), (0.5, 0.5), **clamped, second="x0", w_z=1.0, seed=2),
         *ops.add_noise(x, 0.5, sigma_next=rows, seed=5),
     ]  # fmt: skip
 
@@ -209,7 +220,7 @@ class TestOut:
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("offset", [0, 1, 3])
 def test_large_outputs_stream_past_the_caches(name, offset):
-    """Beyond 8 MiB stores go past the caches: any alignment, any length, nothing outside is touched."""
+    """Beyond 8 MiB stores go past the caches: any alignment and length, nothing outside."""
     n = (1 << 21) + 77
     base = torch.full((n + 16,), math.nan)
     out = base[offset : offset + n]
@@ -225,9 +236,9 @@ def test_threads_do_not_matter():
     x, m = randn(3, 100_003), randn(3, 100_003, seed=1)
     rows = torch.rand(3, dtype=F64)
     with threads(1):
-        one = steps(x, m, m) + [ops.weighted_step(x, (m,), (rows, rows), w_z=rows, seed=1)]
+        one = [*steps(x, m, m), ops.weighted_step(x, (m,), (rows, rows), w_z=rows, seed=1)]
     with threads(2):
-        two = steps(x, m, m) + [ops.weighted_step(x, (m,), (rows, rows), w_z=rows, seed=1)]
+        two = [*steps(x, m, m), ops.weighted_step(x, (m,), (rows, rows), w_z=rows, seed=1)]
     assert_same_bits(one, two)
 
 

@@ -9,6 +9,7 @@
 #include "convert.h"
 #include "kernel_table.h"
 #include "stream_store.h"
+#include "twice.h"
 
 namespace cmsolvers {
 namespace CMS_ISA {
@@ -18,10 +19,27 @@ constexpr int kGroupLanes = 4 * Lanes::width;
 
 // Four normals a lane from its random words, lane after lane.
 inline void deliver(const Lanes::U (&r)[4], float* out) {
-  Lanes::F z[4];
-  box_muller<Lanes>(r[0], r[1], z[0], z[1]);
-  box_muller<Lanes>(r[2], r[3], z[2], z[3]);
+  using Both = Twice<Lanes>;
+  Both::F even, odd;
+  box_muller<Both>(Both::U{r[0], r[2]}, Both::U{r[1], r[3]}, even, odd);
+  const Lanes::F z[4] = {even.a, odd.a, even.b, odd.b};
   Lanes::store_interleaved(z, out);
+}
+
+// `n` normals of one sample, rounded up to whole vectors of groups. All random words come first:
+// the two kinds of work overlap less well than each does with itself.
+inline void normals_of_sample(const SampleRounds& rounds, uint32_t group, int n, float* out) {
+  alignas(64) uint32_t words[kBlock + 2 * kGroupLanes];
+  for (int done = 0; done < n; done += kGroupLanes, group += Lanes::width) {
+    Lanes::U r[4];
+    Lanes::philox_sample(group, rounds, r);
+    for (int j = 0; j < 4; ++j) Lanes::store_words(r[j], words + done + j * Lanes::width);
+  }
+  for (int done = 0; done < n; done += kGroupLanes) {
+    Lanes::U r[4];
+    for (int j = 0; j < 4; ++j) r[j] = Lanes::load_words(words + done + j * Lanes::width);
+    deliver(r, out + done);
+  }
 }
 
 // Lanes with groups and samples of their own, computed when full; each delivers some of its four
@@ -94,12 +112,7 @@ inline const float* fill_noise(const StepParams& p, int64_t first, int n, float*
   if (!p.permuted && element + n <= p.count && n >= Lanes::width) {  // all in one sample
     const SampleRounds rounds(key_of(p, sample), p.draw);
     const int skip = static_cast<int>(element & 3);
-    uint32_t group = static_cast<uint32_t>(element >> 2);
-    for (int done = 0; done < n + skip; done += kGroupLanes, group += Lanes::width) {
-      Lanes::U r[4];
-      Lanes::philox_sample(group, rounds, r);
-      deliver(r, out + done);
-    }
+    normals_of_sample(rounds, static_cast<uint32_t>(element >> 2), n + skip, out);
     return out + skip;
   }
   if (!p.permuted && p.count <= 4 && p.key == nullptr && element == 0 &&

@@ -46,6 +46,9 @@ struct Lanes {
   static inline U load_words(const uint32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
+  static inline void store_words(U a, uint32_t* p) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
+  }
   static inline U counting(uint32_t first) {
     return add_word(set_word(first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }

@@ -40,6 +40,7 @@ struct Lanes {
   }
 
   static inline U load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }
+  static inline void store_words(U a, uint32_t* p) { _mm512_storeu_si512(p, a); }
   static inline U counting(uint32_t first) {
     return add_word(set_word(first),
                     _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));

@@ -16,6 +16,7 @@ struct SampleRounds {
 
 struct Lanes : ScalarLanes {
   static inline U load_words(const uint32_t* p) { return *p; }
+  static inline void store_words(U a, uint32_t* p) { *p = a; }
   static inline U counting(uint32_t first) { return first; }
 
   static inline void philox_sample(uint32_t first, const SampleRounds& sample, U (&c)[4]) {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../philox.h"
+#include "twice.h"
 
 namespace cmsolvers {
 namespace CMS_ISA {
@@ -63,29 +64,27 @@ inline void wide_sample_rounds(U c0, const SampleRounds& sample, U (&c)[4]) {
 // Groups first, first + 1, ... of one sample, a lane each.
 template <class W, class U>
 inline void wide_philox_sample(uint32_t first, const SampleRounds& sample, U (&c)[4]) {
-  U odd[4];
+  using Both = Twice<W>;
   const U counters = W::counting(first);
-  wide_sample_rounds<W>(counters, sample, c);
-  wide_sample_rounds<W>(W::high(counters), sample, odd);
-  for (int j = 0; j < 4; ++j) c[j] = W::join(c[j], odd[j]);
+  typename Both::U words[4];
+  wide_sample_rounds<Both>(typename Both::U{counters, W::high(counters)}, sample, words);
+  for (int j = 0; j < 4; ++j) c[j] = W::join(words[j].a, words[j].b);
 }
 
 // Lanes with counters and keys of their own.
 template <class W, class U>
 inline void wide_philox(U (&c)[4], U k0, U k1) {
-  U odd[4];
-  for (int j = 0; j < 4; ++j) odd[j] = W::high(c[j]);
-  U odd_k0 = W::high(k0), odd_k1 = W::high(k1);
-  const U w0 = W::set_word(kPhiloxWeyl0), w1 = W::set_word(kPhiloxWeyl1);
+  using Both = Twice<W>;
+  typename Both::U words[4];
+  for (int j = 0; j < 4; ++j) words[j] = {c[j], W::high(c[j])};
+  typename Both::U a{k0, W::high(k0)}, b{k1, W::high(k1)};
+  const auto w0 = Both::set_word(kPhiloxWeyl0), w1 = Both::set_word(kPhiloxWeyl1);
   for (int round = 0; round < 10; ++round) {
-    wide_round<W>(c, k0, k1);
-    wide_round<W>(odd, odd_k0, odd_k1);
-    k0 = W::add_word(k0, w0);
-    k1 = W::add_word(k1, w1);
-    odd_k0 = W::add_word(odd_k0, w0);
-    odd_k1 = W::add_word(odd_k1, w1);
+    wide_round<Both>(words, a, b);
+    a = Both::add_word(a, w0);
+    b = Both::add_word(b, w1);
   }
-  for (int j = 0; j < 4; ++j) c[j] = W::join(c[j], odd[j]);
+  for (int j = 0; j < 4; ++j) c[j] = W::join(words[j].a, words[j].b);
 }
 
 }  // namespace CMS_ISA

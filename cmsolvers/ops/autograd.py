@@ -1,7 +1,7 @@
 """Derivatives of the weighted step: first and second order in reverse, and forward mode.
 
-The step is affine in x and in its inputs, so each gradient is itself a weighted step of the incoming gradients, on the
-same kernel; the noise is a constant. Only a clamp needs a mask. Weights are constants (see step.py).
+The step is affine in x and in its inputs, so each gradient is a weighted step of the incoming
+gradients, on the same kernel; noise and weights (see step.py) are constants. A clamp needs a mask.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _combine(terms: Sequence[tuple[Tensor | None, Weight]]) -> Tensor | None:
 
 
 class _Rule:
-    """Inputs: spec, x, rows, key, then the step's inputs. Outputs: x' and the second output (or None)."""
+    """Inputs: spec, x, rows, key, then the step's inputs. Outputs: x' and the second (or None)."""
 
     @staticmethod
     def forward(
@@ -81,7 +81,7 @@ class _Rule:
 
     @staticmethod
     def _inside(ctx: Any) -> Tensor:
-        """1 where the clamp lets x0 through, 0 where it holds it (as torch.clamp counts the bounds: inside)."""
+        """1 where the clamp lets x0 through (bounds too, as in torch.clamp), else 0."""
         x, f = ctx.saved_tensors
         n = ctx.count
         x0 = _combine(
@@ -89,10 +89,10 @@ class _Rule:
         )
         assert x0 is not None
         low, high = ctx.spec.clamp
-        return ((x0 >= low) & (x0 <= high)).to(x.dtype)
+        return ((x0 >= low) & (x0 <= high)).to(ctx.dtype)  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_second: Tensor | None = None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None, grad_second: Tensor | None = None) -> Any:
         spec, n = ctx.spec, ctx.count
         w = [_Rule._weight(ctx, j) for j in range(n + 6)]
         if grad_second is not None:
@@ -178,9 +178,9 @@ def _apply(
         with torch._C._AutoDispatchBelowAutograd():
             return _call(spec, x, inputs, rows, key)
     if not torch._C._are_functorch_transforms_active():
-        return _Step.apply(spec, x, rows, key, *inputs)
+        return _Step.apply(spec, x, rows, key, *inputs)  # type: ignore[no-untyped-call]
     with enable_single_level_autograd_function():
-        return _StepInTransform.apply(spec, x, rows, key, *inputs)
+        return _StepInTransform.apply(spec, x, rows, key, *inputs)  # type: ignore[attr-defined]
 
 
 def _autograd_one(
@@ -211,5 +211,5 @@ def _autograd_two(
     return _apply(spec, x, inputs, rows, key)  # type: ignore[no-any-return]
 
 
-library.impl("weighted_step", _autograd_one, "Autograd")
-library.impl("weighted_step_two", _autograd_two, "Autograd")
+library.impl("weighted_step", _autograd_one, "Autograd")  # type: ignore[no-untyped-call]
+library.impl("weighted_step_two", _autograd_two, "Autograd")  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What the steps accept. Everything is refused here, before anything is written; the binary checks once more."""
+"""What the steps accept. Bad input is refused here, before anything is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PRECISION = {torch.float64: 3, torch.float32: 2, torch.bfloat16: 1, torch.float1
 
 
 def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> None:
-    """X is a floating tensor, and all inputs have its shape and device and one dtype of at most its precision."""
+    """Check that x is floating, and that inputs share its shape, device, and a dtype no wider."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor; got {type(x).__name__}")
     if x.dtype not in PRECISION:
@@ -29,7 +29,8 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
             raise ValueError(f"{name}[{k}] must be on the device of x, {x.device}; got {m.device}")
         if m.dtype != inputs[0].dtype:
             raise TypeError(
-                f"{name} must share one dtype; {name}[0] is {inputs[0].dtype}, {name}[{k}] is {m.dtype}"
+                f"{name} must share one dtype; "
+                f"{name}[0] is {inputs[0].dtype}, {name}[{k}] is {m.dtype}"
             )
     if inputs:
         dtype = inputs[0].dtype
@@ -47,7 +48,8 @@ def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
         batch = x.shape[0] if x.dim() else 1
         if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, batch)):
             raise ValueError(
-                f"{name} must be a number or have shape [{batch}], one a sample; got {list(value.shape)}"
+                f"{name} must be a number or have shape [{batch}], one a sample; "
+                f"got {list(value.shape)}"
             )
         if not value.dtype.is_floating_point:
             raise TypeError(f"{name} must be floating; got {value.dtype}")
@@ -60,9 +62,7 @@ def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
                 f"{name} must be on the device of x, {x.device}, or the CPU; got {value.device}"
             )
         return
-    if isinstance(value, (bool, str)) or (
-        not isinstance(value, (int, float)) and not hasattr(value, "__float__")
-    ):
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number or a tensor; got {type(value).__name__}")
     if torch.compiler.is_compiling():
         return  # a number may be a symbol here; the kernel takes it as it comes
@@ -89,7 +89,7 @@ def check_outputs(
     second_dtype: torch.dtype,
     has_second: bool,
 ) -> None:
-    """Outputs fit x in shape, dtype, device and layout, need no gradient, and overlap nothing but exactly."""
+    """Check that outputs fit x, need no gradient, and overlap tensors exactly or not at all."""
     if second_out is not None and not has_second:
         raise ValueError("second_out needs second; got second=None")
     if any(_differentiates(t) for t in (x, *inputs)):
@@ -120,7 +120,8 @@ def check_outputs(
             same = name == "out" and same_memory(given, other)
             if not same and overlap(given, other):
                 raise ValueError(
-                    f"{name} overlaps {other_name} in memory; give {other_name} itself or other memory"
+                    f"{name} overlaps {other_name} in memory; "
+                    f"give {other_name} itself or other memory"
                 )
     if out is not None and second_out is not None and overlap(out, second_out):
         raise ValueError("second_out overlaps out in memory")
@@ -129,11 +130,13 @@ def check_outputs(
 def _differentiates(t: Tensor) -> bool:
     if t.requires_grad and torch.is_grad_enabled():
         return True
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _opaque() -> bool:
-    """Whether addresses cannot be asked for: in a graph being traced, and in torch.func transforms."""
+    """Whether addresses cannot be asked for: while tracing, and in torch.func transforms."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 

@@ -1,7 +1,8 @@
 """The kernels' twin in plain torch: the noise contract bit for bit, and the weighted step.
 
-It runs where the binary is missing, and the tests hold the binary against it. float32 fused multiply-adds are emulated
-in float64 with one correct rounding, so the normals equal the kernels' to the bit.
+It runs where the binary is missing, and the tests hold the binary against it. float32 fused
+multiply-adds are emulated in float64 with one correct rounding, so the normals equal the kernels'
+to the bit.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def _f32(value: float | Tensor) -> Tensor:
 
 
 def _fma(a: Tensor, b: float | Tensor, c: float | Tensor) -> Tensor:
-    """round_float32(a b + c) for float32 values held in float64: exact product, sum rounded to odd, then to float32."""
+    """Round a b + c once to float32, of values held in float64: exact product, sum to odd."""
     b, c = (v if isinstance(v, Tensor) else _f32(v).to(a.device) for v in (b, c))
     product = a * b
     total = product + c
@@ -196,7 +197,7 @@ def weighted_step(
         return rows[:, j].to(wide).reshape(-1, *[1] * (x.dim() - 1))
 
     def plus(total: Tensor | None, w: float | Tensor, value: Tensor) -> Tensor | None:
-        """Total + w value; a term of weight zero is not there, and the first one is no sum (it keeps -0.0)."""
+        """Add w value; a term of weight zero is not there, the first is no sum (it keeps -0.0)."""
         if isinstance(w, Tensor):
             product = w * value.to(wide)
             if total is None:

@@ -1,8 +1,9 @@
-"""The operators: schemas, fakes, plain-torch kernels where the binary is missing, vmap. Autograd is in autograd.py.
+"""The operators: schemas, fakes, plain-torch kernels where the binary is missing, vmap.
 
-Canonical weights, on the host (`weights`) or one row a sample (`rows`, float64 [B, n + 6] or [1, n + 6]):
-w_x, w_1..w_n, w_z, c_skip, c_out, s0, s1. `noise` is empty or (seed, offset, stream, draw); `clamp` is empty or
-(low, high); `second` is one of reference.NONE, SCALED, X0, PAIR.
+Canonical weights, on the host (`weights`) or one row a sample (`rows`, float64 [B, n + 6] or
+[1, n + 6]): w_x, w_1..w_n, w_z, c_skip, c_out, s0, s1. `noise` is empty or (seed, offset, stream,
+draw); `clamp` is empty or (low, high); `second` is one of reference.NONE, SCALED, X0, PAIR.
+Autograd is in autograd.py.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from torch import Tensor
 from cmsolvers.ops import reference
 from cmsolvers.ops.binary import C
 
-_COMMON = "Tensor x, Tensor[] inputs, float[] weights, Tensor? rows, SymInt[] noise, Tensor? key, float[] clamp"
+_COMMON = (
+    "Tensor x, Tensor[] inputs, float[] weights, Tensor? rows, SymInt[] noise, Tensor? key, "
+    "float[] clamp"
+)
 
-library = torch.library.Library("cmsolvers", "DEF")
+library: Any = torch.library.Library("cmsolvers", "DEF")  # type: ignore[no-untyped-call]
 library.define(f"weighted_step({_COMMON}) -> Tensor")
 library.define(
     f"weighted_step_two({_COMMON}, int second, ScalarType second_dtype) -> (Tensor, Tensor)"
@@ -85,10 +89,10 @@ if C is None:
         ("weighted_step_two", _two),
         ("weighted_step_out", _out),
     ):
-        library.impl(_name, _kernel, "CompositeExplicitAutograd")
+        library.impl(_name, _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake("cmsolvers::weighted_step", lib=library)
+@torch.library.register_fake("cmsolvers::weighted_step", lib=library)  # type: ignore[untyped-decorator]
 def _fake_one(
     x: Tensor,
     inputs: Sequence[Tensor],
@@ -101,7 +105,7 @@ def _fake_one(
     return torch.empty_like(x)
 
 
-@torch.library.register_fake("cmsolvers::weighted_step_two", lib=library)
+@torch.library.register_fake("cmsolvers::weighted_step_two", lib=library)  # type: ignore[untyped-decorator]
 def _fake_two(
     x: Tensor,
     inputs: Sequence[Tensor],
@@ -116,7 +120,7 @@ def _fake_two(
     return torch.empty_like(x), torch.empty_like(x, dtype=second_dtype)
 
 
-@torch.library.register_fake("cmsolvers::weighted_step_out", lib=library)
+@torch.library.register_fake("cmsolvers::weighted_step_out", lib=library)  # type: ignore[untyped-decorator]
 def _fake_out(
     out: Tensor,
     second_out: Tensor | None,
@@ -148,11 +152,11 @@ def _batched(
     clamp: Sequence[float],
     *second: Any,
 ) -> tuple[Any, Any]:
-    """The rule of vmap: the new dimension joins the batch, and rows of weights are repeated along it."""
+    """Let the new dimension join the batch; rows of weights are repeated along it."""
     if noise:
         raise RuntimeError(
-            "vmap over a step with noise is not supported: its values belong to sample ids, which vmap hides; "
-            "call the step on the whole batch"
+            "vmap over a step with noise is not supported: its values belong to sample ids, "
+            "which vmap hides; call the step on the whole batch"
         )
     size = info.batch_size
     x = _front(x, in_dims[0], size)

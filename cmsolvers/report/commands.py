@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cmsolvers import _checks as check
 from cmsolvers import metrics, noise
 from cmsolvers.ops import build_info
 from cmsolvers.report import digits, pictures
@@ -98,15 +99,15 @@ def _trainer(
 def sample(options: Namespace) -> int:
     """Sample a checkpoint: samples.npy holds pixels [n, C, H, W], samples.png a grid of them."""
     model = load_model(options.checkpoint)
-    spec = model.spec
+    spec, count = model.spec, check.count("count", options.count)
     sampler = options.sampler or ("heun" if spec.kind == "score" else "consistency")
-    z = noise.normal((options.count, *spec.shape), options.seed, offset=options.offset)
+    z = noise.normal((count, *spec.shape), options.seed, offset=options.offset)
     x, nfe = draw(
         sampler,
         model,
         z,
         options.steps,
-        noise.key(options.seed, options.count, offset=options.offset),
+        noise.key(options.seed, count, offset=options.offset),
         levels=[spec.sigma_max, *options.levels],
         progress=not options.quiet,
     )

@@ -31,6 +31,7 @@ def run_demo(
     *,
     workers: int | None = None,
     progress: bool = True,
+    report: bool = True,
 ) -> dict[str, Any]:
     """Train on the digits of scikit-learn, sample, measure, and leave a report in `out`.
 
@@ -40,6 +41,7 @@ def run_demo(
         workers: processes side by side, one thread each; None is 2, or 1 on a single core. It
             changes the time only.
         progress: show progress bars.
+        report: draw the pictures and write report.html.
 
     Returns:
         What metrics.json holds.
@@ -65,8 +67,9 @@ def run_demo(
         results = _judge(files, settings, levels, samples, costs, repeats)
         clock.lap("judging")
         seconds = {f"{key} {steps}": cost[1] for (key, steps), cost in costs.items()}
-        _draw(files, settings, results, seconds, samples, outcome, costs)
-        clock.lap("pictures")
+        if report:
+            _draw(files, settings, results, seconds, samples, outcome, costs)
+            clock.lap("pictures")
     (files.folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
     timings = {
         "training": {kind: outcome[kind]["seconds"] for kind in outcome},

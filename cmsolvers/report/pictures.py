@@ -128,13 +128,18 @@ def grid(path: Path, x: Tensor, data: Digits, count: int = 100) -> Path:
     return image_grid(path, x[:count], float(data.train.min()), float(data.train.max()))
 
 
-def comparison(axes: Any, shown: Sequence[tuple[str, str, Tensor]], data: Digits) -> None:
+def comparison(
+    axes: Any, shown: Sequence[tuple[str, str, Tensor]], data: Digits, columns: int
+) -> None:
     """A row of digits for every (label, colour, samples): the same noise in every column."""
     low, high = float(data.train.min()), float(data.train.max())
-    for row, (label, color, x) in zip(axes, shown, strict=True):
-        for i, ax in enumerate(row):
-            style.digit(ax, x[i, 0].numpy(), low, high)
-        row[0].set_ylabel(
+    for ax, (label, color, x) in zip(axes, shown, strict=True):
+        padded = torch.full((columns, 8, 11), low)
+        padded[:, :, :8] = x[:columns, 0]
+        strip = padded.permute(1, 0, 2).reshape(8, 11 * columns)[:, :-3]
+        style.digit(ax, strip.numpy(), low, high)
+        ax.set_frame_on(False)
+        ax.set_ylabel(
             label, rotation=0, ha="right", va="center", color=color, labelpad=8, fontsize=9
         )
 
@@ -157,10 +162,10 @@ def all_samplers(
     path: Path, rows: Sequence[tuple[str, str, Tensor]], data: Digits, columns: int = 16
 ) -> Path:
     """Every sampler from the same initial noise."""
-    fig = style.figure(11.5, 0.56 * len(rows))
+    fig = style.figure(11.5, 0.52 * len(rows))
     with style.styled():
-        comparison(fig.subplots(len(rows), columns), rows, data)
-    return style.save(fig, path)
+        comparison(fig.subplots(len(rows), 1), rows, data, columns)
+    return style.save(fig, path, bbox_inches="tight", pad_inches=0.05)
 
 
 def overview(
@@ -168,7 +173,8 @@ def overview(
 ) -> Path:
     """The picture of the README: the theory above, its digits below."""
     toy = mixture.Toy.make(seed)
-    fig = style.figure(11.5, 6.3)
+    fig = style.figure(11.5, 6.0)
+    fig.get_layout_engine().set(wspace=0.04)
     upper, lower = fig.subfigures(2, 1, height_ratios=(2.6, 0.58 * len(rows)))
     with style.styled():
         axes = upper.subplots(1, 4)
@@ -180,8 +186,8 @@ def overview(
             strict=True,
         ):
             ax.set_title(title)
-        comparison(lower.subplots(len(rows), columns), rows, data)
-    return style.save(fig, path, pil_kwargs={"optimize": True})
+        comparison(lower.subplots(len(rows), 1), rows, data, columns)
+    return style.save(fig, path, dpi=100, pil_kwargs={"optimize": True})
 
 
 def sample_grids(

@@ -1,15 +1,16 @@
 """Three trainings that work as they stand: score model, distillation, consistency training.
 
 What mattered for consistency training from scratch (8 x 8 digits, 1,500 steps, measured one change
-at a time; the README has the numbers):
+at a time; numbers in docs/training.md):
+
 1. Start with very few levels. With 2 pairs the target is nearly the clean sample, so the first
-steps learn a denoiser;
-   doubling the pairs to 64 then only has to carry that along the trajectory. Starting at 10 (made
-   for runs a hundred times longer) leaves noise in the output: middle levels never see a clean
-   target.
-2. Weights 1 / (sigma - sigma_next): without them the largest levels, whose steps are widest, decide
-the gradient. 3. No EMA target, the same z at both levels.
-4. The rate falls to 0, and an average of the last ~200 steps is what samples.
+   steps learn a denoiser; doubling the pairs to 64 then only has to carry that along the
+   trajectory. Starting at 10 (made for runs a hundred times longer) leaves noise in the output:
+   middle levels never see a clean target.
+2. Weights 1 / (sigma - sigma_next): without them the largest levels, whose steps are widest,
+   decide the gradient.
+3. The same z at both levels. With different noise everything collapses to the mean image.
+4. The rate falls to 0, and an average of the last tenth of the run is what samples.
 """
 
 from __future__ import annotations

@@ -1,0 +1,186 @@
+"""The demo end to end in a tiny size, and the command line on what it leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from cmsolvers import cli
+from cmsolvers.report import DemoSettings, digits, run_demo
+from cmsolvers.report.methods import METHODS
+
+SETTINGS = DemoSettings.tiny(seed=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo")
+    run_demo(out, SETTINGS, workers=1, progress=False)
+    return out
+
+
+def test_everything_is_there(folder: Path):
+    names = {path.name for path in folder.iterdir()}
+    checkpoints = {f"{kind}.safetensors" for kind in ("classifier", "score", "cd", "ct")}
+    pictures = {"mixture", "strips", "samplers", "overview", "quality", "losses", "samples-real"}
+    pictures |= {f"samples-{m.key}-{steps}" for m in METHODS for steps in m.steps}
+    assert checkpoints | {f"{name}.png" for name in pictures} <= names
+    assert {"metrics.json", "timings.json", "report.html"} <= names
+    assert not [name for name in names if name.endswith(".part")]
+
+
+def test_metrics_are_complete(folder: Path):
+    results = json.loads((folder / "metrics.json").read_text())
+    rows = {(row["method"], row["steps"]): row for row in results["samplers"]}
+    assert set(rows) == {(m.key, steps) for m in METHODS for steps in m.steps}
+    for (method, steps), row in rows.items():
+        expected = 2 * steps - 1 if method == "heun" else steps
+        assert row["nfe"] == expected
+        assert sum(row["class_shares"]) == pytest.approx(1, abs=1e-4)
+        assert all(np.isfinite(row[name]) for name in ("frechet", "confidence", "nearest_train"))
+    assert "seconds" not in (folder / "metrics.json").read_text()
+    assert len(results["targets"]) == 11
+    seeds = results["seeds"]["cd 1"]["frechet"]
+    assert len(seeds) == SETTINGS.seeds
+    assert seeds[0] == rows["cd", 1]["frechet"]
+
+
+def test_two_runs_give_the_same_bytes(folder: Path, tmp_path: Path):
+    """In other processes, side by side, and whatever the global generators hold."""
+    torch.manual_seed(7)
+    run_demo(tmp_path, SETTINGS, workers=2, progress=False, report=False)
+    for name in ("metrics.json", "score.safetensors", "cd.safetensors", "ct.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+class Page(HTMLParser):
+    """Collects what a page would load, and checks that tags close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_report_needs_no_other_file(folder: Path):
+    html = (folder / "report.html").read_text("utf-8")
+    page = Page()
+    page.feed(html)
+    assert not page.open
+    assert len(page.links) >= 20
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not re.search(r"https?://|@import|\$[a-z_]+", html)
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_sample_is_independent_of_the_batch(folder: Path, tmp_path: Path, capsys):
+    common = ("sample", folder / "score.safetensors", "--quiet", "--steps", 4, "--sampler", "ddpm")
+    assert run(*common, "--count", 6, "--out", tmp_path / "all") == 0
+    assert "NFE 4" in capsys.readouterr().out
+    assert run(*common, "--count", 2, "--offset", 3, "--out", tmp_path / "part") == 0
+    whole, part = (np.load(tmp_path / name / "samples.npy") for name in ("all", "part"))
+    assert whole.shape == (6, 1, 8, 8)
+    assert whole.min() >= 0
+    assert whole.max() <= 16
+    # The noise is the same to the bit; a matrix product may round by the size of the batch.
+    np.testing.assert_allclose(part, whole[3:5], atol=1e-3)
+    assert (tmp_path / "all" / "samples.png").stat().st_size > 100
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler", "ddim", "em"])
+def test_every_sampler_of_the_command_line(folder: Path, tmp_path: Path, sampler: str):
+    path = folder / "score.safetensors"
+    arguments = ("sample", path, "--sampler", sampler, "--steps", 3, "--count", 2, "--quiet")
+    assert run(*arguments, "--out", tmp_path) == 0
+
+
+def test_sample_and_evaluate_a_consistency_model(folder: Path, tmp_path: Path, capsys):
+    arguments = ("--levels", 1.0, 0.3, "--count", 30, "--quiet", "--out", tmp_path)
+    assert run("sample", folder / "ct.safetensors", *arguments) == 0
+    assert "NFE 3" in capsys.readouterr().out
+    classifier = ("--classifier", folder / "classifier.safetensors")
+    samples = tmp_path / "samples.npy"
+    assert run("evaluate", samples, *classifier, "--quiet", "--out", tmp_path) == 0
+    results = json.loads((tmp_path / "metrics.json").read_text())
+    assert results["samples"]["frechet"] > results["real"]["frechet_floor"]
+
+
+def test_train_resume_and_evaluate_on_a_file(tmp_path: Path):
+    pixels = (digits.load().train[:60, 0] * 100).to(torch.int32).numpy()
+    np.save(tmp_path / "data.npy", pixels)
+    common = ("--data", tmp_path / "data.npy", "--batch", 16, "--steps", 6, "--quiet")
+    assert run("train", *common, "--out", tmp_path / "a") == 0
+    score = tmp_path / "a" / "score.safetensors"
+    before = score.read_bytes()
+    assert run("train", *common, "--out", tmp_path / "a", "--resume") == 0
+    assert score.read_bytes() == before
+    cd = ("train", *common, "--model", "cd", "--teacher", score, "--out", tmp_path / "a")
+    assert run(*cd) == 0
+    assert run("train", *common, "--model", "ct", "--out", tmp_path / "a") == 0
+    model = tmp_path / "a" / "cd.safetensors"
+    assert run("sample", model, "--count", 9, "--quiet", "--out", tmp_path) == 0
+    arguments = ("--data", tmp_path / "data.npy", "--quiet", "--out", tmp_path)
+    assert run("evaluate", tmp_path / "samples.npy", *arguments) == 0
+    assert "frechet_pixels" in (tmp_path / "metrics.json").read_text()
+
+
+def test_info(capsys):
+    assert run("info") == 0
+    assert "torch" in capsys.readouterr().out
+    assert run("info", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "sample", "evaluate", "info"])
+def test_help(command: str, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(command, "--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    if command != "info":
+        assert "--seed" in text
+        assert "--out" in text
+
+
+def test_bad_input_is_one_line_and_status_two(folder: Path, tmp_path: Path, capsys):
+    bad = [
+        ("sample", tmp_path / "none.safetensors"),
+        ("sample", folder / "ct.safetensors", "--sampler", "heun"),
+        ("sample", folder / "score.safetensors", "--sampler", "consistency"),
+        ("sample", folder / "score.safetensors", "--steps", 0),
+        ("sample", folder / "score.safetensors", "--count", 0),
+        ("sample", folder / "ct.safetensors", "--levels", 30.0),
+        ("sample", folder / "classifier.safetensors"),
+        ("train", "--data", tmp_path / "none.npy"),
+        ("train", "--model", "cd"),
+        ("train", "--steps", 0),
+        ("train", "--seed", -1),
+        ("train", "--resume"),
+        ("evaluate", tmp_path / "none.npy"),
+        ("demo", "--workers", 0),
+    ]
+    for arguments in bad:
+        assert run(*arguments, "--out", tmp_path / "out") == 2, arguments
+        error = capsys.readouterr().err
+        assert error.startswith(f"cmsolvers {arguments[0]}: ")
+        assert error.count("\n") == 1

@@ -89,7 +89,7 @@ if C is None:
         ("weighted_step_two", _two),
         ("weighted_step_out", _out),
     ):
-        library.impl(_name, _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        library.impl(_name, _kernel, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("cmsolvers::weighted_step", lib=library)  # type: ignore[untyped-decorator]

@@ -211,5 +211,5 @@ def _autograd_two(
     return _apply(spec, x, inputs, rows, key)  # type: ignore[no-any-return]
 
 
-library.impl("weighted_step", _autograd_one, "Autograd")  # type: ignore[no-untyped-call]
-library.impl("weighted_step_two", _autograd_two, "Autograd")  # type: ignore[no-untyped-call]
+library.impl("weighted_step", _autograd_one, "Autograd")
+library.impl("weighted_step_two", _autograd_two, "Autograd")

@@ -22,8 +22,9 @@ MASK64 = (1 << 64) - 1
 
 tracing = torch.compiler.is_dynamo_compiling
 FAST = None if C is None else C.fast_step
-"""fast_step(x, inputs, weights, w_z, seed, stream, draw, offset, out): the plain case (host weights, no derivative, no
-transform, everything valid) straight into the kernel; None where the case is not plain, and nothing was written."""
+"""fast_step(x, inputs, weights, w_z, seed, stream, draw, offset, out): the plain case (host
+weights, no derivative, no transform, everything valid) straight into the kernel; None where the
+case is not plain, and nothing was written."""
 
 
 @overload
@@ -85,33 +86,41 @@ def weighted_step(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """X' = w_x x + sum_k w_k m_k + w_z z in one launch, z from the noise contract.
 
-    Terms with a host weight of 0.0 are dropped: their input is not read, so 0 * inf cannot make NaN.
+    Terms with a host weight of 0.0 are dropped: their input is not read, so 0 * inf cannot make
+    NaN.
 
     Args:
         x: the state, [B, ...], float64, float32, float16 or bfloat16. Any dense layout is kept.
-        inputs: up to four tensors m_k of x's shape and device, all of one dtype: x's, or one of lower precision.
-        weights: (w_x, w_1, ..., w_n): floats or float tensors [B]; or one float64 tensor [B, 1 + n], a row a sample.
+        inputs: up to four tensors m_k of x's shape and device, all of one dtype: x's, or one of
+            lower precision.
+        weights: (w_x, w_1, ..., w_n): floats or float tensors [B]; or one float64 tensor
+            [B, 1 + n], a row a sample.
         w_z: weight of the noise, a float or a tensor [B].
         seed: see `noise.key`; read only where w_z is not 0.
         stream: 0..255, see `noise`.
         draw: 0..2^32-1, which draw of the stream this is (samplers: the step's index).
         offset: sample id of the first row.
-        x0: (c_skip, c_out), floats or [B]: inputs[0] is raw network output F and D = c_skip x + c_out F replaces it.
+        x0: (c_skip, c_out), floats or [B]: inputs[0] is raw network output F and
+            D = c_skip x + c_out F replaces it.
         clamp: (low, high): D (inputs[0] where x0 is not given) is clamped before it is used.
-        second: a second output. "x0": D; a number or [B] s: s x', such as c_in(sigma') x'; ("pair", p, q): p x + q z with
-            the same z.
+        second: a second output. "x0": D; a number or [B] s: s x', such as c_in(sigma') x';
+            ("pair", p, q): p x + q z with the same z.
         second_dtype: dtype of the second output; x's by default.
-        out, second_out: where to write, in x's layout. `out` may be x or one of the inputs, exactly.
+        out: where to write, in x's layout; may be x or one of the inputs, exactly.
+        second_out: where to write the second output, in x's layout.
 
     Returns:
         x' with the dtype, layout and device of x; with `second`, the pair (x', second).
 
     Raises:
-        TypeError: something that is not a tensor, is not floating, or a dtype the step does not take.
-        ValueError: shapes, devices, sizes of weights, ranges or overlapping memory; the text names the argument.
+        TypeError: something that is not a tensor, is not floating, or a dtype the step does not
+            take.
+        ValueError: shapes, devices, sizes of weights, ranges or overlapping memory; the text names
+            the argument.
     """
     inputs = tuple(inputs)
     if FAST is not None and x0 is None and clamp is None and second is None and not tracing():
+        fast_seed: SeedLike
         if type(seed) is Key:
             fast_seed, first = (
                 (None, 0) if seed.table is not None else (seed.seed & MASK64, seed.offset)
@@ -128,7 +137,7 @@ def weighted_step(
     columns = _columns(weights, len(inputs))
     if (x0 is not None or clamp is not None or second == "x0") and not inputs:
         raise ValueError("inputs must not be empty where x0 or clamp is given")
-    if clamp is not None and not (len(clamp) == 2 and clamp[0] <= clamp[1]):
+    if clamp is not None and not (len(clamp) == 2 and clamp[0] <= clamp[1]):  # type: ignore[redundant-expr]
         raise ValueError(f"clamp must be (low, high) with low <= high; got {clamp}")
     c_skip, c_out = (0.0, 1.0) if x0 is None else x0
     kind, s0, s1 = _second(second)
@@ -188,14 +197,17 @@ def _second(second: Second | None) -> tuple[int, Weight, Weight]:
             )
         return reference.X0, 0.0, 0.0
     if isinstance(second, tuple):
-        if len(second) != 3 or second[0] != "pair":
+        if len(second) != 3 or second[0] != "pair":  # type: ignore[redundant-expr]
             raise ValueError(f'second must be ("pair", p, q) where it is a tuple; got {second!r}')
         return reference.PAIR, second[1], second[2]
     return reference.SCALED, second, 0.0
 
 
 def _pack(columns: list[Weight], x: Tensor) -> tuple[list[float], Tensor | None]:
-    """All weights as host floats, or, if any is a tensor, all as the rows of one float64 tensor on x's device."""
+    """All weights as host floats, or, if any is a tensor, as the rows of one float64 tensor.
+
+    That tensor is on x's device.
+    """
     if not any(isinstance(w, Tensor) for w in columns):
         return [float(w) for w in columns], None
     lengths = [w.shape[0] for w in columns if isinstance(w, Tensor) and w.dim()]

@@ -30,7 +30,10 @@ def euler_maruyama_step(
         drift: f(x, t), of x's shape.
         diffusion: g(t) >= 0, a number or [B].
         dt: the time step, negative in reverse time, a number or [B].
-        seed, stream, draw, offset: the noise, see `weighted_step`.
+        seed: of the noise, see `weighted_step`.
+        stream: 0..255, see `noise`.
+        draw: 0..2^32-1, which draw of the stream.
+        offset: sample id of the first row.
         out: where to write; may be x.
 
     Returns:
@@ -59,9 +62,10 @@ def euler_maruyama_step(
 def pf_ode_step(
     x: Tensor, denoised: Tensor, sigma: Weight, sigma_next: Weight, *, out: Tensor | None = None
 ) -> Tensor:
-    """Euler step of the probability-flow ODE dx/dsigma = (x - D)/sigma (Karras et al. 2022, equation 1 and table 1).
+    """Euler step of the probability-flow ODE dx/dsigma = (x - D)/sigma.
 
-    x' = (s'/s) x + (1 - s'/s) D. Order 1; sigma_next = 0 returns D.
+    x' = (s'/s) x + (1 - s'/s) D (Karras et al. 2022, equation 1 and table 1). Order 1;
+    sigma_next = 0 returns D.
 
     Args:
         x: [B, ...] at noise level sigma, in Karras coordinates.
@@ -93,10 +97,11 @@ def heun_step(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Heun's step of the probability-flow ODE (Karras et al. 2022, algorithm 1): predictor, then corrector.
+    """Heun's step of the probability-flow ODE (Karras et al. 2022, algorithm 1), in two calls.
 
-    Without `denoised_next` it is the predictor (the Euler step). With it, the corrector from the same x:
-    x' = (s'/s) x + h/2 (1/s' - 2/s) D - h/(2 s') D', h = s' - s. It reads x, D, D' and needs no predicted state.
+    Without `denoised_next` it is the predictor (the Euler step). With it, the corrector from the
+    same x: x' = (s'/s) x + h/2 (1/s' - 2/s) D - h/(2 s') D', h = s' - s. It reads x, D, D' and
+    needs no predicted state.
 
     Args:
         x: [B, ...] at sigma, the state before the predictor.
@@ -131,7 +136,9 @@ def consistency_output(
     sigma_min: float = 0.002,
     out: Tensor | None = None,
 ) -> Tensor:
-    """c_skip x + c_out F of a consistency model (Song et al. 2023, appendix C), exactly x at sigma = sigma_min.
+    """c_skip x + c_out F of a consistency model (Song et al. 2023, appendix C).
+
+    Exactly x at sigma = sigma_min.
 
     Args:
         x: [B, ...], the noisy state.
@@ -193,14 +200,19 @@ def add_noise(
     offset: int = 0,
     out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Alpha x + sigma z; with `sigma_next` also alpha x + sigma_next z with the same z, which consistency training needs.
+    """Alpha x + sigma z, and with `sigma_next` also alpha x + sigma_next z.
+
+    Both have the same z, which consistency training needs.
 
     Args:
         x: [B, ...], clean data.
         sigma: a number or [B].
         alpha: a number or [B].
         sigma_next: a number or [B], the second level (Song et al. 2023, algorithm 3).
-        seed, stream, draw, offset: the noise, see `weighted_step`.
+        seed: of the noise, see `weighted_step`.
+        stream: 0..255, see `noise`.
+        draw: 0..2^32-1, which draw of the stream.
+        offset: sample id of the first row.
         out: where to write the first; may be x.
 
     Returns:
@@ -209,21 +221,26 @@ def add_noise(
     Raises:
         TypeError, ValueError: as `weighted_step`.
     """
-    noise = {
-        "w_z": sigma,
-        "seed": seed,
-        "stream": stream,
-        "draw": draw,
-        "offset": offset,
-        "out": out,
-    }
     if sigma_next is None:
         if FAST is not None and not tracing():
             done = FAST(x, (), (alpha,), sigma, seed, stream, draw, offset, out)
             if done is not None:
                 return done  # type: ignore[no-any-return]
-        return weighted_step(x, (), (alpha,), **noise)  # type: ignore[call-overload, no-any-return]
-    return weighted_step(x, (), (alpha,), second=("pair", alpha, sigma_next), **noise)  # type: ignore[call-overload, no-any-return]
+        return weighted_step(
+            x, (), (alpha,), w_z=sigma, seed=seed, stream=stream, draw=draw, offset=offset, out=out
+        )
+    return weighted_step(
+        x,
+        (),
+        (alpha,),
+        w_z=sigma,
+        seed=seed,
+        stream=stream,
+        draw=draw,
+        offset=offset,
+        second=("pair", alpha, sigma_next),
+        out=out,
+    )
 
 
 def pf_ode_weights(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight]:

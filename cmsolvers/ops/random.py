@@ -27,10 +27,10 @@ def normal(
     memory_format: torch.memory_format = torch.contiguous_format,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Z = normal(seed, sample_id, stream, draw, element): the contract's unit normals.
+    """The contract's unit normals: one for each (seed, sample_id, stream, draw, element).
 
-    The same arguments give the same values on every device, in any batch, dtype (before the cast) and memory format.
-    Support reaches 6.7 sigma.
+    The same arguments give the same values on every device, in any batch, dtype (before the cast)
+    and memory format. Support reaches 6.7 sigma.
 
     Args:
         shape: [B, ...]; row b is sample `offset + b`, or `ids[b]`.
@@ -73,10 +73,11 @@ def uniform(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Uniforms in (0, 1): (r + 1/2) 2^-32 of the contract's random words r, word e % 4 of group e // 4.
+    """Uniforms in (0, 1): (r + 1/2) 2^-32 of the contract's random words r.
 
-    Meant for training levels and the like: it runs in plain torch, in float64, and is rounded to `dtype` at the end (so
-    float32 and narrower can round to 1).
+    Element e has word e % 4 of group e // 4. Meant for training levels and the like: it runs in
+    plain torch, in float64, and is rounded to `dtype` at the end (so float32 and narrower can round
+    to 1).
 
     Args and errors: as `normal`.
     """

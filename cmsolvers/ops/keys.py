@@ -1,4 +1,4 @@
-"""Noise keys: which seed and which sample id each row of a batch uses (DESIGN: the noise contract)."""
+"""Noise keys: the seed and the sample id of each row of a batch (DESIGN: the noise contract)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ MAX_SAMPLE_ID = 1 << 56
 class Key:
     """The seed and sample id of every row of a batch.
 
-    Without `table`, row b has the seed `seed` and the sample id `offset + b`. With `table`, an int64 tensor of shape
-    [B, 2] or [1, 2], row b has seed `table[b, 0]` and id `table[b, 1]` (for [1, 2]: id `table[0, 1] + b`). Kernels read
-    the table on its device, so a captured graph replays with whatever was written there last.
+    Without `table`, row b has the seed `seed` and the sample id `offset + b`. With `table`, an
+    int64 tensor of shape [B, 2] or [1, 2], row b has seed `table[b, 0]` and id `table[b, 1]` (for
+    [1, 2]: id `table[0, 1] + b`). Kernels read the table on its device, so a captured graph replays
+    with whatever was written there last.
     """
 
     seed: int = 0
@@ -40,8 +41,9 @@ def resolve(
     """Turn any kind of seed into a `Key` for `batch` samples on `device`.
 
     Args:
-        seed: an int in [0, 2^64); an int64 tensor [B] (one seed a sample, sample id 0); a `torch.Generator` or None
-            (one int64 is drawn from it, so `torch.manual_seed` governs); or a `Key`, returned as it is.
+        seed: an int in [0, 2^64); an int64 tensor [B] (one seed a sample, sample id 0); a
+            `torch.Generator` or None (one int64 is drawn from it, so `torch.manual_seed` governs);
+            or a `Key`, returned as it is.
         batch: B, the number of samples.
         offset: id of the first sample, for shards of a larger batch; ids reach up to 2^56 - 1.
         ids: int64 [B], the sample ids themselves, in place of offset + 0..B-1.
@@ -95,13 +97,14 @@ def resolve(
 
 
 def draw_seed(seed: int | torch.Generator | None) -> int:
-    """The seed as an int: checked if it is one, drawn from the generator (None: the global CPU one) if not."""
+    """The seed as an int: checked if it is one, else drawn (None: from torch's CPU generator)."""
     if seed is None or isinstance(seed, torch.Generator):
         device = "cpu" if seed is None else seed.device
         return int(torch.randint(0, 2**63 - 1, (), generator=seed, device=device).item())
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(
-            f"seed must be an int, an int64 tensor, a torch.Generator or None; got {type(seed).__name__}"
+            "seed must be an int, an int64 tensor, a torch.Generator or None; "
+            f"got {type(seed).__name__}"
         )
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must lie in [0, 2^64); got {seed}")

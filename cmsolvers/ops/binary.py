@@ -1,4 +1,7 @@
-"""The compiled extension, or None with one warning. `CMSOLVERS_REQUIRE_EXTENSION=1` makes its absence an error."""
+"""The compiled extension, or None with one warning.
+
+`CMSOLVERS_REQUIRE_EXTENSION=1` makes its absence an error.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ def _load() -> ModuleType | None:
                 f"CMSOLVERS_REQUIRE_EXTENSION is set and cmsolvers._C did not load: {error}"
             ) from error
         warnings.warn(
-            f"cmsolvers._C did not load ({error}); every step runs in plain torch, many times slower. "
-            "Build it with `pip install --no-build-isolation .`",
+            f"cmsolvers._C did not load ({error}); every step runs in plain torch, many times "
+            "slower. Build it with `pip install --no-build-isolation .`",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -35,9 +38,10 @@ def build_info() -> dict[str, Any]:
     """What was built, for what, and which instruction set is in use.
 
     Returns:
-        A dict with `version`, `extension` (bool), `torch` (version running), `cuda` (bool: CUDA kernels were built), and
-        with the extension also `built_with_torch`, `compiler`, `cuda_architectures`, `csrc_hash`,
-        `instruction_set` (in use) and `instruction_sets` (built and usable on this processor).
+        A dict with `version`, `extension` (bool), `torch` (version running), `cuda` (bool: CUDA
+        kernels were built), and with the extension also `built_with_torch`, `compiler`,
+        `cuda_architectures`, `csrc_hash`, `instruction_set` (in use) and `instruction_sets` (built
+        and usable on this processor).
     """
     from cmsolvers import __version__
 

@@ -1,4 +1,7 @@
-"""Fused steps: every function here is one kernel launch. This package alone touches the compiled extension."""
+"""Fused steps: every function here is one kernel launch.
+
+This package alone touches the compiled extension.
+"""
 
 from cmsolvers.ops.binary import build_info
 from cmsolvers.ops.keys import Key

@@ -1,7 +1,7 @@
 """Derive the polynomial coefficients of csrc/math.h (Remez exchange in 60-digit arithmetic).
 
-Run `python tools/fit_polynomials.py`; it prints each polynomial in float32 with its largest relative error before
-rounding. Needs mpmath (it comes with torch).
+Run `python tools/fit_polynomials.py`; it prints each polynomial in float32 with its largest
+relative error before rounding. Needs mpmath (it comes with torch).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,10 @@ Function = Callable[[mp.mpf], mp.mpf]
 def remez(
     target: Function, weight: Function, degree: int, low: float, high: float
 ) -> tuple[list, mp.mpf]:
-    """Minimax polynomial p of `degree` for weight * (p - target) on [low, high]; coefficients from x^0 up."""
+    """Minimax polynomial p of `degree` for weight * (p - target) on [low, high].
+
+    Returns its coefficients from x^0 up, and the largest error.
+    """
     n = degree + 2
     lo, hi = mp.mpf(low), mp.mpf(high)
     nodes = [(lo + hi) / 2 - (hi - lo) / 2 * mp.cos(mp.pi * k / (n - 1)) for k in range(n)]
@@ -54,12 +57,12 @@ def _extrema(grid: list, error: list, n: int) -> list:
 
 def _show(name: str, coefficients: list, error: mp.mpf) -> None:
     values = ", ".join(f"{np.float32(float(c)):.9g}f" for c in coefficients)
-    print(
-        f"{name}: {{{values}}}  largest relative error {mp.nstr(error, 3)} = 2^{mp.nstr(mp.log(error, 2), 4)}"
-    )
+    exponent = mp.nstr(mp.log(error, 2), 4)
+    print(f"{name}: {{{values}}}  largest relative error {mp.nstr(error, 3)} = 2^{exponent}")
 
 
 def main() -> None:
+    """Print every polynomial of csrc/math.h."""
     tiny = mp.mpf(10) ** -12
 
     def log_rest(f: mp.mpf) -> mp.mpf:  # (ln(1 + f) - f + f^2/2) / f^3

@@ -1,4 +1,4 @@
-"""One call measured against others: same inputs, one run, interleaved round by round, the copy bound beside."""
+"""One call measured against others: same inputs, one run, interleaved, the copy bound beside."""
 
 from __future__ import annotations
 

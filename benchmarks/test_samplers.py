@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ SHAPE = (64, 3, 32, 32)
 
 def plain_heun(denoiser: Any, x: Tensor, sigmas: list[float]) -> Tensor:
     """Algorithm 1 of Karras et al. (2022), line by line."""
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in pairwise(sigmas):
         level = torch.full((x.shape[0],), sigma)
         slope = (x - denoiser(x, level)) / sigma
         x_next = x + (following - sigma) * slope

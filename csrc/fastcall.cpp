@@ -165,7 +165,10 @@ PyObject* fast_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
     pybind11::gil_scoped_release no_gil;
     launch(step);
   }
-  if (args[8] != Py_None) return Py_NewRef(args[8]);
+  if (args[8] != Py_None) {
+    mark_written(out);
+    return Py_NewRef(args[8]);
+  }
   return THPVariable_Wrap(std::move(out));
   END_HANDLE_TH_ERRORS
 }

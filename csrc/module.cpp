@@ -38,6 +38,8 @@ void weighted_step_out(const at::Tensor& out, const OptionalTensor& second_out, 
                        at::IntArrayRef noise, const OptionalTensor& key, Doubles clamp,
                        int64_t second) {
   launch(prepare(out, second_out, x, inputs, weights, rows, noise, key, clamp, second));
+  mark_written(out);
+  if (second_out.has_value()) mark_written(*second_out);
 }
 
 pybind11::dict build_info() {

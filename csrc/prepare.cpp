@@ -194,4 +194,8 @@ void launch(const Prepared& step) {
   launch_step_cpu(step.params);
 }
 
+void mark_written(const at::Tensor& tensor) {
+  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+}
+
 }  // namespace cmsolvers

@@ -33,4 +33,8 @@ void describe_layout(StepParams& params, const at::Tensor& out);
 
 void launch(const Prepared& step);
 
+// Tells autograd that a tensor was written in place, so that a backward pass that saved it refuses
+// to run.
+void mark_written(const at::Tensor& tensor);
+
 }  // namespace cmsolvers

@@ -434,3 +434,13 @@ def test_gradcheck_can_fail(wrong):
 
     given = (randn(2, 3).requires_grad_(), randn(2, 3, seed=1).requires_grad_())
     assert gradcheck(Forgets.apply, given, raise_exception=False) is not wrong
+
+
+@pytest.mark.parametrize("clamp", [None, (-1.0, 1.0)], ids=["fast", "general"])
+def test_a_backward_pass_notices_writing_in_place(clamp: tuple[float, float] | None) -> None:
+    saved = torch.ones(2, 3)
+    factor = torch.ones(2, 3, requires_grad=True)
+    loss = (factor * saved).sum()  # keeps `saved` for the gradient of factor
+    ops.weighted_step(saved, (saved,), (1.0, 1.0), clamp=clamp, out=saved)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -7,8 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from cmsolvers.ops.checks import check_state, check_weight
 from cmsolvers.ops.keys import SeedLike
 from cmsolvers.ops.step import FAST, Weight, tracing, weighted_step
+
+INFINITY = math.inf
 
 
 def euler_maruyama_step(
@@ -48,7 +51,9 @@ def euler_maruyama_step(
             done = FAST(x, (drift,), (1.0, dt), w_z, seed, stream, draw, offset, out)
             if done is not None:
                 return done  # type: ignore[no-any-return]
+        _check(x, (drift,), diffusion=diffusion, dt=dt)
     else:
+        _check(x, (drift,), diffusion=diffusion, dt=dt)
         g = torch.as_tensor(diffusion, dtype=torch.float64)
         step = torch.as_tensor(dt, dtype=torch.float64)
         w_z = g.to(x.device) * step.to(x.device).abs().sqrt()
@@ -80,6 +85,8 @@ def pf_ode_step(
     Raises:
         TypeError, ValueError: as `weighted_step`; sigma not positive.
     """
+    if not (type(sigma) is type(sigma_next) is float and sigma < INFINITY > sigma_next):
+        _check(x, (denoised,), sigma=sigma, sigma_next=sigma_next)
     weights = pf_ode_weights(sigma, sigma_next)
     if FAST is not None and not tracing():
         done = FAST(x, (denoised,), weights, 0.0, None, 0, 0, 0, out)
@@ -119,6 +126,8 @@ def heun_step(
     """
     if denoised_next is None:
         return pf_ode_step(x, denoised, sigma, sigma_next, out=out)
+    if not (type(sigma) is type(sigma_next) is float and sigma < INFINITY > sigma_next):
+        _check(x, (denoised, denoised_next), sigma=sigma, sigma_next=sigma_next)
     weights = heun_weights(sigma, sigma_next)
     if FAST is not None and not tracing():
         done = FAST(x, (denoised, denoised_next), weights, 0.0, None, 0, 0, 0, out)
@@ -154,8 +163,14 @@ def consistency_output(
     Raises:
         TypeError, ValueError: as `weighted_step`; sigma_data not positive.
     """
-    if not sigma_data > 0:
-        raise ValueError(f"sigma_data must be positive; got {sigma_data}")
+    if not 0 < sigma_data < INFINITY:
+        raise ValueError(f"sigma_data must be positive and finite; got {sigma_data}")
+    if not 0 <= sigma_min < INFINITY:
+        raise ValueError(f"sigma_min must not be negative or infinite; got {sigma_min}")
+    if not (type(sigma) is float and 0.0 <= sigma < INFINITY):
+        _check(x, (f,), sigma=sigma)
+        if not isinstance(sigma, Tensor) and sigma < 0:
+            raise ValueError(f"sigma must not be negative; got {sigma}")
     weights = consistency_weights(sigma, sigma_data, sigma_min)
     if FAST is not None and not tracing():
         done = FAST(x, (f,), weights, 0.0, None, 0, 0, 0, out)
@@ -181,6 +196,7 @@ def scale_input(
     Raises:
         TypeError, ValueError: as `weighted_step`.
     """
+    _check(x, (), c_in=c_in)
     if dtype is None or dtype == x.dtype:
         return weighted_step(x, (), (c_in,), out=out)
     return weighted_step(
@@ -226,9 +242,11 @@ def add_noise(
             done = FAST(x, (), (alpha,), sigma, seed, stream, draw, offset, out)
             if done is not None:
                 return done  # type: ignore[no-any-return]
+        _check(x, (), sigma=sigma, alpha=alpha)
         return weighted_step(
             x, (), (alpha,), w_z=sigma, seed=seed, stream=stream, draw=draw, offset=offset, out=out
         )
+    _check(x, (), sigma=sigma, sigma_next=sigma_next, alpha=alpha)
     return weighted_step(
         x,
         (),
@@ -270,6 +288,13 @@ def consistency_weights(
     spread = sigma * sigma + variance
     root = math.sqrt(spread) if type(spread) is float else spread.sqrt()  # type: ignore[union-attr]
     return variance / (shifted * shifted + variance), shifted * sigma_data / root
+
+
+def _check(x: Tensor, inputs: tuple[Tensor, ...], **numbers: Weight) -> None:
+    """Refuse a number by its own name, before it has become a weight."""
+    check_state(x, inputs)
+    for name, value in numbers.items():
+        check_weight(name, value, x)
 
 
 def _levels(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight]:

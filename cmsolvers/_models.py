@@ -174,7 +174,10 @@ class _Folded(_Kept):
 
 def model_class(denoiser: Any, plan: Plan) -> type[Direct]:
     """How to run this denoiser on this plan."""
-    if not isinstance(denoiser, Preconditioned):
+    # A subclass with a __call__ of its own (which clips, say) means that to be called.
+    if not isinstance(denoiser, Preconditioned) or (
+        type(denoiser).__call__ is not Preconditioned.__call__
+    ):
         return Direct
     if plan.keep:
         return _Kept if plan.width == 1 else _Raw

@@ -79,14 +79,20 @@ def _command(commands: Any, name: str, text: str, out: str) -> argparse.Argument
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 for a missed target and 2 for bad input."""
     options = parser().parse_args(argv)
-    # Here, so that --help answers at once.
-    from cmsolvers.report import commands
-
-    run = getattr(commands, options.command)
     try:
-        return int(run(options))
-    except (ValueError, TypeError, FileNotFoundError) as error:
+        # Here, so that --help answers at once.
+        from cmsolvers.report import commands
+
+        return int(getattr(commands, options.command)(options))
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         print(f"cmsolvers {options.command}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(
+            f"cmsolvers {options.command}: {error}; the extra `demo` brings it: "
+            'pip install --no-build-isolation ".[demo]"',
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

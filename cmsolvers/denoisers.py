@@ -91,7 +91,8 @@ def from_eps(
             [B].
         process: whose coordinates and time the network was trained in. `Karras()`: (x, sigma).
         c_noise: what the network gets as its second argument: None the time of the process,
-            "edm" 0.25 ln sigma, "published" 250 ln sigma, "sigma", or a callable of sigma.
+            "edm" 0.25 ln sigma, "published" 250 ln sigma, "sigma", or a callable of sigma that
+            takes a float (samplers, once a level) as well as a float64 tensor.
         dtype: dtype of the network's input; None is that of x.
 
     Raises:
@@ -155,7 +156,8 @@ class EDM(Preconditioned):
     Args:
         net: `net(x_in, c_noise, **extra_args) -> F`.
         sigma_data: standard deviation of the data, positive.
-        c_noise: "edm" (0.25 ln sigma), "published", "sigma" or a callable of sigma.
+        c_noise: "edm" (0.25 ln sigma), "published", "sigma" or a callable of sigma, which takes a
+            float as well as a float64 tensor.
         dtype: dtype of the network's input; None is that of x.
 
     Raises:
@@ -187,6 +189,7 @@ class EDM(Preconditioned):
 class ConsistencyFunction(Preconditioned):
     """f(x, sigma) = c_skip x + c_out F with f(x, sigma_min) = x to the bit.
 
+    sigma_min rounded to float32, as a float32 tensor of levels holds it, is sigma_min too.
     c_skip = sd^2 / ((s - e)^2 + sd^2), c_out = (s - e) sd / sqrt(s^2 + sd^2),
     c_in = 1 / sqrt(s^2 + sd^2), where e = sigma_min.
 
@@ -195,7 +198,8 @@ class ConsistencyFunction(Preconditioned):
         sigma_data: standard deviation of the data, positive.
         sigma_min: the level where f is the identity, positive.
         c_noise: "edm" (0.25 ln sigma), "published" (250 ln sigma, as the published checkpoints
-            have it), "sigma" or a callable of sigma.
+            have it), "sigma" or a callable of sigma, which takes a float as well as a float64
+            tensor.
         dtype: dtype of the network's input; None is that of x.
 
     Raises:
@@ -216,10 +220,15 @@ class ConsistencyFunction(Preconditioned):
     ) -> None:
         self.sigma_data = check.positive("sigma_data", sigma_data)
         self.sigma_min = check.positive("sigma_min", sigma_min)
+        self._rounded = torch.tensor(self.sigma_min, dtype=torch.float32).item()
         self.c_noise = noise_input("c_noise", c_noise)
         super().__init__(net, self._boundary, dtype=dtype)
 
     def _boundary(self, s: Any) -> tuple[Any, Any, Any, Any]:
-        sd, step = self.sigma_data, s - self.sigma_min
+        sd, at_end = self.sigma_data, s == self._rounded
+        if isinstance(s, torch.Tensor):
+            step = torch.where(at_end, s - self._rounded, s - self.sigma_min)
+        else:
+            step = s - (self._rounded if at_end else self.sigma_min)
         root = maths(s).sqrt(s * s + sd * sd)
         return sd * sd / (step * step + sd * sd), step * sd / root, 1.0 / root, self.c_noise(s)

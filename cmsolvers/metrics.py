@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
     |m_a - m_b|^2 + tr A + tr B - 2 tr (A B)^(1/2), with the unbiased covariances A, B. Computed in
     float64 from the triangular factors R of the centred features: tr (A B)^(1/2) is the sum of the
-        singular values of R_a R_b^T, so no
-    covariance is squared or rooted and rank-deficient features do no harm.
+    singular values of R_a R_b^T, so no covariance is squared or rooted and rank-deficient features
+    do no harm.
 
     Args:
         a: features [n, d], n >= 2.
@@ -72,11 +74,12 @@ def nearest_distance(samples: Tensor, data: Tensor, *, chunk: int = 256) -> Tens
             f"data must hold points of shape {list(samples.shape[1:])}; "
             f"got shape {list(data.shape)}"
         )
-    points = data.double().flatten(1)
+    size = math.prod(data.shape[1:])
+    points = data.double().reshape(-1, size)
     parts = [
         # Without the matrix-product shortcut, which loses the digits of small distances.
         torch.cdist(part, points, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
-        for part in torch.split(samples.double().flatten(1), check.count("chunk", chunk))
+        for part in torch.split(samples.double().reshape(-1, size), check.count("chunk", chunk))
     ]
     return torch.cat(parts) if parts else samples.new_zeros(0, dtype=torch.float64)
 

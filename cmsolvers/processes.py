@@ -8,6 +8,7 @@ accuracy there.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from cmsolvers import _checks as check
 from cmsolvers.sde import Process, Time, exact, maths
 
 __all__ = ["VE", "VP", "Karras", "Process", "SubVP"]
+
+
+_TINY = sys.float_info.min
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class _Beta(Process):
     def _time_of_integral(self, total: Any) -> Any:
         """Inverse of `beta_integral`, without cancellation; right for beta_min = beta_max too."""
         root = maths(total).sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * total)
-        return 2 * total / (self.beta_min + root)
+        # At beta_min = 0 the time of 0 would be 0 / 0.
+        return 2 * total / (self.beta_min + root + _TINY)
 
     def alpha(self, t: Time) -> Time:
         """exp(-integral / 2)."""

@@ -67,9 +67,12 @@ def karras_sigmas(
     """
     n, low, high = _bounds(n, sigma_min, sigma_max)
     root = 1.0 / check.positive("rho", rho)
-    return _finish(
-        (high**root + _ramp(n) * (low**root - high**root)) ** (1.0 / root), high, low, append_zero
-    )
+    try:
+        first, last = high**root, low**root
+    except OverflowError:
+        raise ValueError(f"rho must leave sigma^(1/rho) in float64; got {rho:g}") from None
+    levels = (first + _ramp(n) * (last - first)) ** (1.0 / root)
+    return _finish(levels, high, low, append_zero)
 
 
 def exponential_sigmas(
@@ -138,4 +141,6 @@ def vp_sigmas(
     check.below("t_min", last, "the final time", 1.0)
     times = 1.0 + _ramp(n) * (last - 1.0)
     levels = torch.sqrt(torch.expm1(low * times + 0.5 * (high - low) * times**2))
+    if not bool(levels.isfinite().all()):
+        raise ValueError(f"beta_max must leave levels that float64 can hold; got {high:g}")
     return _finish(levels, levels[0].item(), levels[-1].item(), append_zero)

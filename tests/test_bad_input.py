@@ -258,6 +258,8 @@ for make in (cm.karras_sigmas, cm.exponential_sigmas, cm.polyexponential_sigmas)
         add(f"{make.__name__}-{what}", call, error, text)
 for make in (cm.karras_sigmas, cm.polyexponential_sigmas):
     add(f"{make.__name__}-rho", lambda b, f=make: f(3, rho=0.0), ValueError, "rho must be positive")
+add("karras_sigmas-rho-tiny", lambda b: cm.karras_sigmas(3, rho=1e-3), ValueError, "rho must leave")
+add("vp_sigmas-beta-huge", lambda b: cm.vp_sigmas(3, 0.1, 2e3), ValueError, "beta_max must leave")
 add("vp_sigmas-n", lambda b: cm.vp_sigmas(0), ValueError, "n must be at least 1")
 add("vp_sigmas-beta", lambda b: cm.vp_sigmas(3, 5.0, 1.0), ValueError, "beta_min must be below")
 add("vp_sigmas-t_min", lambda b: cm.vp_sigmas(3, t_min=1.0), ValueError, "t_min must be below")

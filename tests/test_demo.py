@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import torch
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+import cmsolvers
 from cmsolvers import cli
 from cmsolvers.report import DemoSettings, digits, run_demo
 from cmsolvers.report.methods import METHODS
@@ -151,6 +155,28 @@ def test_info(capsys):
     assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
 
 
+def test_without_the_demo_extra(tmp_path: Path):
+    """`info` and training on a file need none of its packages; what does says which."""
+    np.save(tmp_path / "data.npy", digits.load().train[:20, 0].numpy())
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "for name in ('matplotlib', 'sklearn', 'PIL', 'diffusers', 'accelerate'):\n"
+        "    sys.modules[name] = None\n"
+        "from cmsolvers import cli\n"
+        "data, out = sys.argv[1:]\n"
+        "common = ['--quiet', '--steps', '2', '--out', out]\n"
+        "print(cli.main(['info']), cli.main(['train', '--data', data, *common]))\n"
+        "print(cli.main(['train', *common]))\n"
+    )
+    command = [sys.executable, str(program), str(tmp_path / "data.npy"), str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(Path(cmsolvers.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines()[-2:] == ["0 0", "2"]
+    assert "sklearn" in done.stderr
+    assert ".[demo]" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["demo", "train", "sample", "evaluate", "info"])
 def test_help(command: str, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -163,7 +189,19 @@ def test_help(command: str, capsys):
 
 
 def test_bad_input_is_one_line_and_status_two(folder: Path, tmp_path: Path, capsys):
+    (tmp_path / "file").touch()
+    one = folder / "ct.safetensors"
+    assert run("sample", one, "--count", 1, "--quiet", "--out", tmp_path / "one") == 0
+    capsys.readouterr()
     bad = [
+        ("sample", folder / "score.safetensors", "--levels", 1.0),
+        ("evaluate", tmp_path / "one" / "samples.npy"),
+        ("evaluate", tmp_path / "one" / "samples.npy", "--classifier", one),
+        ("evaluate", tmp_path / "file"),
+        ("train", "--data", tmp_path / "file"),
+        ("train", "--sigma-max", "inf"),
+        ("train", "--steps", 30, "--lr", 1e30, "--quiet"),
+        ("train", "--steps", 2, "--out", tmp_path / "file"),
         ("sample", tmp_path / "none.safetensors"),
         ("sample", folder / "ct.safetensors", "--sampler", "heun"),
         ("sample", folder / "score.safetensors", "--sampler", "consistency"),
@@ -180,7 +218,8 @@ def test_bad_input_is_one_line_and_status_two(folder: Path, tmp_path: Path, caps
         ("demo", "--workers", 0),
     ]
     for arguments in bad:
-        assert run(*arguments, "--out", tmp_path / "out") == 2, arguments
+        place = () if "--out" in arguments else ("--out", tmp_path / "out")
+        assert run(*arguments, *place) == 2, arguments
         error = capsys.readouterr().err
         assert error.startswith(f"cmsolvers {arguments[0]}: ")
         assert error.count("\n") == 1

@@ -98,6 +98,8 @@ def test_boundary_to_the_bit(dtype):
     assert torch.equal(f(x, 0.002), x)
     level = torch.full((5,), 0.002, dtype=torch.float64)
     assert torch.equal(f(x, level), x)
+    assert torch.equal(f(x, level.float()), x)  # 0.002 as float32 holds it
+    assert torch.equal(f(x, level.float()[0].item()), x)
     inf = ConsistencyFunction(lambda x, c: x + math.inf)
     assert torch.equal(inf(x, 0.002), x)
     other = ConsistencyFunction(lambda x, c: 1e3 * x.cos(), sigma_min=0.1)

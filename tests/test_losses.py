@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import types
 from itertools import pairwise
 
 import numpy as np
@@ -444,3 +446,43 @@ def test_bad_input_of_the_others():
         losses.pseudo_huber(0.0)
     with pytest.raises(ValueError, match="sigma_data"):
         losses.edm_weight(-1)
+
+
+def test_losses_take_samples_of_any_shape():
+    def shrink(x, sigma):
+        return 0.5 * x
+
+    for shape in ((5,), (5, 1), (5, 1, 1)):
+        x0 = data(5).float().flatten()[:5].reshape(shape)
+        score = losses.denoising_score_matching(shrink, x0, 1.0, seed=0)
+        training = losses.consistency_training(shrink, None, x0, 1.0, 0.5, seed=0)
+        if len(shape) == 1:
+            first = score, training
+        assert (score, training) == first
+    none = losses.consistency_training(
+        shrink, None, torch.zeros(0, 3), 1.0, 0.5, seed=0, reduction="none"
+    )
+    assert none.shape == (0,)
+
+
+def test_lpips_by_name_is_loaded_once(monkeypatch):
+    made = []
+
+    class LPIPS(nn.Module):
+        def __init__(self, net: str) -> None:
+            super().__init__()
+            made.append(net)
+
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=LPIPS))
+    losses.distances._named.cache_clear()
+    assert losses.get_distance("lpips") is losses.get_distance("lpips")
+    assert made == ["vgg"]
+    losses.distances._named.cache_clear()
+
+
+def test_levels_of_losses_are_finite_and_weights_callable():
+    x0 = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="sigma must be positive and finite; got inf"):
+        losses.denoising_score_matching(Gaussian(0.5), x0, torch.tensor([1.0, math.inf]))
+    with pytest.raises(TypeError, match="weight must be callable; got 3"):
+        losses.consistency_training(Gaussian(0.5), None, x0, 1.0, 0.5, weight=3)

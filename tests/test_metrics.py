@@ -83,3 +83,8 @@ def test_bad_input():
         metrics.nearest_distance(a, a[:, :2])
     with pytest.raises(ValueError, match="logits must have shape"):
         metrics.confidence(a[0])
+
+
+def test_nearest_distance_of_samples_without_further_dimensions():
+    near = metrics.nearest_distance(torch.tensor([0.0, 2.6]), torch.tensor([1.0, 3.0, 9.0]))
+    torch.testing.assert_close(near, torch.tensor([1.0, 0.4]).double(), atol=1e-6, rtol=0)

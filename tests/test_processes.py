@@ -143,3 +143,10 @@ def test_prior(p):
 def test_frozen():
     with pytest.raises(AttributeError):
         cm.VP().beta_min = 1.0
+
+
+def test_the_time_of_no_noise_is_zero_where_beta_starts_at_zero():
+    for process in (cm.VP(0.0, 10.0), cm.SubVP(0.0, 10.0)):
+        assert process.t_of_sigma(0.0) == 0.0
+        assert process.t_of_sigma(torch.zeros(2)).tolist() == [0.0, 0.0]
+        assert process.t_of_sigma(process.sigma_hat(0.3)) == pytest.approx(0.3, rel=1e-12)

@@ -293,3 +293,19 @@ def test_exact_consistency_function_gives_the_data():
     for levels in ([80.0], [80.0, 1.0], [80.0, 5.0, 0.5, 0.1]):
         y = cm.consistency_sample(lambda x, s: data.consistency(x, s), x, levels, seed=SEED)
         assert y.std().item() == pytest.approx(0.5, rel=0.03)
+
+
+def test_what_a_subclass_overrides_is_called():
+    class Clipped(denoisers.EDM):
+        def __call__(self, x, sigma, **extra_args):
+            return super().__call__(x, sigma, **extra_args).clamp(-0.1, 0.1)
+
+    class Pulled(cm.VP):
+        def drift(self, x, t):
+            return super().drift(x, t) + 1
+
+    clipped, pulled, ts = Clipped(wave), Pulled(), [0.0, 0.4, 1.0]
+    expected = cm.heun_pf_ode(lambda x, s: clipped(x, s), latent(), SIGMAS)
+    assert torch.equal(cm.heun_pf_ode(clipped, latent(), SIGMAS), expected)
+    expected = cm.euler_maruyama(cm.SDE(pulled.drift, pulled.diffusion), latent(), ts, seed=SEED)
+    assert torch.equal(cm.euler_maruyama(pulled, latent(), ts, seed=SEED), expected)

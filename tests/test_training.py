@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cmsolvers import noise, training
@@ -258,6 +260,75 @@ def test_interrupted_training_leaves_a_checkpoint(tmp_path: Path):
     assert make("score").load(tmp_path / "c.safetensors").step == 2
 
 
+@pytest.mark.parametrize("part", ["update", "save"])
+def test_ctrl_c_lets_a_step_end_first(part: str, tmp_path: Path, monkeypatch):
+    """Weights, averages and step count of a checkpoint belong to one step."""
+    whole = make("score").run(progress=False, checkpoint=tmp_path / "whole.safetensors")
+    trainer = make("score")
+    owner = trainer.averages["ema"] if part == "update" else trainer
+    original, calls = getattr(owner, part), itertools.count(1)
+
+    def interrupted(*args):
+        if next(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        original(*args)
+
+    monkeypatch.setattr(owner, part, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(progress=False, checkpoint=tmp_path / "part.safetensors", every=1)
+    assert trainer.step == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = make("score").load(tmp_path / "part.safetensors")
+    assert resumed.step == 3
+    resumed.run(progress=False, checkpoint=tmp_path / "resumed.safetensors")
+    assert resumed.history == whole.history
+    a, b = (tmp_path / f"{name}.safetensors" for name in ("whole", "resumed"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_step_that_breaks_off_is_not_saved(tmp_path: Path, monkeypatch):
+    trainer, path = make("score"), tmp_path / "c.safetensors"
+    trainer.run(2, progress=False, checkpoint=path)
+    before = path.read_bytes()
+
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.averages["ema"], "update", broken)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(progress=False, checkpoint=path)
+    assert path.read_bytes() == before
+
+
+def test_dropout_falls_on_student_and_target_of_a_distillation_alike():
+    trainer, masks = make("cd"), []
+    target = trainer.averages["target"].module
+    for network in (trainer.network, target):
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.register_forward_hook(lambda m, x, y: masks.append(y == 0))
+    trainer.run(1, progress=False)
+    assert len(masks) == 2
+    assert torch.equal(*masks)
+    assert 0.05 < masks[0].double().mean() < 0.5
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("pairs", [training.LogNormal(), training.UniformPairs([3.0, 2.0, 0.5])])
+def test_levels_lie_where_the_batch_lies(pairs):
+    data = images().cuda()
+    batch = training.batch_at(data, 2, 9, 8, 1)
+    here, there = (
+        pairs.sample(8, noise.key(1, 8, ids=index), draw=2)
+        for index in (batch.index.cpu(), batch.index)
+    )
+    here, there = (v if isinstance(v, tuple) else (v,) for v in (here, there))
+    for a, b in zip(here, there, strict=True):
+        assert b.device == data.device
+        torch.testing.assert_close(b.cpu(), a)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_step():
     net = nn.Linear(1, 1)
     before = net.weight.detach().clone()
@@ -281,6 +352,34 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path):
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     with pytest.raises(ValueError, match="is not"):
         make("ct").load(tmp_path / "junk.safetensors")
+
+
+def test_damaged_checkpoints_are_refused(tmp_path: Path):
+    path, bad = tmp_path / "c.safetensors", tmp_path / "bad.safetensors"
+    make("score").run(2, progress=False, checkpoint=path)
+    groups, about = training.read_checkpoint(path)
+    missing = {**groups, "average.ema": dict(list(groups["average.ema"].items())[1:])}
+    without = {name: group for name, group in groups.items() if name != "progress"}
+    for damaged in (missing, without):
+        training.write_checkpoint(bad, damaged, about)
+        with pytest.raises(ValueError, match="path must be an undamaged checkpoint"):
+            make("score").load(bad)
+    training.write_checkpoint(bad, missing, about)
+    with pytest.raises(ValueError, match="path must be an undamaged checkpoint"):
+        recipes.load_model(bad)
+    training.write_checkpoint(bad, groups, about | {"spec": {"kind": "score"}})
+    with pytest.raises(ValueError, match="path must be an undamaged checkpoint"):
+        recipes.load_model(bad)
+    training.write_checkpoint(bad, {}, {"step": 3})
+    with pytest.raises(ValueError, match="checkpoint of a training run"):
+        make("score").load(bad)
+    for header in ({"cmsolvers": "no json"}, {"cmsolvers": "[]"}, None):
+        save_file({"w": torch.zeros(2)}, bad, metadata=header)
+        with pytest.raises(ValueError, match="must be a cmsolvers-1 checkpoint"):
+            training.read_checkpoint(bad)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="must be a safetensors file"):
+        training.read_checkpoint(path)
 
 
 def test_models_come_back_from_checkpoints(tmp_path: Path):
@@ -324,6 +423,12 @@ def test_images_load_in_every_layout(tmp_path: Path):
     np.save(tmp_path / "bad.npy", np.zeros(3))
     with pytest.raises(ValueError, match="images must have shape"):
         load_images(tmp_path / "bad.npy")
+    np.savez(tmp_path / "bad.npz")
+    for content in (None, b"", b"junk", b"PK\x03\x04junk"):
+        if content is not None:
+            (tmp_path / "bad.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"data must be an \.npy or \.npz file of numbers"):
+            load_images(tmp_path / "bad.npz")
     with pytest.raises(FileNotFoundError):
         load_images(tmp_path / "none.npy")
     with pytest.raises(ValueError, match="one colour"):
@@ -339,5 +444,7 @@ def test_unet_of_diffusers_fits():
         recipes.Spec("score", (1, 7, 8), "unet", {"channels": (8, 16)}).build(0)
     with pytest.raises(ValueError, match="network must be one of"):
         recipes.Spec("score", (1, 8, 8), "resnet").build(0)
+    with pytest.raises(ValueError, match="sigma_max must be finite"):
+        recipes.Spec("score", (1, 8, 8), sigma_max=math.inf)
     with pytest.raises(ValueError, match="kind must be one of"):
         recipes.Spec("gan", (1, 8, 8))

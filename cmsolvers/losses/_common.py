@@ -20,8 +20,10 @@ def levels(name: str, value: Any, x: Tensor) -> Tensor:
     level = check.level(name, value, x)
     if not isinstance(level, Tensor):
         return torch.full((x.shape[0],), level, dtype=torch.float64, device=x.device)
-    if level.device.type == "cpu" and not bool((level > 0).all()):
-        raise ValueError(f"{name} must be positive; got {float(level.min()):g}")
+    if level.device.type == "cpu":
+        bad = ~((level > 0) & level.isfinite())
+        if bool(bad.any()):
+            raise ValueError(f"{name} must be positive and finite; got {float(level[bad][0]):g}")
     return level.detach().double().expand(x.shape[0])
 
 

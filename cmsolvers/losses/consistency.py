@@ -85,6 +85,7 @@ def consistency_distillation(
     """
     high, low, extra = _prepare(student, target, x0, sigma, sigma_next, extra_args, reduction)
     check.function("teacher", teacher)
+    check.optional_function("weight", weight)
     teacher_extra = extra if teacher_args is None else check.options("teacher_args", teacher_args)
     step = _teacher_step(solver)
     x = common.noised(x0, high, seed, draw, offset)
@@ -120,14 +121,14 @@ def consistency_training(
 
     Arguments, result and errors are those of `consistency_distillation`; there is no teacher. The
     defaults are those of improved consistency training: no EMA target (pass `target=None`), the
-        pseudo-Huber distance,
-    weights 1 / (sigma - sigma_next). `distance="l2", weight=None` and an EMA target give the
-    original.
+    pseudo-Huber distance, weights 1 / (sigma - sigma_next). `distance="l2", weight=None` and an EMA
+    target give the original.
 
     Source: Song et al., "Consistency Models" (2023), algorithm 3; Song & Dhariwal (2023), section
         3.
     """
     high, low, extra = _prepare(student, target, x0, sigma, sigma_next, extra_args, reduction)
+    check.optional_function("weight", weight)
     pair = ops.add_noise(
         x0, high, sigma_next=low, seed=seed, stream=noise.TRAINING, draw=draw, offset=offset
     )

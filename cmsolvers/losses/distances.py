@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -17,7 +18,12 @@ Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 def _difference(a: Tensor, b: Tensor) -> Tensor:
     """A - b as [B, d], in float32 at least: the square of sigma_max = 80 leaves float16."""
     work = torch.promote_types(a.dtype, torch.float32)
-    return (a.to(work) - b.to(work)).flatten(1)
+    return (a.to(work) - b.to(work)).reshape(a.shape[0], _size(a))
+
+
+def _size(a: Tensor) -> int:
+    """Elements a sample."""
+    return math.prod(a.shape[1:])
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
@@ -47,7 +53,7 @@ def pseudo_huber(c: float | None = None) -> Distance:
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
         square = _difference(a, b).square().sum(1)
-        scale = 0.00054 * math.sqrt(max(1, a[0].numel())) if fixed is None else fixed
+        scale = 0.00054 * math.sqrt(max(1, _size(a))) if fixed is None else fixed
         # |d|^2 / (sqrt(|d|^2 + c^2) + c): the same number without the cancellation near 0.
         return square / (torch.sqrt(square + scale * scale) + scale)
 
@@ -102,6 +108,12 @@ _NAMED: dict[str, Callable[[], Distance]] = {
 }
 
 
+@cache
+def _named(name: str) -> Distance:
+    """Made once: LPIPS loads a network."""
+    return _NAMED[name]()
+
+
 def get_distance(distance: str | Distance) -> Distance:
     """A distance by name ("l1", "l2", "pseudo_huber", "lpips"), or the callable itself.
 
@@ -113,5 +125,5 @@ def get_distance(distance: str | Distance) -> Distance:
         if distance not in _NAMED:
             known = ", ".join(repr(name) for name in _NAMED)
             raise ValueError(f"distance must be {known} or a callable; got {distance!r}")
-        return _NAMED[distance]()
+        return _named(distance)
     return check.function("distance", distance)  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from cmsolvers import _checks as check
 from cmsolvers import metrics, noise
 from cmsolvers.ops import build_info
-from cmsolvers.report import digits, pictures
+from cmsolvers.report import digits
 from cmsolvers.report.demo import run_demo
 from cmsolvers.report.judge import Judge, classifier_trainer
 from cmsolvers.report.methods import draw
@@ -72,12 +73,16 @@ def train(options: Namespace) -> int:
     path = options.out / f"{options.model}.safetensors"
     if options.resume:
         trainer.load(path)
-    trainer.run(
-        checkpoint=path,
-        every=options.every,
-        progress=not options.quiet,
-        description=f"training {options.model}",
-    )
+    try:
+        trainer.run(
+            checkpoint=path,
+            every=options.every,
+            progress=not options.quiet,
+            description=f"training {options.model}",
+        )
+    except KeyboardInterrupt:
+        print(f"at step {trainer.step}; --resume goes on from {path}", file=sys.stderr)
+        raise
     print(f"{trainer.step} steps; checkpoint: {path}")
     return 0
 
@@ -98,8 +103,18 @@ def _trainer(
 
 def sample(options: Namespace) -> int:
     """Sample a checkpoint: samples.npy holds pixels [n, C, H, W], samples.png a grid of them."""
+    # Here, so that the other commands need no matplotlib.
+    from cmsolvers.report import pictures
+
     model = load_model(options.checkpoint)
     spec, count = model.spec, check.count("count", options.count)
+    if options.levels and spec.kind == "score":
+        raise ValueError("--levels is for consistency models; this is a score model (see --steps)")
+    if "scale" not in model.about:
+        raise ValueError(
+            f"checkpoint must hold the scale of its images; {options.checkpoint} has none"
+        )
+    scale = Scale(**model.about["scale"])
     sampler = options.sampler or ("heun" if spec.kind == "score" else "consistency")
     z = noise.normal((count, *spec.shape), options.seed, offset=options.offset)
     x, nfe = draw(
@@ -111,7 +126,6 @@ def sample(options: Namespace) -> int:
         levels=[spec.sigma_max, *options.levels],
         progress=not options.quiet,
     )
-    scale = Scale(**model.about["scale"])
     pixels = scale.to_pixels(x)
     options.out.mkdir(parents=True, exist_ok=True)
     np.save(options.out / "samples.npy", pixels.numpy())
@@ -130,6 +144,8 @@ def evaluate(options: Namespace) -> int:
             f"samples must have the shape of the data, {list(data.shape[1:])}; "
             f"got {list(x.shape[1:])}"
         )
+    if len(x) < 2:
+        raise ValueError(f"samples must hold at least 2 images to be compared; got {len(x)}")
     options.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any]
     if options.data == "digits":

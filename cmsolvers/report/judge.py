@@ -72,9 +72,20 @@ class Judge:
 
     @staticmethod
     def load(path: Path, data: Digits) -> Judge:
-        """From the classifier's checkpoint."""
+        """From the classifier's checkpoint.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a checkpoint of something else.
+        """
         classifier = Classifier().eval().requires_grad_(False)
-        classifier.load_state_dict(read_checkpoint(path)[0]["network"])
+        groups, about = read_checkpoint(path)
+        if about.get("kind") != "classifier":
+            raise ValueError(f"path must be the checkpoint of a demo's classifier; got {path}")
+        try:
+            classifier.load_state_dict(groups["network"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"path must be an undamaged checkpoint; {path}: {error}") from error
         sure = float(metrics.confidence(classifier(data.held)).mean())
         return Judge(classifier, data, classifier.features(data.held), sure)
 

@@ -49,7 +49,8 @@ def euler_pf_ode(
     Args:
         denoiser: `D(x, sigma, **extra_args) -> x0`, sigma of shape [B] in the dtype of x. For a
             `Preconditioned` one the loop calls the network itself and folds the rest into the step.
-            Its output has the dtype of x or a floating one of lower precision. It must not write to
+            Its output has the dtype of x or a floating one of lower precision, and must stay as it
+            is for the rest of the step: Heun reads it after the second call. It must not write to
             its arguments; x is a buffer of the loop, so clone it to keep it.
         x: [B, ...] at level sigmas[0], in Karras coordinates; float64, float32, float16, bfloat16.
             Never written to.

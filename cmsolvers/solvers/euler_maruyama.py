@@ -124,7 +124,10 @@ def _kind(sde: Any) -> Callable[..., tuple[Tensor | None, Any, Any, Any]]:
     """How a step of this SDE is made: (model output, inputs, weights of x and inputs, w_z)."""
     if type(sde) is ScoreSDE:
         return _score_step
-    return _process_step if isinstance(sde, Process) else _general_step
+    # A process with a drift of its own means that to be called.
+    if isinstance(sde, Process) and type(sde).drift is Process.drift:
+        return _process_step
+    return _general_step
 
 
 def _score_step(sde: ScoreSDE, x: Tensor, t: float, dt: float, at: Any, extra: Any) -> Any:

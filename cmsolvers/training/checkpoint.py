@@ -58,18 +58,30 @@ def read_checkpoint(
     groups: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("cmsolvers", "{}"))
-            names = list(file.keys())
-            if header.get("format") != FORMAT:
+            text = (file.metadata() or {}).get("cmsolvers", "")
+            about = _about(text)
+            if about is None:
                 raise ValueError(f"path must be a {FORMAT} checkpoint; got {path}")
-            for name in names:
-                group, member = name.split("/", 1)
+            for name in list(file.keys()):
+                group, _, member = name.partition("/")
                 groups.setdefault(group, {})[member] = file.get_tensor(name)
     except ValueError:
         raise
     except Exception as error:
         raise ValueError(f"path must be a safetensors file; {path} is not: {error}") from error
-    return groups, header["about"]
+    return groups, about
+
+
+def _about(text: str) -> dict[str, Any] | None:
+    """The description in a file's header; None where it is none of this library's."""
+    try:
+        header = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        return None
+    about = header.get("about")
+    return about if isinstance(about, dict) else None
 
 
 def optimizer_tensors(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -16,8 +16,9 @@ class EMA:
 
     The average lives in `module`, a copy of the network in evaluation mode, without gradients,
     whose float16 and bfloat16 tensors became float32: with mu = 0.9999 a step is smaller than what
-        half precision can add. Floating
-    buffers are averaged too; others (counters) are copied.
+    half precision can add. Floating buffers are averaged too; others (counters) are copied. As the
+    target of a consistency loss with dropout put it in training mode (`ema.module.train()`), or its
+    pass has no mask to share with the student's.
 
     Args:
         network: what to follow; it is copied, not changed.

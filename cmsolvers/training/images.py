@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -53,13 +54,17 @@ def load_images(path: str | Path) -> Tensor:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another shape, another kind of numbers, values that are not finite.
+        ValueError: no such kind of file, another shape, another kind of numbers, values that are
+            not finite.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"data must be an .npy or .npz file; there is none at {path}")
-    array = np.load(path, allow_pickle=False)
-    if isinstance(array, np.lib.npyio.NpzFile):
-        array = array[array.files[0]]
+    try:
+        array = np.load(path, allow_pickle=False)
+        if isinstance(array, np.lib.npyio.NpzFile):
+            array = array[array.files[0]]
+    except (ValueError, OSError, EOFError, IndexError, BadZipFile) as error:
+        raise ValueError(f"data must be an .npy or .npz file of numbers; {path} is not") from error
     if array.dtype.kind not in "uif":
         raise ValueError(f"images must be numbers; got dtype {array.dtype}")
     if array.ndim == 3:

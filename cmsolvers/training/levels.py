@@ -35,8 +35,10 @@ class LogNormal:
         _bounds(self.sigma_min, self.sigma_max)
 
     def sample(self, batch: int, seed: Any, *, draw: int = 0) -> Tensor:
-        """Levels, float64 [batch], on the CPU."""
-        z = noise.normal((batch, 1), seed, stream=noise.LEVELS, draw=draw)[:, 0].double()
+        """Levels, float64 [batch], where the seed's tensors are (a number: on the CPU)."""
+        z = noise.normal((batch, 1), seed, stream=noise.LEVELS, draw=draw, device=_device_of(seed))[
+            :, 0
+        ].double()
         return torch.exp(self.mean + self.std * z).clamp_(self.sigma_min, self.sigma_max)
 
 
@@ -70,10 +72,14 @@ class UniformPairs:
         return torch.full((n,), 1.0 / n, dtype=torch.float64)
 
     def sample(self, batch: int, seed: Any, *, draw: int = 0) -> tuple[Tensor, Tensor]:
-        """(larger, smaller) levels, float64 [batch] each, on the CPU."""
-        u = noise.uniform((batch, 1), seed, stream=noise.LEVELS, draw=draw, dtype=torch.float64)
-        index = torch.searchsorted(self._cumulative, u[:, 0].contiguous(), right=True)
-        return self.sigmas[index], self.sigmas[index + 1]
+        """(larger, smaller) levels, float64 [batch] each, where the seed's tensors are."""
+        device = _device_of(seed)
+        u = noise.uniform(
+            (batch, 1), seed, stream=noise.LEVELS, draw=draw, dtype=torch.float64, device=device
+        )
+        cumulative, grid = self._cumulative.to(device), self.sigmas.to(device)
+        index = torch.searchsorted(cumulative, u[:, 0].contiguous(), right=True)
+        return grid[index], grid[index + 1]
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,11 @@ class LogNormalPairs(UniformPairs):
         edges = torch.erf((self.sigmas.log() - check.finite("mean", self.mean)) / scale)
         share = edges[:-1] - edges[1:]
         return share / share.sum()
+
+
+def _device_of(seed: Any) -> torch.device:
+    held = seed.table if isinstance(seed, noise.Key) else seed
+    return held.device if isinstance(held, Tensor) else torch.device("cpu")
 
 
 def _bounds(sigma_min: float, sigma_max: float) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -72,6 +75,34 @@ class TrainingSettings:
         return self.lr * 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
 
 
+class _Interrupts(AbstractContextManager["_Interrupts"]):
+    """Ctrl-C waits for the end of a step, so that checkpoints hold whole steps; twice does not."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        # Whoever handles the signal otherwise, or elsewhere, is left alone.
+        self._mine = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+
+    def __enter__(self) -> _Interrupts:
+        if self._mine:
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._mine:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.asked and kind is None:
+            raise KeyboardInterrupt
+
+
 class Trainer:
     """Runs `loss(batch)` down on a network.
 
@@ -105,6 +136,7 @@ class Trainer:
         self.about = dict(about or {})
         self.step = 0
         self.history: list[float] = []
+        self._whole = True
         batch_at(data[: settings.batch_size], 0, 1, settings.batch_size, 0)
         self.optimizer = torch.optim.AdamW(
             network.parameters(),
@@ -128,7 +160,9 @@ class Trainer:
 
         Args:
             until: stop before this step.
-            checkpoint: file to write at the end, also when the run is interrupted.
+            checkpoint: file to write at the end, also when the run is interrupted: Ctrl-C lets the
+                step that is under way end first, a second one does not (and then leaves the file
+                as it was).
             every: write it every so many steps too; 0 is only at the end.
             progress: show a bar.
             description: its label.
@@ -154,8 +188,8 @@ class Trainer:
         )
         self.network.train()
         try:
-            with bar, torch.random.fork_rng(devices=devices):
-                while self.step < end:
+            with bar, torch.random.fork_rng(devices=devices), _Interrupts() as interrupts:
+                while self.step < end and not interrupts.asked:
                     value = self._advance()
                     bar.update()
                     if self.step % 50 == 0:
@@ -164,7 +198,7 @@ class Trainer:
                         self.save(checkpoint)
         finally:
             self.network.eval()
-            if checkpoint is not None:
+            if checkpoint is not None and self._whole:
                 self.save(checkpoint)
         return self
 
@@ -182,12 +216,14 @@ class Trainer:
         loss.backward()
         if settings.clip > 0:
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
+        self._whole = False
         self.optimizer.step()
         for name, average in self.averages.items():
             rate = self.decays.get(name)
             average.update(self.network, None if rate is None else rate(k))
         self.history.append(value)
         self.step += 1
+        self._whole = True
         return value
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -214,6 +250,8 @@ class Trainer:
         """
         groups, about = read_checkpoint(path)
         mine = self._about()
+        if not isinstance(about.get("settings"), dict):
+            raise ValueError(f"path must be a checkpoint of a training run; got {path}")
         for name in sorted({*mine["settings"], *about["settings"]}):
             ours, theirs = mine["settings"].get(name), about["settings"].get(name)
             if ours != theirs:
@@ -226,11 +264,14 @@ class Trainer:
                     f"{path}: {name} must be {self.about[name]} to resume; "
                     f"the file has {about.get(name)}"
                 )
-        self.network.load_state_dict(groups["network"])
-        for name, ema in self.averages.items():
-            ema.load_state_dict(groups[f"average.{name}"])
-        template = self.optimizer.state_dict()
-        self.optimizer.load_state_dict(optimizer_state(groups.get("optimizer", {}), template))
-        self.history = groups["progress"]["history"].tolist()
-        self.step = int(about["step"])
+        try:
+            self.network.load_state_dict(groups["network"])
+            for name, ema in self.averages.items():
+                ema.load_state_dict(groups[f"average.{name}"])
+            template = self.optimizer.state_dict()
+            self.optimizer.load_state_dict(optimizer_state(groups.get("optimizer", {}), template))
+            self.history = groups["progress"]["history"].tolist()
+            self.step = int(about["step"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"path must be an undamaged checkpoint; {path}: {error}") from error
         return self

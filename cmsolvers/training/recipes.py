@@ -71,9 +71,8 @@ class Spec:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}; got {self.kind!r}")
         check.positive("sigma_data", self.sigma_data)
-        check.below(
-            "sigma_min", check.positive("sigma_min", self.sigma_min), "sigma_max", self.sigma_max
-        )
+        low = check.positive("sigma_min", self.sigma_min)
+        check.below("sigma_min", low, "sigma_max", check.positive("sigma_max", self.sigma_max))
 
     def build(self, seed: int) -> nn.Module:
         """A fresh network."""
@@ -111,10 +110,12 @@ def load_model(path: str | Path) -> Model:
     groups, about = read_checkpoint(path)
     if "spec" not in about or "average.ema" not in groups:
         raise ValueError(f"path must be a checkpoint of `cmsolvers train` or `demo`; got {path}")
-    described = about["spec"] | {"shape": tuple(about["spec"]["shape"])}
-    spec = Spec(**described)
-    ema = EMA(spec.build(0))
-    ema.load_state_dict(groups["average.ema"])
+    try:
+        spec = Spec(**(about["spec"] | {"shape": tuple(about["spec"]["shape"])}))
+        ema = EMA(spec.build(0))
+        ema.load_state_dict(groups["average.ema"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"path must be an undamaged checkpoint; {path}: {error}") from error
     return Model(spec, ema.module, spec.wrap(ema.module), about)
 
 
@@ -158,6 +159,7 @@ def distillation_trainer(
     network = spec.build(settings.seed)
     network.load_state_dict(teacher.network.state_dict())
     target = EMA(network, target_decay)
+    target.module.train()  # Dropout must fall on the target as it falls on the student.
     student, aim = spec.wrap(network), spec.wrap(target.module)
     grid = karras_sigmas(levels, spec.sigma_min, spec.sigma_max, append_zero=False)
     pairs = UniformPairs(grid)

@@ -20,6 +20,15 @@ def test_python_examples_run() -> None:
     assert names["two_steps"].shape == names["one_step"].shape  # type: ignore[attr-defined]
 
 
+def test_examples_of_the_page_on_steps_run() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "steps.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        quick = block.replace("fullgraph=True", 'fullgraph=True, backend="eager"')
+        exec(compile(quick, "steps.md", "exec"), names)
+    assert names["x"].shape == (16, 2)  # type: ignore[attr-defined]
+
+
 def test_first_two_commands_are_demo_and_test() -> None:
     first = re.search(r"```bash\n(.*?)```", README, flags=re.DOTALL)
     assert first is not None

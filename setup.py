@@ -140,9 +140,10 @@ def extension_setup() -> dict[str, object]:
     extension = cpp_extension.CppExtension
     if use_cuda:
         assert cpp_extension.CUDA_HOME is not None
-        archs = os.environ.setdefault(
-            "TORCH_CUDA_ARCH_LIST", default_archs(Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc")
+        archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or default_archs(
+            Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
         )
+        os.environ["TORCH_CUDA_ARCH_LIST"] = archs
         files += sources("csrc/cuda/*.cu")
         macros.append(("CMSOLVERS_WITH_CUDA", None))
         extension = cpp_extension.CUDAExtension

@@ -23,7 +23,7 @@ bool plain_context() {
       {c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot,
        c10::DispatchKey::PythonDispatcher, c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
        c10::DispatchKey::FuncTorchDynamicLayerBackMode, c10::DispatchKey::Functionalize,
-       c10::DispatchKey::FuncTorchBatched});
+       c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Tracer});
   return !c10::impl::tls_local_dispatch_key_set().included_.has_any(special) &&
          at::impl::PythonTorchFunctionTLS::stack_len() == 0;
 }
@@ -36,7 +36,7 @@ const at::Tensor* plain_tensor(PyObject* object, bool grad_mode) {
   static const c10::DispatchKeySet wrapped(
       {c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched,
        c10::DispatchKey::Functionalize, c10::DispatchKey::Python, c10::DispatchKey::Negative,
-       c10::DispatchKey::ZeroTensor});
+       c10::DispatchKey::ZeroTensor, c10::DispatchKey::NestedTensor});
   if (t.key_set().has_any(wrapped)) return nullptr;
   if (t.requires_grad() && grad_mode) return nullptr;
   if (t.unsafeGetTensorImpl()->autograd_meta() != nullptr && t._fw_grad(0).defined())
@@ -112,7 +112,8 @@ bool read_terms(StepParams& p, const at::Tensor& x, PyObject* inputs, PyObject* 
 
 // fast_step(x, inputs, weights, w_z, seed, stream, draw, offset, out)
 PyObject* fast_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 9 || !plain_context()) Py_RETURN_NONE;
+  HANDLE_TH_ERRORS  // what throws here is no user's error, but must not end the process
+      if (count != 9 || !plain_context()) Py_RETURN_NONE;
   const bool grad_mode = c10::GradMode::is_enabled();
   const at::Tensor* x = plain_tensor(args[0], grad_mode);
   if (x == nullptr || !supported(x->scalar_type()) || !x->is_contiguous()) Py_RETURN_NONE;
@@ -151,7 +152,6 @@ PyObject* fast_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
       if (!apart(*terms[k])) Py_RETURN_NONE;
     out = *given;
   }
-  HANDLE_TH_ERRORS
   if (!out.defined())
     out = x->is_cpu() ? at::Tensor(at::detail::empty_cpu(x->sizes(), x->scalar_type()))
                       : at::empty_like(*x);

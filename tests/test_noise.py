@@ -370,6 +370,17 @@ class TestSeeds:
         key = noise.key(g, 4)  # drawn once, used often
         assert_same_bits(noise.normal((4, 9), key), noise.normal((4, 9), key))
 
+    @pytest.mark.parametrize("seed", [2**64 - 3, 2**63, 2**63 - 1])
+    def test_key_by_hand(self, seed):
+        """As noise.key, on the short way into the kernel and on the long one."""
+        x = torch.zeros(2, 9)
+        key, plain = noise.Key(seed, 4), noise.normal((2, 9), seed, offset=4)
+        assert key == noise.key(seed, 2, offset=4)
+        assert_same_bits(noise.normal((2, 9), key), plain)
+        long = ops.weighted_step(x, (), (1.0,), w_z=1.0, seed=key, stream=0, second=1.0)[1]
+        assert_same_bits(long, plain)
+        assert_same_bits(noise.uniform((2, 9), key), noise.uniform((2, 9), seed, offset=4))
+
     def test_key_table_is_read_at_launch(self):
         key = noise.key(torch.tensor([1, 2]), 2)
         before = noise.normal((2, 9), key)

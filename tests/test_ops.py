@@ -442,6 +442,34 @@ def test_weights_are_taken_in_float64():
     assert torch.equal(ops.weighted_step(x, (), (torch.full((2,), w, dtype=F64),)), x * w)
 
 
+@pytest.mark.parametrize("dtype", [F16, F32])
+def test_folded_weights_are_multiplied_in_float64(dtype):
+    """D = c_skip x + c_out F put into the weights costs no accuracy, whatever the dtype of rows."""
+    x, f, w = torch.ones(4, 3, dtype=F64), torch.ones(4, 3, dtype=F64), torch.rand(4).to(dtype)
+    got = ops.weighted_step(x, (f,), (w, w), x0=(0.3, 0.7))
+    want = (w.double() + w.double() * 0.3 + w.double() * 0.7)[:, None].expand(4, 3)
+    torch.testing.assert_close(got, want, rtol=1e-15, atol=0.0)
+
+
+def test_whole_numbers_as_numbers():
+    """An int or a NumPy scalar is what the float is, and stays on the host."""
+    x, f = torch.randn(4, 9), torch.randn(4, 9)
+    for g, dt in ((2, -1), (np.float64(2.0), -1), (2.0, np.float32(-1.0))):
+        got = ops.euler_maruyama_step(x, f, g, dt, seed=3)
+        assert_same_bits(got, ops.euler_maruyama_step(x, f, 2.0, -1.0, seed=3))
+    assert_same_bits(ops.pf_ode_step(x, f, 2, 1), ops.pf_ode_step(x, f, 2.0, 1.0))
+
+
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators")
+def test_one_number_in_plain_torch():
+    """A 0-dim state with a weight a sample."""
+    x, w = torch.tensor(2.0, dtype=F64), torch.tensor([0.25], dtype=F64)
+    step = lambda: ops.weighted_step(x, (x,), (w, 1.0), w_z=w, seed=1)  # noqa: E731
+    got = step()
+    with reference_kernels():
+        torch.testing.assert_close(step(), got)
+
+
 def test_reference_is_what_runs_without_the_binary():
     x, m = torch.randn(3, 5), torch.randn(3, 5)
     weights = [0.5, 0.25, 0.0, 0.0, 1.0, 0.0, 0.0]

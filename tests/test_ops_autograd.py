@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -444,3 +445,88 @@ def test_a_backward_pass_notices_writing_in_place(clamp: tuple[float, float] | N
     ops.weighted_step(saved, (saved,), (1.0, 1.0), clamp=clamp, out=saved)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+class TestWeightsAreConstants:
+    """A derivative with respect to a weight is refused, never silently zero."""
+
+    X, M = randn(4, 3), randn(4, 3, seed=1)
+    SIGMA = torch.full((4,), 2.0, dtype=F64)
+
+    def step(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return ops.pf_ode_step(x, self.M, sigma, 0.5 * sigma)
+
+    @pytest.mark.parametrize("with_x", [False, True])
+    def test_forward_mode(self, with_x):
+        with forward_ad.dual_level(), pytest.raises(ValueError, match="detach"):
+            x = forward_ad.make_dual(self.X, self.X) if with_x else self.X
+            self.step(x, forward_ad.make_dual(self.SIGMA, self.SIGMA))
+
+    @pytest.mark.parametrize("with_x", [False, True])
+    def test_func_jvp(self, with_x):
+        call, given = (
+            (self.step, (self.X, self.SIGMA))
+            if with_x
+            else (lambda sigma: self.step(self.X, sigma), (self.SIGMA,))
+        )
+        with pytest.raises(ValueError, match="detach"):
+            func.jvp(call, given, given)
+
+    @pytest.mark.parametrize("transform", ["grad", "jvp"])
+    def test_vmap_inside(self, transform):
+        many = torch.stack([self.X] * 5)
+        sigmas = torch.stack([self.SIGMA] * 5)
+
+        def call(sigmas: Tensor) -> Tensor:
+            return func.vmap(self.step)(many, sigmas).sum()
+
+        with pytest.raises(ValueError, match="detach"):
+            if transform == "grad":
+                func.grad(call)(sigmas)
+            else:
+                func.jvp(call, (sigmas,), (sigmas,))
+
+    def test_weights_without_derivatives_pass(self):
+        """Tensors of weights inside transforms that follow x alone."""
+        many = torch.stack([self.X] * 5)
+        sigmas = torch.stack([self.SIGMA] * 5)
+
+        def call(x: Tensor) -> Tensor:
+            return func.vmap(self.step)(x, sigmas)
+
+        assert_same_bits(func.jvp(call, (many,), (many,))[1], 0.5 * many)
+        assert_same_bits(func.grad(lambda x: call(x).sum())(many), torch.full_like(many, 0.5))
+
+
+@pytest.mark.parametrize("clamp", [None, (-1.0, 1.0)])
+@pytest.mark.parametrize("second", [None, 0.5, "x0"])
+def test_forward_mode_of_one_lower_precision_input(clamp, second):
+    """The other input has no tangent: zeros in its stead, of the inputs' dtype."""
+    x = randn(4, 3, dtype=F32)
+    a, b = randn(4, 3, seed=1, dtype=BF16), randn(4, 3, seed=2, dtype=BF16)
+
+    def call(a: Tensor) -> Tensor:
+        result = ops.weighted_step(x, (a, b), (1.0, 2.0, 3.0), clamp=clamp, second=second)
+        return result[0] if isinstance(result, tuple) else result
+
+    inside = torch.ones_like(x) if clamp is None else (a.abs() <= 1).float()
+    assert torch.equal(func.jvp(call, (a,), (b,))[1], 2.0 * b.float() * inside)
+
+
+def test_gradient_of_a_wider_second_output():
+    """It may lie beyond the range of the state's dtype, though the gradient of x does not."""
+    x = randn(4, 3, dtype=F16).requires_grad_()
+    _, second = ops.weighted_step(x, (), (0.5,), second=1e-3, second_dtype=F32)
+    second.backward(torch.full_like(second, 1e6))
+    assert_same_bits(x.grad, torch.full_like(x, 500.0))
+
+
+def test_jit_trace():
+    """The short way into the kernel must not bake a result into a traced function."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(
+            lambda x, d: x + ops.pf_ode_step(x, d, 2.0, 1.0), (torch.ones(4, 3), torch.ones(4, 3))
+        )
+    x, d = randn(4, 3, dtype=F32), randn(4, 3, seed=1, dtype=F32)
+    assert_same_bits(traced(x, d), x + ops.pf_ode_step(x, d, 2.0, 1.0))

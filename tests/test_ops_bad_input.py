@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,9 @@ X = torch.ones(4, 3)
 M = torch.ones(4, 3)
 META = torch.ones(4, 3, device="meta")
 B = torch.ones(4, dtype=F64)
+with warnings.catch_warnings():  # torch says that nested tensors are a prototype
+    warnings.simplefilter("ignore")
+    NESTED = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
 
 
 def step(x: Any = X, inputs: Any = (M,), weights: Any = (0.5, 0.5), **options: Any) -> Any:
@@ -46,7 +50,10 @@ TABLE: list[Bad] = [
     ("x of booleans", lambda o: em(x=X.bool(), out=o), TypeError, "x must be float64, float32"),
     ("x is complex", lambda o: step(X.cfloat(), ()), TypeError, "x must be float64, float32"),
     ("x in float8", lambda o: step(X.to(torch.float8_e4m3fn), (), (1.0,)), TypeError, "x must be"),
+    ("x is sparse", lambda o: step(X.to_sparse(), out=o), TypeError, "x must be a plain strided tensor; got torch.sparse_coo"),
+    ("x is nested", lambda o: em(x=NESTED, drift=NESTED, out=o), TypeError, "x must be a plain strided tensor; got nested"),
     # the inputs
+    ("drift is nested", lambda o: em(drift=NESTED, out=o), TypeError, r"inputs\[0\] must be a plain strided tensor; got nested"),
     ("input is a list", lambda o: step(inputs=([1.0],), out=o), TypeError, r"inputs\[0\] must be a tensor"),
     ("drift is None", lambda o: em(drift=None, out=o), TypeError, r"inputs\[0\] must be a tensor"),
     ("other shape", lambda o: step(inputs=(M[:2],), out=o), ValueError, r"shape of x, \[4, 3\]; got \[2, 3\]"),
@@ -84,6 +91,8 @@ TABLE: list[Bad] = [
     ("dt is NaN", lambda o: em(dt=NAN, out=o), ValueError, "must be finite; got nan"),
     ("dt is a string", lambda o: em(dt="0.1", out=o), TypeError, "dt must be a number"),
     ("dt of a wrong length", lambda o: em(dt=B[:3], out=o), ValueError, r"got \[3\]"),
+    ("x0 is a string", lambda o: step(x0=("1", 1.0), out=o), TypeError, "x0 must be a number"),
+    ("folded weight is None", lambda o: step(weights=(1.0, None), x0=(1.0, 1.0), out=o), TypeError, "weights must be"),
     # x0, clamp, second
     ("x0 without inputs", lambda o: step(inputs=(), weights=(1.0,), x0=(1.0, 1.0), out=o), ValueError, "not be empty"),
     ("clamp without inputs", lambda o: step(inputs=(), weights=(1.0,), clamp=(0, 1), out=o), ValueError, "not be empty"),
@@ -129,6 +138,13 @@ TABLE: list[Bad] = [
     ("seeds and offset", lambda o: em(seed=torch.arange(4), offset=1, out=o), ValueError, "offset must be 0"),
     ("a key of another batch", lambda o: em(seed=noise.key(torch.arange(3), 3), out=o), ValueError, "key holds 3 rows"),
     ("a key and offset", lambda o: em(seed=noise.key(1, 4), offset=2, out=o), ValueError, "offset and ids belong to"),
+    ("a key and its own offset", lambda o: step(w_z=1.0, seed=noise.key(1, 4, offset=5), offset=5, out=o), ValueError, "offset and ids belong to"),
+    ("a key of a string", lambda o: em(seed=noise.Key("1"), out=o), TypeError, "seed of a Key must be an int; got str"),
+    ("a key out of range", lambda o: em(seed=noise.Key(2**64), out=o), ValueError, "seed of a Key must lie in"),
+    ("a key with a negative offset", lambda o: em(seed=noise.Key(1, -1), out=o), ValueError, "offset of a Key must lie in"),
+    ("a key of floats", lambda o: em(seed=noise.Key(table=torch.zeros(4, 2)), out=o), TypeError, "table of a Key must be an int64"),
+    ("a key at the last id", lambda o: em(seed=noise.Key(1, 2**56 - 3), out=o), ValueError, "offset must leave"),
+    ("a key in 1-D", lambda o: em(seed=noise.Key(table=torch.arange(4)), out=o), ValueError, r"shape \[B, 2\].*got \[4\]"),
     ("offset is negative", lambda o: em(offset=-1, out=o), ValueError, r"offset must leave.*\[0, 2\^56\); got -1"),
     ("offset is too large", lambda o: em(offset=2**56 - 3, out=o), ValueError, "offset must leave"),
     ("offset is a float", lambda o: em(offset=1.0, out=o), TypeError, "offset must be an int; got float"),

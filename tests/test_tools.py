@@ -237,14 +237,31 @@ class TestWholeRun:
             ("run_tests", {"passed": 0, "failed": 0, "skipped": 9}, "tests"),
             ("run_sanitizer", {"passed": False}, "sanitizer"),
             ("run_benchmarks", {}, "benchmarks"),
+            ("run_benchmarks", {"exit_status": 1}, "benchmarks"),
         ],
     )
     def test_a_failure_is_written_and_returned(
         self, gpu_run, mock_machine, tmp_path, part, answer, problem
     ):
-        mock_machine[part] = answer
+        both_dicts = isinstance(answer, dict) and "exit_status" in answer
+        mock_machine[part] = {**mock_machine[part], **answer} if both_dicts else answer
         status, result = self.result(gpu_run, tmp_path / "out")
         assert status == 1 and not result["passed"] and result["problems"] == [problem]
+
+
+@pytest.mark.parametrize("status", [0, 1, 3])
+def test_the_exit_status_of_pytest_counts(gpu_run, monkeypatch, tmp_path, status):
+    """A report can look clean where a benchmark failed, or where pytest broke off."""
+    monkeypatch.setattr(gpu_run, "WORK", tmp_path)
+
+    def execute(command, log, **env):
+        (tmp_path / "tests.xml").write_text('<testsuite tests="3" failures="0" errors="0"/>')
+        (tmp_path / "benchmarks.json").write_text('{"benchmarks": []}')
+        return status, ""
+
+    monkeypatch.setattr(gpu_run, "execute", execute)
+    assert gpu_run.run_tests(gpu_run.parse_arguments([]))["failed"] == (status != 0)
+    assert gpu_run.run_benchmarks()["exit_status"] == status
 
 
 class TestSetup:

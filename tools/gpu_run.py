@@ -247,10 +247,14 @@ def run_tests(options: argparse.Namespace) -> dict[str, int]:
         command += ["-n", str(options.workers), "--dist", "worksteal"]
     if importlib.util.find_spec("pytest_benchmark"):
         command += ["--benchmark-disable"]
-    execute(command, "tests.log", CMSOLVERS_REQUIRE_EXTENSION="1", CMSOLVERS_REQUIRE_CUDA="1")
+    env = {"CMSOLVERS_REQUIRE_EXTENSION": "1", "CMSOLVERS_REQUIRE_CUDA": "1"}
+    status, _ = execute(command, "tests.log", **env)
     if not report.exists():
         return {"passed": 0, "failed": 1, "skipped": 0}
-    return count_tests(report.read_text())
+    counts = count_tests(report.read_text())
+    if status != 0 and not counts["failed"]:  # pytest itself broke off
+        counts["failed"] = 1
+    return counts
 
 
 def run_sanitizer(cuda_home: Path, capability: str) -> dict[str, Any]:
@@ -278,12 +282,15 @@ def run_sanitizer(cuda_home: Path, capability: str) -> dict[str, Any]:
 
 
 def run_benchmarks() -> Mapping[str, Any]:
-    """Run the CUDA benchmarks and return pytest-benchmark's report ({} if there is none)."""
+    """Run the CUDA benchmarks and return pytest-benchmark's report ({} if there is none).
+
+    `exit_status` in it is pytest's: the report leaves out a benchmark that failed.
+    """
     report = WORK / "benchmarks.json"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "benchmarks", "-m", "cuda", "--benchmark-only"]
-    execute([*command, f"--benchmark-json={report}"], "benchmarks.log")
-    return json.loads(report.read_text()) if report.exists() else {}
+    status, _ = execute([*command, f"--benchmark-json={report}"], "benchmarks.log")
+    return json.loads(report.read_text()) | {"exit_status": status} if report.exists() else {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -317,8 +324,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 problems.append("sanitizer")
         if "benchmarks" in options.only:
             bandwidth = copy_bandwidth()
-            rows = benchmark_rows(run_benchmarks(), bandwidth["median"])
-            if not rows:
+            measured = run_benchmarks()
+            rows = benchmark_rows(measured, bandwidth["median"])
+            if not rows or measured.get("exit_status", 0) != 0:
                 problems.append("benchmarks")
     result = assemble(
         machine,

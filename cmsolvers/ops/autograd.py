@@ -6,6 +6,7 @@ gradients, on the same kernel; noise and weights (see step.py) are constants. A 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,10 @@ from cmsolvers.ops.reference import NONE, PAIR, SCALED, X0
 from cmsolvers.ops.registration import library
 
 Weight = float | Tensor
+
+CONSTANT_WEIGHTS = (
+    "weights must not require a gradient or carry a tangent: they are constants here; detach them"
+)
 
 
 class _Spec(NamedTuple):
@@ -39,12 +44,15 @@ def _call(
 
 
 def _combine(terms: Sequence[tuple[Tensor | None, Weight]]) -> Tensor | None:
-    """Sum of w t over the terms that are there, as one weighted step; differentiable."""
+    """Sum of w t over the terms that are there, as one weighted step; differentiable.
+
+    It has the widest of their dtypes: the gradient of a second output may exceed the state's range.
+    """
     present = [(t, w) for t, w in terms if t is not None]
     if not present:
         return None
-    first, *rest = [t for t, _ in present]
-    rest = [t.to(first.dtype) for t in rest]
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t, _ in present))
+    first, *rest = [t.to(dtype) for t, _ in present]
     columns = [w for _, w in present]
     if not any(isinstance(w, Tensor) for w in columns):
         weights = [float(w) for w in columns] + [0.0] * 5
@@ -96,7 +104,7 @@ class _Rule:
         spec, n = ctx.spec, ctx.count
         w = [_Rule._weight(ctx, j) for j in range(n + 6)]
         if grad_second is not None:
-            grad_second = grad_second.to(ctx.dtype)
+            grad_second = grad_second.to(torch.promote_types(ctx.dtype, grad_second.dtype))
         through = NONE if spec.second == NONE else spec.second
         scale: Weight = w[n + 4] if through == SCALED else 0.0
         uses_x0 = bool(spec.clamp) or through == X0
@@ -126,20 +134,29 @@ class _Rule:
                 grads.append(
                     both(w[k + 1], scale * w[k + 1]) if ctx.needs_input_grad[4 + k] else None
                 )
-        cast = [
-            g if g is None else g.to(dtype) for g, dtype in zip(grads[1:], ctx.dtypes, strict=True)
-        ]
-        return (None, grads[0], None, None, *cast)
+        dtypes = (ctx.dtype, *ctx.dtypes)
+        cast = [g if g is None else g.to(dtype) for g, dtype in zip(grads, dtypes, strict=True)]
+        return (None, cast[0], None, None, *cast[1:])
 
     @staticmethod
     def jvp(
-        ctx: Any, _spec: None, x: Tensor | None, rows: None, key: None, *inputs: Tensor | None
+        ctx: Any,
+        _spec: None,
+        x: Tensor | None,
+        rows: Tensor | None,
+        key: None,
+        *inputs: Tensor | None,
     ) -> Any:
+        if rows is not None:
+            raise ValueError(CONSTANT_WEIGHTS)
         spec: _Spec = ctx.spec
         given = next(t for t in (x, *inputs) if t is not None)
         if x is None:
             x = torch.zeros_like(given, dtype=ctx.dtype)
-        tangents = [torch.zeros_like(x) if t is None else t for t in inputs]
+        tangents = [
+            torch.zeros_like(x, dtype=dtype) if t is None else t
+            for t, dtype in zip(inputs, ctx.dtypes, strict=True)
+        ]
         quiet = spec._replace(noise=(), clamp=())
         if spec.clamp:
             n = ctx.count
@@ -173,7 +190,10 @@ class _StepInTransform(_Rule, torch.autograd.function._SingleLevelFunction):
 def _apply(
     spec: _Spec, x: Tensor, inputs: Sequence[Tensor], rows: Tensor | None, key: Tensor | None
 ) -> Any:
-    reverse = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *inputs))
+    grad = torch.is_grad_enabled()
+    if grad and rows is not None and rows.requires_grad:
+        raise ValueError(CONSTANT_WEIGHTS)
+    reverse = grad and any(t.requires_grad for t in (x, *inputs))
     if not reverse and forward_ad._current_level < 0:
         with torch._C._AutoDispatchBelowAutograd():
             return _call(spec, x, inputs, rows, key)

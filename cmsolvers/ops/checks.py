@@ -16,11 +16,13 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
     """Check that x is floating, and that inputs share its shape, device, and a dtype no wider."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor; got {type(x).__name__}")
+    _check_strided("x", x)
     if x.dtype not in PRECISION:
         raise TypeError(f"x must be float64, float32, float16 or bfloat16; got {x.dtype}")
     for k, m in enumerate(inputs):
         if not isinstance(m, Tensor):
             raise TypeError(f"{name}[{k}] must be a tensor; got {type(m).__name__}")
+        _check_strided(f"{name}[{k}]", m)
         if m.shape != x.shape:
             raise ValueError(
                 f"{name}[{k}] must have the shape of x, {list(x.shape)}; got {list(m.shape)}"
@@ -42,6 +44,12 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
             )
 
 
+def _check_strided(name: str, t: Tensor) -> None:
+    if t.layout is not torch.strided or t.is_nested:
+        kind = "nested" if t.is_nested else t.layout
+        raise TypeError(f"{name} must be a plain strided tensor; got {kind}")
+
+
 def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
     """A finite number, or a floating tensor with one entry a sample that needs no gradient."""
     if isinstance(value, Tensor):
@@ -54,8 +62,13 @@ def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
         if not value.dtype.is_floating_point:
             raise TypeError(f"{name} must be floating; got {value.dtype}")
         if value.requires_grad and torch.is_grad_enabled():
+            followed = True
+        else:  # under a transform or a compiler the operator's own rule tells
+            followed = forward_ad._current_level >= 0 and not _opaque() and _differentiates(value)
+        if followed:
             raise ValueError(
-                f"{name} must not require a gradient: weights are constants here; detach it"
+                f"{name} must not require a gradient or carry a tangent: weights are constants "
+                "here; detach it"
             )
         if value.device != x.device and value.device.type != "cpu":
             raise ValueError(

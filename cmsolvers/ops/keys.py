@@ -16,7 +16,8 @@ MAX_SAMPLE_ID = 1 << 56
 class Key:
     """The seed and sample id of every row of a batch.
 
-    Without `table`, row b has the seed `seed` and the sample id `offset + b`. With `table`, an
+    Without `table`, row b has the seed `seed` (64 bits, kept as a signed integer) and the sample id
+    `offset + b`. With `table`, an
     int64 tensor of shape [B, 2] or [1, 2], row b has seed `table[b, 0]` and id `table[b, 1]` (for
     [1, 2]: id `table[0, 1] + b`). Kernels read the table on its device, so a captured graph replays
     with whatever was written there last.
@@ -25,6 +26,26 @@ class Key:
     seed: int = 0
     offset: int = 0
     table: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("seed", self.seed), ("offset", self.offset)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} of a Key must be an int; got {type(value).__name__}")
+        if not -(1 << 63) <= self.seed < 1 << 64:
+            raise ValueError(f"seed of a Key must lie in [-2^63, 2^64); got {self.seed}")
+        if not 0 <= self.offset < MAX_SAMPLE_ID:
+            raise ValueError(f"offset of a Key must lie in [0, 2^56); got {self.offset}")
+        if self.seed >= 1 << 63:
+            object.__setattr__(self, "seed", signed(self.seed))
+        if self.table is None:
+            return
+        kind = self.table.dtype if isinstance(self.table, Tensor) else type(self.table)  # type: ignore[redundant-expr]
+        if kind != torch.int64:
+            raise TypeError(f"table of a Key must be an int64 tensor; got {kind}")
+        if self.table.dim() != 2 or self.table.shape[1] != 2:
+            raise ValueError(
+                f"table of a Key must have shape [B, 2] or [1, 2]; got {list(self.table.shape)}"
+            )
 
 
 SeedLike: TypeAlias = int | Tensor | torch.Generator | Key | None
@@ -61,6 +82,11 @@ def resolve(
         if offset != 0 or ids is not None:
             raise ValueError(
                 "offset and ids belong to noise.key; a Key given as seed already holds them"
+            )
+        if seed.table is None and seed.offset > MAX_SAMPLE_ID - batch:
+            raise ValueError(
+                f"seed: the key's offset must leave sample ids in [0, 2^56); got {seed.offset} for "
+                f"{batch} samples"
             )
         return seed
     if isinstance(offset, bool) or not isinstance(offset, int):

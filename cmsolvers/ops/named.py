@@ -54,11 +54,12 @@ def euler_maruyama_step(
         _check(x, (drift,), diffusion=diffusion, dt=dt)
     else:
         _check(x, (drift,), diffusion=diffusion, dt=dt)
-        g = torch.as_tensor(diffusion, dtype=torch.float64)
-        step = torch.as_tensor(dt, dtype=torch.float64)
-        w_z = g.to(x.device) * step.to(x.device).abs().sqrt()
-        if w_z.dim() == 0 and not isinstance(diffusion, Tensor) and not isinstance(dt, Tensor):
-            w_z = float(w_z)
+        # numbers stay on the host: to read them back from a device would wait for it
+        g, root = (
+            v.to(x.device, torch.float64) if isinstance(v, Tensor) else float(v)
+            for v in (diffusion, dt)
+        )
+        w_z = g * (root.abs().sqrt() if isinstance(root, Tensor) else math.sqrt(abs(root)))
     return weighted_step(
         x, (drift,), (1.0, dt), w_z=w_z, seed=seed, stream=stream, draw=draw, offset=offset, out=out
     )

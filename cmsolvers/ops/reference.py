@@ -194,7 +194,7 @@ def weighted_step(
     def weight(j: int) -> float | Tensor:
         if rows is None:
             return weights[j]
-        return rows[:, j].to(wide).reshape(-1, *[1] * (x.dim() - 1))
+        return rows[:, j].to(wide).reshape((-1, *[1] * (x.dim() - 1)) if x.dim() else ())
 
     def plus(total: Tensor | None, w: float | Tensor, value: Tensor) -> Tensor | None:
         """Add w value; a term of weight zero is not there, the first is no sum (it keeps -0.0)."""

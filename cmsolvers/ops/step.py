@@ -122,12 +122,11 @@ def weighted_step(
     if FAST is not None and x0 is None and clamp is None and second is None and not tracing():
         fast_seed: SeedLike
         if type(seed) is Key:
-            fast_seed, first = (
-                (None, 0) if seed.table is not None else (seed.seed & MASK64, seed.offset)
-            )
+            plain = seed.table is None and offset == 0
+            fast_seed, first = (seed.seed & MASK64, seed.offset) if plain else (None, 0)
         else:
             fast_seed, first = seed, offset
-        if second_out is None and second_dtype is None and (offset == 0 or first is offset):
+        if second_out is None and second_dtype is None:
             done = FAST(x, inputs, weights, w_z, fast_seed, stream, draw, first, out)
             if done is not None:
                 return done  # type: ignore[no-any-return]
@@ -142,7 +141,8 @@ def weighted_step(
     c_skip, c_out = (0.0, 1.0) if x0 is None else x0
     kind, s0, s1 = _second(second)
     if clamp is None and kind != reference.X0 and x0 is not None:
-        columns = [columns[0] + columns[1] * c_skip, columns[1] * c_out, *columns[2:]]
+        w_x, w_d, c_skip, c_out = _wide(x, columns, c_skip, c_out)
+        columns = [w_x + w_d * c_skip, w_d * c_out, *columns[2:]]
         c_skip, c_out = 0.0, 1.0
     columns += [w_z, c_skip, c_out, s0, s1]
     names = ["weights"] * (len(inputs) + 1) + ["w_z", "x0", "x0", "second", "second"]
@@ -201,6 +201,14 @@ def _second(second: Second | None) -> tuple[int, Weight, Weight]:
             raise ValueError(f'second must be ("pair", p, q) where it is a tuple; got {second!r}')
         return reference.PAIR, second[1], second[2]
     return reference.SCALED, second, 0.0
+
+
+def _wide(x: Tensor, columns: list[Weight], *scales: Weight) -> list[Weight]:
+    """w_x, w_1, c_skip and c_out, checked, with tensors in float64 on x's device."""
+    given = (columns[0], columns[1], *scales)
+    for name, value in zip(("weights", "weights", "x0", "x0"), given, strict=True):
+        check_weight(name, value, x)
+    return [w.to(x.device, torch.float64) if isinstance(w, Tensor) else w for w in given]
 
 
 def _pack(columns: list[Weight], x: Tensor) -> tuple[list[float], Tensor | None]:

@@ -309,6 +309,7 @@ inline void run_range(const StepParams& p, int64_t begin, int64_t end, bool stre
     if (!stream && is_plain<A>(p)) return run_plain(p, row, begin, end);
     for (int64_t at = begin; at < end; at += kBlock)
       one_block(p, row, at, static_cast<int>(std::min<int64_t>(kBlock, end - at)), stream, scratch);
+    if (stream) stream_fence();
     return;
   }
   for (int64_t at = begin; at < end;) {  // a row of weights a sample: blocks end where samples do

@@ -21,5 +21,13 @@ inline void stream_store(const float* from, float* to, int n) {
   for (; i < n; ++i) to[i] = from[i];
 }
 
+// Such stores are not ordered with later ones: to be called before anyone is told that they are
+// done.
+inline void stream_fence() {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 }  // namespace CMS_ISA
 }  // namespace cmsolvers

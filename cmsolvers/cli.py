@@ -66,9 +66,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells defaults that say something, once."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False or action.default == []
+        if silent or "default:" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def _command(commands: Any, name: str, text: str, out: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        name, help=text, description=text, formatter_class=_Defaults
     )
     command.add_argument("--out", type=Path, default=Path(out), help="folder for the results")
     command.add_argument("--seed", type=int, default=0, help="decides everything random")

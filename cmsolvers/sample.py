@@ -79,8 +79,12 @@ def run(
     progress: bool = False,
     return_info: bool = False,
     check_nan: bool = False,
+    **unknown: Any,
 ) -> Any:
     """Run a plan; the arguments are told at `euler_pf_ode`."""
+    if unknown:
+        name = next(iter(unknown))
+        raise TypeError(f"{plan.name}() got an unexpected keyword argument {name!r}")
     check.state("x", x)
     check.function(plan.argument, denoiser)
     check.optional_function("noise_sampler", noise_sampler)

@@ -32,6 +32,10 @@ def per_sample(value: Any, x: Tensor) -> Any:
     """A float as it is; a tensor [] or [B] made to broadcast against x, in the dtype of x."""
     if not isinstance(value, Tensor):
         return value
+    if value.ndim == 1 and value.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"time or level must have shape [] or [B] = [{x.shape[0]}]; got {list(value.shape)}"
+        )
     return value.to(dtype=x.dtype).reshape(value.shape + (1,) * (x.ndim - value.ndim))
 
 
@@ -202,7 +206,11 @@ class Process(ABC):
         return ScoreSDE(self, check.function("score", score), False)
 
     def score_of(self, denoiser: Callable[..., Tensor]) -> ScoreFunction:
-        """`score(x, t)` in the coordinates of this process, from D(x / alpha, sigma / alpha)."""
+        """`score(x, t)` in the coordinates of this process, from D(x / alpha, sigma / alpha).
+
+        The score raises TypeError or ValueError where the denoiser returns no tensor of the shape,
+        the device and at most the precision of x.
+        """
         check.function("denoiser", denoiser)
 
         def score(x: Tensor, t: Any, **extra_args: Any) -> Tensor:
@@ -210,8 +218,12 @@ class Process(ABC):
             if not isinstance(level, Tensor) or not level.ndim:
                 level = x_hat.new_full((len(x),), float(level))
             clean = denoiser(x_hat, level.to(x.dtype), **extra_args)
+            check.model_output("denoiser", clean, x_hat)
             alpha, sigma = self.alpha(t), self.sigma(t)
-            result: Tensor = (clean * per_sample(alpha, x) - x) / per_sample(sigma * sigma, x)
+            # In float32 at least: float16 has no digits left for the square of a small sigma.
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            score = clean.to(wide.dtype) * per_sample(alpha, wide) - wide
+            result: Tensor = (score / per_sample(sigma * sigma, wide)).to(x.dtype)
             return result
 
         return score

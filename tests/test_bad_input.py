@@ -274,6 +274,18 @@ for make in (cm.VE, cm.Karras):
 for method in ("reverse", "probability_flow", "score_of"):
     call = lambda b, m=method: getattr(cm.VP(), m)(3)
     add(f"VP.{method}", call, TypeError, "must be callable; got 3")
+for what, (bad, error, text) in BAD_MODELS.items():
+    call = lambda b, d=bad: cm.VP().score_of(d)(b.x, 0.5)
+    add(f"VP.score_of-denoiser-{what}", call, error, f"denoiser {text}")
+for method in ("marginal", "drift"):
+    call = lambda b, m=method: getattr(cm.VP(), m)(b.x, torch.ones(3))
+    add(f"VP.{method}-t-length", call, ValueError, "must have shape [] or [B] = [4]; got [3]")
+add(
+    "ddim-unknown",
+    lambda b: cm.ddim(zero, b.x, SIGMAS, s_churn=1.0),
+    TypeError,
+    "ddim() got an unexpected keyword argument 's_churn'",
+)
 add("prior-seed", lambda b: cm.VP().prior((2, 3), seed=-1), ValueError, "seed must lie in")
 add("prior-shape", lambda b: cm.VP().prior((), seed=1), ValueError, "shape must have a batch")
 add("marginal-x0", lambda b: cm.VP().marginal(b.ints, 0.5), TypeError, "x0 must be float64")

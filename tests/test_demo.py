@@ -183,6 +183,7 @@ def test_help(command: str, capsys):
         run(command, "--help")
     assert stop.value.code == 0
     text = capsys.readouterr().out
+    assert "None" not in text
     if command != "info":
         assert "--seed" in text
         assert "--out" in text

@@ -150,3 +150,13 @@ def test_the_time_of_no_noise_is_zero_where_beta_starts_at_zero():
         assert process.t_of_sigma(0.0) == 0.0
         assert process.t_of_sigma(torch.zeros(2)).tolist() == [0.0, 0.0]
         assert process.t_of_sigma(process.sigma_hat(0.3)) == pytest.approx(0.3, rel=1e-12)
+
+
+def test_score_of_half_precision_keeps_its_digits():
+    """0.002^2 alone has two digits in float16."""
+    p, data = cm.Karras(), Gaussian(0.5)
+    x = torch.tensor([[0.001], [0.25]])
+    exact = p.score_of(lambda x, s: 0 * x)(x.double(), 0.002)[:1]
+    half = p.score_of(lambda x, s: 0 * x)(x.half(), 0.002)[:1]
+    torch.testing.assert_close(half.double(), exact, rtol=1e-3, atol=0)
+    assert torch.isfinite(p.score_of(data)(x.half(), 0.002)).all()

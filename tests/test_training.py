@@ -354,6 +354,25 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path):
         make("ct").load(tmp_path / "junk.safetensors")
 
 
+def test_resuming_needs_the_same_teacher_and_curriculum(tmp_path: Path):
+    settings, path = TrainingSettings(8, batch_size=8), tmp_path / "c.safetensors"
+    spec = recipes.Spec("ct", (1, 4, 4), options={"width": 16, "blocks": 1})
+    recipes.consistency_trainer(spec, images(), settings, s1=8).run(
+        1, progress=False, checkpoint=path
+    )
+    with pytest.raises(ValueError, match="course must be"):
+        recipes.consistency_trainer(spec, images(), settings, s1=16).load(path)
+    score, spec = (recipes.Spec(k, spec.shape, options=spec.options) for k in ("score", "cd"))
+    trainer = recipes.score_trainer(score, images(), settings)
+    teacher = recipes.trained(trainer, score)
+    first = recipes.distillation_trainer(spec, images(), settings, teacher)
+    first.run(1, progress=False, checkpoint=path)
+    recipes.distillation_trainer(spec, images(), settings, teacher).load(path)
+    trainer.run(2, progress=False)  # The teacher is another one now.
+    with pytest.raises(ValueError, match="course must be"):
+        recipes.distillation_trainer(spec, images(), settings, teacher).load(path)
+
+
 def test_damaged_checkpoints_are_refused(tmp_path: Path):
     path, bad = tmp_path / "c.safetensors", tmp_path / "bad.safetensors"
     make("score").run(2, progress=False, checkpoint=path)

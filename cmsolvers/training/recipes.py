@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,8 @@ def distillation_trainer(
             draw=batch.step,
         )
 
+    course = {"levels": levels, "target_decay": target_decay, "teacher": _digest(teacher.network)}
+    about = dict(about or {}) | {"course": course}
     return _trainer(network, loss, spec, data, settings, about, target=target)
 
 
@@ -212,7 +215,16 @@ def consistency_trainer(
             draw=batch.step,
         )
 
+    about = dict(about or {}) | {"course": {"s0": s0, "s1": s1}}
     return _trainer(network, loss, spec, data, settings, about)
+
+
+def _digest(network: nn.Module) -> str:
+    """What tells one teacher from another when a run is resumed."""
+    digest = sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().double().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _trainer(
@@ -235,7 +247,7 @@ def _trainer(
         data,
         settings,
         averages=averages,
-        about=dict(about or {}) | {"spec": spec.about()},
+        about={"spec": spec.about()} | dict(about or {}),
     )
 
 

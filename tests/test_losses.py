@@ -486,3 +486,12 @@ def test_levels_of_losses_are_finite_and_weights_callable():
         losses.denoising_score_matching(Gaussian(0.5), x0, torch.tensor([1.0, math.inf]))
     with pytest.raises(TypeError, match="weight must be callable; got 3"):
         losses.consistency_training(Gaussian(0.5), None, x0, 1.0, 0.5, weight=3)
+
+
+def test_score_matching_compiles_whole():
+    def loss(x0, sigma):
+        return losses.denoising_score_matching(EDM(lambda x, c: x.tanh()), x0, sigma, seed=1)
+
+    x0, sigma = data(6).float(), torch.linspace(0.1, 3.0, 6)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x0, sigma), loss(x0, sigma))

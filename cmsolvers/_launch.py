@@ -43,6 +43,8 @@ def derivative(value: Tensor) -> bool:
     """Whether autograd follows this tensor, in reverse or forward mode."""
     if value.requires_grad and torch.is_grad_enabled():
         return True
+    if forward_ad._current_level < 0:
+        return False
     return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
 
 
@@ -176,7 +178,7 @@ class BadOutputs:
 
 
 class _NoBar(AbstractContextManager["_NoBar"]):
-    def advance(self, level: str, nfe: int) -> None:
+    def advance(self, name: str, level: float, nfe: int) -> None:
         """Nothing."""
 
     def __exit__(self, *_: object) -> None:
@@ -189,9 +191,9 @@ class _Bar(AbstractContextManager["_Bar"]):
 
         self._bar = tqdm(total=steps, desc=name)
 
-    def advance(self, level: str, nfe: int) -> None:
+    def advance(self, name: str, level: float, nfe: int) -> None:
         """One step done."""
-        self._bar.set_postfix_str(f"{level}, NFE {nfe}", refresh=False)
+        self._bar.set_postfix_str(f"{name} {level:.4g}, NFE {nfe}", refresh=False)
         self._bar.update()
 
     def __exit__(self, *_: object) -> None:

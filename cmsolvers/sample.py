@@ -134,7 +134,7 @@ def run(
             x = y
             if plan.keep:
                 past = [first, *past[: plan.keep - 1]]
-            progress_bar.advance(f"sigma {step.stages[-1].to:.4g}", evaluation)
+            progress_bar.advance("sigma", step.stages[-1].to, evaluation)
     if bad is not None:
         _raise_bad(bad, plan)
     return (x, Info(evaluation, len(plan.steps))) if return_info else x

@@ -110,7 +110,7 @@ def euler_maruyama(
                 inputs = [m.to(x.dtype) for m in (*inputs, spread * z)]
                 row, spread = (*row, 1.0), 0.0
             x = launcher.step(x, inputs, row, w_z=spread, span=(t, t_next), draw=i)
-            progress_bar.advance(f"t {t_next:.4g}", nfe)
+            progress_bar.advance("t", t_next, nfe)
     found = None if bad is None else bad.first()
     if found is not None:
         raise ValueError(

@@ -375,6 +375,8 @@ class TestNamed:
         assert_same_bits(ops.consistency_output(x, f, 0.002), x)
         assert_same_bits(ops.consistency_output(x, f, torch.full((4,), 0.002, dtype=F64)), x)
         assert_same_bits(ops.consistency_output(x, f, 0.1, sigma_min=0.1, sigma_data=2.0), x)
+        levels = torch.full((x.shape[0],), 0.002)  # float32, which rounds 0.002
+        assert_same_bits(ops.consistency_output(x, f, levels), x)
         assert not torch.equal(ops.consistency_output(x, torch.ones_like(x), 0.5), x)
 
     def test_last_step_returns_the_denoised(self):

@@ -283,9 +283,15 @@ def consistency_weights(
     sigma: Weight, sigma_data: float, sigma_min: float
 ) -> tuple[Weight, Weight]:
     """(c_skip, c_out) with the shifted boundary: (1, 0) at sigma_min."""
+    boundary: Weight = sigma_min
     if type(sigma) is not float:
-        sigma = sigma.double() if isinstance(sigma, Tensor) else float(sigma)
-    shifted, variance = sigma - sigma_min, sigma_data * sigma_data
+        if isinstance(sigma, Tensor):
+            # As a tensor of levels holds it, so that its rounded sigma_min is the boundary too.
+            boundary = torch.full_like(sigma, sigma_min).double()
+            sigma = sigma.double()
+        else:
+            sigma = float(sigma)
+    shifted, variance = sigma - boundary, sigma_data * sigma_data
     spread = sigma * sigma + variance
     root = math.sqrt(spread) if type(spread) is float else spread.sqrt()  # type: ignore[union-attr]
     return variance / (shifted * shifted + variance), shifted * sigma_data / root

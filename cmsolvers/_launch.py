@@ -86,7 +86,6 @@ class Launcher:
         needed = noisy and noise_sampler is None
         self.key = noise.key(seed, x.shape[0], device=x.device) if needed or not drawn else None
         self._reuse = reuse and not derivative(x) and not _transformed()
-        self._grad = torch.is_grad_enabled()
         self._states = _Buffers(x, x.dtype)
         self._seconds = _Buffers(x, second_dtype)
         self._second_dtype = second_dtype

@@ -27,10 +27,14 @@ inline void deliver(const Lanes::U (&r)[4], float* out) {
 }
 
 // `n` normals of one sample, rounded up to whole vectors of groups. All random words come first:
-// the two kinds of work overlap less well than each does with itself.
-inline void normals_of_sample(const SampleRounds& rounds, uint32_t group, int n, float* out) {
+// the two kinds of work overlap less well than each does with itself. `meanwhile(first, n)` is
+// called beside them for every part of the block, to move memory.
+template <class Meanwhile>
+inline void normals_of_sample(const SampleRounds& rounds, uint32_t group, int n, float* out,
+                              const Meanwhile& meanwhile) {
   alignas(64) uint32_t words[kBlock + 2 * kGroupLanes];
   for (int done = 0; done < n; done += kGroupLanes, group += Lanes::width) {
+    meanwhile(done, kGroupLanes);
     Lanes::U r[4];
     Lanes::philox_sample(group, rounds, r);
     for (int j = 0; j < 4; ++j) Lanes::store_words(r[j], words + done + j * Lanes::width);
@@ -106,15 +110,18 @@ inline const float* fill_tiny_samples(const StepParams& p, int64_t sample, int n
 
 // The noise of memory positions first .. first + n - 1. `out` has room for kBlock + kGroupLanes
 // values; the result may begin inside it.
-inline const float* fill_noise(const StepParams& p, int64_t first, int n, float* out) {
+template <class Meanwhile>
+inline const float* fill_noise(const StepParams& p, int64_t first, int n, float* out,
+                               const Meanwhile& meanwhile) {
   int64_t sample, element;
   locate(p, first, sample, element);
   if (!p.permuted && element + n <= p.count && n >= Lanes::width) {  // all in one sample
     const SampleRounds rounds(key_of(p, sample), p.draw);
     const int skip = static_cast<int>(element & 3);
-    normals_of_sample(rounds, static_cast<uint32_t>(element >> 2), n + skip, out);
+    normals_of_sample(rounds, static_cast<uint32_t>(element >> 2), n + skip, out, meanwhile);
     return out + skip;
   }
+  meanwhile(0, n);
   if (!p.permuted && p.count <= 4 && p.key == nullptr && element == 0 &&
       static_cast<uint32_t>(p.offset + sample) <= 0xFFFFFFFFu - kBlock) {
     return fill_tiny_samples(p, sample, n, out);
@@ -214,17 +221,37 @@ inline void clamp_block(A* values, A low, A high, int n) {
 }
 
 template <class A>
-inline void prefetch(const A* from, int n) {
+inline void prefetch(const A* from, int first, int n) {
   if (from == nullptr) return;
-  for (int i = 0; i < n; i += static_cast<int>(64 / sizeof(A))) __builtin_prefetch(from + i);
+  for (int i = first; i < first + n; i += static_cast<int>(64 / sizeof(A)))
+    __builtin_prefetch(from + i);
 }
+
+// A finished block on its way past the caches, piece by piece while the noise of the next one is
+// made: stores in one rush would fill the store buffers and hold up the arithmetic.
+struct Leaving {
+  const float* from = nullptr;
+  float* to = nullptr;
+  int n = 0;
+
+  void some(int most) {
+    const int now = std::min(most, n);
+    stream_store(from, to, now);
+    from += now;
+    to += now;
+    n -= now;
+  }
+  void all() { some(n); }
+};
 
 // Scratch of one block; what a common step touches of it stays in L1.
 template <class A>
 struct Scratch {
-  alignas(64) A x[kBlock], m[kMaxInputs][kBlock], z_wide[kBlock], basis[kBlock], sum[kBlock],
+  alignas(64) A x[kBlock], m[kMaxInputs][kBlock], z_wide[kBlock], basis[kBlock], sums[2][kBlock],
       other[kBlock];
   alignas(64) float z[kBlock + 2 * kGroupLanes];
+  A* sum = sums[0];
+  Leaving leaving;
 };
 
 template <class A>
@@ -236,9 +263,12 @@ inline void one_block(const StepParams& p, const Row<A>& row, int64_t first, int
     if (reads_input(p, row, k)) m[k] = load_block(p.inputs[k], p.model, first, n, s.m[k]);
   const A* z = nullptr;
   if (p.noise) {
-    prefetch(x, n);  // it arrives while the noise is made
-    for (int k = 0; k < p.n_inputs; ++k) prefetch(m[k], n);
-    const float* drawn = fill_noise(p, first, n, s.z);
+    const float* drawn =
+        fill_noise(p, first, n, s.z, [&](int from, int some) __attribute__((always_inline)) {
+          prefetch(x, from, some);  // it arrives while the noise is made
+          for (int k = 0; k < p.n_inputs; ++k) prefetch(m[k], from, some);
+          s.leaving.some(some);
+        });
     if constexpr (sizeof(A) == 4) {
       z = drawn;
     } else {
@@ -273,7 +303,11 @@ inline void one_block(const StepParams& p, const Row<A>& row, int64_t first, int
     pair.sum(s.other, n);
   }
   if (stream && sizeof(A) == 4 && p.state == DType::f32) {
-    stream_store(reinterpret_cast<const float*>(s.sum), static_cast<float*>(p.out) + first, n);
+    s.leaving.all();
+    s.leaving = {reinterpret_cast<const float*>(s.sum), static_cast<float*>(p.out) + first, n};
+    const bool whole_lines = (reinterpret_cast<uintptr_t>(s.leaving.to) & 63) == 0;
+    if (!p.noise || !whole_lines) s.leaving.all();
+    s.sum = s.sum == s.sums[0] ? s.sums[1] : s.sums[0];
   } else {
     store_block(s.sum, p.out, p.state, first, n);
   }
@@ -309,7 +343,10 @@ inline void run_range(const StepParams& p, int64_t begin, int64_t end, bool stre
     if (!stream && is_plain<A>(p)) return run_plain(p, row, begin, end);
     for (int64_t at = begin; at < end; at += kBlock)
       one_block(p, row, at, static_cast<int>(std::min<int64_t>(kBlock, end - at)), stream, scratch);
-    if (stream) stream_fence();
+    if (stream) {
+      scratch.leaving.all();
+      stream_fence();
+    }
     return;
   }
   for (int64_t at = begin; at < end;) {  // a row of weights a sample: blocks end where samples do

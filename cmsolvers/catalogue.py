@@ -1,0 +1,56 @@
+"""What is known of every solver, in one place: the documentation's table is made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+Noise: TypeAlias = Literal["none", "churn", "fresh", "Brownian"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One line of the table.
+
+    Attributes:
+        name: of the function in `cmsolvers`.
+        space: "sigma" (a denoiser on noise levels) or "time" (any SDE or ODE).
+        order: of convergence, as text: "2", "1 to 4", "1.5 strong, additive noise".
+        nfe: evaluations of the model for n steps, as text: "n", "2 n - 1".
+        noise: none; churn, off by default; fresh unit normals a step; a Brownian path.
+        adaptive: whether each sample chooses its own steps.
+        source: paper and equation or algorithm.
+    """
+
+    name: str
+    space: Literal["sigma", "time"]
+    order: str
+    nfe: str
+    noise: Noise
+    adaptive: bool
+    source: str
+
+
+SOLVERS: dict[str, Facts] = {}
+"""All solvers that have been imported, by name."""
+
+
+def described(
+    *,
+    order: str,
+    nfe: str,
+    noise: Noise,
+    source: str,
+    space: Literal["sigma", "time"] = "sigma",
+    adaptive: bool = False,
+) -> Callable[[F], F]:
+    """Enter the decorated solver in the catalogue; arguments as the attributes of `Facts`."""
+
+    def enter(function: F) -> F:
+        name = function.__name__
+        SOLVERS[name] = Facts(name, space, order, nfe, noise, adaptive, source)
+        return function
+
+    return enter

@@ -155,7 +155,7 @@ def count(name: str, value: Any, *, least: int = 1) -> int:
     return value
 
 
-def _host_floats(name: str, value: Any) -> list[float]:
+def floats(name: str, value: Any) -> list[float]:
     """A 1-D grid as Python floats (float64), read once."""
     if isinstance(value, Tensor):
         if not value.dtype.is_floating_point:
@@ -168,7 +168,7 @@ def _host_floats(name: str, value: Any) -> list[float]:
     elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         grid = [real(f"{name}[{i}]", entry) for i, entry in enumerate(value)]
     elif hasattr(value, "__array__"):
-        return _host_floats(name, torch.as_tensor(value))
+        return floats(name, torch.as_tensor(value))
     else:
         raise TypeError(
             f"{name} must be a 1-D floating tensor or a sequence of numbers; got {describe(value)}"
@@ -181,7 +181,7 @@ def _host_floats(name: str, value: Any) -> list[float]:
 
 def sigmas(name: str, value: Any, *, least: int = 2) -> tuple[float, ...]:
     """Noise levels: finite, strictly descending, not negative, 0 only as the last of several."""
-    grid = _host_floats(name, value)
+    grid = floats(name, value)
     if len(grid) < least:
         raise ValueError(
             f"{name} must have at least {least} level{'s' if least > 1 else ''}; got {len(grid)}"
@@ -203,7 +203,7 @@ def sigmas(name: str, value: Any, *, least: int = 2) -> tuple[float, ...]:
 
 def times(name: str, value: Any) -> tuple[float, ...]:
     """Times: finite, at least two, strictly ascending or strictly descending."""
-    grid = _host_floats(name, value)
+    grid = floats(name, value)
     if len(grid) < 2:
         raise ValueError(f"{name} must have at least 2 entries; got {len(grid)}")
     sign = 1.0 if grid[1] > grid[0] else -1.0

@@ -154,6 +154,52 @@ def per_level(levels: Sequence[float], x: Tensor, dtype: torch.dtype) -> Callabl
     return lambda j: torch.full((batch,), levels[j], dtype=dtype, device=device)
 
 
+class Recorder:
+    """Copies of the states that `trajectory` asks for.
+
+    Args:
+        name: of the argument, for error texts.
+        wanted: None or False (nothing), True (every state) or the levels of some of `visited`.
+        visited: the level of each state that `add` will be shown, in order.
+
+    Raises:
+        TypeError: neither a bool nor a sequence of numbers.
+        ValueError: a level that the run does not visit.
+    """
+
+    def __init__(self, name: str, wanted: Any, visited: Sequence[float]) -> None:
+        self._visited, self._at = visited, 0
+        self._states: list[Tensor] = []
+        if wanted is None or isinstance(wanted, bool):
+            chosen = set(visited) if wanted else set()
+        else:
+            chosen = set(check.floats(name, wanted))
+        missing = sorted(chosen - set(visited))
+        if missing:
+            raise ValueError(
+                f"{name} must hold levels that the run visits; got {missing[0]!r}, which is none "
+                f"of its {len(visited)} from {visited[0]:g} to {visited[-1]:g}"
+            )
+        self._chosen = chosen
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is recorded."""
+        return bool(self._chosen)
+
+    def add(self, x: Tensor) -> None:
+        """The next state."""
+        if self._visited[self._at] in self._chosen:
+            self._states.append(x.clone())  # the loop may write to its buffer again
+        self._at += 1
+
+    def result(self) -> tuple[Tensor | None, tuple[float, ...] | None]:
+        """(states [K, B, ...], their levels), or (None, None)."""
+        if not self._chosen:
+            return None, None
+        return torch.stack(self._states), tuple(v for v in self._visited if v in self._chosen)
+
+
 class BadOutputs:
     """First evaluation and sample whose model output is not finite, kept on the device."""
 

@@ -117,6 +117,11 @@ class Plan:
         ]
 
     @cached_property
+    def visited(self) -> tuple[float, ...]:
+        """The level of the state at the start and after each step."""
+        return (self.steps[0].sigma, *(step.stages[-1].to for step in self.steps))
+
+    @cached_property
     def width(self) -> int:
         """Stages of the longest step."""
         return max(len(step.stages) for step in self.steps)

@@ -10,7 +10,7 @@ from typing import Any, TypedDict, TypeVar
 from torch import Tensor
 
 from cmsolvers import _checks as check
-from cmsolvers._launch import BadOutputs, Launcher, NoiseSampler, bar
+from cmsolvers._launch import BadOutputs, Launcher, NoiseSampler, Recorder, bar
 from cmsolvers._models import model_class
 from cmsolvers.plan import Plan
 
@@ -27,6 +27,7 @@ class Options(TypedDict, total=False):
     progress: bool
     return_info: bool
     check_nan: bool
+    trajectory: Any
 
 
 _SHARED = {
@@ -37,6 +38,7 @@ _SHARED = {
     "progress": False,
     "return_info": False,
     "check_nan": False,
+    "trajectory": None,
 }
 
 
@@ -61,10 +63,15 @@ class Info:
     Attributes:
         nfe: evaluations of the model, as used.
         steps: steps taken.
+        trajectory: the states asked for, [K, B, ...] in the order they were passed; None if none
+            were.
+        levels: where those states are: K levels, or times.
     """
 
     nfe: int
     steps: int
+    trajectory: Tensor | None = None
+    levels: tuple[float, ...] | None = None
 
 
 def run(
@@ -79,6 +86,7 @@ def run(
     progress: bool = False,
     return_info: bool = False,
     check_nan: bool = False,
+    trajectory: Any = None,
     **unknown: Any,
 ) -> Any:
     """Run a plan; the arguments are told at `euler_pf_ode`."""
@@ -91,6 +99,7 @@ def run(
     check.optional_function("callback", callback)
     extra = check.options("extra_args", extra_args)
     check.flags(progress=progress, return_info=return_info, check_nan=check_nan)
+    recorder = Recorder("trajectory", trajectory, plan.visited)
     launcher = Launcher(
         x,
         seed=seed,
@@ -101,6 +110,7 @@ def run(
     )
     model = model_class(denoiser, plan)(denoiser, x, plan, launcher, extra)
     bad = BadOutputs(x) if check_nan else None
+    recorder.add(x)
     with bar(progress, plan.name, len(plan.steps)) as progress_bar:
         evaluation, past = 0, []  # type: int, list[Tensor]
         for i, step in enumerate(plan.steps):
@@ -132,12 +142,15 @@ def run(
                 y, first = model.advance(evaluation, x, stage, outputs, past, how)
                 evaluation += 1
             x = y
+            recorder.add(x)
             if plan.keep:
                 past = [first, *past[: plan.keep - 1]]
             progress_bar.advance("sigma", step.stages[-1].to, evaluation)
     if bad is not None:
         _raise_bad(bad, plan)
-    return (x, Info(evaluation, len(plan.steps))) if return_info else x
+    if not (return_info or recorder.wanted):
+        return x
+    return x, Info(evaluation, len(plan.steps), *recorder.result())
 
 
 def _raise_bad(bad: BadOutputs, plan: Plan) -> None:

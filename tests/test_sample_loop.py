@@ -394,3 +394,31 @@ def test_past_outputs_that_are_views_survive(formula, keep):
         assert torch.equal(run(plan, view, x, seed=1), expected)
         expected = run(plan, EDM(lambda x, s, v=view: v(x, s).clone()), x, seed=1)
         assert torch.equal(run(plan, EDM(view), x, seed=1), expected)
+
+
+def test_trajectory_holds_every_state():
+    x, seen = latent(), []
+    got, info = cm.heun_pf_ode(
+        DATA, x, SIGMAS, trajectory=True, callback=lambda e: seen.append(e["x"])
+    )
+    assert info.levels == tuple(SIGMAS.tolist())
+    assert info.trajectory.shape == (len(SIGMAS), *x.shape)
+    assert torch.equal(info.trajectory[:-1], torch.stack(seen))
+    assert torch.equal(info.trajectory[-1], got) and torch.equal(info.trajectory[0], x)
+    assert torch.equal(cm.heun_pf_ode(DATA, x, SIGMAS), got)
+
+
+def test_trajectory_at_chosen_levels():
+    levels = SIGMAS.tolist()
+    chosen = [levels[-1], levels[2]]
+    _, every = cm.euler_pf_ode(DATA, latent(), SIGMAS, trajectory=True)
+    _, some = cm.euler_pf_ode(DATA, latent(), SIGMAS, trajectory=chosen)
+    assert some.levels == (levels[2], levels[-1])
+    assert torch.equal(some.trajectory, every.trajectory[[2, len(levels) - 1]])
+
+
+def test_trajectory_carries_derivatives():
+    x = latent().double().requires_grad_()
+    _, info = cm.euler_pf_ode(DATA, x, SIGMAS, trajectory=[SIGMAS[1].item()])
+    (gradient,) = torch.autograd.grad(info.trajectory.sum(), x)
+    assert gradient.abs().sum() > 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from cmsolvers import _checks as check
+from cmsolvers.catalogue import described
 from cmsolvers.denoisers import ConsistencyFunction
 from cmsolvers.plan import Stage, make_plan
 from cmsolvers.sample import Options, run, sampler
@@ -31,6 +32,12 @@ class ConsistencyStages:
         return (Stage(to, 0.0, (1.0,), w_z=noise, exact=False),)
 
 
+@described(
+    order="one-step map",
+    nfe="n",
+    noise="fresh",
+    source="Song et al., Consistency Models (2023), algorithm 1",
+)
 @sampler
 def consistency_sample(
     f: Any,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from cmsolvers import _checks as check
+from cmsolvers.catalogue import described
 from cmsolvers.plan import Stage, make_plan
 from cmsolvers.sample import Options, run, sampler
 
@@ -32,6 +33,7 @@ class AncestralStages:
         return (Stage(to, keep, (1.0 - keep,), w_z=up),)
 
 
+@described(order="1", nfe="n", noise="fresh", source="Song et al., DDIM (2021), eq. 12 and 16")
 @sampler
 def ddim(
     denoiser: Any,
@@ -70,6 +72,7 @@ def ddim(
     return run(plan, denoiser, x, **options)
 
 
+@described(order="1 (weak)", nfe="n", noise="fresh", source="Ho et al. (2020), eq. 6-7")
 @sampler
 def ddpm_ancestral(
     denoiser: Any,

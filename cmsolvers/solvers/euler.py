@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from cmsolvers import _checks as check
+from cmsolvers.catalogue import described
 from cmsolvers.plan import Churn, Stage, make_plan
 from cmsolvers.sample import Options, run, sampler
 
@@ -32,6 +33,9 @@ def churn_of(s_churn: float, s_tmin: float, s_tmax: float) -> Churn | None:
     return churn if churn.s_churn else None
 
 
+@described(
+    order="1", nfe="n", noise="churn", source="Karras et al. (2022), algorithm 2 without correction"
+)
 @sampler
 def euler_pf_ode(
     denoiser: Any,
@@ -71,10 +75,13 @@ def euler_pf_ode(
         return_info: return (x, Info).
         check_nan: raise ValueError at the end of the run if a model output was not finite, naming
             step, sigma and sample; nothing waits for the device before.
+        trajectory: True for the state at every level, or the levels (some of `sigmas`) whose states
+            are wanted. They are copied to `info.trajectory`, [K, B, ...], with `info.levels` beside
+            them, and (x, info) is returned.
 
     Returns:
-        x at sigmas[-1], in the dtype, layout and device of x; with `return_info` also an `Info`.
-        Differentiable in x and the model where gradients are on.
+        x at sigmas[-1], in the dtype, layout and device of x; with `return_info` or `trajectory`
+        also an `Info`. Differentiable in x and the model where gradients are on.
 
     Raises:
         TypeError: an argument of the wrong kind; a model that returns no floating tensor of at most

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from cmsolvers import _checks as check
+from cmsolvers.catalogue import described
 from cmsolvers.plan import Stage, make_plan
 from cmsolvers.sample import Options, run, sampler
 from cmsolvers.solvers.euler import churn_of, euler_stages
@@ -29,6 +30,12 @@ def heun_stages(levels: Sequence[float], to: float) -> tuple[Stage, ...]:
     return (*predictor, Stage(to, to / s, (half * (1 / to - 2 / s), -half / to)))
 
 
+@described(
+    order="2",
+    nfe="2 n, 2 n - 1 where the last level is 0",
+    noise="churn",
+    source="Karras et al. (2022), algorithms 1 and 2",
+)
 @sampler
 def heun_pf_ode(
     denoiser: Any,

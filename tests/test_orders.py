@@ -1,9 +1,11 @@
 """Orders of convergence by regression over five halvings, with controls that must fail."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from algorithms import TABLE
 from scipy.integrate import solve_ivp
 
 import cmsolvers as cm
@@ -17,6 +19,7 @@ from cmsolvers.solvers.heun import heun_stages
 F64 = torch.float64
 FIRST, LAST = 10.0, 0.1
 STEPS = (32, 64, 128, 256, 512, 1024)
+HIGH_ORDER_STEPS = (24, 48, 96, 192, 384, 768)
 
 
 def slope(errors, steps=STEPS):
@@ -74,11 +77,12 @@ def with_formula(formula, **options):
 
 
 @each_problem
-@pytest.mark.parametrize(
-    "sampler, order", [(cm.euler_pf_ode, 1), (cm.ddim, 1), (cm.heun_pf_ode, 2)]
-)
-def test_order_of_the_ode_samplers(sampler, order, problem):
-    assert_order(errors_of(sampler, problem), order)
+@pytest.mark.parametrize("row", [r for r in TABLE if r.order], ids=lambda row: row.name)
+def test_order_of_the_ode_samplers(row, problem):
+    """Ones of high order reach the floor of float64 sooner, so their grids are coarser."""
+    steps = STEPS if row.order <= 2 else HIGH_ORDER_STEPS
+    errors = errors_of(partial(row.sampler, **row.options), problem, steps)
+    assert_order(errors, row.order, steps)
 
 
 @each_problem

@@ -4,134 +4,36 @@ import math
 
 import pytest
 import torch
+from algorithms import TABLE
+from algorithms.row import SEED, Path, fresh
 
 import cmsolvers as cm
-from cmsolvers import denoisers, noise
+from cmsolvers import catalogue, denoisers, noise
 from cmsolvers.oracles import Gaussian, GaussianMixture
 
 F64 = torch.float64
 SIGMAS = cm.karras_sigmas(9, 0.01, 20.0)
-SEED = 1234
+SHAPE = (5, 2, 4)
 MIXTURE = GaussianMixture(
     torch.randn(3, 2, 4, dtype=F64, generator=torch.Generator().manual_seed(1)), [0.2, 0.5, 0.3]
 )
+each_row = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 
 
 def latent():
-    return 20 * torch.randn(5, 2, 4, dtype=F64, generator=torch.Generator().manual_seed(2))
+    return 20 * torch.randn(SHAPE, dtype=F64, generator=torch.Generator().manual_seed(2))
 
 
 def z(i, x):
-    return noise.normal(x.shape, SEED, draw=i, stream=noise.STEPS, dtype=x.dtype)
+    return fresh(x.shape)(i)
 
 
-def edm_algorithm_2(
-    model, x, levels, *, correct, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0
-):
-    """Karras et al. (2022), algorithm 2, line by line."""
-    n = len(levels) - 1
-    for i in range(n):
-        t, t_next = levels[i], levels[i + 1]
-        gamma = min(s_churn / n, math.sqrt(2) - 1) if s_tmin <= t <= s_tmax else 0
-        t_hat = t + gamma * t
-        if gamma:
-            x = x + math.sqrt(t_hat**2 - t**2) * s_noise * z(i, x)
-        d = (x - model(x, t_hat)) / t_hat
-        x_next = x + (t_next - t_hat) * d
-        if correct and t_next != 0:
-            d_next = (x_next - model(x_next, t_next)) / t_next
-            x_next = x + (t_next - t_hat) * (d / 2 + d_next / 2)
-        x = x_next
-    return x
-
-
-def ddim_in_alphas(model, x, levels, *, eta, s_noise=1.0):
-    """Song et al. (2021), eq. 12 and 16, in their own coordinates: alpha = 1 / (1 + sigma^2)."""
-    alphas = [1 / (1 + s * s) for s in levels]
-    x = x * math.sqrt(alphas[0])
-    for i in range(len(levels) - 1):
-        a, b = alphas[i], alphas[i + 1]
-        clean = model(x / math.sqrt(a), levels[i])
-        eps = (x - math.sqrt(a) * clean) / math.sqrt(1 - a)
-        spread = eta * math.sqrt((1 - b) / (1 - a)) * math.sqrt(1 - a / b)
-        direction = math.sqrt(max(0.0, 1 - b - spread**2)) * eps
-        x = math.sqrt(b) * clean + direction + s_noise * spread * z(i, x)
-    return x / math.sqrt(alphas[-1])
-
-
-def ddpm_posterior(model, x, levels):
-    """Ho et al. (2020), eq. 6-7: the posterior's mean and variance, in their own coordinates."""
-    alphas = [1 / (1 + s * s) for s in levels]
-    x = x * math.sqrt(alphas[0])
-    for i in range(len(levels) - 1):
-        bar, bar_next = alphas[i], alphas[i + 1]
-        alpha = bar / bar_next
-        beta = 1 - alpha
-        clean = model(x / math.sqrt(bar), levels[i])
-        mean = math.sqrt(bar_next) * beta / (1 - bar) * clean
-        mean = mean + math.sqrt(alpha) * (1 - bar_next) / (1 - bar) * x
-        x = mean + math.sqrt((1 - bar_next) / (1 - bar) * beta) * z(i, x)
-    return x / math.sqrt(alphas[-1])
-
-
-def consistency_algorithm_1(f, x, levels, *, sigma_min):
-    """Song et al. (2023), algorithm 1."""
-    y = f(x, levels[0])
-    for i, s in enumerate(levels[1:]):
-        s = max(s, sigma_min)
-        y = f(y + math.sqrt(s**2 - sigma_min**2) * z(i, y), s)
-    return y
-
-
-CHURN = {"s_churn": 5.0, "s_tmin": 0.05, "s_tmax": 8.0, "s_noise": 1.003}
-TABLE = [
-    (cm.euler_pf_ode, {}, lambda m, x, s: edm_algorithm_2(m, x, s, correct=False), 9),
-    (cm.heun_pf_ode, {}, lambda m, x, s: edm_algorithm_2(m, x, s, correct=True), 17),
-    (
-        cm.euler_pf_ode,
-        CHURN,
-        lambda m, x, s: edm_algorithm_2(m, x, s, correct=False, **CHURN),
-        9,
-    ),
-    (
-        cm.heun_pf_ode,
-        CHURN,
-        lambda m, x, s: edm_algorithm_2(m, x, s, correct=True, **CHURN),
-        17,
-    ),
-    (
-        cm.heun_pf_ode,
-        {"s_churn": 100.0},
-        lambda m, x, s: edm_algorithm_2(m, x, s, correct=True, s_churn=100.0),
-        17,
-    ),
-    (cm.ddim, {}, lambda m, x, s: ddim_in_alphas(m, x, s, eta=0.0), 9),
-    (cm.ddim, {"eta": 0.6}, lambda m, x, s: ddim_in_alphas(m, x, s, eta=0.6), 9),
-    (
-        cm.ddim,
-        {"eta": 1.0, "s_noise": 0.9},
-        lambda m, x, s: ddim_in_alphas(m, x, s, eta=1.0, s_noise=0.9),
-        9,
-    ),
-    (cm.ddpm_ancestral, {}, ddpm_posterior, 9),
-    (cm.ddpm_ancestral, {"eta": 0.3}, lambda m, x, s: ddim_in_alphas(m, x, s, eta=0.3), 9),
-    (
-        cm.consistency_sample,
-        {},
-        lambda m, x, s: consistency_algorithm_1(m, x, s[:-1], sigma_min=0.002),
-        9,
-    ),
-    (
-        cm.consistency_sample,
-        {"sigma_min": 0.03},
-        lambda m, x, s: consistency_algorithm_1(
-            m, x, [max(v, 0.03) for v in s[:-1]], sigma_min=0.03
-        ),
-        9,
-    ),
-]
-IDS = [f"{row[0].__name__}-{row[1]}" for row in TABLE]
-each_sampler = pytest.mark.parametrize("sampler, options, algorithm, nfe", TABLE, ids=IDS)
+def noise_of(row, dtype=F64):
+    """(what the sampler is told, what the algorithm draws from)."""
+    if not row.path:
+        return {"seed": SEED}, fresh(SHAPE)
+    path = Path(SHAPE)
+    return {"noise_sampler": lambda a, b: path(a, b).to(dtype)}, lambda i, a, b: path(a, b)
 
 
 def close(got, expected):
@@ -139,27 +41,59 @@ def close(got, expected):
     assert error < 1e-10, error
 
 
-@each_sampler
-def test_a_callable_as_transcribed(sampler, options, algorithm, nfe):
+@each_row
+def test_a_callable_as_transcribed(row):
     x, levels = latent(), SIGMAS.tolist()
     before = x.clone()
-    got, info = sampler(MIXTURE, x, SIGMAS, seed=SEED, return_info=True, **options)
-    close(got, algorithm(MIXTURE, x, levels))
-    assert info.nfe == nfe and info.steps == 9
+    told, drawn = noise_of(row)
+    got, info = row.sampler(MIXTURE, x, SIGMAS, return_info=True, **told, **row.options)
+    close(got, row.algorithm(MIXTURE, x, levels, drawn))
+    assert info.nfe == row.nfe(9, True)
     assert torch.equal(x, before)
 
 
-@each_sampler
-def test_levels_that_do_not_end_in_zero(sampler, options, algorithm, nfe):
-    if sampler is cm.consistency_sample:
-        levels = SIGMAS.tolist()
-        got = sampler(MIXTURE, latent(), levels[:-1], seed=SEED, **options)
-        close(got, algorithm(MIXTURE, latent(), levels))
-        return
-    levels = SIGMAS.tolist()[:-1]
-    got, info = sampler(MIXTURE, latent(), levels, seed=SEED, return_info=True, **options)
-    close(got, algorithm(MIXTURE, latent(), levels))
-    assert info.nfe == (16 if sampler is cm.heun_pf_ode else 8)
+SCHEDULES = [
+    SIGMAS.tolist()[:-1],
+    [20.0, 0.0],
+    [20.0, 3.0],
+    [20.0, 1.0, 0.0],
+    [20.0, 5.0, 0.5],
+    [20.0],
+]
+
+
+@pytest.mark.parametrize(
+    "row, levels",
+    [(row, levels) for row in TABLE for levels in SCHEDULES if row.single or len(levels) > 1],
+    ids=lambda v: v.name if hasattr(v, "name") else f"{len(v)}-to-{v[-1]:g}",
+)
+def test_other_schedules(row, levels):
+    """Those that do not end in zero, and the shortest."""
+    told, drawn = noise_of(row)
+    got, info = row.sampler(MIXTURE, latent(), levels, return_info=True, **told, **row.options)
+    close(got, row.algorithm(MIXTURE, latent(), levels, drawn))
+    assert got.isfinite().all()
+    assert info.nfe == row.nfe(len(levels) - 1, levels[-1] == 0)
+
+
+@each_row
+def test_seeds_govern_the_noise(row):
+    """Same seed, same samples; another seed changes them where there is noise, else nothing."""
+    one, two, other = (
+        row.sampler(MIXTURE, latent(), SIGMAS, seed=seed, **row.options) for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, two)
+    noisy = row.order is None and catalogue.SOLVERS[row.sampler.__name__].noise != "none"
+    assert torch.equal(one, other) != noisy
+    key = noise.key(1, 2, offset=3)
+    part = row.sampler(MIXTURE, latent()[3:], SIGMAS, seed=key, **row.options)
+    close(part, one[3:])
+
+
+def test_every_solver_has_its_row():
+    rows = {row.sampler.__name__ for row in TABLE}
+    known = {f.name for f in catalogue.SOLVERS.values() if f.space == "sigma" and not f.adaptive}
+    assert rows == known
 
 
 def wave(x, c, gain=1.0):
@@ -180,13 +114,13 @@ RAW = {
 }
 
 
-@each_sampler
+@each_row
 @pytest.mark.parametrize("kind", RAW)
-def test_raw_networks_are_folded_right(sampler, options, algorithm, nfe, kind):
+def test_raw_networks_are_folded_right(row, kind):
     make, net = RAW[kind]
     denoiser = make(net)
-    if sampler is cm.consistency_sample:
-        denoiser = denoisers.ConsistencyFunction(net, sigma_min=options.get("sigma_min", 0.002))
+    if row.sampler is cm.consistency_sample:
+        denoiser = denoisers.ConsistencyFunction(net, sigma_min=row.options.get("sigma_min", 0.002))
     calls = []
 
     def counting(x, c, **extra):
@@ -194,30 +128,33 @@ def test_raw_networks_are_folded_right(sampler, options, algorithm, nfe, kind):
         return net(x, c, **extra)
 
     x, levels = latent(), SIGMAS.tolist()
-    expected = algorithm(lambda x, s: denoiser(x, s, gain=0.8), x, levels)
+    told, drawn = noise_of(row)
+    expected = row.algorithm(lambda x, s: denoiser(x, s, gain=0.8), x, levels, drawn)
     denoiser.net = counting
-    args = {"seed": SEED, "extra_args": {"gain": 0.8}, **options}
-    got, info = sampler(denoiser, x, SIGMAS, return_info=True, **args)
+    args = {"extra_args": {"gain": 0.8}, **told, **row.options}
+    got, info = row.sampler(denoiser, x, SIGMAS, return_info=True, **args)
     close(got, expected)
-    assert info.nfe == nfe == len(calls)
+    assert info.nfe == row.nfe(9, True) == len(calls)
     seen = []
-    shown = sampler(denoiser, x, SIGMAS, callback=seen.append, **args)
+    shown = row.sampler(denoiser, x, SIGMAS, callback=seen.append, **args)
     assert torch.equal(shown, got)
     for entry in seen:
         close(entry["denoised"], denoiser(entry["x"], entry["sigma_hat"], gain=0.8))
 
 
-@each_sampler
+@each_row
 @pytest.mark.parametrize("state, model", [(F64, torch.float32), (torch.float32, torch.float16)])
-def test_networks_of_lower_precision(sampler, options, algorithm, nfe, state, model):
+def test_networks_of_lower_precision(row, state, model):
     def net(x, c, **extra):
         assert x.dtype == model and c.dtype == (F64 if state == F64 else torch.float32)
         return wave(x, c, **extra).to(model)
 
-    make = denoisers.ConsistencyFunction if sampler is cm.consistency_sample else denoisers.EDM
-    extra = {"sigma_min": options["sigma_min"]} if "sigma_min" in options else {}
-    exact = algorithm(make(wave, **extra), latent(), SIGMAS.tolist())
-    got = sampler(make(net, dtype=model, **extra), latent().to(state), SIGMAS, seed=SEED, **options)
+    make = denoisers.ConsistencyFunction if row.sampler is cm.consistency_sample else denoisers.EDM
+    extra = {k: v for k, v in row.options.items() if k == "sigma_min"}
+    told, drawn = noise_of(row, state)
+    exact = row.algorithm(make(wave, **extra), latent(), SIGMAS.tolist(), drawn)
+    x = latent().to(state)
+    got = row.sampler(make(net, dtype=model, **extra), x, SIGMAS, **told, **row.options)
     assert got.dtype == state
     torch.testing.assert_close(got.double(), exact, rtol=0.02, atol=0.02)
 

@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from exact import SETS, instruction_set
+from torch._subclasses import FakeTensorMode
 
 import cmsolvers
 from cmsolvers import noise, ops
+from cmsolvers.ops import binary, checks
 from cmsolvers.ops.binary import C
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,6 +93,63 @@ def test_instruction_sets():
     for name in SETS:
         done = python(code, CMSOLVERS_INSTRUCTION_SET=name)
         assert done.stdout.strip() == name, done.stderr
+
+
+@pytest.mark.parametrize("value", ["sse9", "AVX2", "portable "])
+def test_an_instruction_set_that_is_not_usable_is_an_error(value):
+    done = python("import cmsolvers", CMSOLVERS_INSTRUCTION_SET=value)
+    usable = ", ".join(ops.build_info()["instruction_sets"])
+    text = (
+        f"ValueError: CMSOLVERS_INSTRUCTION_SET must be unset or one that is usable here, {usable}"
+    )
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == f"{text}; got {value!r}"
+
+
+def test_an_instruction_set_of_another_processor_is_an_error(monkeypatch):
+    old = SimpleNamespace(build_info=lambda: {"instruction_sets": ["portable"]})
+    monkeypatch.setenv("CMSOLVERS_INSTRUCTION_SET", "avx512")
+    with pytest.raises(ValueError, match="usable here, portable; got 'avx512'"):
+        binary._check_instruction_set(old)
+    binary._check_instruction_set(None)  # nothing reads it
+    for fine in ("portable", ""):
+        monkeypatch.setenv("CMSOLVERS_INSTRUCTION_SET", fine)
+        binary._check_instruction_set(old)
+
+
+class Elsewhere(torch.Tensor):
+    """Says that it lies on a CUDA device."""
+
+    is_cpu, is_cuda = False, True
+
+
+STEPS = {
+    "pf_ode_step": lambda x: ops.pf_ode_step(x, x, 2.0, 1.0),
+    "heun_step": lambda x: ops.heun_step(x, x, 2.0, 1.0, x),
+    "euler_maruyama_step": lambda x: ops.euler_maruyama_step(x, x, 0.5, 0.1, seed=1),
+    "consistency_output": lambda x: ops.consistency_output(x, x, 0.7),
+    "add_noise": lambda x: ops.add_noise(x, 0.5, seed=1),
+    "scale_input": lambda x: ops.scale_input(x, 0.5),
+    "weighted_step": lambda x: ops.weighted_step(x, (x,), (0.5, 0.5), clamp=(-1.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_cuda_tensors_need_a_build_with_cuda(name, monkeypatch):
+    x, step = torch.ones(2, 3), STEPS[name]
+    monkeypatch.setattr(checks, "CPU_ONLY", True)
+    with pytest.raises(RuntimeError, match="this build of cmsolvers has no CUDA part; got"):
+        step(x.as_subclass(Elsewhere))
+    step(x)
+    assert step(x.to("meta")).shape == (2, 3)
+    with FakeTensorMode():
+        assert step(torch.ones(2, 3, device="cuda")).device.type == "cuda"
+    monkeypatch.setattr(checks, "CPU_ONLY", False)
+    step(x.as_subclass(Elsewhere))
+
+
+def test_cpu_only_says_what_was_built():
+    assert binary.CPU_ONLY is not ops.build_info()["cuda"]
 
 
 def test_without_the_binary(tmp_path):

@@ -1,6 +1,7 @@
 """The compiled extension, or None with one warning.
 
-`CMSOLVERS_REQUIRE_EXTENSION=1` makes its absence an error.
+`CMSOLVERS_REQUIRE_EXTENSION=1` makes its absence an error. `CMSOLVERS_INSTRUCTION_SET` names the
+instruction set of the CPU kernels; one that cannot be used here is an error too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,30 @@ def _load() -> ModuleType | None:
         return None
 
 
+def _check_instruction_set(extension: ModuleType | None) -> None:
+    """Refuse a CMSOLVERS_INSTRUCTION_SET that the kernels would not follow.
+
+    Without the extension nothing reads it, and the warning of its absence has been given.
+
+    Raises:
+        ValueError: it names none of the instruction sets that are built and usable here.
+    """
+    wanted = os.environ.get("CMSOLVERS_INSTRUCTION_SET", "")
+    if not wanted or extension is None:
+        return
+    usable = extension.build_info()["instruction_sets"]
+    if wanted not in usable:
+        raise ValueError(
+            "CMSOLVERS_INSTRUCTION_SET must be unset or one that is usable here, "
+            f"{', '.join(usable)}; got {wanted!r}"
+        )
+
+
 C: ModuleType | None = _load()
+_check_instruction_set(C)
+
+CPU_ONLY: bool = C is not None and not C.build_info()["cuda"]
+"""Whether the extension has no CUDA kernels. (Without it plain torch runs on any device.)"""
 
 
 def build_info() -> dict[str, Any]:

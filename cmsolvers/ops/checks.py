@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from cmsolvers.ops.binary import CPU_ONLY
+
 PRECISION = {torch.float64: 3, torch.float32: 2, torch.bfloat16: 1, torch.float16: 1}
 
 
@@ -19,6 +21,8 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
     _check_strided("x", x)
     if x.dtype not in PRECISION:
         raise TypeError(f"x must be float64, float32, float16 or bfloat16; got {x.dtype}")
+    if not x.is_cpu:
+        _check_built_for(x)
     for k, m in enumerate(inputs):
         if not isinstance(m, Tensor):
             raise TypeError(f"{name}[{k}] must be a tensor; got {type(m).__name__}")
@@ -42,6 +46,15 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
             raise TypeError(
                 f"{name}[0] must be {x.dtype} as x is, or of lower precision; got {dtype}"
             )
+
+
+def _check_built_for(x: Tensor) -> None:
+    """The build has kernels for x's device. Fake tensors pass: only their shapes are asked for."""
+    if CPU_ONLY and x.is_cuda and not isinstance(x, torch._subclasses.FakeTensor):
+        raise RuntimeError(
+            f"x must be on the CPU: this build of cmsolvers has no CUDA part; got {x.device}. "
+            "USE_CUDA=1 pip install --no-build-isolation . builds it, or says what is missing"
+        )
 
 
 def _check_strided(name: str, t: Tensor) -> None:

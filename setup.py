@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,37 @@ def env_flag(name: str) -> bool:
     return os.environ.get(name, "") not in ("", "0")
 
 
+def toolkit_version(nvcc: Path) -> str | None:
+    """Return the version of a CUDA toolkit, such as "12.8"; None where its nvcc does not tell."""
+    try:
+        run = subprocess.run([str(nvcc), "--version"], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"release (\d+\.\d+)", run.stdout)
+    return found[1] if found else None
+
+
+def cuda_missing(torch_cuda: str | None, cuda_home: str | None) -> list[str]:
+    """Return what keeps the CUDA part from being built, in words; empty where nothing does."""
+    missing = []
+    if torch_cuda is None:
+        missing.append("this torch is a CPU build (torch.version.cuda is None)")
+    nvcc = Path(cuda_home or "") / "bin" / "nvcc"
+    if cuda_home is None or not nvcc.exists():
+        missing.append("no CUDA toolkit was found (set CUDA_HOME to the folder that has bin/nvcc)")
+        return missing
+    version = toolkit_version(nvcc)
+    if version is None:
+        missing.append(f"{nvcc} --version does not run or names no release")
+    elif torch_cuda is not None and version.split(".")[0] != torch_cuda.split(".")[0]:
+        # torch.utils.cpp_extension would refuse it too, and end the build of the CPU part with it.
+        missing.append(
+            f"the CUDA toolkit in {cuda_home} is {version} and this torch was built with CUDA "
+            f"{torch_cuda}: the major versions must be the same (set CUDA_HOME to one that fits)"
+        )
+    return missing
+
+
 def cuda_wanted(torch_cuda: str | None, cuda_home: str | None) -> bool:
     """Decide on the CUDA part; USE_CUDA=1 turns "cannot" into an error that says why."""
     setting = os.environ.get("USE_CUDA", "")
@@ -70,13 +102,16 @@ def cuda_wanted(torch_cuda: str | None, cuda_home: str | None) -> bool:
         sys.exit(f"USE_CUDA must be 0, 1 or unset; got {setting!r}")
     if setting == "0":
         return False
-    missing = []
-    if torch_cuda is None:
-        missing.append("this torch is a CPU build (torch.version.cuda is None)")
-    if cuda_home is None or not (Path(cuda_home) / "bin" / "nvcc").exists():
-        missing.append("no CUDA toolkit was found (set CUDA_HOME to the folder that has bin/nvcc)")
+    missing = cuda_missing(torch_cuda, cuda_home)
     if missing and setting == "1":
         sys.exit("USE_CUDA=1, but the CUDA part cannot be built: " + "; ".join(missing))
+    if missing and torch_cuda is not None:  # with a CPU torch nobody expects the CUDA part
+        print(
+            f"cmsolvers: WARNING: the CUDA part is left out, CUDA tensors will be refused: "
+            f"{'; '.join(missing)}. USE_CUDA=1 makes this an error, USE_CUDA=0 silences it",
+            file=sys.stderr,
+            flush=True,
+        )
     return not missing
 
 

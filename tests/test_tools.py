@@ -1,7 +1,9 @@
 """What the tools for GPU machines do that needs no GPU."""
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -284,6 +286,78 @@ class TestSetup:
         run = self.setup(USE_CUDA="yes")
         assert run.returncode != 0
         assert "USE_CUDA must be 0, 1 or unset; got 'yes'" in run.stderr
+
+
+@pytest.fixture
+def setup_py(tools, monkeypatch):
+    """setup.py as a module; it builds nothing."""
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    monkeypatch.setenv("CMSOLVERS_SKIP_EXTENSION", "1")
+    monkeypatch.delenv("USE_CUDA", raising=False)
+    spec = importlib.util.spec_from_file_location("setup_of_cmsolvers", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def toolkit(tmp_path):
+    """Make a folder that looks like a CUDA toolkit of some version, to a caller of its nvcc."""
+
+    def make(answer):
+        nvcc = tmp_path / "bin" / "nvcc"
+        nvcc.parent.mkdir()
+        nvcc.write_text(f"#!/bin/sh\n{answer}\n")
+        nvcc.chmod(0o755)
+        return str(tmp_path)
+
+    return make
+
+
+def release(version):
+    return f"echo 'Cuda compilation tools, release {version}, V{version}.93'"
+
+
+class TestCudaPart:
+    @pytest.mark.parametrize("setting", ["", "1"])
+    @pytest.mark.parametrize("version", ["12.8", "12.0"])
+    def test_is_built_where_the_major_versions_agree(
+        self, setup_py, toolkit, monkeypatch, capsys, setting, version
+    ):
+        monkeypatch.setenv("USE_CUDA", setting)
+        assert setup_py.cuda_wanted("12.8", toolkit(release(version)))
+        assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize(
+        ("answer", "why"),
+        [
+            (release("13.0"), r"toolkit in \S+ is 13\.0 and this torch was built with CUDA 12\.8"),
+            (release("11.8"), r"toolkit in \S+ is 11\.8 and this torch was built with CUDA 12\.8"),
+            ("exit 1", "nvcc --version does not run or names no release"),
+            ("echo hello", "nvcc --version does not run or names no release"),
+            (None, "no CUDA toolkit was found"),
+        ],
+    )
+    def test_is_left_out_with_one_message_that_says_why(
+        self, setup_py, toolkit, monkeypatch, capsys, answer, why
+    ):
+        home = None if answer is None else toolkit(answer)
+        assert not setup_py.cuda_wanted("12.8", home)
+        error = capsys.readouterr().err
+        assert error.startswith("cmsolvers: WARNING: the CUDA part is left out")
+        assert error.count("\n") == 1
+        assert re.search(why, error)
+        monkeypatch.setenv("USE_CUDA", "1")
+        with pytest.raises(SystemExit, match=why):
+            setup_py.cuda_wanted("12.8", home)
+        monkeypatch.setenv("USE_CUDA", "0")
+        assert not setup_py.cuda_wanted("12.8", home)
+        assert capsys.readouterr().err == ""
+
+    def test_is_left_out_quietly_with_a_torch_for_the_cpu(self, setup_py, toolkit, capsys):
+        assert not setup_py.cuda_wanted(None, toolkit(release("12.8")))
+        assert not setup_py.cuda_wanted(None, None)
+        assert capsys.readouterr().err == ""
 
 
 def test_planted_bug_really_is_one():

@@ -415,6 +415,33 @@ class TestUniform:
         assert abs(float(u.mean()) - 0.5) < 5 / np.sqrt(12 * n)
         assert abs(float(u.var()) - 1 / 12) < 5 / np.sqrt(180 * n)
 
+    @pytest.mark.parametrize(
+        ("dtype", "low", "high"),
+        [
+            (torch.float64, 2.0**-33, 1 - 2.0**-33),
+            (torch.float32, 2.0**-33, 1 - 2.0**-24),
+            (torch.bfloat16, 2.0**-33, 1 - 2.0**-8),
+            (torch.float16, 2.0**-24, 1 - 2.0**-11),
+        ],
+    )
+    def test_the_ends_of_each_dtype(self, dtype, low, high, monkeypatch):
+        """For the words that lie at the ends, and where rounding turns to 0 or 1."""
+        edges = {0, 1, 2**32 - 1, 2**32 - 2}
+        edges |= {2**bits + more for bits in range(1, 32) for more in (-1, 0, 1)}
+        edges |= {2**32 - 1 - r for r in edges}
+        words = torch.tensor(sorted(edges))[: len(edges) // 4 * 4].reshape(-1, 4)
+        words[-1, -1] = 2**32 - 1
+        monkeypatch.setattr(reference, "words", lambda *_, **__: list(words.T[:, None]))
+        u = noise.uniform((1, words.numel()), 0, dtype=dtype)[0]
+        exact = (words.flatten().double() + 0.5) * 2.0**-32
+        assert u.dtype == dtype
+        assert (float(u.min()), float(u.max())) == (low, high)
+        assert torch.equal(u, u.sort().values)
+        rounded = exact.to(dtype)
+        inside = (rounded > 0) & (rounded < 1)
+        assert torch.equal(u[inside], rounded[inside])
+        assert bool(inside.all()) is (dtype == torch.float64)
+
     def test_ids_split_and_empty(self):
         u = noise.uniform((6,), 1)
         assert torch.equal(noise.uniform((6,), 1, ids=torch.tensor([5, 4, 3, 2, 1, 0])), u.flip(0))

@@ -73,11 +73,16 @@ def uniform(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Uniforms in (0, 1): (r + 1/2) 2^-32 of the contract's random words r.
+    """Uniforms in (0, 1), never 0 or 1: (r + 1/2) 2^-32 of the contract's random words r.
 
     Element e has word e % 4 of group e // 4. Meant for training levels and the like: it runs in
-    plain torch, in float64, and is rounded to `dtype` at the end (so float32 and narrower can round
-    to 1).
+    plain torch, in float64, and is rounded to `dtype` at the end; what would round to 0 or 1
+    becomes the dtype's nearest number in between. So the ends, both included, are
+
+    - float64: 2^-33 and 1 - 2^-33 (nothing is rounded),
+    - float32: 2^-33 and 1 - 2^-24,
+    - bfloat16: 2^-33 and 1 - 2^-8,
+    - float16: 2^-24 (its smallest number) and 1 - 2^-11.
 
     Args and errors: as `normal`.
     """
@@ -98,6 +103,10 @@ def uniform(
         device=device,
     )
     u = (torch.stack(r, dim=-1).flatten(1)[:, :count].double() + 0.5) * 2.0**-32
+    if dtype != torch.float64:
+        # In float64, where both bounds are exact: no device's handling of subnormals comes in.
+        limits = torch.finfo(dtype)
+        u.clamp_(limits.smallest_normal * limits.eps, 1.0 - limits.eps / 2)
     return u.reshape(shape).to(dtype)
 
 

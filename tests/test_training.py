@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cmsolvers import noise, training
 from cmsolvers.schedules import karras_sigmas
-from cmsolvers.training import recipes
+from cmsolvers.training import loop, recipes
 from cmsolvers.training.images import Scale, load_images
 from cmsolvers.training.loop import Trainer, TrainingSettings
 
@@ -338,6 +338,128 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
     with pytest.raises(FloatingPointError, match="finite; got nan at step 0"):
         trainer.run(progress=False)
     assert torch.equal(net.weight, before)
+
+
+def poisoned(trainer: Trainer, step: int, value: float = math.nan) -> Trainer:
+    """A trainer whose loss is not finite at one step."""
+    loss = trainer.loss
+    trainer.loss = lambda batch: loss(batch) * (value if batch.step == step else 1.0)
+    return trainer
+
+
+@pytest.mark.parametrize("kind", recipes.KINDS)
+def test_reading_the_losses_late_changes_no_bit(kind: str, tmp_path: Path, monkeypatch):
+    make(kind).run(progress=False, checkpoint=tmp_path / "at once.safetensors")
+    trainer, reads = make(kind), []
+    trainer._window = 3
+    original = torch.stack
+    losses = lambda t: t[0].dim() == 0 and reads.append(len(t))  # noqa: E731
+    monkeypatch.setattr(
+        loop.torch, "stack", lambda t, *a, **k: (losses(t), original(t, *a, **k))[1]
+    )
+    trainer.run(progress=False, checkpoint=tmp_path / "late.safetensors")
+    assert reads == [3, 3, 2]
+    a, b = (tmp_path / f"{name}.safetensors" for name in ("at once", "late"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize("window", [1, 3, 50])
+@pytest.mark.parametrize("bad", [0, 4, 7])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_loss_is_named_and_leaves_the_state_before_it(
+    window: int, bad: int, value: float, tmp_path: Path
+):
+    good = make("score")
+    if bad:
+        good.run(bad, progress=False)
+    trainer, path = poisoned(make("score"), bad, value), tmp_path / "c.safetensors"
+    trainer._window = window
+    with pytest.raises(FloatingPointError, match=rf"finite; got -?(nan|inf) at step {bad}$"):
+        trainer.run(progress=False, checkpoint=path, every=3)
+    assert trainer.step == bad
+    assert trainer.history == good.history
+    for a, b in zip(trainer.network.parameters(), good.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for mine, theirs in zip(
+        trainer.optimizer.state.values(), good.optimizer.state.values(), strict=False
+    ):
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert not hasattr(trainer.optimizer, "found_inf")
+    # The checkpoint is that of the last multiple of 3, or there is none.
+    assert path.exists() is (bad >= 3)
+    if bad >= 3:
+        resumed = make("score").load(path)
+        assert resumed.step == bad // 3 * 3
+        assert resumed.history == good.history[: resumed.step]
+
+
+@pytest.mark.parametrize("window", [1, 50])
+def test_weights_that_are_not_finite_are_not_saved(window: int, tmp_path: Path):
+    """A gradient can be NaN where the loss is not, and no later loss be there to tell."""
+    trainer, path = make("score"), tmp_path / "c.safetensors"
+    trainer._window = window
+    trainer.run(7, progress=False, checkpoint=path)
+    before = path.read_bytes()
+    weight = next(trainer.network.parameters())
+    hook = weight.register_hook(lambda grad: grad * math.nan)
+    with pytest.raises(FloatingPointError, match="what is saved must be finite; network/"):
+        trainer.run(progress=False, checkpoint=path)
+    hook.remove()
+    assert path.read_bytes() == before
+    assert [name.name for name in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_masks_with_infinities_are_saved(tmp_path: Path):
+    net = nn.Linear(1, 1)
+    net.register_buffer("mask", torch.full((2,), -math.inf))
+    trainer = Trainer(net, lambda b: net.weight.sum() ** 2, images(), TrainingSettings(2, 4))
+    trainer.run(progress=False, checkpoint=tmp_path / "c.safetensors")
+    net.mask[0] = math.nan
+    with pytest.raises(FloatingPointError, match="network/mask has 1 entries of 2"):
+        trainer.save(tmp_path / "c.safetensors")
+
+
+def test_a_step_that_breaks_off_leaves_no_loss_behind(tmp_path: Path):
+    trainer, path = make("score"), tmp_path / "c.safetensors"
+    trainer._window = 50
+    trainer.run(2, progress=False)
+    weight = next(trainer.network.parameters())
+
+    def broken(grad):
+        raise RuntimeError("no memory")
+
+    hook = weight.register_hook(broken)
+    with pytest.raises(RuntimeError, match="no memory"):
+        trainer.run(progress=False, checkpoint=path)
+    hook.remove()
+    resumed = make("score").load(path)
+    assert (resumed.step, len(resumed.history)) == (2, 2)
+    assert resumed.run(progress=False).history == make("score").run(progress=False).history
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_does_not_wait_for_the_device():
+    net = nn.Linear(16, 16).cuda()
+    pairs = training.UniformPairs([3.0, 2.0, 0.5])
+
+    def loss(batch):
+        sigma, _ = pairs.sample(len(batch.x0), batch.key, draw=batch.step)
+        x = batch.x0.flatten(1)
+        return ((net(x) - x) ** 2 / sigma.float()[:, None]).mean()
+
+    averages = {"ema": training.EMA(net)}
+    settings = TrainingSettings(8, batch_size=8, clip=1.0)
+    trainer = Trainer(net, loss, images().cuda(), settings, averages=averages)
+    trainer.run(2, progress=False)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(4):
+            trainer._advance()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    trainer.run(progress=False)
+    assert len(trainer.history) == 8 and all(map(math.isfinite, trainer.history))
 
 
 def test_checkpoints_of_another_run_are_refused(tmp_path: Path):

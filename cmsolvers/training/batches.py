@@ -54,7 +54,8 @@ def batch_at(data: Tensor, step: int, total: int, batch_size: int, seed: int) ->
     epoch, position = divmod(check.count("step", step, least=0), n // size)
     order = noise.uniform((n, 1), seed, stream=noise.OTHER, draw=epoch, dtype=torch.float64)
     chosen = order[:, 0].argsort(stable=True)[position * size : (position + 1) * size]
-    index = chosen.to(data.device)
+    # Without waiting for the device, which may still be busy with earlier steps.
+    index = chosen.to(data.device, non_blocking=True)
     key = noise.key(seed, size, ids=index, device=data.device)
     return Batch(data[index], index, key, step, total)
 

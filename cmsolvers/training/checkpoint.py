@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -82,6 +83,29 @@ def _about(text: str) -> dict[str, Any] | None:
         return None
     about = header.get("about")
     return about if isinstance(about, dict) else None
+
+
+def check_finite(
+    groups: Mapping[str, Mapping[str, Tensor]], buffers: Mapping[str, Iterable[str]]
+) -> None:
+    """Check that a state is worth keeping: no NaN anywhere, and no infinity outside of buffers.
+
+    Args:
+        groups: as for `write_checkpoint`.
+        buffers: group name -> names that may hold infinities, as masks of attention do.
+
+    Raises:
+        FloatingPointError: names the first tensor that is not finite.
+    """
+    for group, members in groups.items():
+        masks = set(buffers.get(group, ()))
+        for name, value in members.items():
+            bad = torch.isnan(value) if name in masks else ~torch.isfinite(value)
+            if bad.any():
+                raise FloatingPointError(
+                    f"what is saved must be finite; {group}/{name} has "
+                    f"{int(bad.sum())} entries of {value.numel()} that are not"
+                )
 
 
 def optimizer_tensors(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -77,7 +77,9 @@ class UniformPairs:
         u = noise.uniform(
             (batch, 1), seed, stream=noise.LEVELS, draw=draw, dtype=torch.float64, device=device
         )
-        cumulative, grid = self._cumulative.to(device), self.sigmas.to(device)
+        # Without waiting for the device, which may still be busy with earlier steps.
+        cumulative = self._cumulative.to(device, non_blocking=True)
+        grid = self.sigmas.to(device, non_blocking=True)
         index = torch.searchsorted(cumulative, u[:, 0].contiguous(), right=True)
         return grid[index], grid[index + 1]
 

@@ -23,12 +23,16 @@ from cmsolvers import _checks as check
 from cmsolvers import noise
 from cmsolvers.training.batches import Batch, batch_at, torch_seed
 from cmsolvers.training.checkpoint import (
+    check_finite,
     optimizer_state,
     optimizer_tensors,
     read_checkpoint,
     write_checkpoint,
 )
 from cmsolvers.training.ema import EMA
+
+READ_EVERY = 50
+"""On a device losses are read every so many steps: reading one waits for all that is under way."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,10 @@ class Trainer:
         decays: name -> mu(step) for averages whose rate changes on the way.
         about: goes into checkpoints' descriptions (JSON).
 
+    Attributes:
+        step: steps done.
+        history: the loss of every step, complete whenever `run` or `save` returns.
+
     Raises:
         TypeError, ValueError: arguments of the wrong kind; fewer samples than a batch.
     """
@@ -136,6 +144,9 @@ class Trainer:
         self.about = dict(about or {})
         self.step = 0
         self.history: list[float] = []
+        self._unread: list[Tensor] = []  # losses of the last steps, where they were computed
+        self._failed: Tensor | None = None  # 1.0 from the first loss on that is not finite
+        self._window = 1 if data.device.type == "cpu" else READ_EVERY
         self._whole = True
         batch_at(data[: settings.batch_size], 0, 1, settings.batch_size, 0)
         self.optimizer = torch.optim.AdamW(
@@ -162,7 +173,7 @@ class Trainer:
             until: stop before this step.
             checkpoint: file to write at the end, also when the run is interrupted: Ctrl-C lets the
                 step that is under way end first, a second one does not (and then leaves the file
-                as it was).
+                as it was). A state that is not finite is never written.
             every: write it every so many steps too; 0 is only at the end.
             progress: show a bar.
             description: its label.
@@ -172,8 +183,10 @@ class Trainer:
             The trainer itself.
 
         Raises:
-            FloatingPointError: the loss is not finite; the network is left as it was before that
-                step.
+            FloatingPointError: the loss is not finite. Network, optimiser and `step` are left as
+                they were before that step, and the checkpoint as it was last written. On a device
+                it is noticed up to READ_EVERY steps later; averages may have moved on towards
+                that network. Or weights to be saved are not finite.
         """
         end = self.settings.steps if until is None else min(until, self.settings.steps)
         devices = [self.data.device] if self.data.device.type == "cuda" else []
@@ -190,19 +203,24 @@ class Trainer:
         try:
             with bar, torch.random.fork_rng(devices=devices), _Interrupts() as interrupts:
                 while self.step < end and not interrupts.asked:
-                    value = self._advance()
+                    self._advance()
                     bar.update()
                     if self.step % 50 == 0:
-                        bar.set_postfix_str(f"loss {value:.4g}", refresh=False)
+                        self._read()
+                        bar.set_postfix_str(f"loss {self.history[-1]:.4g}", refresh=False)
                     if checkpoint is not None and every and self.step % every == 0:
                         self.save(checkpoint)
+                self._read()
+        except FloatingPointError:
+            checkpoint = None  # the file of an earlier step is worth more than this state
+            raise
         finally:
             self.network.eval()
             if checkpoint is not None and self._whole:
                 self.save(checkpoint)
         return self
 
-    def _advance(self) -> float:
+    def _advance(self) -> None:
         settings, k = self.settings, self.step
         batch = batch_at(self.data, k, settings.steps, settings.batch_size, settings.seed)
         torch.manual_seed(torch_seed(k, settings.seed))
@@ -210,30 +228,75 @@ class Trainer:
             group["lr"] = settings.rate(k)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(batch)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss must stay finite; got {value} at step {k}")
+        # A copy: the loss may lie in memory that its owner uses again.
+        value = loss.detach().reshape(()).clone()
+        if self._window == 1:
+            _require_finite(float(value), k)
         loss.backward()
         if settings.clip > 0:
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         self._whole = False
-        self.optimizer.step()
+        self._update(value)
         for name, average in self.averages.items():
             rate = self.decays.get(name)
             average.update(self.network, None if rate is None else rate(k))
-        self.history.append(value)
+        self._unread.append(value)
         self.step += 1
         self._whole = True
-        return value
+        if len(self._unread) >= self._window:
+            self._read()
+
+    def _update(self, loss: Tensor) -> None:
+        """The optimiser's step; on a device it holds still from the first bad loss on.
+
+        Nothing is read for that: the fused kernels look at `found_inf`, as they do for
+        torch.amp.GradScaler, and change nothing where it is 1.
+        """
+        if self._window == 1:
+            self.optimizer.step()
+            return
+        failed = (~torch.isfinite(loss)).float()
+        self._failed = failed if self._failed is None else torch.maximum(self._failed, failed)
+        optimizer: Any = self.optimizer
+        optimizer.found_inf = self._failed
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf
+
+    def _read(self) -> None:
+        """Read the losses that are still on the device; one that is not finite is an error."""
+        if not self._unread:
+            return
+        values = torch.stack(self._unread).tolist()
+        self._unread = []
+        first = self.step - len(values)
+        for k, value in enumerate(values, first):
+            if not math.isfinite(value):
+                self.step, self._failed = k, None  # where the optimiser stands
+            _require_finite(value, k)
+            self.history.append(value)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write network, averages, optimiser, losses and step to a safetensors file."""
+        """Write network, averages, optimiser, losses and step to a safetensors file.
+
+        Raises:
+            FloatingPointError: a loss, weight or entry of the optimiser is not finite; the file is
+                left as it was.
+        """
+        self._read()
         groups = {
             "network": self.network.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer.state_dict()),
             "progress": {"history": torch.tensor(self.history, dtype=torch.float64)},
         }
         groups |= {f"average.{name}": ema.state_dict() for name, ema in self.averages.items()}
+        modules = {"network": self.network}
+        modules |= {f"average.{name}": ema.module for name, ema in self.averages.items()}
+        check_finite(
+            groups,
+            {name: dict(m.named_buffers(remove_duplicate=False)) for name, m in modules.items()},
+        )
         write_checkpoint(path, groups, self._about())
 
     def _about(self) -> dict[str, Any]:
@@ -270,8 +333,14 @@ class Trainer:
                 ema.load_state_dict(groups[f"average.{name}"])
             template = self.optimizer.state_dict()
             self.optimizer.load_state_dict(optimizer_state(groups.get("optimizer", {}), template))
+            self._unread, self._failed = [], None
             self.history = groups["progress"]["history"].tolist()
             self.step = int(about["step"])
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"path must be an undamaged checkpoint; {path}: {error}") from error
         return self
+
+
+def _require_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss must stay finite; got {loss} at step {step}")

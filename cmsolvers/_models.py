@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from cmsolvers import _checks as check
 from cmsolvers import ops
 from cmsolvers._launch import Launcher, per_level
-from cmsolvers.plan import Plan, Stage, fold
+from cmsolvers.plan import Plan, Stage, fold, slope_basis
 from cmsolvers.preconditioning import Preconditioned
 
 
@@ -22,6 +22,7 @@ class Direct:
         self, denoiser: Any, x: Tensor, plan: Plan, launcher: Launcher, extra: Mapping[str, Any]
     ) -> None:
         self._denoiser, self._launcher, self._extra = denoiser, launcher, extra
+        self._plan = plan
         self._name = plan.argument
         self._levels = per_level(plan.levels, x, x.dtype)
 
@@ -53,6 +54,23 @@ class Direct:
         return y, outputs[0]
 
 
+class _DirectSlopes(Direct):
+    """A multistep plan on slopes: the launch of a step also gives d = (x - D) / sigma."""
+
+    def advance(
+        self,
+        j: int,
+        x: Tensor,
+        stage: Stage,
+        outputs: list[Tensor],
+        past: list[Tensor],
+        how: dict[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        """(y, d)."""
+        form = slope_basis(stage, self._plan.levels[j], (0.0, 1.0))
+        return _keeping(self._launcher, x, outputs, past, form, stage.w_z, how)
+
+
 class _Raw(Direct):
     """A preconditioned network, D made of F by one more step: right for every plan."""
 
@@ -60,6 +78,7 @@ class _Raw(Direct):
         self, denoiser: Any, x: Tensor, plan: Plan, launcher: Launcher, extra: Mapping[str, Any]
     ) -> None:
         self._denoiser, self._launcher, self._extra = denoiser, launcher, extra
+        self._plan = plan
         self._state_dtype = x.dtype
         self._dtype: torch.dtype = denoiser.dtype or x.dtype
         self._scalings = [denoiser.coefficients(level) for level in plan.levels]
@@ -107,21 +126,19 @@ class _Kept(_Raw):
         past: list[Tensor],
         how: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
-        """(y, D_0): the second output is D."""
-        (f,), older = outputs, past[: len(stage.w_past)]
-        if older and f.dtype is not older[0].dtype:
-            f = f.to(x.dtype)
-        row = (stage.w_x, *stage.w_d, *stage.w_past)
-        result: tuple[Tensor, Tensor] = self._launcher.step(
-            x,
-            (f, *older),
-            row,
-            w_z=stage.w_z,
-            **how,
-            second="x0",
-            x0=self._scalings[j][:2],
-        )
-        return result
+        """(y, what is kept of the step): the second output."""
+        return _keeping(self._launcher, x, outputs, past, self._form(j, stage), stage.w_z, how)
+
+    def _form(self, j: int, stage: Stage) -> tuple[tuple[float, ...], tuple[float, float]]:
+        """The row over (x, m, past m) and the basis: m = c_skip x + c_out F = D."""
+        return (stage.w_x, *stage.w_d, *stage.w_past), self._scalings[j][:2]
+
+
+class _KeptSlopes(_Kept):
+    """A multistep plan on slopes and F: the second output is d."""
+
+    def _form(self, j: int, stage: Stage) -> tuple[tuple[float, ...], tuple[float, float]]:
+        return slope_basis(stage, self._plan.levels[j], self._scalings[j][:2])
 
 
 class _Folded(_Kept):
@@ -172,14 +189,36 @@ class _Folded(_Kept):
         return y  # type: ignore[no-any-return]
 
 
+def _keeping(
+    launcher: Launcher,
+    x: Tensor,
+    outputs: list[Tensor],
+    past: list[Tensor],
+    form: tuple[Sequence[float], tuple[float, float]],
+    w_z: float,
+    how: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """(x', m) in one launch: x' = row . (x, m, past), m = basis . (x, output)."""
+    row, basis = form
+    (output,), older = outputs, past[: len(row) - 2]
+    if older and output.dtype is not older[0].dtype:
+        output = output.to(x.dtype)
+    result: tuple[Tensor, Tensor] = launcher.step(
+        x, (output, *older), row, w_z=w_z, **how, second="x0", x0=basis
+    )
+    return result
+
+
 def model_class(denoiser: Any, plan: Plan) -> type[Direct]:
     """How to run this denoiser on this plan."""
     # A subclass with a __call__ of its own (which clips, say) means that to be called.
     if not isinstance(denoiser, Preconditioned) or (
         type(denoiser).__call__ is not Preconditioned.__call__
     ):
-        return Direct
+        return _DirectSlopes if plan.keep and plan.slopes else Direct
     if plan.keep:
+        if plan.slopes:
+            return _KeptSlopes
         return _Kept if plan.width == 1 else _Raw
     early_noise = any(stage.w_z for step in plan.steps for stage in step.stages[:-1])
     return _Raw if early_noise else _Folded

@@ -6,8 +6,9 @@ y_0 = x, and makes
 
     y_{k+1} = w_x x + sum_j w_d[j] D_j + sum_j w_past[j] (D_0 of the j-th step before) + w_z z
 
-at level `to`; the last y is the new state. All numbers are host float64. Every row checks itself
-when it is built.
+at level `to`; the last y is the new state. A multistep formula may ask for past slopes
+d = (x - D) / sigma in place of past D. All numbers are host float64. Every row checks itself when
+it is built.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Stage:
         to: the level the result is at.
         w_x: weight of the state at the start of the step.
         w_d: weights of D_0 ... D_k of this step.
-        w_past: weights of D_0 of the steps before, latest first.
+        w_past: weights of D_0 of the steps before, latest first; of their slopes where the plan
+            keeps slopes.
         w_z: weight of fresh unit noise, before s_noise.
         exact: whether the row moves x = D + s z with constant D to exactly the spread `to`.
     """
@@ -42,15 +44,20 @@ class Stage:
     w_z: float = 0.0
     exact: bool = True
 
-    def check(self, level: float) -> None:
-        """Raise ArithmeticError if the row is wrong for a state at `level`."""
-        row = (self.w_x, *self.w_d, *self.w_past)
+    def check(self, level: float, slopes: bool = False) -> None:
+        """Raise ArithmeticError if the row is wrong for a state at `level`.
+
+        With constant D and x = D + s z every slope is z: past ones then carry spread and no D.
+        """
+        past = () if slopes else self.w_past
+        row = (self.w_x, *self.w_d, *past)
         size = math.fsum(map(abs, row))
         if not abs(math.fsum(row) - 1.0) <= _TOLERANCE * size:
             raise ArithmeticError(f"weights must sum to 1 for constant D; {self} gives {sum(row)}")
         if self.exact:
-            spread, wanted = math.hypot(self.w_x * level, self.w_z), self.to
-            if not abs(spread - wanted) <= _TOLERANCE * (abs(self.w_x) * level + wanted):
+            carried = (self.w_x * level, *(self.w_past if slopes else ()))
+            spread, wanted = math.hypot(math.fsum(carried), self.w_z), self.to
+            if not abs(spread - wanted) <= _TOLERANCE * (math.fsum(map(abs, carried)) + wanted):
                 raise ArithmeticError(
                     f"the spread must be {wanted}; {self} from {level} gives {spread}"
                 )
@@ -95,12 +102,14 @@ class Plan:
         steps: in order.
         keep: how many past D the rows read.
         argument: what the model is called in the sampler's signature, for error texts.
+        slopes: whether those are slopes (x - D) / sigma; every step then has one stage.
     """
 
     name: str
     steps: tuple[Step, ...]
     keep: int = 0
     argument: str = "denoiser"
+    slopes: bool = False
 
     @cached_property
     def noisy(self) -> bool:
@@ -137,6 +146,7 @@ def make_plan(
     s_noise: float = 1.0,
     keep: int = 0,
     argument: str = "denoiser",
+    keep_slopes: bool = False,
 ) -> Plan:
     """The rows of a whole run, checked; cached, because they depend on nothing else.
 
@@ -148,19 +158,35 @@ def make_plan(
         s_noise: factor on every noise weight.
         keep: how many past D the formula uses.
         argument: what the sampler calls the model.
+        keep_slopes: keep slopes (x - D) / sigma of past steps, which `w_past` then weighs; for
+            formulas of one stage.
     """
     steps, levels, count = [], [], len(sigmas) - 1
     for sigma, following in pairwise(sigmas):
         gamma = churn.gamma(sigma, count) if churn else 0.0
         levels.append(sigma * (1.0 + gamma))
         stages = formula(tuple(levels), following)
+        if keep_slopes and len(stages) > 1:
+            raise ArithmeticError(f"slopes are kept of one stage a step; got {len(stages)}")
         for stage in stages:
-            stage.check(levels[-1])
+            stage.check(levels[-1], keep_slopes)
         stages = tuple(replace(stage, w_z=s_noise * stage.w_z) for stage in stages)
         # sqrt(sigma_hat^2 - sigma^2) without the cancellation
         noise = s_noise * sigma * math.sqrt(gamma * (2.0 + gamma))
         steps.append(Step(sigma, levels[-1], noise, stages))
-    return Plan(name, tuple(steps), keep, argument)
+    return Plan(name, tuple(steps), keep, argument, keep_slopes)
+
+
+def slope_basis(
+    stage: Stage, level: float, skip_out: tuple[float, float]
+) -> tuple[tuple[float, ...], tuple[float, float]]:
+    """A row over (x, d, past d) and the (a, b) of d = a x + b F, for a state at `level`.
+
+    D = c_skip x + c_out F with `skip_out` = (c_skip, c_out); D = x - level d.
+    """
+    (w_d,), (c_skip, c_out) = stage.w_d, skip_out
+    row = (stage.w_x + w_d, -level * w_d, *stage.w_past)
+    return row, ((1.0 - c_skip) / level, -c_out / level)
 
 
 def fold(stages: Sequence[Stage], skip_out: Sequence[tuple[float, float]]) -> list[list[float]]:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -346,6 +347,86 @@ def two_step(levels, to):
     return (Stage(to, to / s, (row,), (-(1 - to / s) * past,) if past else ()),)
 
 
+def two_slopes(levels, to):
+    """x' = x + h (1.25 d - 0.25 d_past) on slopes d = (x - D) / s."""
+    s, past = levels[-1], 0.25 if len(levels) > 1 else 0.0
+    own = (to - s) * (1 + past)
+    return (Stage(to, 1 + own / s, (-own / s,), ((s - to) * past,) if past else ()),)
+
+
+LEVELS = tuple(SIGMAS.tolist())
+slope_plan = make_plan("test", LEVELS, two_slopes, keep=1, keep_slopes=True)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_kept_slopes(dtype):
+    """Against the same loop by hand, for a callable and for a network, of low precision too."""
+    x = latent((4, 6), F64)
+
+    def net(x, c):
+        return edm_net(x, c.to(x.dtype))
+
+    denoiser = EDM(net, dtype=dtype)
+
+    def plain(x, s):
+        return denoiser(x, s).to(dtype or F64).to(F64)
+
+    def by_hand(model, y):
+        past = None
+        for s, to in pairwise(LEVELS):
+            d = (y - model(y, torch.full((4,), s, dtype=F64))) / s
+            y = y + (to - s) * (d if past is None else 1.25 * d - 0.25 * past)
+            past = d
+        return y
+
+    for model in (denoiser, plain):
+        seen = []
+        got = run(slope_plan, model, x)
+        torch.testing.assert_close(got, by_hand(model, x), rtol=1e-12, atol=1e-12)
+        assert torch.equal(run(slope_plan, model, x, callback=seen.append), got)
+        for e in seen:
+            expected = model(e["x"], torch.full((4,), e["sigma_hat"], dtype=F64))
+            torch.testing.assert_close(e["denoised"], expected)
+    low = run(slope_plan, lambda x, s: denoiser(x, s).to(torch.float32), x)
+    torch.testing.assert_close(low, by_hand(denoiser, x), rtol=1e-5, atol=1e-4)
+
+
+def test_kept_slopes_cost_no_launch(monkeypatch):
+    from cmsolvers import ops
+
+    launches = []
+    original = ops.weighted_step
+    monkeypatch.setattr(
+        ops, "weighted_step", lambda *a, **k: launches.append(k) or original(*a, **k)
+    )
+    for model in (DATA, denoisers.from_x0(edm_net)):
+        launches.clear()
+        run(slope_plan, model, latent())
+        assert len(launches) == len(LEVELS) - 1
+
+
+def test_rows_on_slopes_check_themselves():
+    def make(formula):
+        return make_plan("control", (2.0, 1.0, 0.5), formula, keep=1, keep_slopes=True)
+
+    def scaled(levels, to):
+        (stage,) = two_slopes(levels, to)
+        return (replace(stage, w_past=tuple(1.1 * w for w in stage.w_past)),)
+
+    def unbalanced(levels, to):
+        (stage,) = two_slopes(levels, to)
+        return (replace(stage, w_d=(1.1 * stage.w_d[0],)),)
+
+    with pytest.raises(ArithmeticError, match="spread"):
+        make(scaled)
+    with pytest.raises(ArithmeticError, match="sum to 1"):
+        make(unbalanced)
+    with pytest.raises(ArithmeticError, match="one stage a step; got 2"):
+        make(heun_stages)
+    with pytest.raises(ArithmeticError, match="sum to 1"):  # read as weights of D, they are wrong
+        make_plan("control", (2.0, 1.0, 0.5), two_slopes, keep=1)
+
+
 @pytest.mark.parametrize("formula, keep", [(noisy_predictor, 0), (two_step, 1)])
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 def test_plans_that_need_d_itself_work_on_raw_networks(formula, keep, dtype):
@@ -384,10 +465,17 @@ def test_folding_reads_the_network_alone():
         patch.undo()
 
 
-@pytest.mark.parametrize("formula, keep", [(noisy_predictor, 0), (two_step, 1)])
-def test_past_outputs_that_are_views_survive(formula, keep):
+@pytest.mark.parametrize(
+    "plan",
+    [
+        make_plan("test", LEVELS, noisy_predictor),
+        make_plan("test", LEVELS, two_step, keep=1),
+        slope_plan,
+    ],
+    ids=["noisy-predictor", "two-step", "two-slopes"],
+)
+def test_past_outputs_that_are_views_survive(plan):
     """A kept D may lie in a buffer of the loop; that buffer must then not be written."""
-    plan = make_plan("test", tuple(SIGMAS.tolist()), formula, keep=keep)
     x = latent((6, 6, 6), F64)
     for view in (lambda x, s: x.transpose(1, 2), lambda x, s: x):
         expected = run(plan, lambda x, s, v=view: v(x, s).clone(), x, seed=1)

@@ -146,12 +146,23 @@ def below(low_name: str, low: float, high_name: str, high: float) -> None:
         raise ValueError(f"{low_name} must be below {high_name}; got {low:g} and {high:g}")
 
 
-def count(name: str, value: Any, *, least: int = 1) -> int:
-    """An int of at least `least`."""
+def count(name: str, value: Any, *, least: int = 1, most: int | None = None) -> int:
+    """An int of at least `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; got {describe(value)}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}; got {value}")
+    return value
+
+
+def choice(name: str, value: Any, known: Sequence[str]) -> str:
+    """One of the strings in `known`."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str; got {describe(value)}")
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
     return value
 
 

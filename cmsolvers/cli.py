@@ -38,7 +38,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--network", choices=("mlp", "unet"), help="default: mlp below 16 x 16")
     train.add_argument("--sigma-max", type=float, default=20.0, help="largest noise level")
     train.add_argument("--every", type=int, default=500, help="steps between checkpoints")
-    train.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    existing = train.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in --out"
+    )
+    existing.add_argument(
+        "--overwrite", action="store_true", help="start anew over the checkpoint in --out"
+    )
 
     sample = _command(commands, "sample", "sample a checkpoint to PNG and .npy", "sample-output")
     sample.add_argument("checkpoint", type=Path, help="a checkpoint of train or demo")

@@ -148,6 +148,25 @@ def test_train_resume_and_evaluate_on_a_file(tmp_path: Path):
     assert "frechet_pixels" in (tmp_path / "metrics.json").read_text()
 
 
+def test_train_overwrites_only_when_told_to(tmp_path: Path, capsys):
+    np.save(tmp_path / "data.npy", digits.load().train[:40, 0].numpy())
+    common = ("train", "--data", tmp_path / "data.npy", "--batch", 16, "--steps", 2, "--quiet")
+    common = (*common, "--out", tmp_path)
+    assert run(*common) == 0
+    path = tmp_path / "score.safetensors"
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert run(*common, "--seed", 1) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error and "--resume" in error and "--overwrite" in error
+    assert path.read_bytes() == before
+    assert run(*common, "--seed", 1, "--overwrite") == 0
+    assert path.read_bytes() != before
+    assert run(*common, "--model", "ct") == 0  # another model, another file
+    with pytest.raises(SystemExit):
+        run(*common, "--resume", "--overwrite")
+
+
 def test_info(capsys):
     assert run("info") == 0
     assert "torch" in capsys.readouterr().out

@@ -57,7 +57,11 @@ def _data(name: str) -> tuple[Tensor, Scale]:
 
 
 def train(options: Namespace) -> int:
-    """Train a score model, or a consistency model by distillation or from scratch."""
+    """Train a score model, or a consistency model by distillation or from scratch.
+
+    Raises:
+        FileExistsError: there is a checkpoint already, and neither --resume nor --overwrite.
+    """
     data, scale = _data(options.data)
     settings = default_settings(
         options.model, options.steps, min(options.batch, len(data)), options.seed
@@ -73,6 +77,11 @@ def train(options: Namespace) -> int:
     path = options.out / f"{options.model}.safetensors"
     if options.resume:
         trainer.load(path)
+    elif path.exists() and not options.overwrite:
+        raise FileExistsError(
+            f"--out must hold no checkpoint of this model; {path} is one: "
+            "give --resume to go on from it or --overwrite to start anew"
+        )
     try:
         trainer.run(
             checkpoint=path,

@@ -54,3 +54,17 @@ def described(
         return function
 
     return enter
+
+
+def table() -> str:
+    """All solvers in Markdown, in the order of their kinds and names."""
+    kinds = {"sigma": 0, "time": 1}
+    rows = sorted(SOLVERS.values(), key=lambda f: (kinds[f.space], f.adaptive, f.name))
+    lines = ["| solver | runs on | order | NFE for n steps | noise | source |", "|" + "---|" * 6]
+    for f in rows:
+        space = "a denoiser" if f.space == "sigma" else "any SDE or ODE"
+        steps = ", own steps a sample" if f.adaptive else ""
+        lines.append(
+            f"| `{f.name}` | {space}{steps} | {f.order} | {f.nfe} | {f.noise} | {f.source} |"
+        )
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The command line: `cmsolvers demo | train | sample | evaluate | info`."""
+"""The command line: `cmsolvers demo | train | sample | evaluate | precision | solvers | info`."""
 
 from __future__ import annotations
 
@@ -66,6 +66,13 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--classifier", type=Path, help="digits: classifier.safetensors of a demo (default: train)"
     )
+
+    precision = _command(
+        commands, "precision", "every sampler on an exact problem: error against NFE", "precision"
+    )
+    precision.add_argument("--count", type=int, default=1 << 15, help="samples")
+
+    commands.add_parser("solvers", help="every solver: order, NFE, noise and source (Markdown)")
 
     info = commands.add_parser("info", help="what was built, and what is in use")
     info.add_argument("--json", action="store_true", help="as JSON")

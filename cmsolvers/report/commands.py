@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import _checks as check
-from cmsolvers import metrics, noise
+from cmsolvers import catalogue, metrics, noise
 from cmsolvers.ops import build_info
 from cmsolvers.report import digits
 from cmsolvers.report.demo import run_demo
@@ -178,6 +178,28 @@ def evaluate(options: Namespace) -> int:
     text = json.dumps(results, indent=2)
     (options.out / "metrics.json").write_text(text + "\n")
     print(text)
+    return 0
+
+
+def solvers(options: Namespace) -> int:
+    """The catalogue of solvers as a Markdown table."""
+    print(catalogue.table())
+    return 0
+
+
+def precision(options: Namespace) -> int:
+    """Work against precision of every sampler: precision.json and precision.png."""
+    from tqdm import tqdm
+
+    from cmsolvers.report import precision as work
+    from cmsolvers.report import precision_plot
+
+    problem = work.Problem(check.count("count", options.count, least=2), options.seed)
+    with tqdm(total=len(work.shown_solvers()), disable=options.quiet) as bar:
+        points = work.measure(problem, lambda name: (bar.set_description(name), bar.update()))
+    options.out.mkdir(parents=True, exist_ok=True)
+    work.save(options.out / "precision.json", points, problem)
+    print(precision_plot.draw(options.out / "precision.png", points, problem))
     return 0
 
 

@@ -1,20 +1,19 @@
-"""Denoisers D(x, sigma) -> x0 from networks that predict eps, v, x0, the score or EDM's raw F.
+"""Denoisers D(x, sigma) -> x0 from networks: eps, v, x0, score, velocity, EDM's or TrigFlow's F.
 
 Every one is `D = c_skip x + c_out F(c_in x, c_noise)` with coefficients in float64. Called by
 itself a denoiser takes three launches, network aside; inside a sampler the loop reads
 `coefficients` and `network` instead and folds all of it into the step. Both ways are
-differentiable in x and in the network.
+differentiable in x and in the network. `cmsolvers.conversions` goes the other way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from cmsolvers import _checks as check
+from cmsolvers._scalings import EDMScalings, InProcess, Target
 from cmsolvers.preconditioning import (
     Coefficients,
     Network,
@@ -24,7 +23,7 @@ from cmsolvers.preconditioning import (
     noise_input,
     published_noise,
 )
-from cmsolvers.processes import VP, Karras
+from cmsolvers.processes import VP, Karras, RectifiedFlow, TrigFlow
 from cmsolvers.sde import Process, maths
 
 __all__ = [
@@ -34,47 +33,27 @@ __all__ = [
     "Preconditioned",
     "edm_noise",
     "from_eps",
+    "from_flow",
     "from_score",
+    "from_trigflow",
     "from_v",
     "from_x0",
     "published_noise",
 ]
 
 
-@dataclass(frozen=True)
-class _InProcess:
-    """Scalings of a network trained on x_t = alpha x_0 + sigma z and the time t of a process."""
-
-    process: Process
-    target: str
-    c_noise: Callable[[Any], Any] | None
-
-    def __call__(self, level: Any) -> tuple[Any, Any, Any, Any]:
-        t = self.process.t_of_sigma(level)
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        if self.target == "eps":
-            c_skip, c_out = 1.0, -level
-        elif self.target == "x0":
-            c_skip, c_out = 0.0, 1.0
-        elif self.target == "score":
-            c_skip, c_out = 1.0, sigma * level
-        else:
-            square = 1.0 + level * level
-            c_skip, c_out = 1.0 / square, -level / (alpha * square)
-        return c_skip, c_out, alpha, t if self.c_noise is None else self.c_noise(level)
-
-
 def _in_process(
-    net: Network, target: str, process: Process, c_noise: NoiseInput, dtype: torch.dtype | None
+    net: Network, target: Target, process: Process, c_noise: NoiseInput, dtype: torch.dtype | None
 ) -> Preconditioned:
     if not isinstance(process, Process):
         raise TypeError(f"process must be a Process; got {check.describe(process)}")
     given = None if c_noise is None else noise_input("c_noise", c_noise)
-    return Preconditioned(net, _InProcess(process, target, given), dtype=dtype)
+    return Preconditioned(net, InProcess(process, target, given), dtype=dtype)
 
 
 _KARRAS = Karras()
 _VP = VP()
+_FLOW = RectifiedFlow()
 
 
 def from_eps(
@@ -89,10 +68,13 @@ def from_eps(
     Args:
         net: `net(x_t, t, **extra_args) -> eps`, x_t in the coordinates of `process`, t of shape
             [B].
-        process: whose coordinates and time the network was trained in. `Karras()`: (x, sigma).
-        c_noise: what the network gets as its second argument: None the time of the process,
-            "edm" 0.25 ln sigma, "published" 250 ln sigma, "sigma", or a callable of sigma that
-            takes a float (samplers, once a level) as well as a float64 tensor.
+        process: whose coordinates and time the network was trained in. `Karras()`: (x, sigma);
+            `DDPM()`: a chain, and t from 0 to its last index.
+        c_noise: what the network gets as its second argument: None the time of the process (of
+            a `DDPM` held within the chain, a fraction between two of its levels;
+            `chain.nearest_time` rounds it), "edm" 0.25 ln sigma, "published" 250 ln sigma, "sigma",
+            or a callable of sigma that takes a float (samplers, once a level) as well as a float64
+            tensor.
         dtype: dtype of the network's input; None is that of x.
 
     Raises:
@@ -148,6 +130,53 @@ def from_score(
     return _in_process(net, "score", process, c_noise, dtype)
 
 
+def from_flow(
+    net: Network,
+    *,
+    process: Process = _FLOW,
+    c_noise: NoiseInput = None,
+    dtype: torch.dtype | None = None,
+) -> Preconditioned:
+    """D from a network that predicts the velocity of the path, alpha'(t) x_0 + sigma'(t) z.
+
+    For `RectifiedFlow()` that is u = z - x_0, and x_0 = x_t - t u; t = 1 is noise. A network that
+    counts time the other way is `lambda x, t: -net(x, 1 - t)`, one that was handed 1000 t is
+    `lambda x, t: net(x, 1000 * t)`. Arguments and errors as in `from_eps`.
+
+    Source: Lipman et al., "Flow Matching for Generative Modeling" (2023), eq. 15; Liu et al., "Flow
+    Straight and Fast" (2023), eq. 1.
+    """
+    return _in_process(net, "flow", process, c_noise, dtype)
+
+
+def from_trigflow(
+    net: Network,
+    sigma_data: float = 0.5,
+    *,
+    c_noise: NoiseInput = None,
+    dtype: torch.dtype | None = None,
+) -> Preconditioned:
+    """D = cos(t) x_t - sin(t) sigma_data F(x_t / sigma_data, t), in TrigFlow's coordinates.
+
+    Args:
+        net: `net(x_t / sigma_data, t, **extra_args) -> F`, t = arctan(sigma / sigma_data) of shape
+            [B].
+        sigma_data: standard deviation of the data, positive.
+        c_noise: what the network gets instead of t, as in `from_eps`.
+        dtype: dtype of the network's input; None is that of x.
+
+    Raises:
+        TypeError: net cannot be called.
+        ValueError: sigma_data not positive, an unknown c_noise.
+
+    Source: Lu & Song, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models"
+    (2025), section 3.
+    """
+    sd = check.positive("sigma_data", sigma_data)
+    handed = TrigFlow(sd).t_of_sigma if c_noise is None else noise_input("c_noise", c_noise)
+    return Preconditioned(net, EDMScalings(sd, handed, sign=-1.0), dtype=dtype)
+
+
 class EDM(Preconditioned):
     """EDM preconditioning around a raw network F.
 
@@ -177,13 +206,7 @@ class EDM(Preconditioned):
     ) -> None:
         self.sigma_data = check.positive("sigma_data", sigma_data)
         self.c_noise = noise_input("c_noise", c_noise)
-        super().__init__(net, self._edm, dtype=dtype)
-
-    def _edm(self, s: Any) -> tuple[Any, Any, Any, Any]:
-        sd = self.sigma_data
-        total = s * s + sd * sd
-        root = maths(s).sqrt(total)
-        return sd * sd / total, s * sd / root, 1.0 / root, self.c_noise(s)
+        super().__init__(net, EDMScalings(self.sigma_data, self.c_noise), dtype=dtype)
 
 
 class ConsistencyFunction(Preconditioned):

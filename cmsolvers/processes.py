@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmsolvers import _checks as check
+from cmsolvers._ddpm import DDPM
+from cmsolvers._flows import RectifiedFlow, TrigFlow
 from cmsolvers.sde import Process, Time, exact, maths
 
-__all__ = ["VE", "VP", "Karras", "Process", "SubVP"]
+__all__ = ["DDPM", "VE", "VP", "Karras", "Process", "RectifiedFlow", "SubVP", "TrigFlow"]
 
 
 _TINY = sys.float_info.min

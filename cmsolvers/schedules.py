@@ -8,34 +8,26 @@ import torch
 from torch import Tensor
 
 from cmsolvers import _checks as check
+from cmsolvers._grids import bounds, finish, ramp
+from cmsolvers._time_schedules import (
+    beta_sigmas,
+    cosine_sigmas,
+    ddpm_sigmas,
+    flow_sigmas,
+    shift_time,
+)
 
-
-def _bounds(n: int, sigma_min: float, sigma_max: float) -> tuple[int, float, float]:
-    n = check.count("n", n)
-    low, high = check.positive("sigma_min", sigma_min), check.positive("sigma_max", sigma_max)
-    if n > 1:
-        check.below("sigma_min", low, "sigma_max", high)
-    elif low > high:
-        raise ValueError(f"sigma_min must not exceed sigma_max; got {low:g} and {high:g}")
-    return n, low, high
-
-
-def _ramp(n: int) -> Tensor:
-    return torch.linspace(0, 1, n, dtype=torch.float64, device="cpu")
-
-
-def _finish(levels: Tensor, first: float, last: float, append_zero: bool) -> Tensor:
-    """Put the ends in to the bit, refuse levels that float64 cannot tell apart, append the 0."""
-    zero = check.flag("append_zero", append_zero)
-    if len(levels) > 1:
-        levels[-1] = last
-    levels[0] = first
-    if not bool((levels.diff() < 0).all()):
-        raise ValueError(
-            f"n must leave levels that float64 can tell apart; "
-            f"got {len(levels)} levels from {first:g} to {last:g}"
-        )
-    return torch.cat([levels, levels.new_zeros(1)]) if zero else levels
+__all__ = [
+    "beta_sigmas",
+    "cosine_sigmas",
+    "ddpm_sigmas",
+    "exponential_sigmas",
+    "flow_sigmas",
+    "karras_sigmas",
+    "polyexponential_sigmas",
+    "shift_time",
+    "vp_sigmas",
+]
 
 
 def karras_sigmas(
@@ -65,14 +57,14 @@ def karras_sigmas(
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
     (2022), eq. 5.
     """
-    n, low, high = _bounds(n, sigma_min, sigma_max)
+    n, low, high = bounds(n, sigma_min, sigma_max)
     root = 1.0 / check.positive("rho", rho)
     try:
         first, last = high**root, low**root
     except OverflowError:
         raise ValueError(f"rho must leave sigma^(1/rho) in float64; got {rho:g}") from None
-    levels = (first + _ramp(n) * (last - first)) ** (1.0 / root)
-    return _finish(levels, high, low, append_zero)
+    levels = (first + ramp(n) * (last - first)) ** (1.0 / root)
+    return finish(levels, high, low, append_zero)
 
 
 def exponential_sigmas(
@@ -103,9 +95,9 @@ def polyexponential_sigmas(
 
     Source: the polyexponential grid of the k-diffusion library.
     """
-    n, low, high = _bounds(n, sigma_min, sigma_max)
-    power = (1.0 - _ramp(n)) ** check.positive("rho", rho)
-    return _finish(low * torch.exp(power * math.log(high / low)), high, low, append_zero)
+    n, low, high = bounds(n, sigma_min, sigma_max)
+    power = (1.0 - ramp(n)) ** check.positive("rho", rho)
+    return finish(low * torch.exp(power * math.log(high / low)), high, low, append_zero)
 
 
 def vp_sigmas(
@@ -139,8 +131,8 @@ def vp_sigmas(
     check.below("beta_min", low, "beta_max", high)
     last = check.positive("t_min", t_min)
     check.below("t_min", last, "the final time", 1.0)
-    times = 1.0 + _ramp(n) * (last - 1.0)
+    times = 1.0 + ramp(n) * (last - 1.0)
     levels = torch.sqrt(torch.expm1(low * times + 0.5 * (high - low) * times**2))
     if not bool(levels.isfinite().all()):
         raise ValueError(f"beta_max must leave levels that float64 can hold; got {high:g}")
-    return _finish(levels, levels[0].item(), levels[-1].item(), append_zero)
+    return finish(levels, levels[0].item(), levels[-1].item(), append_zero)

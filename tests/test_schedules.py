@@ -4,14 +4,27 @@ import math
 
 import pytest
 import torch
+from scipy.stats import beta
 
 import cmsolvers as cm
+from cmsolvers import schedules
+from cmsolvers.processes import DDPM, VP, RectifiedFlow, TrigFlow
 
-GRIDS = [cm.karras_sigmas, cm.exponential_sigmas, cm.polyexponential_sigmas, cm.vp_sigmas]
+F64 = torch.float64
+GRIDS = [
+    cm.karras_sigmas,
+    cm.exponential_sigmas,
+    cm.polyexponential_sigmas,
+    cm.vp_sigmas,
+    schedules.cosine_sigmas,
+    schedules.flow_sigmas,
+    schedules.ddpm_sigmas,
+    schedules.beta_sigmas,
+]
 
 
 @pytest.mark.parametrize("make", GRIDS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("n", [1, 2, 3, 18, 1000])
+@pytest.mark.parametrize("n", [1, 2, 3, 18, 999])
 def test_what_all_grids_share(make, n):
     levels = make(n)
     assert levels.dtype == torch.float64 and levels.device.type == "cpu"
@@ -52,3 +65,98 @@ def test_vp_levels_are_those_of_the_process():
     process, levels = cm.VP(0.2, 15.0), cm.vp_sigmas(11, 0.2, 15.0, t_min=0.01)
     for i, level in enumerate(levels[:-1].tolist()):
         assert level == pytest.approx(process.sigma_hat(1 + i / 10 * (0.01 - 1)), rel=1e-13)
+
+
+def test_cosine_is_even_in_the_angle():
+    levels = schedules.cosine_sigmas(9, 0.01, 50.0, shift=0.5, append_zero=False)
+    angles = torch.atan(levels / 0.5)
+    torch.testing.assert_close(angles.diff(), angles.diff()[:1].expand(8), rtol=1e-12, atol=0)
+    assert levels[0] == 50.0 and levels[-1] == 0.01
+    trig = TrigFlow(0.5, 0.01, 50.0)
+    times = torch.linspace(trig.t_max, trig.t_min, 9, dtype=F64)
+    torch.testing.assert_close(levels, trig.sigma_hat(times), rtol=1e-13, atol=0)
+
+
+def test_shift_adds_to_log_snr():
+    """A shift by d / 64 lowers the log SNR of the cosine schedule by 2 ln(d / 64)."""
+    t = torch.linspace(0.1, 0.9, 5, dtype=F64)
+    ends = [4 * math.tan(math.pi / 2 * e) for e in (0.1, 0.9)]
+    levels = schedules.cosine_sigmas(5, *ends, shift=4.0, append_zero=False).flip(0)
+    log_snr = -2 * torch.log(torch.tan(math.pi / 2 * t)) + 2 * math.log(64 / 256)
+    torch.testing.assert_close(-2 * levels.log(), log_snr, rtol=1e-12, atol=1e-13)
+
+
+def test_flow_levels_are_shifted_times_of_the_flow():
+    flow = RectifiedFlow()
+    for shift in (1.0, 3.0, 0.5):
+        t = torch.tensor([0.999, 0.75, 0.5, 0.25], dtype=F64)
+        shifted = shift * t / (1 + (shift - 1) * t)
+        levels = schedules.flow_sigmas(4, shift)
+        torch.testing.assert_close(levels[:-1], flow.sigma_hat(shifted), rtol=1e-12, atol=0)
+        torch.testing.assert_close(schedules.shift_time(t, shift), shifted, rtol=1e-15, atol=0)
+        moved = flow.sigma_hat(schedules.shift_time(0.3, shift))
+        assert moved == pytest.approx(shift * flow.sigma_hat(0.3), rel=1e-13)
+    assert schedules.shift_time(0, 3.0) == 0 and schedules.shift_time(1.0, 3.0) == 1
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+def test_chain_levels_are_those_of_its_times(spacing):
+    p = DDPM(schedule="scaled_linear")
+    levels = schedules.ddpm_sigmas(20, p, spacing, append_zero=False)
+    expected = torch.stack([p.sigmas[t] for t in p.timesteps(20, spacing)])
+    torch.testing.assert_close(levels, expected, rtol=1e-13, atol=0)
+
+
+def test_a_chain_without_signal_starts_at_a_finite_level():
+    p = DDPM(zero_terminal_snr=True)
+    levels = schedules.ddpm_sigmas(10, p)
+    assert levels[0] == p.sigma_hat(p.t_max) and bool(levels.isfinite().all())
+    assert p.nearest_time(levels[:-1]).tolist() == p.timesteps(10).tolist()
+
+
+def test_beta_levels_are_quantiles():
+    for p in (DDPM(), VP(), RectifiedFlow()):
+        levels = schedules.beta_sigmas(12, p, 0.6, 0.7, append_zero=False)
+        shares = (p.t_of_sigma(levels) - p.t_min) / (p.t_max - p.t_min)
+        even = torch.from_numpy(beta.cdf(shares.numpy(), 0.6, 0.7))
+        torch.testing.assert_close(even, torch.linspace(1, 0, 12, dtype=F64), rtol=0, atol=1e-7)
+    flat = schedules.beta_sigmas(5, DDPM(), 1.0, 1.0)
+    expected = DDPM().sigma_hat(torch.linspace(999, 0, 5, dtype=F64))
+    torch.testing.assert_close(flat[:-1], expected, rtol=1e-11, atol=0)
+
+
+NAN, INF = math.nan, math.inf
+BAD = [
+    (schedules.cosine_sigmas, (0,), ValueError, "n must be at least 1; got 0"),
+    (schedules.cosine_sigmas, (3, 2.0, 1.0), ValueError, "sigma_min must be below"),
+    (schedules.cosine_sigmas, (3, 0.1, 1.0, 0.0), ValueError, "shift must be positive; got 0"),
+    (schedules.cosine_sigmas, (3, 0.1, 1.0, 1.0, 1), TypeError, "append_zero must be True or"),
+    (schedules.flow_sigmas, (3.0,), TypeError, "n must be an int; got 3.0"),
+    (schedules.flow_sigmas, (3, -1.0), ValueError, "shift must be positive; got -1"),
+    (schedules.flow_sigmas, (3, NAN), ValueError, "shift must be a number; got nan"),
+    (schedules.flow_sigmas, (3, 1.0, 1.0), ValueError, "t_max must be below 1; got 1"),
+    (
+        schedules.flow_sigmas,
+        (1000,),
+        ValueError,
+        "n must be below 1 / (1 - t_max) = 1000; got 1000",
+    ),
+    (schedules.shift_time, (0.5, 0.0), ValueError, "shift must be positive"),
+    (schedules.shift_time, (0.5, "3"), TypeError, "shift must be a number"),
+    (schedules.ddpm_sigmas, (0,), ValueError, "n must be at least 1"),
+    (schedules.ddpm_sigmas, (1001,), ValueError, "n must not exceed the 1000 steps"),
+    (schedules.ddpm_sigmas, (3, VP()), TypeError, "process must be a DDPM; got an object of type"),
+    (schedules.ddpm_sigmas, (3, DDPM(), "even"), ValueError, "spacing must be"),
+    (schedules.beta_sigmas, (3, 4), TypeError, "process must be a Process; got 4"),
+    (schedules.beta_sigmas, (3, VP(), 0.0), ValueError, "alpha must be positive; got 0"),
+    (schedules.beta_sigmas, (3, VP(), 0.6, INF), ValueError, "beta must be finite"),
+    (schedules.beta_sigmas, (True,), TypeError, "n must be an int; got True"),
+    (schedules.beta_sigmas, (50, VP(), 1e-3), ValueError, "float64 can tell apart"),
+]
+
+
+@pytest.mark.parametrize("make, arguments, error, text", BAD)
+def test_bad_input(make, arguments, error, text):
+    with pytest.raises(error) as caught:
+        make(*arguments)
+    assert text in str(caught.value)

@@ -1,0 +1,277 @@
+"""The discrete chain of DDPM as a process in continuous time."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmsolvers import _checks as check
+from cmsolvers._betas import betas_of, levels_of, spaced
+from cmsolvers._flows import ratio
+from cmsolvers.sde import Process, Time, exact, maths
+
+
+class _Table(NamedTuple):
+    """Finite levels of the chain and the slopes of ln sigma_hat after each, twice."""
+
+    levels: list[float]
+    slopes: list[float]
+    level_array: Any
+    slope_array: Any
+
+
+class _Point(NamedTuple):
+    """Where the path is: sigma_hat = p / q, with the derivatives of p and q in time.
+
+    Two numbers instead of one keep alpha = q / h and sigma = p / h, h = sqrt(p^2 + q^2), finite and
+    exact where sigma_hat is 0 and where it is infinite.
+    """
+
+    p: Any
+    q: Any
+    dp: Any
+    dq: Any
+
+    @property
+    def square(self) -> Any:
+        """h^2."""
+        return self.p * self.p + self.q * self.q
+
+
+def _within(t: Any, end: float) -> Any:
+    return t.clamp(0.0, end) if isinstance(t, Tensor) else min(max(t, 0.0), end)
+
+
+def _rounded(t: Any) -> Any:
+    return t.round() if isinstance(t, Tensor) else float(round(t))
+
+
+@dataclass(frozen=True)
+class DDPM(Process):
+    """The chain of DDPM: betas, levels, and the variance-preserving process through them.
+
+    Time is what networks of this kind are handed: 0 to num_steps - 1, where index t has met t + 1
+    noisings; -1 is the clean sample. The process goes through the chain's alphas_bar at every
+    integer and is continuous in between, so its transitions from one integer to another are those
+    of the chain. Between two integers ln sigma_hat is linear in t, as the well-known samplers
+    interpolate; from -1 to 0 sigma_hat is linear; in the last step of a chain that ends without
+    signal 1 / sigma_hat is linear. Drift and diffusion jump at the integers, where they are those
+    of the step to come. Above num_steps - 1 the last slope goes on; times below -1 count as -1.
+
+    Args:
+        num_steps: steps of the chain, at least 2 (3 with `zero_terminal_snr`).
+        schedule: "linear" (Ho), "scaled_linear" (latent diffusion: linear in sqrt(beta)), "cosine"
+            (Nichol & Dhariwal, betas capped at 0.999), or the num_steps betas themselves, each in
+            (0, 1), the last of which may be 1.
+        beta_start: first beta, in (0, 1); None is 1e-4 for "linear" and 8.5e-4 for "scaled_linear".
+            It means nothing for the others.
+        beta_end: last beta, not below beta_start; None is 0.02 and 0.012.
+        zero_terminal_snr: shift and scale sqrt(alphas_bar) so that it ends in 0 exactly. The last
+            level is infinite then, and an eps network says nothing there: use v.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an unknown schedule, betas out of range or of another number, too few steps.
+
+    Source: Ho et al., "Denoising Diffusion Probabilistic Models" (2020), eq. 4; Nichol & Dhariwal,
+    "Improved Denoising Diffusion Probabilistic Models" (2021), eq. 17; Rombach et al.,
+    "High-Resolution Image Synthesis with Latent Diffusion Models" (2022); Lin et al., "Common
+    Diffusion Noise Schedules and Sample Steps are Flawed" (2024), algorithm 1.
+    """
+
+    num_steps: int = 1000
+    schedule: str | Sequence[float] = "linear"
+    beta_start: float | None = None
+    beta_end: float | None = None
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        zero = check.flag("zero_terminal_snr", self.zero_terminal_snr)
+        check.count("num_steps", self.num_steps, least=3 if zero else 2)
+        if not isinstance(self.schedule, str):
+            # A tuple can be hashed, and nobody can change it.
+            object.__setattr__(self, "schedule", tuple(check.floats("schedule", self.schedule)))
+        self._table  # noqa: B018 - refuses bad arguments here and not at first use
+
+    @cached_property
+    def _betas(self) -> Any:
+        return betas_of(self.num_steps, self.schedule, self.beta_start, self.beta_end)
+
+    @cached_property
+    def _levels(self) -> Any:
+        return levels_of(self._betas, self.zero_terminal_snr)
+
+    @cached_property
+    def _table(self) -> _Table:
+        levels = self._levels[np.isfinite(self._levels)]
+        logs = np.log(levels)
+        slopes = np.append(np.diff(logs), logs[-1] - logs[-2])
+        return _Table(levels.tolist(), slopes.tolist(), levels, slopes)
+
+    @property
+    def _ends_without_signal(self) -> bool:
+        return len(self._table.levels) < self.num_steps
+
+    @property
+    def betas(self) -> Tensor:
+        """Variances of the noisings, float64 [num_steps]; after the rescaling, if any."""
+        if not self.zero_terminal_snr:
+            return torch.tensor(self._betas)
+        # 1 - alphas_bar[t] / alphas_bar[t - 1], without the cancellation
+        kept = np.square(np.append(0.0, self._levels[:-1]))
+        gained = np.square(self._levels)
+        gained[-1] = math.inf
+        with np.errstate(invalid="ignore"):
+            betas = (gained - kept) / (1.0 + gained)
+        betas[-1] = 1.0
+        return torch.tensor(betas)
+
+    @property
+    def alphas_bar(self) -> Tensor:
+        """alpha^2 at t = 0 ... num_steps - 1, float64 [num_steps], descending."""
+        return torch.tensor(1.0 / (1.0 + np.square(self._levels)))
+
+    @property
+    def sigmas(self) -> Tensor:
+        """sigma_hat at t = 0 ... num_steps - 1, float64 [num_steps], ascending."""
+        return torch.tensor(self._levels)
+
+    @property
+    def t_min(self) -> float:
+        """0."""
+        return 0.0
+
+    @property
+    def t_max(self) -> float:
+        """num_steps - 1, or a quarter less where the level there is infinite."""
+        return self.num_steps - 1.0 - (0.25 if self._ends_without_signal else 0.0)
+
+    @property
+    def prior_std(self) -> float:
+        """1."""
+        return 1.0
+
+    def _point(self, t: Any) -> _Point:
+        if isinstance(t, Tensor):
+            return self._points(t.double())
+        t, (levels, slopes, *_) = float(t), self._table
+        last = len(levels) - 1
+        if t < 0.0:
+            return _Point(levels[0] * max(t + 1.0, 0.0), 1.0, levels[0], 0.0)
+        if t >= last and self._ends_without_signal:
+            return _Point(levels[-1], max(self.num_steps - 1.0 - t, 0.0), 0.0, -1.0)
+        k = min(int(t), last)
+        level = levels[k] * math.exp((t - k) * slopes[k])
+        return _Point(level, 1.0, level * slopes[k], 0.0)
+
+    def _points(self, t: Tensor) -> _Point:
+        levels, slopes = self._tensors(t)
+        k = t.floor().clamp(0, len(levels) - 1).long()
+        p = levels[k] * torch.exp((t - k) * slopes[k])
+        q, dp, dq = torch.ones_like(t), p * slopes[k], torch.zeros_like(t)
+        early = t < 0
+        p = torch.where(early, levels[0] * (t + 1).clamp_min(0), p)
+        dp = torch.where(early, levels[0], dp)
+        if self._ends_without_signal:
+            late = t >= len(levels) - 1
+            p = torch.where(late, levels[-1], p)
+            q = torch.where(late, (self.num_steps - 1 - t).clamp_min(0), q)
+            dp, dq = dp.masked_fill(late, 0.0), dq.masked_fill(late, -1.0)
+        return _Point(p, q, dp, dq)
+
+    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The table on the device of `like`."""
+        levels, slopes = torch.from_numpy(self._table[2]), torch.from_numpy(self._table[3])
+        return levels.to(like.device), slopes.to(like.device)
+
+    def alpha(self, t: Time) -> Time:
+        """sqrt(alphas_bar)."""
+        at = self._point(t)
+        return at.q / maths(t).sqrt(at.square)  # type: ignore[no-any-return]
+
+    def sigma(self, t: Time) -> Time:
+        """sqrt(1 - alphas_bar)."""
+        at = self._point(t)
+        return at.p / maths(t).sqrt(at.square)  # type: ignore[no-any-return]
+
+    def sigma_hat(self, t: Time) -> Time:
+        """sqrt((1 - alphas_bar) / alphas_bar)."""
+        at = self._point(t)
+        return ratio(at.p, at.q)  # type: ignore[no-any-return]
+
+    def drift_factor(self, t: Time) -> Time:
+        """The derivative of ln alpha."""
+        at = self._point(t)
+        return ratio(at.p * (at.dq * at.p - at.dp * at.q) / at.square, at.q)  # type: ignore[no-any-return]
+
+    def diffusion(self, t: Time) -> Time:
+        """sqrt(-2 d ln alpha / dt)."""
+        rate = -2.0 * self.drift_factor(t)
+        return maths(rate).sqrt(rate)  # type: ignore[no-any-return]
+
+    def t_of_sigma(self, sigma_hat: Time) -> Time:
+        """The inverse of `sigma_hat`; -1 for a level of 0."""
+        level = exact(sigma_hat)
+        return self._times(level) if isinstance(level, Tensor) else self._time(level)  # type: ignore[no-any-return]
+
+    def _time(self, level: float) -> Any:
+        levels, slopes, *_ = self._table
+        if level < levels[0]:
+            return level / levels[0] - 1.0
+        if level >= levels[-1] and self._ends_without_signal:
+            return self.num_steps - 1.0 - levels[-1] / level
+        k = bisect_right(levels, level) - 1
+        return k + math.log(level / levels[k]) / slopes[k]
+
+    def _times(self, level: Tensor) -> Any:
+        levels, slopes = self._tensors(level)
+        k = (torch.searchsorted(levels, level.detach(), right=True) - 1).clamp_min(0)
+        t = k + torch.log(level / levels[k]) / slopes[k]
+        t = torch.where(level < levels[0], level / levels[0] - 1, t)
+        if self._ends_without_signal:
+            t = torch.where(level >= levels[-1], self.num_steps - 1 - levels[-1] / level, t)
+        return t
+
+    def network_time(self, sigma_hat: Time) -> Time:
+        """`t_of_sigma` within [0, num_steps - 1]: what a network is handed, a fraction in general.
+
+        The `c_noise` of `from_eps(net, process=DDPM())` and its siblings.
+        """
+        return _within(self.t_of_sigma(sigma_hat), self.num_steps - 1.0)  # type: ignore[no-any-return]
+
+    def nearest_time(self, sigma_hat: Time) -> Time:
+        """`network_time` rounded to the nearest integer, half to even, as a float.
+
+        For networks that look t up in a table: `from_eps(net, process=chain,
+        c_noise=chain.nearest_time)`.
+        """
+        return _rounded(self.network_time(sigma_hat))  # type: ignore[no-any-return]
+
+    def timesteps(self, n: int, spacing: str = "trailing", offset: int = 0) -> Tensor:
+        """A subset of the chain's times, the largest first.
+
+        Args:
+            n: how many, in [1, num_steps].
+            spacing: "trailing" counts down from the end in even strides, rounded; "leading" counts
+                up from 0 in strides of num_steps // n, and so leaves out the end; "linspace" has
+                both ends, rounded (a single one is the end).
+            offset: added to every "leading" time (1 in some published samplers).
+
+        Returns:
+            int64 tensor [n].
+
+        Raises:
+            TypeError: n or offset that is no int.
+            ValueError: an unknown spacing, n or offset out of range.
+
+        Source: Lin et al. (2024), table 2.
+        """
+        return torch.tensor(spaced(self.num_steps, n, spacing, offset))

@@ -1,0 +1,154 @@
+"""Paths that are written down, not solved for: the rectified flow and TrigFlow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from cmsolvers import _checks as check
+from cmsolvers.sde import Process, Time, exact, maths
+
+
+def ratio(over: Any, under: Any) -> Any:
+    """The quotient; a float over 0 is infinite, as it is for tensors."""
+    if isinstance(under, float) and under == 0.0:
+        return math.copysign(math.inf, over)
+    return over / under
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(Process):
+    """The straight path x_t = (1 - t) x_0 + t z: t = 0 is data, **t = 1 is noise**.
+
+    Its velocity is z - x_0. In Karras coordinates the level is t / (1 - t), infinite at t = 1: a
+    sigma-space sampler starts a little earlier, at `sigma_hat(t_max)` = 999 by default (see
+    `flow_sigmas`), where x_0 is a thousandth of x_t. Euler's method makes the same steps in
+    either coordinates. The SDE is dx = -x / (1 - t) dt + sqrt(2 t / (1 - t)) dw, whose
+    coefficients are infinite at t = 1 too: t-space solvers want small steps next to it.
+
+    The path has no parameter. A resolution-dependent shift of time changes only the grid on which
+    it is sampled: see `flow_sigmas` and `shift_time`.
+
+    Source: Liu et al., "Flow Straight and Fast" (2023), section 2; Lipman et al., "Flow Matching
+    for Generative Modeling" (2023), eq. 20-23, which count time from noise to data.
+    """
+
+    @property
+    def t_min(self) -> float:
+        """1e-3."""
+        return 1e-3
+
+    @property
+    def t_max(self) -> float:
+        """0.999: the last of a thousand steps before the level is infinite."""
+        return 0.999
+
+    @property
+    def prior_std(self) -> float:
+        """1."""
+        return 1.0
+
+    def alpha(self, t: Time) -> Time:
+        """1 - t."""
+        return 1.0 - exact(t)  # type: ignore[no-any-return]
+
+    def sigma(self, t: Time) -> Time:
+        """The time itself."""
+        return exact(t)  # type: ignore[no-any-return]
+
+    def drift_factor(self, t: Time) -> Time:
+        """-1 / (1 - t)."""
+        return ratio(-1.0, self.alpha(t))  # type: ignore[no-any-return]
+
+    def diffusion(self, t: Time) -> Time:
+        """sqrt(2 t / (1 - t))."""
+        square = 2.0 * self.sigma_hat(t)
+        return maths(square).sqrt(square)  # type: ignore[no-any-return]
+
+    def sigma_hat(self, t: Time) -> Time:
+        """The ratio t / (1 - t)."""
+        return ratio(exact(t), self.alpha(t))  # type: ignore[no-any-return]
+
+    def t_of_sigma(self, sigma_hat: Time) -> Time:
+        """sigma_hat / (1 + sigma_hat), the inverse."""
+        level = exact(sigma_hat)
+        return level / (1.0 + level)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class TrigFlow(Process):
+    """The circular path x_t = cos(t) x_0 + sin(t) sigma_data z, t in [0, pi/2].
+
+    The noise has the spread of the data, so x_t keeps it at all t. In Karras coordinates the level
+    is sigma_data tan(t).
+
+    Args:
+        sigma_data: standard deviation of the data, positive.
+        sigma_min: the level of `t_min`, positive.
+        sigma_max: the level of `t_max`, above sigma_min.
+
+    Raises:
+        TypeError: an argument that is no number.
+        ValueError: levels that are not positive and finite, or sigma_min not below sigma_max.
+
+    Source: Lu & Song, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models"
+    (2025), section 3.
+    """
+
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        check.positive("sigma_data", self.sigma_data)
+        low, high = (
+            check.positive("sigma_min", self.sigma_min),
+            check.positive("sigma_max", self.sigma_max),
+        )
+        check.below("sigma_min", low, "sigma_max", high)
+
+    @property
+    def t_min(self) -> float:
+        """arctan(sigma_min / sigma_data)."""
+        return math.atan(self.sigma_min / self.sigma_data)
+
+    @property
+    def t_max(self) -> float:
+        """arctan(sigma_max / sigma_data)."""
+        return math.atan(self.sigma_max / self.sigma_data)
+
+    @property
+    def prior_std(self) -> float:
+        """sigma_data."""
+        return self.sigma_data
+
+    def alpha(self, t: Time) -> Time:
+        """The cosine."""
+        t = exact(t)
+        return maths(t).cos(t)  # type: ignore[no-any-return]
+
+    def sigma(self, t: Time) -> Time:
+        """sigma_data sin t."""
+        t = exact(t)
+        return self.sigma_data * maths(t).sin(t)  # type: ignore[no-any-return]
+
+    def drift_factor(self, t: Time) -> Time:
+        """-tan t."""
+        t = exact(t)
+        return -maths(t).tan(t)  # type: ignore[no-any-return]
+
+    def diffusion(self, t: Time) -> Time:
+        """sigma_data sqrt(2 tan t)."""
+        t = exact(t)
+        return self.sigma_data * maths(t).sqrt(2.0 * maths(t).tan(t))  # type: ignore[no-any-return]
+
+    def sigma_hat(self, t: Time) -> Time:
+        """sigma_data tan t."""
+        t = exact(t)
+        return self.sigma_data * maths(t).tan(t)  # type: ignore[no-any-return]
+
+    def t_of_sigma(self, sigma_hat: Time) -> Time:
+        """arctan(sigma_hat / sigma_data)."""
+        level = exact(sigma_hat)
+        return maths(level).atan(level / self.sigma_data)  # type: ignore[no-any-return]

@@ -1,0 +1,38 @@
+"""What the noise schedules share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cmsolvers import _checks as check
+
+
+def bounds(n: int, sigma_min: float, sigma_max: float) -> tuple[int, float, float]:
+    """N and the ends of a grid, checked."""
+    n = check.count("n", n)
+    low, high = check.positive("sigma_min", sigma_min), check.positive("sigma_max", sigma_max)
+    if n > 1:
+        check.below("sigma_min", low, "sigma_max", high)
+    elif low > high:
+        raise ValueError(f"sigma_min must not exceed sigma_max; got {low:g} and {high:g}")
+    return n, low, high
+
+
+def ramp(n: int) -> Tensor:
+    """From 0 to 1 in n even places."""
+    return torch.linspace(0, 1, n, dtype=torch.float64, device="cpu")
+
+
+def finish(levels: Tensor, first: float, last: float, append_zero: bool) -> Tensor:
+    """Put the ends in to the bit, refuse levels that float64 cannot tell apart, append the 0."""
+    zero = check.flag("append_zero", append_zero)
+    if len(levels) > 1:
+        levels[-1] = last
+    levels[0] = first
+    if not bool((levels.diff() < 0).all()):
+        raise ValueError(
+            f"n must leave levels that float64 can tell apart; "
+            f"got {len(levels)} levels from {first:g} to {last:g}"
+        )
+    return torch.cat([levels, levels.new_zeros(1)]) if zero else levels

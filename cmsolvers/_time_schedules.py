@@ -1,0 +1,181 @@
+"""Noise levels at the times of a process: cosine, rectified flow, chain, Beta quantiles."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+
+from cmsolvers import _checks as check
+from cmsolvers._ddpm import DDPM
+from cmsolvers._grids import bounds, finish, ramp
+from cmsolvers.sde import Process, exact
+
+
+def cosine_sigmas(
+    n: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    shift: float = 1.0,
+    append_zero: bool = True,
+) -> Tensor:
+    """Levels shift * tan(pi t / 2) at even t: the cosine schedule, and with it TrigFlow's times.
+
+    Args:
+        n: how many levels above 0, at least 1; a single level is sigma_max.
+        sigma_min: smallest level above 0.
+        sigma_max: largest level.
+        shift: positive; above 1 puts more steps at large levels, as large images want it
+            (d / 64 in the paper). sigma_data makes the times of `TrigFlow` even.
+        append_zero: end with 0.
+
+    Returns:
+        float64 tensor of shape [n + 1], or [n] without the zero, strictly descending.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: as in `karras_sigmas`.
+
+    Source: Nichol & Dhariwal (2021), eq. 17, without its offset; Hoogeboom et al., "simple
+    diffusion" (2023), section 3.1, whose shift of log SNR by 2 ln(64 / d) this is.
+    """
+    n, low, high = bounds(n, sigma_min, sigma_max)
+    scale = check.positive("shift", shift)
+    first, last = math.atan(high / scale), math.atan(low / scale)
+    levels = scale * torch.tan(first + ramp(n) * (last - first))
+    return finish(levels, high, low, append_zero)
+
+
+def shift_time(t: Any, shift: float) -> Any:
+    """Shift times of a rectified flow towards noise: s t / (1 + (s - 1) t).
+
+    The level t / (1 - t) becomes s times as large: at s times the resolution along a side, the same
+    share of the image is lost. For the levels of sampling see `flow_sigmas`; this is for
+    times drawn in training.
+
+    Args:
+        t: number or tensor of any shape, in [0, 1], 1 is noise.
+        shift: s, positive; 1 changes nothing, 3 is usual at 1024 x 1024 pixels.
+
+    Returns:
+        A float for a number, a float64 tensor for a tensor.
+
+    Raises:
+        TypeError: shift is no number.
+        ValueError: shift not positive.
+
+    Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis"
+    (2024), section 5.3.2.
+    """
+    s, t = check.positive("shift", shift), exact(t)
+    return s * t / (1.0 + (s - 1.0) * t)
+
+
+def flow_sigmas(
+    n: int, shift: float = 1.0, t_max: float = 0.999, append_zero: bool = True
+) -> Tensor:
+    """Levels shift * t / (1 - t) of the rectified flow at t = 1, 1 - 1/n ... 1/n, the first t_max.
+
+    Args:
+        n: how many levels above 0, at least 1, below 1 / (1 - t_max).
+        shift: of time, see `shift_time`; positive.
+        t_max: what stands for t = 1, where the level is infinite, before the shift; in (0, 1).
+        append_zero: end with 0.
+
+    Returns:
+        float64 tensor of shape [n + 1], or [n] without the zero, strictly descending; the initial
+        state is levels[0] times unit noise.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of its range.
+
+    Source: Liu et al., "Flow Straight and Fast" (2023), section 2; Esser et al., "Scaling
+    Rectified Flow Transformers for High-Resolution Image Synthesis" (2024), section 5.3.2.
+    """
+    n, scale = check.count("n", n), check.positive("shift", shift)
+    first = check.positive("t_max", t_max)
+    if first >= 1.0:
+        raise ValueError(f"t_max must be below 1; got {first:g}")
+    if n > 1 and not 1.0 - 1.0 / n < first:
+        raise ValueError(f"n must be below 1 / (1 - t_max) = {1 / (1 - first):g}; got {n}")
+    left = torch.arange(n, dtype=torch.float64, device="cpu") / n
+    left[0] = 1.0 - first
+    levels = scale * (1.0 - left) / left
+    return finish(levels, levels[0].item(), levels[-1].item(), append_zero)
+
+
+_CHAIN = DDPM()
+
+
+def ddpm_sigmas(
+    n: int,
+    process: DDPM = _CHAIN,
+    spacing: str = "trailing",
+    offset: int = 0,
+    append_zero: bool = True,
+) -> Tensor:
+    """Levels of the chain at a subset of its times.
+
+    Args:
+        n: how many levels above 0, from 1 to the steps of the chain.
+        process: the chain.
+        spacing: "trailing", "leading" or "linspace", see `DDPM.timesteps`.
+        offset: added to every "leading" time.
+        append_zero: end with 0.
+
+    Returns:
+        float64 tensor of shape [n + 1], or [n] without the zero, strictly descending. An infinite
+        level (a chain with `zero_terminal_snr`) becomes that of `process.t_max`.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an unknown spacing, n or offset out of range.
+
+    Source: Song et al., "Denoising Diffusion Implicit Models" (2021), section 4.2; Lin et al.,
+    "Common Diffusion Noise Schedules and Sample Steps are Flawed" (2024), table 2.
+    """
+    if not isinstance(process, DDPM):
+        raise TypeError(f"process must be a DDPM; got {check.describe(process)}")
+    times = process.timesteps(n, spacing, offset).double().clamp_max(process.t_max)
+    levels = process.sigma_hat(times)
+    return finish(levels, levels[0].item(), levels[-1].item(), append_zero)
+
+
+def beta_sigmas(
+    n: int,
+    process: Process = _CHAIN,
+    alpha: float = 0.6,
+    beta: float = 0.6,
+    append_zero: bool = True,
+) -> Tensor:
+    """Levels of a process at times that are even quantiles of a Beta distribution.
+
+    Args:
+        n: how many levels above 0, at least 1; a single level is that of t_max.
+        process: whose times, from t_max to t_min.
+        alpha: of the distribution, positive; below 1 puts more steps at small levels.
+        beta: of the distribution, positive; below 1 puts more steps at large levels.
+        append_zero: end with 0.
+
+    Returns:
+        float64 tensor of shape [n + 1], or [n] without the zero, strictly descending.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of its range.
+
+    Source: Lee et al., "Beta Sampling is All You Need" (2024): the probability integral transform
+    of even steps by Beta(0.6, 0.6).
+    """
+    n = check.count("n", n)
+    if not isinstance(process, Process):
+        raise TypeError(f"process must be a Process; got {check.describe(process)}")
+    a, b = check.positive("alpha", alpha), check.positive("beta", beta)
+    shares = torch.from_numpy(betaincinv(a, b, 1.0 - ramp(n).numpy()))
+    first, last = process.t_max, process.t_min
+    levels = process.sigma_hat(last + shares * (first - last))
+    return finish(levels, process.sigma_hat(first), levels[-1].item(), append_zero)

@@ -32,6 +32,8 @@ class Row:
     nfe: Callable[[int, bool], int] = steps
     order: float | None = None
     """Order on the probability-flow ODE; None: not an ODE method with these options."""
+    soft_start: bool = False
+    """Whether the order shows only where the first steps, of lower order, are small."""
     path: bool = False
     """Whether the noise is a Brownian path: the tests then hand one in."""
     single: bool = False

@@ -1,6 +1,7 @@
 // For a small state the way to the kernel costs more than the kernel. fast_step takes it in well
-// under a microsecond where nothing special is asked: valid plain dense tensors of one device, host
-// weights, an int seed, no derivative, no transform and no mode. In every other case it answers
+// under a microsecond where nothing special is asked: valid plain dense tensors of one device,
+// weights that are numbers or plain tensors there, an int seed, no derivative, no transform and no
+// mode. In every other case it answers
 // None and the caller goes the general way, which checks and reports; so nothing here raises.
 #include "fastcall.h"
 
@@ -44,12 +45,6 @@ const at::Tensor* plain_tensor(PyObject* object, bool grad_mode) {
   return &t;
 }
 
-bool disjoint(const at::Tensor& a, const at::Tensor& b) {
-  const char* p = static_cast<const char*>(a.const_data_ptr());
-  const char* q = static_cast<const char*>(b.const_data_ptr());
-  return p + a.nbytes() <= q || q + b.nbytes() <= p;
-}
-
 bool number(PyObject* object, double& value) {
   if (PyFloat_CheckExact(object)) {
     value = PyFloat_AS_DOUBLE(object);
@@ -86,46 +81,106 @@ bool fits(at::ScalarType model, at::ScalarType state) {
          (state == at::kDouble || (state == at::kFloat && model != at::kDouble));
 }
 
-// Inputs and weights into the parameters; false where the case is not plain.
-bool read_terms(StepParams& p, const at::Tensor& x, PyObject* inputs, PyObject* weights,
-                const at::Tensor** terms, bool grad_mode) {
-  if (!PyTuple_CheckExact(inputs) || !PyTuple_CheckExact(weights)) return false;
+// What a call brings, besides its parameters: borrowed from the caller's objects.
+struct Given {
+  const at::Tensor* x = nullptr;
+  const at::Tensor* inputs[kMaxInputs];
+  const at::Tensor* arguments[kWeights];
+  int n_arguments = 0;  // tensors among the arguments
+  bool grad_mode = true;
+};
+
+// One argument, a number or a tensor, into its place; false where the case is not plain.
+bool take_argument(StepParams& p, Given& given, int place, PyObject* object) {
+  if (number(object, p.numbers[place])) return true;
+  const at::Tensor* value = plain_tensor(object, given.grad_mode);
+  if (value == nullptr || value->device() != given.x->device()) return false;
+  const int64_t batch = given.x->dim() == 0 ? 1 : given.x->size(0);
+  given.arguments[given.n_arguments++] = value;
+  return describe_argument(p, place, *value, batch);
+}
+
+// The columns of one tensor [B, count] as arguments; false where the case is not plain.
+bool take_columns(StepParams& p, Given& given, int count, PyObject* object) {
+  const at::Tensor* value = plain_tensor(object, given.grad_mode);
+  const int64_t batch = given.x->dim() == 0 ? 1 : given.x->size(0);
+  if (value == nullptr || value->device() != given.x->device() || value->dim() != 2 ||
+      (value->size(0) != batch && value->size(0) != 1) || value->size(1) != count ||
+      !supported(value->scalar_type()))
+    return false;
+  given.arguments[given.n_arguments++] = value;
+  const bool one = value->size(0) == 1;
+  const auto* data = static_cast<const char*>(value->const_data_ptr());
+  const int64_t apart = value->stride(1) * static_cast<int64_t>(value->element_size());
+  for (int j = 0; j < count; ++j)
+    p.arguments[j] = {data + j * apart, one ? 0 : value->stride(0), dtype_of(value->scalar_type())};
+  p.has_tensors = true;
+  p.per_sample = !one;
+  return true;
+}
+
+// All arguments into the parameters; false where the case is not plain.
+bool read_arguments(StepParams& p, Given& given, PyObject* rule, PyObject* arguments,
+                    PyObject* w_z) {
+  uint64_t which = 0;
+  if (rule != nullptr && !natural(rule, kRules - 1, which)) return false;
+  p.rule = static_cast<Rule>(which);
+  if (p.rule == Rule::folded || p.n_inputs != input_count(p.rule, p.n_inputs)) return false;
+  const bool weights = p.rule == Rule::weights;
+  const int count = weights ? p.n_inputs + 1 : argument_count(p.rule, p.n_inputs);
+  if (PyTuple_CheckExact(arguments)) {
+    if (PyTuple_GET_SIZE(arguments) != count) return false;
+    for (int j = 0; j < count; ++j)
+      if (!take_argument(p, given, j, PyTuple_GET_ITEM(arguments, j))) return false;
+  } else if (!weights || !take_columns(p, given, count, arguments)) {
+    return false;
+  }
+  if (weights && !take_argument(p, given, kZ, w_z)) return false;
+  if (p.rule == Rule::consistency && (p.arguments[1].data || p.arguments[2].data)) return false;
+  p.noise = weights ? p.arguments[kZ].data != nullptr || p.numbers[kZ] != 0.0
+                    : p.rule == Rule::euler_maruyama;
+  if (!weights || p.has_tensors) settle_weights(p, given.x->is_cpu());
+  return true;
+}
+
+// Inputs into the parameters; false where the case is not plain.
+bool read_inputs(StepParams& p, Given& given, PyObject* inputs) {
+  if (!PyTuple_CheckExact(inputs)) return false;
+  const at::Tensor& x = *given.x;
   const Py_ssize_t n = PyTuple_GET_SIZE(inputs);
-  if (n > kMaxInputs || PyTuple_GET_SIZE(weights) != n + 1) return false;
+  if (n > kMaxInputs) return false;
   p.n_inputs = static_cast<int>(n);
   p.state = dtype_of(x.scalar_type());
   p.model = p.state;
-  if (!number(PyTuple_GET_ITEM(weights, 0), p.weights[kX])) return false;
   for (Py_ssize_t k = 0; k < n; ++k) {
-    const at::Tensor* m = plain_tensor(PyTuple_GET_ITEM(inputs, k), grad_mode);
+    const at::Tensor* m = plain_tensor(PyTuple_GET_ITEM(inputs, k), given.grad_mode);
     if (m == nullptr || m->device() != x.device() || !m->is_contiguous() ||
         m->sizes() != x.sizes() || !fits(m->scalar_type(), x.scalar_type()) ||
-        (k > 0 && m->scalar_type() != terms[0]->scalar_type()))
+        (k > 0 && m->scalar_type() != given.inputs[0]->scalar_type()))
       return false;
     p.model = dtype_of(m->scalar_type());
-    if (!number(PyTuple_GET_ITEM(weights, k + 1), p.weights[kInput + k])) return false;
-    terms[k] = m;
+    given.inputs[k] = m;
     p.inputs[k] = m->const_data_ptr();
   }
   return true;
 }
 
-// fast_step(x, inputs, weights, w_z, seed, stream, draw, offset, out)
+// fast_step(x, inputs, arguments, w_z, seed, stream, draw, offset, out, rule=0); for the rule of
+// the weights themselves `arguments` is (w_x, w_1, ..., w_n), else w_z is not read.
 PyObject* fast_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS  // what throws here is no user's error, but must not end the process
-      if (count != 9 || !plain_context()) Py_RETURN_NONE;
-  const bool grad_mode = c10::GradMode::is_enabled();
-  const at::Tensor* x = plain_tensor(args[0], grad_mode);
+      if (count < 9 || count > 10 || !plain_context()) Py_RETURN_NONE;
+  Given given;
+  given.grad_mode = c10::GradMode::is_enabled();
+  const at::Tensor* x = given.x = plain_tensor(args[0], given.grad_mode);
   if (x == nullptr || !supported(x->scalar_type()) || !x->is_contiguous()) Py_RETURN_NONE;
 #if !defined(CMSOLVERS_WITH_CUDA)
   if (x->is_cuda()) Py_RETURN_NONE;
 #endif
   Prepared step;
   StepParams& p = step.params;
-  const at::Tensor* terms[kMaxInputs];
-  if (!read_terms(p, *x, args[1], args[2], terms, grad_mode)) Py_RETURN_NONE;
-  if (!number(args[3], p.weights[kZ])) Py_RETURN_NONE;
-  p.noise = p.weights[kZ] != 0.0;
+  if (!read_inputs(p, given, args[1])) Py_RETURN_NONE;
+  if (!read_arguments(p, given, count == 10 ? args[9] : nullptr, args[2], args[3])) Py_RETURN_NONE;
   if (p.noise) {
     uint64_t stream = 0, draw = 0;
     constexpr uint64_t kIds = (uint64_t{1} << 56) - 1;
@@ -138,19 +193,22 @@ PyObject* fast_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   at::Tensor out;
   if (args[8] != Py_None) {
-    const at::Tensor* given = plain_tensor(args[8], grad_mode);
-    if (given == nullptr || given->scalar_type() != x->scalar_type() ||
-        given->device() != x->device() || !given->is_contiguous() || given->sizes() != x->sizes())
+    const at::Tensor* wanted = plain_tensor(args[8], given.grad_mode);
+    if (wanted == nullptr || wanted->scalar_type() != x->scalar_type() ||
+        wanted->device() != x->device() || !wanted->is_contiguous() ||
+        wanted->sizes() != x->sizes())
       Py_RETURN_NONE;
     const auto apart = [&](const at::Tensor& t) {
-      return (t.scalar_type() == given->scalar_type() &&
-              t.const_data_ptr() == given->const_data_ptr()) ||
-             disjoint(t, *given);
+      return (t.scalar_type() == wanted->scalar_type() &&
+              t.const_data_ptr() == wanted->const_data_ptr()) ||
+             disjoint(t, *wanted);
     };
     if (!apart(*x)) Py_RETURN_NONE;
     for (int k = 0; k < p.n_inputs; ++k)
-      if (!apart(*terms[k])) Py_RETURN_NONE;
-    out = *given;
+      if (!apart(*given.inputs[k])) Py_RETURN_NONE;
+    for (int j = 0; j < given.n_arguments; ++j)
+      if (!disjoint(*given.arguments[j], *wanted)) Py_RETURN_NONE;
+    out = *wanted;
   }
   if (!out.defined())
     out = x->is_cpu() ? at::Tensor(at::detail::empty_cpu(x->sizes(), x->scalar_type()))
@@ -176,7 +234,8 @@ PyObject* fast_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
 PyMethodDef methods[] = {
     {"fast_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fast_step)),
      METH_FASTCALL,
-     "fast_step(x, inputs, weights, w_z, seed, stream, draw, offset, out) -> Tensor or None"},
+     "fast_step(x, inputs, arguments, w_z, seed, stream, draw, offset, out, rule=0) -> Tensor or "
+     "None"},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

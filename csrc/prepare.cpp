@@ -1,6 +1,7 @@
 #include "prepare.h"
 
 #include <ATen/Functions.h>
+#include <c10/util/SmallVector.h>
 
 #include <algorithm>
 #include <numeric>
@@ -26,12 +27,6 @@ at::Tensor in_layout_of(const at::Tensor& value, const at::Tensor& out) {
   return copy.copy_(value);
 }
 
-void fill_weights(StepParams& p, c10::ArrayRef<double> given) {
-  p.weights[kX] = given[0];
-  for (int k = 0; k < p.n_inputs; ++k) p.weights[kInput + k] = given[1 + k];
-  for (int j = kZ; j < kWeights; ++j) p.weights[j] = given[1 + p.n_inputs + j - kZ];
-}
-
 }  // namespace
 
 DType dtype_of(at::ScalarType type) {
@@ -55,7 +50,7 @@ void describe_layout(StepParams& p, const at::Tensor& out) {
   p.count = batch == 0 ? 1 : std::max<int64_t>(p.total / batch, 1);
   p.permuted = false;
   if (p.total == 0 || out.dim() == 0) return;
-  if (!p.noise && p.rows == nullptr) {  // nothing depends on the place: one flat run
+  if (!p.noise && !p.per_sample) {  // nothing depends on the place: one flat run
     p.count = p.total;
     return;
   }
@@ -92,9 +87,9 @@ void describe_layout(StepParams& p, const at::Tensor& out) {
   }
 }
 
-Prepared prepare(const at::Tensor& out, const std::optional<at::Tensor>& second_out,
-                 const at::Tensor& x, at::TensorList inputs, c10::ArrayRef<double> weights,
-                 const std::optional<at::Tensor>& rows, at::IntArrayRef noise,
+Prepared prepare(const std::optional<at::Tensor>& first_out,
+                 const std::optional<at::Tensor>& second_out, const at::Tensor& x,
+                 at::TensorList inputs, const Arguments& arguments, at::IntArrayRef noise,
                  const std::optional<at::Tensor>& key, c10::ArrayRef<double> clamp,
                  int64_t second) {
   const int64_t n = static_cast<int64_t>(inputs.size());
@@ -102,10 +97,13 @@ Prepared prepare(const at::Tensor& out, const std::optional<at::Tensor>& second_
   TORCH_CHECK_VALUE(clamp.empty() || clamp.size() == 2, "clamp must be empty or (low, high)");
   TORCH_CHECK_VALUE(second >= 0 && second <= 3, "second must be 0, 1, 2 or 3; got ", second);
   TORCH_CHECK_VALUE((second != 0) == second_out.has_value(), "second_out must go with second");
+  TORCH_CHECK_VALUE(first_out.has_value() || second_out.has_value(), "out must be given");
+  const at::Tensor& out = first_out.has_value() ? *first_out : *second_out;
   TORCH_CHECK_VALUE(out.is_non_overlapping_and_dense(), "out must be dense");
   TORCH_CHECK_VALUE(out.sizes() == x.sizes(), "out must have the shape of x, ", x.sizes(), "; got ",
                     out.sizes());
-  TORCH_CHECK_TYPE(out.scalar_type() == x.scalar_type(), "out must have the dtype of x");
+  TORCH_CHECK_TYPE(!first_out.has_value() || out.scalar_type() == x.scalar_type(),
+                   "out must have the dtype of x");
   TORCH_CHECK_VALUE(out.device() == x.device(), "out must be on the device of x");
   Prepared step;
   StepParams& p = step.params;
@@ -127,7 +125,7 @@ Prepared prepare(const at::Tensor& out, const std::optional<at::Tensor>& second_
   TORCH_CHECK_TYPE(!wider, "inputs must have the dtype of x or one of lower precision");
   step.x = in_layout_of(x, out);
   p.x = step.x.const_data_ptr();
-  p.out = out.mutable_data_ptr();
+  if (first_out.has_value()) p.out = out.mutable_data_ptr();
   if (second_out.has_value()) {
     TORCH_CHECK_VALUE(same_order(*second_out, out), "second_out must have the layout of out");
     TORCH_CHECK_VALUE(second_out->device() == x.device(), "second_out must be on the device of x");
@@ -143,20 +141,11 @@ Prepared prepare(const at::Tensor& out, const std::optional<at::Tensor>& second_
     p.high = clamp[1];
   }
   const int64_t batch = x.dim() == 0 ? 1 : x.size(0);
-  if (rows.has_value()) {
-    TORCH_CHECK_VALUE(rows->dim() == 2 && rows->size(1) == n + 6 &&
-                          (rows->size(0) == batch || rows->size(0) == 1),
-                      "rows must have shape [", batch, ", ", n + 6, "]; got ", rows->sizes());
-    TORCH_CHECK_TYPE(rows->scalar_type() == at::kDouble, "rows must be float64");
-    TORCH_CHECK_VALUE(rows->device() == x.device(), "rows must be on the device of x");
-    step.rows = rows->contiguous();
-    p.rows = step.rows.const_data_ptr<double>();
-    p.row_stride = rows->size(0) == 1 ? 0 : n + 6;
-  } else {
-    TORCH_CHECK_VALUE(static_cast<int64_t>(weights.size()) == n + 6, "weights must hold ", n + 6,
-                      " numbers; got ", weights.size());
-    fill_weights(p, weights);
-  }
+  c10::SmallVector<at::Tensor, 2> written;
+  for (const auto* output : {&first_out, &second_out})
+    if (output->has_value()) written.push_back(**output);
+  fill_arguments(p, arguments, x, written, step.kept);
+  settle_weights(p, x.is_cpu());
   if (!noise.empty()) {
     TORCH_CHECK_VALUE(noise.size() == 4, "noise must be empty or (seed, offset, stream, draw)");
     p.noise = true;

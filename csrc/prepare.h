@@ -6,7 +6,7 @@
 #include <array>
 #include <optional>
 
-#include "step.h"
+#include "arguments.h"
 
 namespace cmsolvers {
 
@@ -15,18 +15,18 @@ struct Prepared {
   StepParams params;
   at::Tensor x;
   std::array<at::Tensor, kMaxInputs> inputs;
-  at::Tensor rows;
+  std::vector<at::Tensor> kept;  // arguments that had to be copied
   at::Tensor key;
 };
 
 DType dtype_of(at::ScalarType type);
 
-// Checks what memory safety needs, brings everything into the layout of `out`, and fills the
-// parameters.
-Prepared prepare(const at::Tensor& out, const std::optional<at::Tensor>& second_out,
-                 const at::Tensor& x, at::TensorList inputs, c10::ArrayRef<double> weights,
-                 const std::optional<at::Tensor>& rows, at::IntArrayRef noise,
-                 const std::optional<at::Tensor>& key, c10::ArrayRef<double> clamp, int64_t second);
+// Checks what memory safety needs, brings everything into the layout of `out` (or of `second_out`
+// where that alone is wanted), and fills the parameters.
+Prepared prepare(const std::optional<at::Tensor>& out, const std::optional<at::Tensor>& second_out,
+                 const at::Tensor& x, at::TensorList inputs, const Arguments& arguments,
+                 at::IntArrayRef noise, const std::optional<at::Tensor>& key,
+                 c10::ArrayRef<double> clamp, int64_t second);
 
 // How memory positions map to samples and elements, for a dense tensor.
 void describe_layout(StepParams& params, const at::Tensor& out);

@@ -14,7 +14,7 @@ enum class DType : int8_t { f64, f32, f16, bf16 };
 // What the second output is: nothing; s0 x'; D; s0 x + s1 z.
 enum class Second : int8_t { none, scaled, x0, pair };
 
-// The weights of one row, by position.
+// The weights of one sample, by position.
 enum Weight : int {
   kX = 0,
   kInput = 1,
@@ -26,10 +26,28 @@ enum Weight : int {
   kWeights = 10
 };
 
+// What the arguments of a step are, and where each has its place among kWeights of them.
+enum class Rule : int8_t {
+  weights,         // the weights themselves
+  pf_ode,          // 0 sigma, 1 sigma'; the weights of ops.pf_ode_step
+  heun,            // 0 sigma, 1 sigma'; those of the corrector of ops.heun_step
+  consistency,     // 0 sigma, 1 sigma_data, 2 sigma_min; those of ops.consistency_output
+  euler_maruyama,  // 0 diffusion, 1 dt; those of ops.euler_maruyama_step
+  folded           // the weights, with c_skip and c_out still to be put into w_x and w_1
+};
+constexpr int kRules = 6;
+
+// An argument that is a tensor: data[sample * stride], on the device of x.
+struct Argument {
+  const void* data = nullptr;  // nullptr: the argument is a number
+  int64_t stride = 0;          // in elements; 0: one value serves all samples
+  DType type = DType::f64;
+};
+
 struct StepParams {
   const void* x = nullptr;
   const void* inputs[kMaxInputs] = {};
-  void* out = nullptr;
+  void* out = nullptr;  // nullptr: only the second output is wanted
   void* second_out = nullptr;
   int n_inputs = 0;
   DType state = DType::f32;  // x, out
@@ -48,11 +66,13 @@ struct StepParams {
   int64_t dims[kMaxDims] = {};
   int64_t strides[kMaxDims] = {};
 
-  // Weights: the same for all, or rows[b * row_stride + ...] in the order w_x, w_1..w_n, w_z,
-  // c_skip, c_out, s0, s1.
-  double weights[kWeights] = {};
-  const double* rows = nullptr;  // on the device of x
-  int64_t row_stride = 0;        // 0: one row serves all samples
+  // The arguments. Without tensors among them the rule has been applied already: numbers[] then
+  // holds the weights of all samples.
+  Rule rule = Rule::weights;
+  bool has_tensors = false;
+  bool per_sample = false;  // some tensor has an entry a sample
+  double numbers[kWeights] = {};
+  Argument arguments[kWeights] = {};
 
   bool use_x0 = false;  // D = clamp(c_skip x + c_out m_0) takes the place of m_0
   bool clamp = false;

@@ -5,6 +5,7 @@
 
 #include "philox.h"
 #include "step.h"
+#include "weights.h"
 
 namespace cmsolvers {
 namespace CMS_ISA {
@@ -42,25 +43,13 @@ struct Row {
 
 template <class A>
 CMS_HD Row<A> load_row(const StepParams& p, int64_t sample) {
+  double weights[kWeights];
+  weights_of(p, sample, weights);
   Row<A> row;
-  if (p.rows == nullptr) {
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
-    for (int j = 0; j < kWeights; ++j) row.w[j] = static_cast<A>(p.weights[j]);
-    return row;
-  }
-  const double* given = p.rows + sample * p.row_stride;
-  row.w[kX] = static_cast<A>(given[0]);
-#if defined(__CUDACC__)
-#pragma unroll
-#endif
-  for (int k = 0; k < kMaxInputs; ++k)
-    row.w[kInput + k] = k < p.n_inputs ? static_cast<A>(given[1 + k]) : A(0);
-#if defined(__CUDACC__)
-#pragma unroll
-#endif
-  for (int j = kZ; j < kWeights; ++j) row.w[j] = static_cast<A>(given[1 + p.n_inputs + j - kZ]);
+  for (int j = 0; j < kWeights; ++j) row.w[j] = static_cast<A>(weights[j]);
   return row;
 }
 

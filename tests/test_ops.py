@@ -475,6 +475,8 @@ def test_one_number_in_plain_torch():
 def test_reference_is_what_runs_without_the_binary():
     x, m = torch.randn(3, 5), torch.randn(3, 5)
     weights = [0.5, 0.25, 0.0, 0.0, 1.0, 0.0, 0.0]
-    first, other = reference.weighted_step(x, [m], weights, None, [], None, [], reference.NONE, F32)
+    first, other = reference.weighted_step(
+        x, [m], weights, [], [], 0, [], None, [], reference.NONE, F32
+    )
     assert other is None
     torch.testing.assert_close(first, ops.weighted_step(x, (m,), (0.5, 0.25)))

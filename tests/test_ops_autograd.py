@@ -14,6 +14,7 @@ from torch import Tensor, func
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from cmsolvers import noise, ops
+from cmsolvers.ops import rules
 from cmsolvers.ops.reference import NONE, PAIR, SCALED, X0
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
@@ -287,19 +288,32 @@ def operator_arguments() -> dict[str, tuple[Any, ...]]:
         [0.5, 0.25, 0.3, 0.2, 0.8, 0.7, 0.4],
         [0.5, 0.3, 0, 1, 0.5, 0.2],
     )
-    rows = randn(3, 8, seed=9)
+    columns = [randn(3, seed=9), randn(1, seed=9), randn(3, 2, seed=9)[:, 1]]
+    columns += [randn(3, seed=8, dtype=F32), torch.tensor(0.5)]
+    some = (columns, [0, 2, 4, 6, 7])
+    one = ([randn(1, seed=k) for k in range(8)], list(range(8)), rules.WEIGHTS)
+    levels = [randn(3, seed=9).abs() + 1, randn(3, seed=8, dtype=BF16).abs()]
+    first, both = (levels[:1], [0]), (levels, [0, 1])
     key = torch.tensor([[1, 2], [3, 4], [5, 6]])
     place = [7, 0, 1, 2]
     half = randn(3, 4, seed=4, dtype=F32).requires_grad_()
+    plain = ([], [], rules.WEIGHTS)
     return {
-        "two inputs": (x, [f, g], w2, None, [], None, []),
-        "noise": (x, [f], w1, None, place, None, []),
-        "table of keys": (x, [f], w1, None, place, key, []),
-        "rows": (x, [f, g], [], rows, place, None, []),
-        "one row": (x, [f, g], [], rows[:1].clone(), [], None, []),
-        "clamp": (x, [f, g], w2, None, [], None, [-1.0, 1.0]),
-        "no inputs": (x, [], w0, None, place, None, []),
-        "mixed": (x, [half], w1, None, [], None, []),
+        "two inputs": (x, [f, g], w2, *plain, [], None, []),
+        "noise": (x, [f], w1, *plain, place, None, []),
+        "table of keys": (x, [f], w1, *plain, place, key, []),
+        "rows": (x, [f, g], w2, *some, rules.WEIGHTS, place, None, []),
+        "one row": (x, [f, g], w2, *one, [], None, []),
+        "clamp": (x, [f, g], w2, *plain, [], None, [-1.0, 1.0]),
+        "rows, clamp": (x, [f, g], w2, *some, rules.WEIGHTS, [], None, [-1.0, 1.0]),
+        "no inputs": (x, [], w0, *plain, place, None, []),
+        "mixed": (x, [half], w1, *plain, [], None, []),
+        "pf_ode": (x, [f], [0.0, 0.5], *first, rules.PF_ODE, [], None, []),
+        "pf_ode of numbers": (x, [f], [2.0, 0.5], [], [], rules.PF_ODE, [], None, []),
+        "heun": (x, [f, g], [0.0, 0.0], *both, rules.HEUN, [], None, []),
+        "consistency": (x, [f], [0, 0.5, 0.002], *first, rules.CONSISTENCY, [], None, []),
+        "euler_maruyama": (x, [f], [0.0, 0.0], *both, rules.EULER_MARUYAMA, place, None, []),
+        "folded": (x, [f, g], w2, *some, rules.FOLDED, place, None, []),
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import noise, ops
+from cmsolvers.ops import rules
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 NAN, INF = math.nan, math.inf
@@ -249,27 +250,53 @@ def test_same_memory_in_another_order_overlaps():
 def test_the_operator_itself_checks():
     """Called below the Python checks, the binary still never reads or writes outside."""
     op = torch.ops.cmsolvers.weighted_step
-    w = [0.5, 0.5, 0.0, 0.0, 1.0, 0.0, 0.0]
-    for arguments in (
-        (X, [M[:2]], w, None, [], None, []),
-        (X, [M], w[:3], None, [], None, []),
-        (X, [M], [], torch.ones(3, 7, dtype=F64), [], None, []),
-        (X, [M], [], torch.ones(4, 6, dtype=F64), [], None, []),
-        (X, [M], w, None, [1, 2], None, []),
-        (X, [M], w, None, [1, 0, 0, 0], torch.zeros(3, 2, dtype=torch.int64), []),
-        (X, [M], w, None, [], None, [1.0]),
-        (X, [M] * 5, [0.0] * 11, None, [], None, []),
-        (X, [], [0.0] * 6, None, [], None, [0.0, 1.0]),
+    w, plain = [0.5, 0.5, 0.0, 0.0, 1.0, 0.0, 0.0], ([], [], rules.WEIGHTS)
+    place, table = [1, 0, 0, 0], torch.zeros(3, 2, dtype=torch.int64)
+
+    def given(t: Tensor, rule: int = rules.WEIGHTS, at: int = 0, count: int = 7) -> Any:
+        return [0.5] * count, [t], [at], rule
+
+    for text, arguments in (
+        ("shape of x", (X, [M[:2]], w, *plain, [], None, [])),
+        ("numbers must hold 7", (X, [M], w[:3], *plain, [], None, [])),
+        ("must be floating of shape", (X, [M], *given(B[:3]), [], None, [])),
+        ("must be floating of shape", (X, [M], *given(torch.ones(4, 1)), [], None, [])),
+        ("must be floating of shape", (X, [M], *given(B.long()), [], None, [])),
+        ("numbers must hold 7", (X, [M], *given(B, count=6), [], None, [])),
+        ("places must name", (X, [M], *given(B, at=7), [], None, [])),
+        ("places must name", (X, [M], *given(B, at=-1), [], None, [])),
+        ("places must hold 1", (X, [M], w, [B], [], rules.WEIGHTS, [], None, [])),
+        ("rule must be", (X, [M], w, [], [], 6, [], None, [])),
+        ("rule must be", (X, [M], w, [], [], -1, [], None, [])),
+        ("numbers must hold 2", (X, [M], [1.0, 0.5, 0.5], [], [], rules.PF_ODE, [], None, [])),
+        ("inputs must hold 1", (X, [], *given(B, rules.PF_ODE, count=2), [], None, [])),
+        ("inputs must hold 2", (X, [M], *given(B, rules.HEUN, count=2), [], None, [])),
+        ("inputs must hold 1", (X, [M, M], *given(B, rules.EULER_MARUYAMA), place, None, [])),
+        ("places must name", (X, [M], *given(B, rules.CONSISTENCY, 2, 3), [], None, [])),
+        ("must not be empty", (X, [], *given(B, rules.FOLDED, count=6), [], None, [])),
+        ("noise must be empty", (X, [M], w, *plain, [1, 2], None, [])),
+        ("key must have shape", (X, [M], w, *plain, place, table, [])),
+        ("clamp must be empty", (X, [M], w, *plain, [], None, [1.0])),
+        ("at most 4", (X, [M] * 5, [0.0] * 11, *plain, [], None, [])),
+        ("must not be empty", (X, [], [0.0] * 6, *plain, [], None, [0.0, 1.0])),
+        ("dtype of x", (X, [M.double()], w, *plain, [], None, [])),
+        ("key must be int64", (X, [M], w, *plain, place, torch.zeros(4, 2), [])),
     ):
-        with pytest.raises((ValueError, RuntimeError)):
+        with pytest.raises((ValueError, TypeError), match=text):
             op(*arguments)
-    for arguments in (
-        (X, [M.double()], w, None, [], None, []),
-        (X, [M], [], torch.ones(4, 7), [], None, []),
-        (X, [M], w, None, [1, 0, 0, 0], torch.zeros(4, 2), []),
+    write = torch.ops.cmsolvers.weighted_step_out
+    for text, out, second_out, second in (
+        ("out must be given", None, None, 0),
+        ("second_out must go with second", None, M.clone(), 0),
+        ("second_out must go with second", X.clone(), None, 1),
+        ("out must have the shape of x", X[:2].clone(), None, 0),
+        ("second_out must have the layout", X.clone(), M[:2].clone(), 1),
+        ("second_out must have the layout", X.clone(), torch.ones(4, 6)[:, ::2], 1),
+        ("out must have the shape of x", None, M[:2].clone(), 1),
+        ("out must be dense", None, torch.ones(4, 6)[:, ::2], 1),
     ):
-        with pytest.raises((TypeError, RuntimeError)):
-            op(*arguments)
+        with pytest.raises((ValueError, TypeError), match=text):
+            write(out, second_out, X, [M], w, *plain, [], None, [], second)
 
 
 def test_enough_cases():

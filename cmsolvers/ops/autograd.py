@@ -17,8 +17,7 @@ from torch.autograd import forward_ad
 
 from cmsolvers.ops.reference import NONE, PAIR, SCALED, X0
 from cmsolvers.ops.registration import library
-
-Weight = float | Tensor
+from cmsolvers.ops.rules import WEIGHTS, Weight, canonical, split
 
 CONSTANT_WEIGHTS = (
     "weights must not require a gradient or carry a tangent: they are constants here; detach them"
@@ -26,7 +25,11 @@ CONSTANT_WEIGHTS = (
 
 
 class _Spec(NamedTuple):
-    weights: tuple[float, ...]
+    """What is no tensor; `places` says which arguments are."""
+
+    numbers: tuple[float, ...]
+    places: tuple[int, ...]
+    rule: int
     noise: tuple[int, ...]
     clamp: tuple[float, ...]
     second: int
@@ -34,9 +37,14 @@ class _Spec(NamedTuple):
 
 
 def _call(
-    spec: _Spec, x: Tensor, inputs: Sequence[Tensor], rows: Tensor | None, key: Tensor | None
+    spec: _Spec,
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    given: Sequence[Tensor],
+    key: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    common = (x, list(inputs), list(spec.weights), rows, list(spec.noise), key, list(spec.clamp))
+    arguments = (list(spec.numbers), list(given), list(spec.places), spec.rule)
+    common = (x, list(inputs), *arguments, list(spec.noise), key, list(spec.clamp))
     if spec.second == NONE:
         return torch.ops.cmsolvers.weighted_step(*common), None
     first, second = torch.ops.cmsolvers.weighted_step_two(*common, spec.second, spec.second_dtype)
@@ -53,48 +61,46 @@ def _combine(terms: Sequence[tuple[Tensor | None, Weight]]) -> Tensor | None:
         return None
     dtype = functools.reduce(torch.promote_types, (t.dtype for t, _ in present))
     first, *rest = [t.to(dtype) for t, _ in present]
-    columns = [w for _, w in present]
-    if not any(isinstance(w, Tensor) for w in columns):
-        weights = [float(w) for w in columns] + [0.0] * 5
-        return torch.ops.cmsolvers.weighted_step(first, rest, weights, None, [], None, [])  # type: ignore[no-any-return]
-    like = next(w for w in columns if isinstance(w, Tensor))
-    stacked = [w if isinstance(w, Tensor) else torch.full_like(like, w) for w in columns]
-    rows = torch.stack(stacked + [torch.zeros_like(like)] * 5, dim=1)
-    return torch.ops.cmsolvers.weighted_step(first, rest, [], rows, [], None, [])  # type: ignore[no-any-return]
+    arguments = split([*(w for _, w in present), *[0.0] * 5])
+    return torch.ops.cmsolvers.weighted_step(  # type: ignore[no-any-return]
+        first, rest, *arguments, WEIGHTS, [], None, []
+    )
 
 
 class _Rule:
-    """Inputs: spec, x, rows, key, then the step's inputs. Outputs: x' and the second (or None)."""
+    """Inputs: spec, x, key, then the step's inputs and the tensors among its arguments.
+
+    Outputs: x' and the second (or None).
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, spec: _Spec, x: Tensor, rows: Tensor | None, key: Tensor | None, *inputs: Tensor
-    ) -> Any:
+    def forward(ctx: Any, spec: _Spec, x: Tensor, key: Tensor | None, *rest: Tensor) -> Any:
+        count = len(rest) - len(spec.places)
+        inputs, given = rest[:count], rest[count:]
         ctx.spec = spec
-        ctx.rows = rows
-        ctx.count = len(inputs)
+        ctx.count = count
         ctx.dtype = x.dtype
         ctx.dtypes = [m.dtype for m in inputs]
-        kept = (x, inputs[0]) if spec.clamp else ()
+        kept = (*given, x, inputs[0]) if spec.clamp else given
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
         ctx.set_materialize_grads(False)
         with torch._C._AutoDispatchBelowAutograd():
-            return _call(spec, x, inputs, rows, key)
+            return _call(spec, x, inputs, given, key)
 
     @staticmethod
-    def _weight(ctx: Any, j: int) -> Weight:
-        rows = ctx.rows
-        return ctx.spec.weights[j] if rows is None else rows[:, j]  # type: ignore[no-any-return]
+    def _weights(ctx: Any) -> list[Weight]:
+        """The canonical weights, made in plain torch where arguments are tensors."""
+        spec: _Spec = ctx.spec
+        given = ctx.saved_tensors[: len(spec.places)]
+        return canonical(spec.numbers, given, spec.places, spec.rule, ctx.count)
 
     @staticmethod
-    def _inside(ctx: Any) -> Tensor:
+    def _inside(ctx: Any, w: Sequence[Weight]) -> Tensor:
         """1 where the clamp lets x0 through (bounds too, as in torch.clamp), else 0."""
-        x, f = ctx.saved_tensors
+        x, f = ctx.saved_tensors[-2:]
         n = ctx.count
-        x0 = _combine(
-            ((x.detach(), _Rule._weight(ctx, n + 2)), (f.detach(), _Rule._weight(ctx, n + 3)))
-        )
+        x0 = _combine(((x.detach(), w[n + 2]), (f.detach(), w[n + 3])))
         assert x0 is not None
         low, high = ctx.spec.clamp
         return ((x0 >= low) & (x0 <= high)).to(ctx.dtype)  # type: ignore[no-any-return]
@@ -102,7 +108,7 @@ class _Rule:
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_second: Tensor | None = None) -> Any:
         spec, n = ctx.spec, ctx.count
-        w = [_Rule._weight(ctx, j) for j in range(n + 6)]
+        w = _Rule._weights(ctx)
         if grad_second is not None:
             grad_second = grad_second.to(torch.promote_types(ctx.dtype, grad_second.dtype))
         through = NONE if spec.second == NONE else spec.second
@@ -118,38 +124,38 @@ class _Rule:
             second_x = scale * w[0] if through == SCALED else (w[n + 4] if through == PAIR else 0.0)
             grads.append(both(w[0], second_x) if ctx.needs_input_grad[1] else None)
             for k in range(n):
-                needed = ctx.needs_input_grad[4 + k]
+                needed = ctx.needs_input_grad[3 + k]
                 grads.append(both(w[k + 1], scale * w[k + 1]) if needed else None)
         else:
             direct = {X0: 0.0, SCALED: scale * w[0], PAIR: w[n + 4], NONE: 0.0}[through]
             reach = {X0: 1.0, SCALED: scale * w[1], PAIR: 0.0, NONE: 0.0}[through]
             grad_x0 = both(w[1], reach)
             if grad_x0 is not None and spec.clamp:
-                grad_x0 = grad_x0 * _Rule._inside(ctx)
+                grad_x0 = grad_x0 * _Rule._inside(ctx, w)
             second = grad_second if through != NONE else None
             terms = ((grad, w[0]), (second, direct), (grad_x0, w[n + 2]))
             grads.append(_combine(terms) if ctx.needs_input_grad[1] else None)
-            grads.append(_combine(((grad_x0, w[n + 3]),)) if ctx.needs_input_grad[4] else None)
+            grads.append(_combine(((grad_x0, w[n + 3]),)) if ctx.needs_input_grad[3] else None)
             for k in range(1, n):
                 grads.append(
-                    both(w[k + 1], scale * w[k + 1]) if ctx.needs_input_grad[4 + k] else None
+                    both(w[k + 1], scale * w[k + 1]) if ctx.needs_input_grad[3 + k] else None
                 )
         dtypes = (ctx.dtype, *ctx.dtypes)
         cast = [g if g is None else g.to(dtype) for g, dtype in zip(grads, dtypes, strict=True)]
-        return (None, cast[0], None, None, *cast[1:])
+        return (None, cast[0], None, *cast[1:], *[None] * len(spec.places))
 
     @staticmethod
     def jvp(
         ctx: Any,
         _spec: None,
         x: Tensor | None,
-        rows: Tensor | None,
-        key: None,
-        *inputs: Tensor | None,
+        _key: None,
+        *rest: Tensor | None,
     ) -> Any:
-        if rows is not None:
-            raise ValueError(CONSTANT_WEIGHTS)
         spec: _Spec = ctx.spec
+        inputs, tangents_of_weights = rest[: ctx.count], rest[ctx.count :]
+        if any(t is not None for t in tangents_of_weights):
+            raise ValueError(CONSTANT_WEIGHTS)
         given = next(t for t in (x, *inputs) if t is not None)
         if x is None:
             x = torch.zeros_like(given, dtype=ctx.dtype)
@@ -160,15 +166,15 @@ class _Rule:
         quiet = spec._replace(noise=(), clamp=())
         if spec.clamp:
             n = ctx.count
-            w = [_Rule._weight(ctx, j) for j in range(n + 6)]
+            w = _Rule._weights(ctx)
             x0 = _combine(((x, w[n + 2]), (tangents[0], w[n + 3])))
             assert x0 is not None
-            tangents[0] = x0 * _Rule._inside(ctx)
+            tangents[0] = x0 * _Rule._inside(ctx, w)
             if spec.second == X0:
                 first = _combine(((x, w[0]), *((t, w[k + 1]) for k, t in enumerate(tangents))))
                 return first, tangents[0].to(spec.second_dtype)
             tangents = [t.to(x.dtype) for t in tangents]
-        return _call(quiet, x, tangents, ctx.rows, None)
+        return _call(quiet, x, tangents, ctx.saved_tensors[: len(spec.places)], None)
 
 
 class _Step(_Rule, torch.autograd.Function):
@@ -179,56 +185,62 @@ class _StepInTransform(_Rule, torch.autograd.function._SingleLevelFunction):
     """The rule at one level of torch.func transforms; the dispatcher has unwrapped those above."""
 
     @staticmethod
-    def forward(
-        ctx: Any, spec: _Spec, x: Tensor, rows: Tensor | None, key: Tensor | None, *inputs: Tensor
-    ) -> Any:
+    def forward(ctx: Any, spec: _Spec, x: Tensor, key: Tensor | None, *rest: Tensor) -> Any:
         # The levels below differentiate too, and autograd.Function has just switched that off.
         with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-            return _Rule.forward(ctx, spec, x, rows, key, *inputs)
+            return _Rule.forward(ctx, spec, x, key, *rest)
 
 
 def _apply(
-    spec: _Spec, x: Tensor, inputs: Sequence[Tensor], rows: Tensor | None, key: Tensor | None
+    spec: _Spec,
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    given: Sequence[Tensor],
+    key: Tensor | None,
 ) -> Any:
     grad = torch.is_grad_enabled()
-    if grad and rows is not None and rows.requires_grad:
+    if grad and any(t.requires_grad for t in given):
         raise ValueError(CONSTANT_WEIGHTS)
     reverse = grad and any(t.requires_grad for t in (x, *inputs))
     if not reverse and forward_ad._current_level < 0:
         with torch._C._AutoDispatchBelowAutograd():
-            return _call(spec, x, inputs, rows, key)
+            return _call(spec, x, inputs, given, key)
     if not torch._C._are_functorch_transforms_active():
-        return _Step.apply(spec, x, rows, key, *inputs)  # type: ignore[no-untyped-call]
+        return _Step.apply(spec, x, key, *inputs, *given)  # type: ignore[no-untyped-call]
     with enable_single_level_autograd_function():
-        return _StepInTransform.apply(spec, x, rows, key, *inputs)  # type: ignore[attr-defined]
+        return _StepInTransform.apply(spec, x, key, *inputs, *given)  # type: ignore[attr-defined]
 
 
 def _autograd_one(
     x: Tensor,
     inputs: Sequence[Tensor],
-    weights: Sequence[float],
-    rows: Tensor | None,
+    numbers: Sequence[float],
+    tensors: Sequence[Tensor],
+    places: Sequence[int],
+    rule: int,
     noise: Sequence[int],
     key: Tensor | None,
     clamp: Sequence[float],
 ) -> Tensor:
-    spec = _Spec(tuple(weights), tuple(noise), tuple(clamp), NONE, None)
-    return _apply(spec, x, inputs, rows, key)[0]  # type: ignore[no-any-return]
+    two = _autograd_two(x, inputs, numbers, tensors, places, rule, noise, key, clamp, NONE, None)
+    return two[0]
 
 
 def _autograd_two(
     x: Tensor,
     inputs: Sequence[Tensor],
-    weights: Sequence[float],
-    rows: Tensor | None,
+    numbers: Sequence[float],
+    tensors: Sequence[Tensor],
+    places: Sequence[int],
+    rule: int,
     noise: Sequence[int],
     key: Tensor | None,
     clamp: Sequence[float],
     second: int,
-    second_dtype: torch.dtype,
+    second_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    spec = _Spec(tuple(weights), tuple(noise), tuple(clamp), second, second_dtype)
-    return _apply(spec, x, inputs, rows, key)  # type: ignore[no-any-return]
+    parts = (tuple(numbers), tuple(places), rule, tuple(noise), tuple(clamp))
+    return _apply(_Spec(*parts, second, second_dtype), x, inputs, tensors, key)  # type: ignore[no-any-return]
 
 
 library.impl("weighted_step", _autograd_one, "Autograd")

@@ -9,9 +9,21 @@ from torch import Tensor
 
 from cmsolvers.ops.checks import check_state, check_weight
 from cmsolvers.ops.keys import SeedLike
-from cmsolvers.ops.step import FAST, Weight, tracing, weighted_step
+from cmsolvers.ops.rules import (
+    CONSISTENCY,
+    EULER_MARUYAMA,
+    HEUN,
+    PF_ODE,
+    Weight,
+    consistency,
+    euler_maruyama,
+    heun,
+    pf_ode,
+)
+from cmsolvers.ops.step import FAST, scaled_to, step_by_rule, tracing, weighted_step
 
 INFINITY = math.inf
+AT_ZERO = "sigma_next must be positive for the corrector; got 0 (there the predictor is the step)"
 
 
 def euler_maruyama_step(
@@ -46,20 +58,27 @@ def euler_maruyama_step(
         TypeError, ValueError: as `weighted_step`.
     """
     if type(diffusion) is float and type(dt) is float:
-        w_z: Weight = diffusion * math.sqrt(abs(dt))
+        w_z = euler_maruyama(diffusion, dt)
         if FAST is not None and not tracing():
             done = FAST(x, (drift,), (1.0, dt), w_z, seed, stream, draw, offset, out)
             if done is not None:
                 return done  # type: ignore[no-any-return]
         _check(x, (drift,), diffusion=diffusion, dt=dt)
+    elif isinstance(diffusion, Tensor) or isinstance(dt, Tensor):
+        return step_by_rule(
+            x,
+            (drift,),
+            EULER_MARUYAMA,
+            {"diffusion": diffusion, "dt": dt},
+            seed=seed,
+            stream=stream,
+            draw=draw,
+            offset=offset,
+            out=out,
+        )
     else:
         _check(x, (drift,), diffusion=diffusion, dt=dt)
-        # numbers stay on the host: to read them back from a device would wait for it
-        g, root = (
-            v.to(x.device, torch.float64) if isinstance(v, Tensor) else float(v)
-            for v in (diffusion, dt)
-        )
-        w_z = g * (root.abs().sqrt() if isinstance(root, Tensor) else math.sqrt(abs(root)))
+        w_z = euler_maruyama(float(diffusion), float(dt))
     return weighted_step(
         x, (drift,), (1.0, dt), w_z=w_z, seed=seed, stream=stream, draw=draw, offset=offset, out=out
     )
@@ -86,9 +105,12 @@ def pf_ode_step(
     Raises:
         TypeError, ValueError: as `weighted_step`; sigma not positive.
     """
-    if not (type(sigma) is type(sigma_next) is float and sigma < INFINITY > sigma_next):
+    if not (type(sigma) is type(sigma_next) is float and 0.0 < sigma < INFINITY > sigma_next >= 0):
+        if isinstance(sigma, Tensor) or isinstance(sigma_next, Tensor):
+            return _by_levels(x, (denoised,), PF_ODE, sigma, sigma_next, out)
         _check(x, (denoised,), sigma=sigma, sigma_next=sigma_next)
-    weights = pf_ode_weights(sigma, sigma_next)
+        sigma, sigma_next = _levels(sigma, sigma_next)
+    weights = pf_ode(sigma, sigma_next)
     if FAST is not None and not tracing():
         done = FAST(x, (denoised,), weights, 0.0, None, 0, 0, 0, out)
         if done is not None:
@@ -127,14 +149,20 @@ def heun_step(
     """
     if denoised_next is None:
         return pf_ode_step(x, denoised, sigma, sigma_next, out=out)
-    if not (type(sigma) is type(sigma_next) is float and sigma < INFINITY > sigma_next):
-        _check(x, (denoised, denoised_next), sigma=sigma, sigma_next=sigma_next)
-    weights = heun_weights(sigma, sigma_next)
+    inputs = (denoised, denoised_next)
+    if not (type(sigma) is type(sigma_next) is float and 0.0 < sigma < INFINITY > sigma_next > 0):
+        if isinstance(sigma, Tensor) or isinstance(sigma_next, Tensor):
+            return _by_levels(x, inputs, HEUN, sigma, sigma_next, out)
+        _check(x, inputs, sigma=sigma, sigma_next=sigma_next)
+        sigma, sigma_next = _levels(sigma, sigma_next)
+        if sigma_next == 0.0:
+            raise ValueError(AT_ZERO)
+    weights = heun(sigma, sigma_next)
     if FAST is not None and not tracing():
-        done = FAST(x, (denoised, denoised_next), weights, 0.0, None, 0, 0, 0, out)
+        done = FAST(x, inputs, weights, 0.0, None, 0, 0, 0, out)
         if done is not None:
             return done  # type: ignore[no-any-return]
-    return weighted_step(x, (denoised, denoised_next), weights, out=out)
+    return weighted_step(x, inputs, weights, out=out)
 
 
 def consistency_output(
@@ -169,10 +197,14 @@ def consistency_output(
     if not 0 <= sigma_min < INFINITY:
         raise ValueError(f"sigma_min must not be negative or infinite; got {sigma_min}")
     if not (type(sigma) is float and 0.0 <= sigma < INFINITY):
+        if isinstance(sigma, Tensor):
+            numbers = {"sigma_data": sigma_data, "sigma_min": sigma_min}
+            return step_by_rule(x, (f,), CONSISTENCY, {"sigma": sigma, **numbers}, out=out)
         _check(x, (f,), sigma=sigma)
-        if not isinstance(sigma, Tensor) and sigma < 0:
+        sigma = float(sigma)
+        if sigma < 0:
             raise ValueError(f"sigma must not be negative; got {sigma}")
-    weights = consistency_weights(sigma, sigma_data, sigma_min)
+    weights = consistency(sigma, sigma_data, sigma_min)
     if FAST is not None and not tracing():
         done = FAST(x, (f,), weights, 0.0, None, 0, 0, 0, out)
         if done is not None:
@@ -200,9 +232,7 @@ def scale_input(
     _check(x, (), c_in=c_in)
     if dtype is None or dtype == x.dtype:
         return weighted_step(x, (), (c_in,), out=out)
-    return weighted_step(
-        x, (), (0.0,), second=("pair", c_in, 0.0), second_dtype=dtype, second_out=out
-    )[1]
+    return scaled_to(x, c_in, dtype, out)
 
 
 def add_noise(
@@ -262,41 +292,6 @@ def add_noise(
     )
 
 
-def pf_ode_weights(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight]:
-    """(w_x, w_D) of the Euler step in sigma."""
-    sigma, sigma_next = _levels(sigma, sigma_next)
-    return sigma_next / sigma, (sigma - sigma_next) / sigma
-
-
-def heun_weights(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight, Weight]:
-    """(w_x, w_D, w_D') of the Heun corrector, D' at the Euler prediction."""
-    sigma, sigma_next = _levels(sigma, sigma_next)
-    if type(sigma_next) is float and sigma_next == 0.0:
-        raise ValueError(
-            "sigma_next must be positive for the corrector; got 0 (there the predictor is the step)"
-        )
-    half = 0.5 * (sigma_next - sigma)
-    return sigma_next / sigma, half * (1.0 / sigma_next - 2.0 / sigma), -half / sigma_next
-
-
-def consistency_weights(
-    sigma: Weight, sigma_data: float, sigma_min: float
-) -> tuple[Weight, Weight]:
-    """(c_skip, c_out) with the shifted boundary: (1, 0) at sigma_min."""
-    boundary: Weight = sigma_min
-    if type(sigma) is not float:
-        if isinstance(sigma, Tensor):
-            # As a tensor of levels holds it, so that its rounded sigma_min is the boundary too.
-            boundary = torch.full_like(sigma, sigma_min).double()
-            sigma = sigma.double()
-        else:
-            sigma = float(sigma)
-    shifted, variance = sigma - boundary, sigma_data * sigma_data
-    spread = sigma * sigma + variance
-    root = math.sqrt(spread) if type(spread) is float else spread.sqrt()  # type: ignore[union-attr]
-    return variance / (shifted * shifted + variance), shifted * sigma_data / root
-
-
 def _check(x: Tensor, inputs: tuple[Tensor, ...], **numbers: Weight) -> None:
     """Refuse a number by its own name, before it has become a weight."""
     check_state(x, inputs)
@@ -304,12 +299,29 @@ def _check(x: Tensor, inputs: tuple[Tensor, ...], **numbers: Weight) -> None:
         check_weight(name, value, x)
 
 
+def _by_levels(
+    x: Tensor,
+    inputs: tuple[Tensor, ...],
+    rule: int,
+    sigma: Weight,
+    sigma_next: Weight,
+    out: Tensor | None,
+) -> Tensor:
+    """A step between levels of which at least one is a tensor; what is a number is checked."""
+    if not (isinstance(sigma, Tensor) and isinstance(sigma_next, Tensor)):
+        _check(x, inputs, sigma=sigma, sigma_next=sigma_next)
+        sigma, sigma_next = _levels(sigma, sigma_next)
+        if rule == HEUN and type(sigma_next) is float and sigma_next == 0.0:
+            raise ValueError(AT_ZERO)
+    return step_by_rule(x, inputs, rule, {"sigma": sigma, "sigma_next": sigma_next}, out=out)
+
+
 def _levels(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight]:
-    """Both levels as float64, checked where they are on the host."""
-    if type(sigma) is not float:
-        sigma = sigma.double() if isinstance(sigma, Tensor) else float(sigma)
-    if type(sigma_next) is not float:
-        sigma_next = sigma_next.double() if isinstance(sigma_next, Tensor) else float(sigma_next)
+    """Numbers as floats, checked; tensors are not read."""
+    if type(sigma) is not float and not isinstance(sigma, Tensor):
+        sigma = float(sigma)
+    if type(sigma_next) is not float and not isinstance(sigma_next, Tensor):
+        sigma_next = float(sigma_next)
     if type(sigma) is float and not sigma > 0.0:
         raise ValueError(f"sigma must be positive; got {sigma}")
     if type(sigma_next) is float and not sigma_next >= 0.0:

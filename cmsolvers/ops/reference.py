@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cmsolvers.ops.rules import canonical
+
 MASK = 0xFFFFFFFF
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -179,22 +181,26 @@ def normal(
 def weighted_step(
     x: Tensor,
     inputs: Sequence[Tensor],
-    weights: Sequence[float],
-    rows: Tensor | None,
+    numbers: Sequence[float],
+    tensors: Sequence[Tensor],
+    places: Sequence[int],
+    rule: int,
     noise: Sequence[int],
     key: Tensor | None,
     clamp: Sequence[float],
     second: int,
     second_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """The step of csrc/step.h on canonical weights: w_x, w_1..w_n, w_z, c_skip, c_out, s0, s1."""
+    """The step of csrc/step.h; numbers, tensors, places and rule are those of rules.canonical."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     n = len(inputs)
+    weights = canonical(numbers, tensors, places, rule, n)
 
     def weight(j: int) -> float | Tensor:
-        if rows is None:
-            return weights[j]
-        return rows[:, j].to(wide).reshape((-1, *[1] * (x.dim() - 1)) if x.dim() else ())
+        w = weights[j]
+        if not isinstance(w, Tensor):
+            return w
+        return w.to(wide).reshape((-1, *[1] * (x.dim() - 1)) if x.dim() else ())
 
     def plus(total: Tensor | None, w: float | Tensor, value: Tensor) -> Tensor | None:
         """Add w value; a term of weight zero is not there, the first is no sum (it keeps -0.0)."""

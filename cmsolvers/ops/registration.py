@@ -1,8 +1,9 @@
 """The operators: schemas, fakes, plain-torch kernels where the binary is missing, vmap.
 
-Canonical weights, on the host (`weights`) or one row a sample (`rows`, float64 [B, n + 6] or
-[1, n + 6]): w_x, w_1..w_n, w_z, c_skip, c_out, s0, s1. `noise` is empty or (seed, offset, stream,
-draw); `clamp` is empty or (low, high); `second` is one of reference.NONE, SCALED, X0, PAIR.
+The arguments are `numbers`, with `tensors[i]` (floating, of shape [B], [1] or []; read by the
+kernel) in place of number `places[i]`. `rule` (see rules.py) says what they are. `noise` is empty
+or (seed, offset, stream, draw); `clamp` is empty or (low, high); `second` is one of reference.NONE,
+SCALED, X0, PAIR. Where `out` is absent only the second output is made.
 Autograd is in autograd.py.
 """
 
@@ -18,8 +19,8 @@ from cmsolvers.ops import reference
 from cmsolvers.ops.binary import C
 
 _COMMON = (
-    "Tensor x, Tensor[] inputs, float[] weights, Tensor? rows, SymInt[] noise, Tensor? key, "
-    "float[] clamp"
+    "Tensor x, Tensor[] inputs, float[] numbers, Tensor[] tensors, int[] places, "
+    "int rule, SymInt[] noise, Tensor? key, float[] clamp"
 )
 
 library: Any = torch.library.Library("cmsolvers", "DEF")  # type: ignore[no-untyped-call]
@@ -28,29 +29,33 @@ library.define(
     f"weighted_step_two({_COMMON}, int second, ScalarType second_dtype) -> (Tensor, Tensor)"
 )
 library.define(
-    f"weighted_step_out(Tensor(a!) out, Tensor(b!)? second_out, {_COMMON}, int second) -> ()"
+    f"weighted_step_out(Tensor(a!)? out, Tensor(b!)? second_out, {_COMMON}, int second) -> ()"
 )
 
 
 def _one(
     x: Tensor,
     inputs: Sequence[Tensor],
-    weights: Sequence[float],
-    rows: Tensor | None,
+    numbers: Sequence[float],
+    tensors: Sequence[Tensor],
+    places: Sequence[int],
+    rule: int,
     noise: Sequence[int],
     key: Tensor | None,
     clamp: Sequence[float],
 ) -> Tensor:
     out = torch.empty_like(x)
-    _out(out, None, x, inputs, weights, rows, noise, key, clamp, reference.NONE)
+    _out(out, None, x, inputs, numbers, tensors, places, rule, noise, key, clamp, reference.NONE)
     return out
 
 
 def _two(
     x: Tensor,
     inputs: Sequence[Tensor],
-    weights: Sequence[float],
-    rows: Tensor | None,
+    numbers: Sequence[float],
+    tensors: Sequence[Tensor],
+    places: Sequence[int],
+    rule: int,
     noise: Sequence[int],
     key: Tensor | None,
     clamp: Sequence[float],
@@ -58,17 +63,19 @@ def _two(
     second_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     out, other = torch.empty_like(x), torch.empty_like(x, dtype=second_dtype)
-    _out(out, other, x, inputs, weights, rows, noise, key, clamp, second)
+    _out(out, other, x, inputs, numbers, tensors, places, rule, noise, key, clamp, second)
     return out, other
 
 
 def _out(
-    out: Tensor,
+    out: Tensor | None,
     second_out: Tensor | None,
     x: Tensor,
     inputs: Sequence[Tensor],
-    weights: Sequence[float],
-    rows: Tensor | None,
+    numbers: Sequence[float],
+    tensors: Sequence[Tensor],
+    places: Sequence[int],
+    rule: int,
     noise: Sequence[int],
     key: Tensor | None,
     clamp: Sequence[float],
@@ -76,9 +83,10 @@ def _out(
 ) -> None:
     dtype = x.dtype if second_out is None else second_out.dtype
     first, other = reference.weighted_step(
-        x, inputs, weights, rows, noise, key, clamp, second, dtype
+        x, inputs, numbers, tensors, places, rule, noise, key, clamp, second, dtype
     )
-    out.copy_(first)
+    if out is not None:
+        out.copy_(first)
     if second_out is not None and other is not None:
         second_out.copy_(other)
 
@@ -96,8 +104,10 @@ if C is None:
 def _fake_one(
     x: Tensor,
     inputs: Sequence[Tensor],
-    weights: Sequence[float],
-    rows: Tensor | None,
+    numbers: Sequence[float],
+    tensors: Sequence[Tensor],
+    places: Sequence[int],
+    rule: int,
     noise: Sequence[int],
     key: Tensor | None,
     clamp: Sequence[float],
@@ -109,8 +119,10 @@ def _fake_one(
 def _fake_two(
     x: Tensor,
     inputs: Sequence[Tensor],
-    weights: Sequence[float],
-    rows: Tensor | None,
+    numbers: Sequence[float],
+    tensors: Sequence[Tensor],
+    places: Sequence[int],
+    rule: int,
     noise: Sequence[int],
     key: Tensor | None,
     clamp: Sequence[float],
@@ -122,12 +134,14 @@ def _fake_two(
 
 @torch.library.register_fake("cmsolvers::weighted_step_out", lib=library)  # type: ignore[untyped-decorator]
 def _fake_out(
-    out: Tensor,
+    out: Tensor | None,
     second_out: Tensor | None,
     x: Tensor,
     inputs: Sequence[Tensor],
-    weights: Sequence[float],
-    rows: Tensor | None,
+    numbers: Sequence[float],
+    tensors: Sequence[Tensor],
+    places: Sequence[int],
+    rule: int,
     noise: Sequence[int],
     key: Tensor | None,
     clamp: Sequence[float],
@@ -140,19 +154,29 @@ def _front(value: Tensor, dim: int | None, size: int) -> Tensor:
     return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
 
 
+def _joined(value: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
+    """An argument for the batch that vmap's dimension has joined."""
+    value = _front(value, dim, size)
+    if value.dim() == 1:
+        value = value.unsqueeze(1)
+    return value.expand(size, batch).reshape(size * batch)
+
+
 def _batched(
     info: Any,
     in_dims: Sequence[Any],
     x: Tensor,
     inputs: Sequence[Tensor],
-    weights: Sequence[float],
-    rows: Tensor | None,
+    numbers: Sequence[float],
+    tensors: Sequence[Tensor],
+    places: Sequence[int],
+    rule: int,
     noise: Sequence[int],
     key: Tensor | None,
     clamp: Sequence[float],
     *second: Any,
 ) -> tuple[Any, Any]:
-    """Let the new dimension join the batch; rows of weights are repeated along it."""
+    """Let the new dimension join the batch where an argument is a tensor of several values."""
     if noise:
         raise RuntimeError(
             "vmap over a step with noise is not supported: its values belong to sample ids, "
@@ -162,14 +186,14 @@ def _batched(
     x = _front(x, in_dims[0], size)
     inputs = [_front(m, d, size) for m, d in zip(inputs, in_dims[1], strict=True)]
     shape = x.shape
-    if rows is not None and (in_dims[3] is not None or rows.shape[0] != 1):
+    given = list(zip(tensors, in_dims[3], strict=True))
+    if any(d is not None or t.numel() != 1 for t, d in given):
         batch = shape[1] if x.dim() > 1 else 1
-        rows = _front(rows, in_dims[3], size)
-        rows = rows.expand(size, batch, rows.shape[2]).reshape(size * batch, rows.shape[2])
+        tensors = [_joined(t, d, size, batch) for t, d in given]
         merged = (size * batch, *shape[2:])
         x, inputs = x.reshape(merged), [m.reshape(merged) for m in inputs]
     op = torch.ops.cmsolvers.weighted_step_two if second else torch.ops.cmsolvers.weighted_step
-    result = op(x, inputs, weights, rows, noise, key, clamp, *second)
+    result = op(x, inputs, numbers, tensors, places, rule, noise, key, clamp, *second)
     if second:
         return tuple(t.reshape(shape) for t in result), (0, 0)
     return result.reshape(shape), 0

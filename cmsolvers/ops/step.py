@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cmsolvers.ops import autograd as _autograd  # noqa: F401  (registers the derivatives)
 from cmsolvers.ops import reference
 from cmsolvers.ops.binary import C
-from cmsolvers.ops.checks import check_outputs, check_state, check_weight, second_dtype_for
+from cmsolvers.ops.checks import (
+    PRECISION,
+    check_outputs,
+    check_state,
+    check_weight,
+    second_dtype_for,
+)
 from cmsolvers.ops.keys import Key, SeedLike, check_place, resolve
+from cmsolvers.ops.rules import EULER_MARUYAMA, FOLDED, WEIGHTS, Weight, folded, split
 
-Weight: TypeAlias = float | Tensor
 Second: TypeAlias = Literal["x0"] | float | Tensor | tuple[Literal["pair"], Weight, Weight]
 
 MAX_INPUTS = 4
@@ -22,9 +29,9 @@ MASK64 = (1 << 64) - 1
 
 tracing = torch.compiler.is_dynamo_compiling
 FAST = None if C is None else C.fast_step
-"""fast_step(x, inputs, weights, w_z, seed, stream, draw, offset, out): the plain case (host
-weights, no derivative, no transform, everything valid) straight into the kernel; None where the
-case is not plain, and nothing was written."""
+"""fast_step(x, inputs, arguments, w_z, seed, stream, draw, offset, out, rule=WEIGHTS): the plain
+case (no derivative, no transform, everything valid) straight into the kernel; None where the case
+is not plain, and nothing was written. For the rule WEIGHTS `arguments` is (w_x, w_1, ..., w_n)."""
 
 
 @overload
@@ -93,8 +100,8 @@ def weighted_step(
         x: the state, [B, ...], float64, float32, float16 or bfloat16. Any dense layout is kept.
         inputs: up to four tensors m_k of x's shape and device, all of one dtype: x's, or one of
             lower precision.
-        weights: (w_x, w_1, ..., w_n): floats or float tensors [B]; or one float64 tensor
-            [B, 1 + n], a row a sample.
+        weights: (w_x, w_1, ..., w_n): floats or float tensors [B]; or one float tensor
+            [B, 1 + n], a row a sample. Tensors are read by the kernel, in place.
         w_z: weight of the noise, a float or a tensor [B].
         seed: see `noise.key`; read only where w_z is not 0.
         stream: 0..255, see `noise`.
@@ -140,39 +147,141 @@ def weighted_step(
         raise ValueError(f"clamp must be (low, high) with low <= high; got {clamp}")
     c_skip, c_out = (0.0, 1.0) if x0 is None else x0
     kind, s0, s1 = _second(second)
-    if clamp is None and kind != reference.X0 and x0 is not None:
-        w_x, w_d, c_skip, c_out = _wide(x, columns, c_skip, c_out)
-        columns = [w_x + w_d * c_skip, w_d * c_out, *columns[2:]]
-        c_skip, c_out = 0.0, 1.0
     columns += [w_z, c_skip, c_out, s0, s1]
     names = ["weights"] * (len(inputs) + 1) + ["w_z", "x0", "x0", "second", "second"]
     for name, value in zip(names, columns, strict=True):
         check_weight(name, value, x)
-
+    rule = WEIGHTS
+    if clamp is None and kind != reference.X0 and x0 is not None:
+        if any(isinstance(w, Tensor) for w in (columns[0], columns[1], c_skip, c_out)):
+            rule = FOLDED
+        else:
+            columns[:2] = folded(columns[0], columns[1], c_skip, c_out)
+            columns[-4:-2] = [0.0, 1.0]
     noisy = any(
         isinstance(w, Tensor) or w != 0.0 for w in ((w_z, s1) if kind == reference.PAIR else (w_z,))
     )
-    noise: list[int] = []
-    table: Tensor | None = None
-    if noisy:
-        check_place(stream, draw)
-        key = resolve(seed, x.shape[0] if x.dim() else 1, offset=offset, device=x.device)
-        noise, table = [key.seed, key.offset, stream, draw], key.table
+    return _run(  # type: ignore[no-any-return]
+        x,
+        inputs,
+        rule,
+        columns,
+        noise=_noise(x, seed, stream, draw, offset) if noisy else ([], None),
+        clamp=clamp,
+        kind=kind,
+        second_dtype=second_dtype,
+        out=out,
+        second_out=second_out,
+    )
 
-    host, rows = _pack(columns, x)
+
+def step_by_rule(
+    x: Tensor,
+    inputs: tuple[Tensor, ...],
+    rule: int,
+    arguments: dict[str, Weight],
+    *,
+    seed: SeedLike = None,
+    stream: int = 0,
+    draw: int = 0,
+    offset: int = 0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """A step whose weights the kernel makes of some other arguments, tensors among them.
+
+    Args:
+        x: as in `weighted_step`.
+        inputs: as many as the rule goes with.
+        rule: of rules.py; EULER_MARUYAMA draws noise.
+        arguments: the rule's arguments in their order, with the names for errors.
+        seed: as in `weighted_step`, and so are the others.
+        stream: 0..255.
+        draw: 0..2^32-1.
+        offset: sample id of the first row.
+        out: where to write.
+
+    Returns:
+        x'.
+
+    Raises:
+        TypeError, ValueError: as `weighted_step`.
+    """
+    if FAST is not None and not tracing():
+        values = tuple(arguments.values())
+        done = FAST(x, inputs, values, 0.0, seed, stream, draw, offset, out, rule)
+        if done is not None:
+            return done  # type: ignore[no-any-return]
+    check_state(x, inputs)
+    for name, value in arguments.items():
+        check_weight(name, value, x)
+    noisy = rule == EULER_MARUYAMA
+    noise = _noise(x, seed, stream, draw, offset) if noisy else ([], None)
+    return _run(x, inputs, rule, list(arguments.values()), noise=noise, out=out)  # type: ignore[no-any-return]
+
+
+def scaled_to(x: Tensor, scale: Weight, dtype: torch.dtype, out: Tensor | None) -> Tensor:
+    """Scale x, as the second output of a step; no first one is made unless something follows it."""
+    columns: list[Weight] = [0.0, 0.0, 0.0, 1.0, scale, 0.0]
+    options: dict[str, Any] = {"kind": reference.PAIR, "second_dtype": dtype, "second_out": out}
+    if _followed(x):
+        return _run(x, (), WEIGHTS, columns, **options)[1]  # type: ignore[no-any-return]
+    dtype = second_dtype_for(dtype, x, True)
+    if out is None:
+        out = torch.empty_like(x, dtype=dtype)
+    else:
+        check_outputs(x, (), None, out, dtype, True)
+    step = torch.ops.cmsolvers.weighted_step_out
+    step(None, out, x, [], *_split(columns, x), WEIGHTS, [], None, [], reference.PAIR)
+    return out
+
+
+def _run(
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    rule: int,
+    arguments: Sequence[Weight],
+    *,
+    noise: tuple[list[int], Tensor | None] = ([], None),
+    clamp: tuple[float, float] | None = None,
+    kind: int = reference.NONE,
+    second_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    second_out: Tensor | None = None,
+) -> Any:
+    """Call the operator, on checked arguments; outputs are checked here."""
     limits = [] if clamp is None else [float(clamp[0]), float(clamp[1])]
-    common = (x, list(inputs), host, rows, noise, table, limits)
+    common = (x, list(inputs), *_split(arguments, x), rule, *noise, limits)
     dtype = second_dtype_for(second_dtype, x, kind != reference.NONE)
     if out is None and second_out is None:
         if kind == reference.NONE:
-            return torch.ops.cmsolvers.weighted_step(*common)  # type: ignore[no-any-return]
-        return torch.ops.cmsolvers.weighted_step_two(*common, kind, dtype)  # type: ignore[no-any-return]
+            return torch.ops.cmsolvers.weighted_step(*common)
+        return torch.ops.cmsolvers.weighted_step_two(*common, kind, dtype)
     check_outputs(x, inputs, out, second_out, dtype, kind != reference.NONE)
     out = torch.empty_like(x) if out is None else out
     if kind != reference.NONE and second_out is None:
         second_out = torch.empty_like(x, dtype=dtype)
     torch.ops.cmsolvers.weighted_step_out(out, second_out, *common, kind)
     return out if second_out is None else (out, second_out)
+
+
+def _noise(
+    x: Tensor, seed: SeedLike, stream: int, draw: int, offset: int
+) -> tuple[list[int], Tensor | None]:
+    """(seed, offset, stream, draw) and the table of keys, as the operators take them."""
+    check_place(stream, draw)
+    key = resolve(seed, x.shape[0] if x.dim() else 1, offset=offset, device=x.device)
+    return [key.seed, key.offset, stream, draw], key.table
+
+
+def _followed(x: Tensor) -> bool:
+    """Whether a derivative, a transform or a trace is to see what is done to x."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or (x.requires_grad and torch.is_grad_enabled())
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def _columns(weights: Sequence[Weight] | Tensor, count: int) -> list[Weight]:
@@ -203,27 +312,8 @@ def _second(second: Second | None) -> tuple[int, Weight, Weight]:
     return reference.SCALED, second, 0.0
 
 
-def _wide(x: Tensor, columns: list[Weight], *scales: Weight) -> list[Weight]:
-    """w_x, w_1, c_skip and c_out, checked, with tensors in float64 on x's device."""
-    given = (columns[0], columns[1], *scales)
-    for name, value in zip(("weights", "weights", "x0", "x0"), given, strict=True):
-        check_weight(name, value, x)
-    return [w.to(x.device, torch.float64) if isinstance(w, Tensor) else w for w in given]
-
-
-def _pack(columns: list[Weight], x: Tensor) -> tuple[list[float], Tensor | None]:
-    """All weights as host floats, or, if any is a tensor, as the rows of one float64 tensor.
-
-    That tensor is on x's device.
-    """
-    if not any(isinstance(w, Tensor) for w in columns):
-        return [float(w) for w in columns], None
-    lengths = [w.shape[0] for w in columns if isinstance(w, Tensor) and w.dim()]
-    batch = next((n for n in lengths if n != 1), 1)
-    stacked = [
-        w.to(x.device, torch.float64).expand(batch)
-        if isinstance(w, Tensor)
-        else torch.full((batch,), w, dtype=torch.float64, device=x.device)
-        for w in columns
-    ]
-    return [], torch.stack(stacked, dim=1)
+def _split(arguments: Sequence[Weight], x: Tensor) -> tuple[list[float], list[Tensor], list[int]]:
+    """Arguments as the operators take them, the tensors on x's device and of a dtype they read."""
+    numbers, tensors, places = split(arguments)
+    readable = [w.to(x.device, w.dtype if w.dtype in PRECISION else torch.float64) for w in tensors]
+    return numbers, readable, places

@@ -5,7 +5,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../math.h"
+#include "../half.h"
 #include "../step.h"
 
 namespace cmsolvers {
@@ -26,7 +26,7 @@ CMS_HD float word_float(uint32_t v) {
 }
 
 CMS_HD float to_float(BFloat16 v) {
-  return word_float(static_cast<uint32_t>(v.word) << 16);
+  return bfloat16_value(v.word);
 }
 
 CMS_HD BFloat16 to_bfloat16(float v) {  // to nearest, even; NaN stays NaN
@@ -36,12 +36,7 @@ CMS_HD BFloat16 to_bfloat16(float v) {  // to nearest, even; NaN stays NaN
 }
 
 CMS_HD float to_float(Half v) {
-  const uint32_t sign = static_cast<uint32_t>(v.word & 0x8000u) << 16;
-  const uint32_t magnitude = v.word & 0x7FFFu;
-  if (magnitude >= 0x7C00u) return word_float(sign | 0x7F800000u | ((magnitude & 0x3FFu) << 13));
-  if (magnitude >= 0x400u) return word_float(sign | ((magnitude << 13) + 0x38000000u));
-  const float small = static_cast<float>(magnitude) * 0x1p-24f;
-  return sign ? -small : small;
+  return half_value(v.word);
 }
 
 CMS_HD Half to_half(float v) {

@@ -293,7 +293,7 @@ inline void one_block(const StepParams& p, const Row<A>& row, int64_t first, int
   if (direct) {
     return terms.sum(static_cast<A*>(p.out) + first, n);
   }
-  terms.sum(s.sum, n);
+  if (p.out != nullptr || p.second == Second::scaled) terms.sum(s.sum, n);
   if (p.second == Second::scaled) {
     for (int i = 0; i < n; ++i) s.other[i] = row.w[kS0] * s.sum[i];
   } else if (p.second == Second::pair) {
@@ -302,7 +302,9 @@ inline void one_block(const StepParams& p, const Row<A>& row, int64_t first, int
     if (p.noise) pair.add(row.w[kS1], z);
     pair.sum(s.other, n);
   }
-  if (stream && sizeof(A) == 4 && p.state == DType::f32) {
+  if (p.out == nullptr) {
+    // nobody reads it
+  } else if (stream && sizeof(A) == 4 && p.state == DType::f32) {
     s.leaving.all();
     s.leaving = {reinterpret_cast<const float*>(s.sum), static_cast<float*>(p.out) + first, n};
     const bool whole_lines = (reinterpret_cast<uintptr_t>(s.leaving.to) & 63) == 0;
@@ -319,8 +321,8 @@ inline void one_block(const StepParams& p, const Row<A>& row, int64_t first, int
 template <class A>
 inline bool is_plain(const StepParams& p) {
   const DType wide = sizeof(A) == 8 ? DType::f64 : DType::f32;
-  return !p.noise && !p.use_x0 && p.second == Second::none && p.rows == nullptr &&
-         p.state == wide && (p.n_inputs == 0 || p.model == wide);
+  return !p.noise && !p.use_x0 && p.second == Second::none && !p.per_sample && p.state == wide &&
+         (p.n_inputs == 0 || p.model == wide);
 }
 
 template <class A>
@@ -338,7 +340,7 @@ inline void run_plain(const StepParams& p, const Row<A>& row, int64_t begin, int
 template <class A>
 inline void run_range(const StepParams& p, int64_t begin, int64_t end, bool stream) {
   Scratch<A> scratch;
-  if (p.rows == nullptr) {
+  if (!p.per_sample) {
     const Row<A> row = load_row<A>(p, 0);
     if (!stream && is_plain<A>(p)) return run_plain(p, row, begin, end);
     for (int64_t at = begin; at < end; at += kBlock)
@@ -349,12 +351,17 @@ inline void run_range(const StepParams& p, int64_t begin, int64_t end, bool stre
     }
     return;
   }
-  for (int64_t at = begin; at < end;) {  // a row of weights a sample: blocks end where samples do
+  // Weights of its own for each sample: blocks end where samples do.
+  Row<A> row = {};
+  int64_t loaded = -1;
+  const bool in_turn = !p.permuted || p.batch_dim == 0;  // samples lie one after the other
+  for (int64_t at = begin; at < end;) {
     int64_t sample, element;
     locate(p, at, sample, element);
-    const int64_t left = p.permuted ? 1 : p.count - element;
+    if (sample != loaded) row = load_row<A>(p, loaded = sample);
+    const int64_t left = in_turn ? (sample + 1) * p.count - at : 1;
     const int n = static_cast<int>(std::min<int64_t>({int64_t{kBlock}, end - at, left}));
-    one_block(p, load_row<A>(p, sample), at, n, false, scratch);
+    one_block(p, row, at, n, false, scratch);
     at += n;
   }
 }

@@ -72,7 +72,7 @@ void launch_step_cpu(const StepParams& p) {
   if (p.total == 0) return;
   const RunRange run = kernel(instruction_set());
   const int64_t size = p.state == DType::f64 ? 8 : p.state == DType::f32 ? 4 : 2;
-  const bool stream = p.total * size >= kStreamBytes && p.out != p.x;
+  const bool stream = p.total * size >= kStreamBytes && p.out != p.x && p.out != nullptr;
   const int64_t grain = (p.noise ? int64_t{4096} : int64_t{16384}) / kUnit;
   const int64_t units = (p.total + kUnit - 1) / kUnit;
   if (units <= grain) return run(p, 0, p.total, stream);

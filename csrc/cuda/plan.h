@@ -80,7 +80,7 @@ inline void plan_permuted(const StepParams& p, Plan& plan) {
 
 inline Plan make_plan(const StepParams& p) {
   Plan plan;
-  plan.located = p.noise || (p.rows != nullptr && p.row_stride != 0);
+  plan.located = p.noise || p.per_sample;
   if (plan.located && p.permuted) {
     plan_permuted(p, plan);
     return plan;

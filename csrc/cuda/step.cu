@@ -48,7 +48,7 @@ struct Launch {
   // kernels of their own; whatever is rarer shares one.
   template <class State, class Model>
   void choose() const {
-    const bool full = params.use_x0 || params.second != Second::none || params.rows != nullptr;
+    const bool full = params.use_x0 || params.second != Second::none || params.has_tensors;
     const int n = params.n_inputs;
     if (plan.permuted) return run<State, Model, kMaxInputs, true, true, true>();
     if (full) {

@@ -78,14 +78,15 @@ CMS_HD void step_unit(const StepParams& p, const Row<A>& row, const Unit& unit, 
     first[j] = outputs.first;
     second[j] = outputs.second;
   }
-  write_group<State>(p.out, unit.position, unit.step, unit.valid, vector, first);
+  if (p.out != nullptr)
+    write_group<State>(p.out, unit.position, unit.step, unit.valid, vector, first);
   if (p.second != Second::none)
     write_group(p.second_type, p.second_out, unit.position, unit.step, unit.valid, vector, second);
 }
 
 // The units first, first + stride, ... of a plan. Modes that the template rules out are set here to
-// what they are, for the compiler to drop their code: kFull allows x0, clamp, a second output and
-// weights by sample; kPermuted a memory order of its own.
+// what they are, for the compiler to drop their code: kFull allows x0, clamp, a second output (or
+// that one alone) and tensors of weights; kPermuted a memory order of its own.
 template <class State, class Model, int kInputs, bool kNoise, bool kFull, bool kPermuted>
 CMS_HD void step_thread(const StepParams& given, const Plan& plan, int64_t first, int64_t stride) {
   using A = Wide<State>;
@@ -94,17 +95,21 @@ CMS_HD void step_thread(const StepParams& given, const Plan& plan, int64_t first
   if (!kFull) {
     p.use_x0 = p.clamp = false;
     p.second = Second::none;
-    p.rows = nullptr;
+    p.has_tensors = p.per_sample = false;
   }
+  const auto load = [&](int64_t sample) {
+    Row<A> row = load_row<A>(p, sample);
 #pragma unroll
-  for (int k = kInputs; k < kMaxInputs; ++k) p.weights[kInput + k] = 0.0;
+    for (int k = kInputs; k < kMaxInputs; ++k) row.w[kInput + k] = A(0);
+    return row;
+  };
 
   Row<A> row = {};
-  if (first < plan.units && p.rows == nullptr) row = load_row<A>(p, 0);
+  if (first < plan.units && !p.per_sample) row = load(0);
   for (int64_t index = first; index < plan.units; index += stride) {
     const Unit unit =
         kPermuted ? find_permuted_unit(plan, index) : find_unit < kNoise || kFull > (plan, index);
-    if (p.rows != nullptr) row = load_row<A>(p, unit.sample);
+    if (p.per_sample) row = load(unit.sample);
     step_unit<State, Model, kInputs>(p, row, unit, !kPermuted && plan.vector);
   }
 }

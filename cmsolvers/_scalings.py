@@ -49,8 +49,8 @@ class InProcess:
             return 1.0 / square, -level / (alpha * square)
         # The velocity alpha' x_0 + sigma' z, with alpha' = a alpha and 2 sigma sigma' = g^2 + 2 a
         # sigma^2; what is left of x_0 in the end is the growth of ln sigma_hat, g^2 / (2 sigma^2).
-        g = self.process.diffusion(t)
-        growth = 0.5 * (g / sigma) ** 2
+        # All of one t: c_skip is a small difference at large levels, where t is rounded.
+        growth = 0.5 * (self.process.diffusion(t) / self.process.sigma(t)) ** 2
         return 1.0 + self.process.drift_factor(t) / growth, -1.0 / (alpha * growth)
 
     def _handed(self, level: Any, t: Any) -> Any:

@@ -9,10 +9,18 @@ import cmsolvers as cm
 from cmsolvers import denoisers
 from cmsolvers.denoisers import EDM, ConsistencyFunction
 from cmsolvers.oracles import Gaussian
+from cmsolvers.processes import DDPM, RectifiedFlow, TrigFlow
 
 DATA = Gaussian(0.6, 0.3)
 SIGMAS = torch.tensor([0.002, 0.05, 0.7, 3.0, 80.0], dtype=torch.float64)
-PROCESSES = [cm.VP(), cm.SubVP(), cm.VE(0.001, 100.0), cm.Karras()]
+PROCESSES = [
+    cm.VP(),
+    cm.SubVP(),
+    cm.VE(0.001, 100.0),
+    cm.Karras(),
+    RectifiedFlow(),
+    TrigFlow(),
+]
 
 
 def column(v):
@@ -107,10 +115,21 @@ def test_boundary_to_the_bit(dtype):
     assert not torch.equal(other(x, 0.2), x)
 
 
+MAKERS = (
+    EDM,
+    ConsistencyFunction,
+    denoisers.from_eps,
+    denoisers.from_v,
+    denoisers.from_flow,
+    denoisers.from_trigflow,
+    lambda net, **how: denoisers.from_v(net, process=DDPM(), **how),
+)
+
+
 def test_levels_as_number_scalar_and_vector_agree():
     x = state()
     net = lambda x, c, k: k * x.sin() + c.reshape(-1, 1, 1)  # noqa: E731
-    for make in (EDM, ConsistencyFunction, denoisers.from_eps, denoisers.from_v):
+    for make in MAKERS:
         f = make(net)
         one = f(x, 0.7, k=2.0)
         torch.testing.assert_close(f(x, torch.tensor(0.7, dtype=torch.float64), k=2.0), one)
@@ -155,3 +174,11 @@ def test_forward_mode_in_sigma():
     h = 1e-6
     slope = (f(x, levels + h) - f(x, levels - h)) / (2 * h)
     torch.testing.assert_close(tangent, slope, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_fullgraph(make):
+    f = make(lambda y, c: (y + c.reshape(-1, 1, 1)).sin())
+    x = state(torch.float32)
+    compiled = torch.compile(f, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, SIGMAS), f(x, SIGMAS))

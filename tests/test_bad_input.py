@@ -6,6 +6,7 @@ are compared with copies afterwards.
 
 # ruff: noqa: B008, E731 - a table binds the variables of its loops as defaults of lambdas
 
+import inspect
 import math
 
 import pytest
@@ -57,6 +58,13 @@ SAMPLERS = {
     "ddim": cm.ddim,
     "ddpm_ancestral": cm.ddpm_ancestral,
     "consistency_sample": cm.consistency_sample,
+    "dpm_2": cm.dpm_2,
+    "dpm_2_ancestral": cm.dpm_2_ancestral,
+    "dpm_fast": cm.dpm_fast,
+    "dpmpp_2s_ancestral": cm.dpmpp_2s_ancestral,
+    "euler_ancestral": cm.euler_ancestral,
+    "lms": cm.lms,
+    "restart": cm.restart,
 }
 
 BAD_SIGMAS = {
@@ -144,13 +152,15 @@ for name, sampler in SAMPLERS.items():
         ("nan", NAN, ValueError, "s_noise must be a number; got nan"),
         ("kind", "1", TypeError, "s_noise must be a number"),
     ):
+        if "s_noise" not in inspect.signature(sampler).parameters:
+            text, error = f"{name}() got an unexpected keyword argument 's_noise'", TypeError
         call = lambda b, f=sampler, v=bad: f(zero, b.x, SIGMAS, s_noise=v)
         add(f"{name}-s_noise-{what}", call, error, text)
 
-for name in ("euler_pf_ode", "heun_pf_ode", "ddim", "ddpm_ancestral"):
+for name in sorted(set(SAMPLERS) - {"consistency_sample"}):
     call = lambda b, f=SAMPLERS[name]: f(zero, b.x, [1.0])
     add(f"{name}-zero-steps", call, ValueError, "sigmas must have at least 2 levels; got 1")
-for name in ("euler_pf_ode", "heun_pf_ode"):
+for name in ("euler_pf_ode", "heun_pf_ode", "dpm_2"):
     for option, bad, error in (
         ("s_churn", -1.0, ValueError),
         ("s_churn", INF, ValueError),
@@ -160,10 +170,36 @@ for name in ("euler_pf_ode", "heun_pf_ode"):
     ):
         call = lambda b, f=SAMPLERS[name], o={option: bad}: f(zero, b.x, SIGMAS, **o)
         add(f"{name}-{option}-{bad}", call, error, option)
-for name in ("ddim", "ddpm_ancestral"):
+for name in ("ddim", "ddpm_ancestral", "dpm_fast"):
     for bad, error in ((-0.1, ValueError), (1.1, ValueError), (NAN, ValueError), ("0", TypeError)):
         call = lambda b, f=SAMPLERS[name], v=bad: f(zero, b.x, SIGMAS, eta=v)
         add(f"{name}-eta-{bad}", call, error, "eta must be")
+for name in ("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral"):
+    for bad, error in ((-0.1, ValueError), (INF, ValueError), (NAN, ValueError), ("0", TypeError)):
+        call = lambda b, f=SAMPLERS[name], v=bad: f(zero, b.x, SIGMAS, eta=v)
+        add(f"{name}-eta-{bad}", call, error, "eta must")
+for bad, error in ((0, ValueError), (5, ValueError), (2.0, TypeError), (True, TypeError)):
+    add(
+        f"lms-order-{bad}", lambda b, v=bad: cm.lms(zero, b.x, SIGMAS, order=v), error, "order must"
+    )
+for what, bad, error, text in (
+    ("number", 3, TypeError, "restarts must be a sequence; got 3"),
+    ("string", "abcd", TypeError, "restarts must be a sequence"),
+    ("not-nested", (0.1, 1.0, 3, 2), TypeError, "restarts[0] must be (t_min, t_max, steps, times)"),
+    ("length", [(0.1, 1.0, 3)], TypeError, "restarts[0] must be (t_min, t_max, steps, times)"),
+    ("t_min", [(0.1, 2.0, 3, 2), (0.0, 2.0, 3, 2)], ValueError, "t_min of restarts[1] must be pos"),
+    ("t_max-kind", [(0.1, "2", 3, 2)], TypeError, "t_max of restarts[0] must be a number"),
+    ("t_max-inf", [(0.1, INF, 3, 2)], ValueError, "t_max of restarts[0] must be finite"),
+    ("turned", [(2.0, 0.1, 3, 2)], ValueError, "t_min of restarts[0] must be below its t_max"),
+    ("steps", [(0.1, 2.0, 0, 2)], ValueError, "steps of restarts[0] must be at least 1"),
+    ("steps-kind", [(0.1, 2.0, 3.0, 2)], TypeError, "steps of restarts[0] must be an int"),
+    ("times", [(0.1, 2.0, 3, 0)], ValueError, "times of restarts[0] must be at least 1"),
+    ("level", [(0.01, 0.05, 3, 2)], ValueError, "t_max of restarts[0] must be above 0.1, the leve"),
+):
+    call = lambda b, v=bad: cm.restart(zero, b.x, SIGMAS, restarts=v)
+    add(f"restart-{what}", call, error, text)
+call = lambda b: cm.restart(zero, b.x, SIGMAS, restarts=[(0.1, 1.0, 3, 2)], rho=0.0)
+add("restart-rho", call, ValueError, "rho must be positive")
 for bad, error in ((0.0, ValueError), (-1, ValueError), (INF, ValueError), (None, TypeError)):
     call = lambda b, v=bad: cm.consistency_sample(zero, b.x, [1.0], sigma_min=v)
     add(f"consistency_sample-sigma_min-{bad}", call, error, "sigma_min must be")

@@ -1,6 +1,7 @@
 """Orders of convergence by regression over five halvings, with controls that must fail."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,8 +14,12 @@ from cmsolvers.oracles import Gaussian, GaussianMixture
 from cmsolvers.plan import Stage, make_plan
 from cmsolvers.sample import run
 from cmsolvers.solvers.ddim import AncestralStages
+from cmsolvers.solvers.dpm import dpm_2_stages
+from cmsolvers.solvers.dpm_fast import dpm_3_stages
+from cmsolvers.solvers.dpmpp_2s import dpmpp_2s_stages
 from cmsolvers.solvers.euler import euler_stages
 from cmsolvers.solvers.heun import heun_stages
+from cmsolvers.solvers.lms import AdamsStages
 
 F64 = torch.float64
 FIRST, LAST = 10.0, 0.1
@@ -87,7 +92,7 @@ def with_formula(formula, **options):
 @pytest.mark.parametrize("row", [r for r in TABLE if r.order], ids=lambda row: row.name)
 def test_order_of_the_ode_samplers(row, problem):
     """Ones of high order reach the floor of float64 sooner, so their grids are coarser."""
-    steps = STEPS if row.order <= 2 else HIGH_ORDER_STEPS
+    steps = row.counts or (STEPS if row.order <= 2 else HIGH_ORDER_STEPS)
     if row.soft_start:
         steps = SOFT_STEPS
     levels = soft_grid if row.soft_start else grid
@@ -147,6 +152,54 @@ def dpmpp_2m(levels, to):
 @each_problem
 def test_a_multistep_solver_fits_the_loop(problem):
     assert_order(errors_of(with_formula(dpmpp_2m, keep=1), problem), 2)
+
+
+@each_problem
+@pytest.mark.parametrize("rest", [0, 1])
+def test_dpm_fast_loses_an_order_to_a_block_of_order_one(rest, problem):
+    counts = [3 * k + rest for k in (32, 64, 128, 256, 512, 1024)]
+    assert_order(errors_of(cm.dpm_fast, problem, counts), 2, counts)
+
+
+def shifted(formula, stage, share=0.1):
+    """The formula with some of the last weight on D moved to the first: sums and spread stay."""
+
+    def wrong(levels, to):
+        stages = list(formula(levels, to))
+        if len(stages) > stage:
+            first, *rest, last = stages[stage].w_d
+            moved = share * last
+            stages[stage] = replace(stages[stage], w_d=(first + moved, *rest, last - moved))
+        return tuple(stages)
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    "formula, stage, order", [(dpm_2_stages, 1, 2), (dpmpp_2s_stages, 1, 2), (dpm_3_stages, 2, 3)]
+)
+def test_moving_weight_between_stages_fails(formula, stage, order):
+    """The same formula unchanged has its order: only the weight that moved takes it away."""
+    steps = (16, 32, 64, 128, 256, 512)
+    assert_order(errors_of(with_formula(formula), PROBLEMS["gaussian"], steps), order, steps)
+    with pytest.raises(AssertionError, match="order"):
+        wrong = with_formula(shifted(formula, stage))
+        assert_order(errors_of(wrong, PROBLEMS["gaussian"], steps), order, steps)
+
+
+def test_moving_weight_between_past_slopes_fails():
+    right = AdamsStages(3)
+
+    def wrong(levels, to):
+        (stage,) = right(levels, to)
+        if len(stage.w_past) < 2:
+            return (stage,)
+        a, b = stage.w_past
+        return (replace(stage, w_past=(a + 0.1 * b, 0.9 * b)),)
+
+    sampler = with_formula(wrong, keep=2, keep_slopes=True)
+    with pytest.raises(AssertionError, match="order"):
+        assert_order(errors_of(sampler, PROBLEMS["gaussian"], SOFT_STEPS, soft_grid), 3, SOFT_STEPS)
 
 
 # --- SDEs: strong order on common Brownian paths, weak order on paths and exactly ---------------
@@ -285,9 +338,42 @@ def reverse_sde(data, x, n, noise):
     return cm.euler_maruyama(p.reverse(p.score_of(data)), x, grid(n), noise_sampler=noise)
 
 
-@pytest.mark.parametrize("sampler", [ancestral, reverse_sde])
-def test_weak_order_without_sampling_error(sampler):
-    assert_order([variance_error(sampler, n) for n in STEPS], 1.0)
+def weak(sampler, **options):
+    return lambda data, x, n, noise: sampler(data, x, grid(n), noise_sampler=noise, **options)
+
+
+def restarted(data, x, n, noise):
+    """As many steps in each loop as there are on its levels."""
+    loops = [(0.5, 2.0, n // 4, 2), (0.1, 1.0, n // 4, 1)]
+    return cm.restart(data, x, grid(n), restarts=loops, noise_sampler=noise)
+
+
+THIRDS = tuple(3 * 2**k + 2 for k in range(4, 10))
+WEAK = {
+    "ddim": (ancestral, 1, STEPS),
+    "reverse_sde": (reverse_sde, 1, STEPS),
+    "euler_ancestral": (weak(cm.euler_ancestral), 1, STEPS),
+    "euler_ancestral, eta = 3": (weak(cm.euler_ancestral, eta=3.0), 1, STEPS),
+    "dpm_2_ancestral": (weak(cm.dpm_2_ancestral), 2, STEPS),
+    "dpm_2_ancestral, eta = 0.5": (weak(cm.dpm_2_ancestral, eta=0.5), 2, STEPS),
+    "dpmpp_2s_ancestral": (weak(cm.dpmpp_2s_ancestral), 2, STEPS),
+    "dpm_fast, eta = 1": (weak(cm.dpm_fast, eta=1.0), 3, THIRDS),
+    "restart": (restarted, 2, STEPS),
+}
+
+
+@pytest.mark.parametrize("sampler, order, steps", WEAK.values(), ids=WEAK)
+def test_weak_order_without_sampling_error(sampler, order, steps):
+    assert_order([variance_error(sampler, n) for n in steps], order, steps)
+
+
+@pytest.mark.parametrize("s_noise", [0.99, 1.01])
+@pytest.mark.parametrize("name", ["dpm_2_ancestral", "dpmpp_2s_ancestral", "restart"])
+def test_weak_order_with_noise_of_a_wrong_size_fails(name, s_noise):
+    options = {"restarts": [(0.5, 2.0, 8, 2)]} if name == "restart" else {}
+    sampler = weak(getattr(cm, name), s_noise=s_noise, **options)
+    with pytest.raises(AssertionError, match="order"):
+        assert_order([variance_error(sampler, n) for n in STEPS], 2)
 
 
 def test_weak_order_with_reused_noise_fails():

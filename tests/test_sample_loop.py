@@ -49,6 +49,11 @@ RUNS = {
     "ddim": lambda x, **o: cm.ddim(DATA, x, SIGMAS, eta=0.5, **o),
     "ddpm": lambda x, **o: cm.ddpm_ancestral(DATA, x, SIGMAS, **o),
     "ddpm-raw": raw(cm.ddpm_ancestral),
+    "dpm_2_ancestral": lambda x, **o: cm.dpm_2_ancestral(DATA, x, SIGMAS, **o),
+    "dpm_fast-raw": raw(cm.dpm_fast, eta=0.5),
+    "lms": lambda x, **o: cm.lms(DATA, x, SIGMAS, **o),
+    "lms-raw": raw(cm.lms),
+    "restart": lambda x, **o: cm.restart(DATA, x, SIGMAS, restarts=[(0.5, 3.0, 2, 1)], **o),
     "consistency": lambda x, **o: cm.consistency_sample(
         ConsistencyFunction(edm_net), x, [20.0, 2.0, 0.3], **o
     ),
@@ -231,7 +236,18 @@ def test_results_are_not_shared_between_runs():
 
 
 @pytest.mark.parametrize(
-    "name", ["heun", "heun-raw-churn", "ddpm", "consistency", "euler_maruyama"]
+    "name",
+    [
+        "heun",
+        "heun-raw-churn",
+        "ddpm",
+        "dpm_fast-raw",
+        "lms",
+        "lms-raw",
+        "restart",
+        "consistency",
+        "euler_maruyama",
+    ],
 )
 def test_derivatives_flow_through_a_run(name):
     x = latent((2, 3), F64, 2.0).requires_grad_()

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from algorithms import TABLE
+from algorithms.restart import restart_algorithm_1
 from algorithms.row import SEED, Path, fresh
 
 import cmsolvers as cm
@@ -211,6 +212,40 @@ def test_euler_maruyama_of_any_diffusion(diffusion, dependent):
     close(cm.euler_maruyama(sde, start, ts, seed=SEED), x)
     own = cm.euler_maruyama(sde, start, ts, noise_sampler=lambda a, b: z(round(a * 10), start))
     close(own, x)
+
+
+def test_restart_intervals_below_the_first_level():
+    """Nested and repeated ones, t_min between levels; the trajectory holds every state."""
+    levels = SIGMAS.tolist()
+    loops = [(0.06, 0.3, 3, 2), (0.05, 1.0, 1, 1), (2.0, 5.0, 2, 1)]
+    got, info = cm.restart(MIXTURE, latent(), SIGMAS, restarts=loops, seed=SEED, trajectory=True)
+    close(got, restart_algorithm_1(MIXTURE, latent(), levels, fresh(SHAPE), restarts=loops))
+    near = [min(levels[:-1], key=lambda s, t=t: abs(s - t)) for t in (0.06, 0.05, 2.0)]
+    assert info.steps == 9 + 6 + 1 + 2 and info.nfe == 17 + 2 * 9
+    assert [info.levels.count(s) for s in near] == [4, 4, 2]
+    assert torch.equal(info.trajectory[-1], got) and len(info.trajectory) == info.steps + 1
+
+
+def test_dpm_fast_spends_what_it_is_given():
+    for n in range(1, 12):
+        for levels in (cm.karras_sigmas(n), cm.karras_sigmas(n + 1, append_zero=False)):
+            x, info = cm.dpm_fast(MIXTURE, latent(), levels, trajectory=True)
+            assert info.nfe == n and info.steps == n // 3 + 1 + (n % 3 == 2 and levels[-1] == 0)
+            assert set(info.levels) <= set(levels.tolist()) and x.isfinite().all()
+
+
+def test_ancestral_of_any_eta():
+    """Up to 1 Euler's is DDIM; where all of a step comes back as noise it has one evaluation."""
+    for eta in (0.0, 0.4, 1.0):
+        close(
+            cm.euler_ancestral(MIXTURE, latent(), SIGMAS, eta=eta, seed=SEED),
+            cm.ddim(MIXTURE, latent(), SIGMAS, eta=eta, seed=SEED),
+        )
+    expected = cm.euler_ancestral(MIXTURE, latent(), SIGMAS, eta=50.0, seed=SEED)
+    for sampler in (cm.dpm_2_ancestral, cm.dpmpp_2s_ancestral):
+        got, info = sampler(MIXTURE, latent(), SIGMAS, eta=50.0, seed=SEED, return_info=True)
+        close(got, expected)
+        assert info.nfe == 9
 
 
 def test_one_step_consistency_is_the_function():

@@ -1,16 +1,40 @@
 """Samplers: each a formula, a citation and weights."""
 
+from cmsolvers.solvers.ancestral import euler_ancestral
 from cmsolvers.solvers.consistency import consistency_sample
 from cmsolvers.solvers.ddim import ddim, ddpm_ancestral
+from cmsolvers.solvers.deis import deis, ipndm
+from cmsolvers.solvers.dpm import dpm_2, dpm_2_ancestral
+from cmsolvers.solvers.dpm_fast import dpm_fast
+from cmsolvers.solvers.dpmpp import dpmpp_2m
+from cmsolvers.solvers.dpmpp_2s import dpmpp_2s_ancestral
+from cmsolvers.solvers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from cmsolvers.solvers.euler import euler_pf_ode
 from cmsolvers.solvers.euler_maruyama import euler_maruyama
 from cmsolvers.solvers.heun import heun_pf_ode
+from cmsolvers.solvers.lms import lms
+from cmsolvers.solvers.restart import restart
+from cmsolvers.solvers.unipc import unipc
 
 __all__ = [
     "consistency_sample",
     "ddim",
     "ddpm_ancestral",
+    "deis",
+    "dpm_2",
+    "dpm_2_ancestral",
+    "dpm_fast",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "euler_ancestral",
     "euler_maruyama",
     "euler_pf_ode",
     "heun_pf_ode",
+    "ipndm",
+    "lms",
+    "restart",
+    "unipc",
 ]

@@ -34,6 +34,8 @@ class Row:
     """Order on the probability-flow ODE; None: not an ODE method with these options."""
     soft_start: bool = False
     """Whether the order shows only where the first steps, of lower order, are small."""
+    counts: tuple[int, ...] | None = None
+    """Numbers of steps to measure the order on, where the usual ones will not do."""
     path: bool = False
     """Whether the noise is a Brownian path: the tests then hand one in."""
     single: bool = False

@@ -60,16 +60,21 @@ class SDE:
             of shape [] or [B], or one of the shape of x, which multiplies the noise elementwise. 0
             makes an ODE.
         state_dependent: whether the diffusion reads the state.
+        diffusion_derivative: `diffusion_derivative(x, t)`, the derivative of each element of a
+            state-dependent diffusion by the same element of x: a number or the shape of x. Only
+            `milstein` reads it; without it the derivative is taken by autograd.
 
     Raises:
-        TypeError: drift or diffusion cannot be called.
+        TypeError: drift, diffusion or its derivative cannot be called.
     """
 
     drift: Callable[[Tensor, Any], Tensor]
     diffusion: Callable[..., Any]
     state_dependent: bool = False
+    diffusion_derivative: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
+        check.optional_function("diffusion_derivative", self.diffusion_derivative)
         check.function("drift", self.drift)
         check.function("diffusion", self.diffusion)
         check.flag("state_dependent", self.state_dependent)

@@ -234,6 +234,26 @@ def test_dpm_fast_spends_what_it_is_given():
             assert set(info.levels) <= set(levels.tolist()) and x.isfinite().all()
 
 
+@pytest.mark.parametrize("levels", [[1e4, 1e-8], [1e4, 1e-8, 0.0], [1e4, 1.0, 1e-8, 1e-12, 0.0]])
+def test_steps_over_many_orders_of_magnitude(levels):
+    """Weights must not lose their digits: no step is refused, and constant D is reached.
+
+    Weights of 1e8 on D cancel in dpm_2 there, which leaves 1e-8 of the first level.
+    """
+    x = 1 + levels[0] * fresh(SHAPE)(99)
+    for sampler, options in (
+        (cm.dpm_2, {}),
+        (cm.dpm_fast, {}),
+        (cm.dpm_fast, {"eta": 1.0}),
+        (cm.dpm_2_ancestral, {}),
+        (cm.dpmpp_2s_ancestral, {}),
+        (cm.lms, {}),
+        (cm.restart, {}),
+    ):
+        got = sampler(lambda x, s: torch.ones_like(x), x, levels, seed=SEED, **options)
+        assert (got - 1).abs().max() < 1e-3
+
+
 def test_ancestral_of_any_eta():
     """Up to 1 Euler's is DDIM; where all of a step comes back as noise it has one evaluation."""
     for eta in (0.0, 0.4, 1.0):

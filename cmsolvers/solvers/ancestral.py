@@ -24,8 +24,10 @@ def down_up(s: float, to: float, eta: float) -> tuple[float, float]:
 
     up = min(to, eta to sqrt(s^2 - to^2) / s), which for eta = 1 is the posterior's of DDPM.
     """
-    share = min(1.0, eta * math.sqrt((s - to) * (s + to)) / s)
-    return to * math.sqrt((1.0 - share) * (1.0 + share)), to * share
+    share = min(1.0, eta * math.sqrt((s - to) / s * ((s + to) / s)))
+    # 1 - share^2 without the cancellation: to^2 / s^2 for eta = 1
+    rest = (1.0 - eta) * (1.0 + eta) + (eta * to / s) ** 2
+    return to * math.sqrt(max(0.0, rest)), to * share
 
 
 @dataclass(frozen=True, slots=True)

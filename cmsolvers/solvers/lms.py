@@ -34,7 +34,8 @@ class AdamsStages:
             h * math.fsum(c / (k + 1) for k, c in enumerate(polynomial))
             for polynomial in lagrange(nodes)
         )
-        return (Stage(to, 1.0 + own / s, (-own / s,), tuple(past)),)
+        # w_x = 1 + own / s; the weights sum to h, which gives it without the cancellation
+        return (Stage(to, math.fsum((to, *(-w for w in past))) / s, (-own / s,), tuple(past)),)
 
 
 @described(
@@ -53,7 +54,8 @@ def lms(
     of any spacing; order = 1 is Euler's method. The first steps have fewer slopes and so a lower
     order, and the error of the very first, of order 2 in its size, stays. It is small where noise
     hides the data, as it does at the start of sampling: slopes hardly change there. The last step
-    to 0 is no special one: the polynomial is integrated to 0.
+    to 0 is no special one: the polynomial is integrated to 0. A long step after steps that are
+    shorter by many orders of magnitude multiplies their rounding errors.
 
     Args:
         denoiser: as in `euler_pf_ode`, and so are x, sigmas and the options.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cmsolvers._brownian import BrownianPath
 from cmsolvers.ops.keys import Key, SeedLike, resolve
 from cmsolvers.ops.random import normal, uniform
 
@@ -22,6 +23,7 @@ __all__ = [
     "STEPS",
     "TRAINING",
     "VERSION",
+    "BrownianPath",
     "Key",
     "SeedLike",
     "key",

@@ -207,6 +207,7 @@ def main() -> None:
     emulation = compile_alone(
         home, "tests/cuda/emulate_step.cu", *(WORK / "temp/csrc/cpu").glob("step_*.o")
     )
+    emulated_sums = compile_alone(home, "tests/cuda/emulate_noise_sum.cu")
 
     kernels = parse_ptxas(log.read_text())
     print(table(kernels))
@@ -218,6 +219,8 @@ def main() -> None:
         sys.exit(f"cuda-check: failed: {len(spilled)} of {len(kernels)} kernels spill registers")
     print("cuda-check: thread by thread on the host, and the CPU kernels: ", end="", flush=True)
     run(emulation)
+    print("cuda-check: sums of noise, thread by thread: ", end="", flush=True)
+    run(emulated_sums)
     env = {"PYTHONPATH": str(lib), "CMSOLVERS_REQUIRE_EXTENSION": "1"}
     run(python, "-c", IMPORT_CHECK, env=env, cwd=WORK)  # not where another build lies
     print(

@@ -128,7 +128,6 @@ class DDPM(Process):
         # 1 - alphas_bar[t] / alphas_bar[t - 1], without the cancellation
         kept = np.square(np.append(0.0, self._levels[:-1]))
         gained = np.square(self._levels)
-        gained[-1] = math.inf
         with np.errstate(invalid="ignore"):
             betas = (gained - kept) / (1.0 + gained)
         betas[-1] = 1.0

@@ -367,6 +367,13 @@ def test_lower_precision(dtype):
         )
 
 
+def test_half_precision_subtracts_what_the_denoiser_read():
+    """Where D = x there is no noise, to the bit, although x / alpha is rounded."""
+    x = state(LEVELS).to(torch.float16)
+    assert not to.to_eps(lambda x, s: x, process=VP())(x, 0.7).any()
+    assert not to.to_score(lambda x, s: x, process=VP())(x, 0.7).any()
+
+
 def test_integer_times_and_arguments():
     seen = []
 

@@ -76,6 +76,20 @@ def test_small_levels_keep_their_digits(p):
     assert p.sigmas[0].item() == pytest.approx(math.sqrt(beta / (1 - beta)), rel=4e-16)
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_tiny_betas_keep_their_digits(zero):
+    """Two noisings of 1e-12 and 2e-12: 1 - alphas_bar alone would have four digits."""
+    p = DDPM(4, [1e-12, 2e-12, 0.1, 0.5], zero_terminal_snr=zero)
+    assert p.sigmas[0].item() == pytest.approx(1e-6, rel=1e-11)
+    if not zero:
+        assert p.sigmas[1].item() == pytest.approx(math.sqrt(3) * 1e-6, rel=1e-11)
+        return
+    # 1 - alpha -> (1 - alpha) alpha_0 / (alpha_0 - alpha_T), up to what is missing to alpha_0
+    end = math.sqrt(0.9 * 0.5)
+    missing = (1.5e-12 - end * 0.5e-12) / (1 - end)
+    assert p.sigmas[1].item() == pytest.approx(math.sqrt(2 * missing), rel=1e-11)
+
+
 def finite(p):
     return int(p.sigmas.isfinite().sum())
 
@@ -145,6 +159,7 @@ def test_what_a_network_is_handed():
     p = DDPM(10, "linear", 0.1, 0.5)
     levels = torch.tensor([1e-3, *p.sigmas[[0, 4, 9]], 1e4], dtype=F64)
     assert p.network_time(levels).tolist() == [0, 0, 4, 9, 9]
+    assert [p.network_time(s) for s in levels.tolist()] == [0, 0, 4, 9, 9]
     middle = p.sigma_hat(torch.tensor([3.4, 3.6, 8.9], dtype=F64))
     assert p.nearest_time(middle).tolist() == [3, 4, 9]
     seen = []

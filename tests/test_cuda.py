@@ -51,6 +51,12 @@ def _everything(x: Tensor, m: list[Tensor], seed: "int | Tensor"):
     )
 
 
+def _levels(x: Tensor, dtype: torch.dtype, first: float, last: float) -> Tensor:
+    """One a sample, each second entry of a larger tensor on the device of x."""
+    ramp = torch.linspace(first, last, 2 * x.shape[0], dtype=F64, device=x.device)
+    return ramp.to(dtype)[::2]
+
+
 STEPS: dict[str, Step] = {
     "noise alone": lambda x, m, s: ops.weighted_step(x, (), (0.0,), w_z=1.0, seed=s),
     "one input": lambda x, m, s: ops.weighted_step(x, m[:1], (0.9, 0.1)),
@@ -82,6 +88,31 @@ STEPS: dict[str, Step] = {
         clamp=(-1.0, 1.0),
         second=("pair", 0.5, _rows(x, 0.2)[0]),
     ),
+    "one table of weights": lambda x, m, s: ops.weighted_step(
+        x, m[:2], torch.stack(_rows(x, 0.9, 0.2, -0.1)).T
+    ),
+    "pf_ode, levels": lambda x, m, s: ops.pf_ode_step(
+        x, m[0], _levels(x, F32, 80.0, 2.0), _levels(x, BF16, 1.5, 0.1)
+    ),
+    "heun, levels": lambda x, m, s: ops.heun_step(
+        x, m[0], _levels(x, F64, 80.0, 2.0), _levels(x, F32, 70.0, 0.1), m[1]
+    ),
+    "heun, one level": lambda x, m, s: ops.heun_step(
+        x, m[0], torch.full((), 2.5, dtype=F16, device=x.device), 1.25, m[1]
+    ),
+    "consistency_output, levels": lambda x, m, s: ops.consistency_output(
+        x, m[0], _levels(x, F32, 0.002, 3.0)
+    ),
+    "euler_maruyama, levels": lambda x, m, s: ops.euler_maruyama_step(
+        x, m[0], _levels(x, F16, 1.0, 3.0), _levels(x, F32, -0.1, -0.01), seed=s
+    ),
+    "folded, levels": lambda x, m, s: ops.weighted_step(
+        x, m[:1], (0.4, _rows(x, 0.7)[0]), x0=(_levels(x, F32, 0.1, 0.9), 0.8)
+    ),
+    "noise pair, levels": lambda x, m, s: ops.add_noise(
+        x, _levels(x, F32, 0.1, 0.9), sigma_next=_levels(x, F64, 0.2, 1.0), seed=s
+    ),
+    "scale to float16": lambda x, m, s: ops.scale_input(x, _levels(x, F32, 0.1, 0.9), dtype=F16),
     "everything": _everything,
 }
 
@@ -306,13 +337,30 @@ class TestStreams:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    @pytest.mark.parametrize("name", ["noise alone", "heun", "euler_maruyama", "noise pair"])
-    def test_is_one_kernel(self, name):
+    @pytest.mark.parametrize("levels", ["numbers", "tensors", "one tensor"])
+    @pytest.mark.parametrize(
+        "name", ["heun", "pf_ode", "euler_maruyama", "consistency", "add_noise", "pair", "scaled"]
+    )
+    def test_is_one_kernel(self, name, levels):
         x, m = on_gpu(*make((4, 3, 8, 8), F32, F32))
-        STEPS[name](x, m, 7)
+        s: float | Tensor = 2.0
+        t: float | Tensor = 1.5
+        if levels != "numbers":
+            count = 4 if levels == "tensors" else 1
+            s, t = (torch.full((count,), v, device="cuda") for v in (s, t))
+        step = {
+            "heun": lambda: ops.heun_step(x, m[0], s, t, m[1]),
+            "pf_ode": lambda: ops.pf_ode_step(x, m[0], s, t),
+            "euler_maruyama": lambda: ops.euler_maruyama_step(x, m[0], s, t, seed=7),
+            "consistency": lambda: ops.consistency_output(x, m[0], s),
+            "add_noise": lambda: ops.add_noise(x, s, alpha=t, seed=7),
+            "pair": lambda: ops.add_noise(x, s, sigma_next=t, seed=7),
+            "scaled": lambda: ops.scale_input(x, s, dtype=F16),
+        }[name]
+        step()
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profile:
-            STEPS[name](x, m, 7)
+            step()
             torch.cuda.synchronize()
         on_device = [
             e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA

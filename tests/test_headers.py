@@ -14,7 +14,7 @@ import torch
 from exact import SETS, assert_same_bits
 from test_noise import KNOWN, hexes
 
-from cmsolvers.ops import reference
+from cmsolvers.ops import reference, rules
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
@@ -111,3 +111,69 @@ def test_random_words(run):
     assert torch.equal(words.long() & 0xFFFFFFFF, expected)
     plain = (*reference._box_muller(t[0], t[1]), *reference._box_muller(t[2], t[3]))
     assert_same_bits(z, torch.stack(plain, dim=1).float())
+
+
+# Reads cases of three words of 64 bits: the rule and arguments 0 and 1 (those of `folded`: w_x and
+# w_1, with c_skip = 0.3 and c_out = 0.8; sigma_min is 0.002). Writes the ten weights of each, then
+# the float64 values of all words of 16 bits, as float16 and as bfloat16.
+WEIGHTS_HARNESS = """
+#define CMS_ISA {name}
+#include <cstdio>
+#include <cstring>
+#include <initializer_list>
+#include "cpu/lanes_{name}.h"
+#include "weights.h"
+using namespace cmsolvers;
+using namespace cmsolvers::{name};
+int main() {{
+  uint64_t word[3];
+  while (std::fread(word, 8, 3, stdin) == 3) {{
+    double w[kWeights] = {{}};
+    std::memcpy(w, word + 1, 16);
+    if (static_cast<Rule>(word[0]) == Rule::consistency) w[2] = 0.002;
+    if (static_cast<Rule>(word[0]) == Rule::folded) w[kSkip] = 0.3, w[kOut] = 0.8;
+    apply_rule(static_cast<Rule>(word[0]), w);
+    std::fwrite(w, 8, kWeights, stdout);
+  }}
+  for (DType type : {{DType::f16, DType::bf16}})
+    for (int i = 0; i < 65536; ++i) {{
+      const uint16_t half[3] = {{0, 0, static_cast<uint16_t>(i)}};
+      const double value = read_argument({{half, 2, type}}, 1);
+      std::fwrite(&value, 8, 1, stdout);
+    }}
+}}
+"""
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_rules(name, tmp_path):
+    """The weights of every rule, to the bit those of rules.py; and every 16-bit argument."""
+    source, binary = tmp_path / "harness.cpp", tmp_path / "harness"
+    source.write_text(WEIGHTS_HARNESS.format(name=name))
+    command = [COMPILER, "-std=c++17", "-O2", "-w", "-ffp-contract=off", *FLAGS[name]]
+    subprocess.run([*command, f"-I{CSRC}", str(source), "-o", str(binary)], check=True)
+    generator = np.random.default_rng(3)
+    pairs = np.exp(generator.uniform(-7, 5, (2000, 2)))
+    pairs[rules.PF_ODE] = 0.5, 0.0
+    which = np.arange(len(pairs)) % 6
+    cases = np.column_stack([which.astype(np.uint64), pairs.view(np.uint64)])
+    done = subprocess.run([str(binary)], input=cases.tobytes(), capture_output=True, check=True)
+    out = torch.from_numpy(np.frombuffer(done.stdout, dtype=np.float64).copy())
+    weights, values = out[: -2 * 65536].view(-1, 10), out[-2 * 65536 :].view(2, -1)
+    for rule, pair, got in zip(which.tolist(), pairs.tolist(), weights, strict=True):
+        if rule == rules.WEIGHTS:
+            expected = [*pair, *[0.0] * 8]
+        elif rule == rules.FOLDED:
+            expected = [*rules.folded(*pair, 0.3, 0.8), *[0.0] * 5, 1.0, 0.0, 0.0]
+        else:
+            numbers = [*pair, 0.002] if rule == rules.CONSISTENCY else pair
+            count = 2 if rule == rules.HEUN else 1
+            made = rules.canonical(numbers, [], [], rule, count)
+            expected = [*made[: count + 1], *[0.0] * (4 - count), *made[count + 1 :]]
+        assert_same_bits(got, torch.tensor(expected, dtype=torch.float64), f"{rule} {pair}")
+    words = torch.arange(65536, dtype=torch.int32).to(torch.int16)
+    for dtype, got in zip((torch.float16, torch.bfloat16), values, strict=True):
+        expected = words.view(dtype).double()
+        number = ~expected.isnan()
+        assert torch.equal(got.isnan(), expected.isnan())
+        assert_same_bits(got[number], expected[number])

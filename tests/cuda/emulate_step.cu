@@ -73,30 +73,76 @@ const std::vector<Shape> kShapes = {
     {"one sample, no batch [3, 4]^T", 1, 12, 2, -1, {4, 3}, {1, 4}},
 };
 
+enum class Tensors { none, per_sample, one };
+
 struct Mode {
   const char* name;
   int inputs;
-  bool noise, rows, one_row, x0, clamp;
+  bool noise;
+  Tensors tensors;  // among the arguments
+  bool x0, clamp;
   Second second;
   int key;  // 0: seed, 1: a row a sample, 2: one row
+  Rule rule = Rule::weights;
+  bool second_alone = false;
 };
 
 const std::vector<Mode> kModes = {
-    {"plain", 1, false, false, false, false, false, Second::none, 0},
-    {"four inputs", 4, false, false, false, false, false, Second::none, 0},
-    {"noise alone", 0, true, false, false, false, false, Second::none, 0},
-    {"noise and two inputs", 2, true, false, false, false, false, Second::none, 1},
-    {"x0, clamp, scaled", 3, true, false, false, true, true, Second::scaled, 2},
-    {"second x0", 1, false, false, false, true, false, Second::x0, 0},
-    {"pair", 0, true, false, false, false, false, Second::pair, 0},
-    {"rows", 2, false, true, false, false, false, Second::none, 0},
-    {"rows, everything", 4, true, true, false, true, true, Second::pair, 1},
-    {"one row", 2, false, true, true, false, false, Second::scaled, 0},
+    {"plain", 1, false, Tensors::none, false, false, Second::none, 0},
+    {"four inputs", 4, false, Tensors::none, false, false, Second::none, 0},
+    {"noise alone", 0, true, Tensors::none, false, false, Second::none, 0},
+    {"noise and two inputs", 2, true, Tensors::none, false, false, Second::none, 1},
+    {"x0, clamp, scaled", 3, true, Tensors::none, true, true, Second::scaled, 2},
+    {"second x0", 1, false, Tensors::none, true, false, Second::x0, 0},
+    {"pair", 0, true, Tensors::none, false, false, Second::pair, 0},
+    {"second alone, scaled", 1, false, Tensors::none, false, false, Second::scaled, 0,
+     Rule::weights, true},
+    {"second alone, pair", 0, true, Tensors::none, false, false, Second::pair, 0, Rule::weights,
+     true},
+    {"rows", 2, false, Tensors::per_sample, false, false, Second::none, 0},
+    {"rows, second alone", 2, true, Tensors::per_sample, true, true, Second::x0, 0, Rule::weights,
+     true},
+    {"rows, everything", 4, true, Tensors::per_sample, true, true, Second::pair, 1},
+    {"one row", 2, false, Tensors::one, false, false, Second::scaled, 0},
+    {"pf_ode", 1, false, Tensors::per_sample, false, false, Second::none, 0, Rule::pf_ode},
+    {"heun", 2, false, Tensors::per_sample, false, false, Second::none, 0, Rule::heun},
+    {"one heun", 2, false, Tensors::one, false, false, Second::none, 0, Rule::heun},
+    {"consistency", 1, false, Tensors::per_sample, false, false, Second::none, 0,
+     Rule::consistency},
+    {"euler_maruyama", 1, true, Tensors::per_sample, false, false, Second::none, 1,
+     Rule::euler_maruyama},
+    {"folded", 3, true, Tensors::per_sample, false, false, Second::scaled, 0, Rule::folded},
+};
+
+// Values of an argument for `count` samples, in one of the types and some apart from each other.
+struct Levels {
+  static constexpr int64_t kApart = 3;
+  std::vector<double> f64;
+  std::vector<float> f32;
+  std::vector<Half> f16;
+  std::vector<BFloat> bf16;
+
+  Levels(double value, int64_t count) {
+    for (int64_t i = 0; i < count * kApart; ++i) {
+      const double v = i % kApart == 0 ? value * (1.0 + 0.1 * double(i / kApart)) : -77.0;
+      f64.push_back(v);
+      f32.push_back(static_cast<float>(v));
+      f16.push_back(narrow<Half>(v));
+      bf16.push_back(narrow<BFloat>(v));
+    }
+  }
+  Argument argument(int kind, bool one) const {
+    const int64_t stride = one ? 0 : kApart;
+    if (kind == 0) return {f64.data(), stride, DType::f64};
+    if (kind == 1) return {f32.data(), stride, DType::f32};
+    if (kind == 2) return {f16.data(), stride, DType::f16};
+    return {bf16.data(), stride, DType::bf16};
+  }
 };
 
 template <class State, class Model, int kInputs>
 void run_thread(const StepParams& p, const Plan& plan, int64_t first, int64_t stride) {
-  const bool full = p.use_x0 || p.second != Second::none || p.rows != nullptr;
+  const bool full = p.use_x0 || p.second != Second::none || p.has_tensors;
   if (plan.permuted)
     step_thread<State, Model, kInputs, true, true, true>(p, plan, first, stride);
   else if (full)
@@ -122,7 +168,7 @@ void run_plainly(const StepParams& p, State* out, Other* second_out) {
     if (p.noise) normal4(key_of(p, sample), p.draw, static_cast<uint32_t>(element / kGroup), z);
     const A x = A(widen(static_cast<const State*>(p.x)[position]));
     const Outputs<A> result = combine<A>(p, row, x, m, A(pick(z, element % kGroup)));
-    out[position] = narrow<State>(result.first);
+    if (p.out != nullptr) out[position] = narrow<State>(result.first);
     if (p.second != Second::none) second_out[position] = narrow<Other>(result.second);
   }
 }
@@ -160,7 +206,7 @@ void check(const Shape& shape, const Mode& mode, int shift, int64_t threads) {
   }
   StepParams p;
   p.x = x.data;
-  p.out = out.data;
+  p.out = mode.second_alone ? nullptr : out.data;
   p.second_out = mode.second == Second::none ? nullptr : second.data;
   p.n_inputs = mode.inputs;
   for (int k = 0; k < mode.inputs; ++k) p.inputs[k] = inputs[k].data;
@@ -177,14 +223,24 @@ void check(const Shape& shape, const Mode& mode, int shift, int64_t threads) {
     p.strides[d] = shape.strides[d];
   }
   const double weights[kWeights] = {0.7, 0.3, 0.0, -0.2, 0.5, 0.4, 0.6, 0.8, 1.3, -0.7};
-  std::vector<double> rows;
-  for (int j = 0; j < kWeights; ++j) p.weights[j] = j > mode.inputs && j < kZ ? 0.0 : weights[j];
-  if (mode.rows) {
-    for (int64_t b = 0; b < (mode.one_row ? 1 : shape.batch); ++b)
-      for (int j = 0; j < kWeights; ++j)
-        if (j <= mode.inputs || j >= kZ) rows.push_back(weights[j] * (1.0 + 0.1 * double(b)));
-    p.rows = rows.data();
-    p.row_stride = mode.one_row ? 0 : mode.inputs + 6;
+  for (int j = 0; j < kWeights; ++j) p.numbers[j] = j > mode.inputs && j < kZ ? 0.0 : weights[j];
+  p.rule = mode.rule;
+  if (mode.rule != Rule::weights && mode.rule != Rule::folded) {
+    const double arguments[3] = {1.9, 0.5, 0.002};  // sigma; sigma', sigma_data or dt; sigma_min
+    for (int j = 0; j < 3; ++j) p.numbers[j] = arguments[j];
+  }
+  std::vector<Levels> levels;
+  for (int j = 0; j < kWeights; ++j) levels.emplace_back(p.numbers[j], shape.batch);
+  if (mode.tensors != Tensors::none) {
+    const bool one = mode.tensors == Tensors::one;
+    p.has_tensors = true;
+    p.per_sample = !one;
+    const int count = mode.rule == Rule::weights || mode.rule == Rule::folded ? kWeights
+                      : mode.rule == Rule::consistency                        ? 1
+                                                                              : 2;
+    for (int j = 0; j < count; ++j)
+      if (p.numbers[j] != 0.0 && j != kS1)
+        p.arguments[j] = levels[j].argument((j + shift) % 4, one);
   }
   p.use_x0 = mode.x0;
   p.clamp = mode.clamp;
@@ -213,7 +269,8 @@ void check(const Shape& shape, const Mode& mode, int shift, int64_t threads) {
       run_thread<State, Model, kMaxInputs>(p, plan, t, threads);
   }
   const auto judge = [&](const char* kernel) {
-    bool same = std::memcmp(out.data, expected.data, total * sizeof(State)) == 0;
+    bool same =
+        mode.second_alone || std::memcmp(out.data, expected.data, total * sizeof(State)) == 0;
     if (mode.second != Second::none)
       same = same && std::memcmp(second.data, second_expected.data, total * sizeof(Other)) == 0;
     ++checks;

@@ -1,7 +1,7 @@
 """Fused steps: each function is one kernel over the state, and none reads its own output back.
 
-Weights given as tensors are first gathered into one small table, which costs a few tiny launches;
-with host numbers there is nothing but the kernel. Only this package touches the extension.
+Weights and levels are numbers or tensors on the state's device, which the kernel reads itself:
+there is nothing but the kernel either way. Only this package touches the extension.
 """
 
 from cmsolvers.ops.binary import build_info

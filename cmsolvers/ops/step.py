@@ -315,5 +315,7 @@ def _second(second: Second | None) -> tuple[int, Weight, Weight]:
 def _split(arguments: Sequence[Weight], x: Tensor) -> tuple[list[float], list[Tensor], list[int]]:
     """Arguments as the operators take them, the tensors on x's device and of a dtype they read."""
     numbers, tensors, places = split(arguments)
-    readable = [w.to(x.device, w.dtype if w.dtype in PRECISION else torch.float64) for w in tensors]
-    return numbers, readable, places
+    for i, w in enumerate(tensors):
+        if w.device != x.device or w.dtype not in PRECISION:
+            tensors[i] = w.to(x.device, w.dtype if w.dtype in PRECISION else torch.float64)
+    return numbers, tensors, places

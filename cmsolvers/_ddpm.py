@@ -112,6 +112,11 @@ class DDPM(Process):
     @cached_property
     def _table(self) -> _Table:
         levels = self._levels[np.isfinite(self._levels)]
+        if len(levels) < max(2, self.num_steps - 1) or not (np.diff(levels) > 0).all():
+            raise ValueError(
+                f"schedule must have two levels or more, all but the last finite, that float64 can "
+                f"tell apart; got {len(levels)} finite of {self.num_steps}"
+            )
         logs = np.log(levels)
         slopes = np.append(np.diff(logs), logs[-1] - logs[-2])
         return _Table(levels.tolist(), slopes.tolist(), levels, slopes)

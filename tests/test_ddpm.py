@@ -261,6 +261,9 @@ BAD = [
     ({"num_steps": 2, "schedule": [1.0, 0.1]}, ValueError, "got 1 at index 0"),
     ({"num_steps": 2, "schedule": [0.0, 0.1]}, ValueError, "got 0 at index 0"),
     ({"num_steps": 2, "schedule": [0.1, math.nan]}, ValueError, "schedule[1] must be a number"),
+    ({"num_steps": 2, "schedule": [0.1, 1.0]}, ValueError, "got 1 finite of 2"),
+    ({"schedule": [0.999] * 1000}, ValueError, "all but the last finite"),
+    ({"num_steps": 2, "schedule": [0.1, 1e-20]}, ValueError, "that float64 can tell apart"),
     ({"schedule": "cosine", "beta_start": 0.1}, ValueError, "beta_start must be None"),
     (
         {"num_steps": 2, "schedule": [0.1, 0.1], "beta_end": 0.1},

@@ -5,6 +5,7 @@ unit vectors of noise (additive) or over the nodes of a Gauss-Hermite rule (mult
 """
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from test_orders import F64, FIRST, LAST, assert_order, grid
 
 import cmsolvers as cm
+from cmsolvers import noise
 from cmsolvers.oracles import Gaussian, GaussianMixture
 from cmsolvers.solvers.milstein import milstein
 from cmsolvers.solvers.predictor_corrector import predictor_corrector
@@ -306,3 +308,14 @@ def test_a_table_checks_itself():
         Scheme("bad", (0.0, 0.75), (0.0,), ((0.5,), (0.5, 0.5)), (((1.0,),), ((1.0,),)))
     with pytest.raises(ArithmeticError, match=r"variance 1; got 0\.81"):
         Scheme("bad", (0.0,), (0.0,), ((1.0,),), (((0.9,),),))
+
+
+@pytest.mark.parametrize("solver, exact", [(milstein, ito), (stochastic_heun, stratonovich)])
+def test_the_librarys_path_is_kept_when_the_steps_are_halved(solver, exact):
+    path, steps = noise.BrownianPath(3, 0.0, 1.0, (PATHS, 1), dtype=F64), (8, 16, 32, 64, 128)
+    end = SimpleNamespace(w=path(0.0, 1.0).T)
+    errors = [(solver(GBM, start(), at(n), noise_sampler=path.unit) - exact(end)) for n in steps]
+    errors = [e.square().mean().sqrt() for e in errors]
+    assert_order(errors, 1.0, steps)
+    fresh = solver(GBM, start(), at(128), seed=3) - exact(end)
+    assert fresh.square().mean().sqrt() > 20 * errors[-1]

@@ -41,7 +41,8 @@ def euler_maruyama(sde: SDELike, x: Tensor, ts: Any, **options: Unpack[Options])
         x: [B, ...] at ts[0], in the coordinates of the SDE. Never written to.
         ts: strictly ascending (forward) or descending (reverse), at least two.
         seed: as in `euler_pf_ode`; step i uses draw i of stream 1.
-        noise_sampler: `noise_sampler(t, t_next) -> Tensor`, unit normal in the shape of x.
+        noise_sampler: `noise_sampler(t, t_next) -> Tensor`, unit normal in the shape of x. With
+            `noise.BrownianPath(...).unit` the path is kept when the steps are refined.
         extra_args: further keyword arguments for the drift or the score.
         callback: called once a step, after its first evaluation, with dict(i, x, t, t_next,
             output), output what the drift or the score returned (None for a forward process). What

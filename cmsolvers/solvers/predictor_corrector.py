@@ -187,8 +187,9 @@ def predictor_corrector(
         denoise: end with the mean E[x0 | x] = (x + sigma^2 s) / alpha (Tweedie's formula).
         **options: seed (with M corrector steps, step i uses the draws (1 + M) i to (1 + M) i + M of
             stream 1), noise_sampler (asked for (t, t_next), then for (t_next, t_next) by each
-            corrector step, whose noise is no increment in time), extra_args, callback, progress,
-            return_info, check_nan and trajectory, as in `euler_maruyama`.
+            corrector step, whose noise is no increment in time: a Brownian path cannot give it),
+            extra_args, callback, progress, return_info, check_nan and trajectory, as in
+            `euler_maruyama`.
 
     Returns:
         As `euler_maruyama`; with `denoise`, in the coordinates of the data.

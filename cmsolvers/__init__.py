@@ -2,9 +2,13 @@
 
 from cmsolvers.denoisers import ConsistencyFunction
 from cmsolvers.ops import build_info
-from cmsolvers.processes import VE, VP, Karras, SubVP
+from cmsolvers.processes import DDPM, VE, VP, Karras, RectifiedFlow, SubVP, TrigFlow
 from cmsolvers.schedules import (
+    beta_sigmas,
+    cosine_sigmas,
+    ddpm_sigmas,
     exponential_sigmas,
+    flow_sigmas,
     karras_sigmas,
     polyexponential_sigmas,
     vp_sigmas,
@@ -36,16 +40,22 @@ from cmsolvers.solvers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "DDPM",
     "SDE",
     "VE",
     "VP",
     "ConsistencyFunction",
     "Karras",
+    "RectifiedFlow",
     "SubVP",
+    "TrigFlow",
+    "beta_sigmas",
     "build_info",
     "consistency_sample",
+    "cosine_sigmas",
     "ddim",
     "ddpm_ancestral",
+    "ddpm_sigmas",
     "deis",
     "dpm_2",
     "dpm_2_ancestral",
@@ -59,6 +69,7 @@ __all__ = [
     "euler_maruyama",
     "euler_pf_ode",
     "exponential_sigmas",
+    "flow_sigmas",
     "heun_pf_ode",
     "ipndm",
     "karras_sigmas",

@@ -113,9 +113,12 @@ class Launcher:
         keep: Sequence[Tensor] = (),
         second: float | str | None = None,
         x0: tuple[float, float] | None = None,
+        clamp: tuple[float, float] | None = None,
     ) -> Any:
         """X' = row . (x, inputs) + w_z z, or (x', second output); noise over `span`."""
         options: dict[str, Any] = {}
+        if clamp is not None:
+            options["clamp"] = clamp
         if isinstance(w_z, Tensor) or w_z:
             z = self.unit(x, *span)
             if z is None:

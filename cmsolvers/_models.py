@@ -10,9 +10,14 @@ from torch import Tensor
 
 from cmsolvers import _checks as check
 from cmsolvers import ops
+from cmsolvers._composed import Composed, folds
 from cmsolvers._launch import Launcher, per_level
 from cmsolvers.plan import Plan, Stage, fold, slope_basis
-from cmsolvers.preconditioning import Preconditioned
+
+
+def noise_dtype(x: Tensor) -> torch.dtype:
+    """Of a network's c_noise, for states like x."""
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 class Direct:
@@ -26,13 +31,17 @@ class Direct:
         self._name = plan.argument
         self._levels = per_level(plan.levels, x, x.dtype)
 
-    def evaluate(self, j: int, y: Tensor) -> Tensor:
-        """What the model says of y at evaluation j."""
-        return check.model_output(self._name, self._denoiser(y, self._levels(j), **self._extra), y)
+    def evaluate(self, j: int, y: Tensor) -> tuple[Tensor, ...]:
+        """What the rows read of the model at y, evaluation j."""
+        if isinstance(self._denoiser, Composed):
+            d = self._denoiser.at(y, self._levels(j), self._plan.levels[j], self._extra)
+        else:
+            d = self._denoiser(y, self._levels(j), **self._extra)
+        return (check.model_output(self._name, d, y),)
 
-    def denoised(self, j: int, y: Tensor, output: Tensor) -> Tensor:
+    def denoised(self, j: int, y: Tensor, outputs: Sequence[Tensor]) -> Tensor:
         """D for what `evaluate` returned."""
-        return output
+        return outputs[0]
 
     def churn(self, j: int, x: Tensor, w_z: float, how: dict[str, Any]) -> Tensor:
         """X with the noise that lifts it to the level of evaluation j."""
@@ -54,7 +63,7 @@ class Direct:
         return y, outputs[0]
 
 
-class _DirectSlopes(Direct):
+class DirectSlopes(Direct):
     """A multistep plan on slopes: the launch of a step also gives d = (x - D) / sigma."""
 
     def advance(
@@ -68,10 +77,10 @@ class _DirectSlopes(Direct):
     ) -> tuple[Tensor, Tensor]:
         """(y, d)."""
         form = slope_basis(stage, self._plan.levels[j], (0.0, 1.0))
-        return _keeping(self._launcher, x, outputs, past, form, stage.w_z, how)
+        return keeping(self._launcher, x, outputs, past, form, stage.w_z, how)
 
 
-class _Raw(Direct):
+class Raw(Direct):
     """A preconditioned network, D made of F by one more step: right for every plan."""
 
     def __init__(
@@ -82,8 +91,7 @@ class _Raw(Direct):
         self._state_dtype = x.dtype
         self._dtype: torch.dtype = denoiser.dtype or x.dtype
         self._scalings = [denoiser.coefficients(level) for level in plan.levels]
-        noise_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-        self._noise = per_level([c.c_noise for c in self._scalings], x, noise_dtype)
+        self._noise = per_level([c.c_noise for c in self._scalings], x, noise_dtype(x))
         self._ready: Tensor | None = None
 
     def _raw(self, j: int, y: Tensor) -> Tensor:
@@ -99,23 +107,23 @@ class _Raw(Direct):
     def _join(self, j: int, y: Tensor, f: Tensor) -> Tensor:
         return ops.weighted_step(y, (f,), self._scalings[j][:2])
 
-    def evaluate(self, j: int, y: Tensor) -> Tensor:
+    def evaluate(self, j: int, y: Tensor) -> tuple[Tensor, ...]:
         """D."""
         f = self._raw(j, y)
         self._launcher.observe(f)
-        return self._join(j, y, f)
+        return (self._join(j, y, f),)
 
 
-class _Kept(_Raw):
+class _Kept(Raw):
     """A multistep plan on F: each step is one launch that also gives D, to be kept."""
 
-    def evaluate(self, j: int, y: Tensor) -> Tensor:
+    def evaluate(self, j: int, y: Tensor) -> tuple[Tensor, ...]:
         """F."""
-        return self._raw(j, y)
+        return (self._raw(j, y),)
 
-    def denoised(self, j: int, y: Tensor, output: Tensor) -> Tensor:
+    def denoised(self, j: int, y: Tensor, outputs: Sequence[Tensor]) -> Tensor:
         """D, for a callback."""
-        return self._join(j, y, output)
+        return self._join(j, y, outputs[0])
 
     def advance(
         self,
@@ -127,7 +135,7 @@ class _Kept(_Raw):
         how: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         """(y, what is kept of the step): the second output."""
-        return _keeping(self._launcher, x, outputs, past, self._form(j, stage), stage.w_z, how)
+        return keeping(self._launcher, x, outputs, past, self._form(j, stage), stage.w_z, how)
 
     def _form(self, j: int, stage: Stage) -> tuple[tuple[float, ...], tuple[float, float]]:
         """The row over (x, m, past m) and the basis: m = c_skip x + c_out F = D."""
@@ -141,26 +149,28 @@ class _KeptSlopes(_Kept):
         return slope_basis(stage, self._plan.levels[j], self._scalings[j][:2])
 
 
-class _Folded(_Kept):
-    """A one-step plan on F: rows rewritten over F, and each step leaves c_in x' for the next."""
+class Folding(Direct):
+    """A one-step plan with rows over what the model returns; each step leaves c_in x' for the next.
 
-    def __init__(
-        self, denoiser: Any, x: Tensor, plan: Plan, launcher: Launcher, extra: Mapping[str, Any]
-    ) -> None:
-        super().__init__(denoiser, x, plan, launcher, extra)
-        self._rows: list[list[float]] = []
+    A class beside it gives `_scale` and reads `_ready`.
+    """
+
+    def _fold(self, terms: Sequence[Sequence[Any]]) -> None:
+        """Rows of the plan, from the (c_skip, c_out, ...) of every evaluation."""
+        self._ready: Tensor | None = None
+        self._rows: list[list[Any]] = []
         self._next: list[float | None] = []
-        for step, after in zip(plan.steps, (*plan.steps[1:], None), strict=True):
+        steps = self._plan.steps
+        for step, after in zip(steps, (*steps[1:], None), strict=True):
             at, count = len(self._rows), len(step.stages)
-            self._rows += fold(step.stages, [c[:2] for c in self._scalings[at : at + count]])
+            self._rows += fold(step.stages, terms[at : at + count])
             direct = after is not None and not after.churn
             self._next += [self._scale(at + k + 1) for k in range(count - 1)]
             self._next.append(self._scale(at + count) if direct else None)
 
     def _scale(self, j: int) -> float | None:
         """c_in of evaluation j, None where its input is the state itself."""
-        c_in: float = self._scalings[j].c_in
-        return None if c_in == 1.0 and self._dtype is self._state_dtype else c_in
+        raise NotImplementedError
 
     def churn(self, j: int, x: Tensor, w_z: float, how: dict[str, Any]) -> Tensor:
         """As for D, and c_in x' with it."""
@@ -189,7 +199,21 @@ class _Folded(_Kept):
         return y  # type: ignore[no-any-return]
 
 
-def _keeping(
+class Folded(Folding, _Kept):
+    """A one-step plan on F."""
+
+    def __init__(
+        self, denoiser: Any, x: Tensor, plan: Plan, launcher: Launcher, extra: Mapping[str, Any]
+    ) -> None:
+        super().__init__(denoiser, x, plan, launcher, extra)
+        self._fold([c[:2] for c in self._scalings])
+
+    def _scale(self, j: int) -> float | None:
+        c_in: float = self._scalings[j].c_in
+        return None if c_in == 1.0 and self._dtype is self._state_dtype else c_in
+
+
+def keeping(
     launcher: Launcher,
     x: Tensor,
     outputs: list[Tensor],
@@ -211,14 +235,11 @@ def _keeping(
 
 def model_class(denoiser: Any, plan: Plan) -> type[Direct]:
     """How to run this denoiser on this plan."""
-    # A subclass with a __call__ of its own (which clips, say) means that to be called.
-    if not isinstance(denoiser, Preconditioned) or (
-        type(denoiser).__call__ is not Preconditioned.__call__
-    ):
-        return _DirectSlopes if plan.keep and plan.slopes else Direct
+    if not folds(denoiser):
+        return DirectSlopes if plan.keep and plan.slopes else Direct
     if plan.keep:
         if plan.slopes:
             return _KeptSlopes
-        return _Kept if plan.width == 1 else _Raw
+        return _Kept if plan.width == 1 else Raw
     early_noise = any(stage.w_z for step in plan.steps for stage in step.stages[:-1])
-    return _Raw if early_noise else _Folded
+    return Raw if early_noise else Folded

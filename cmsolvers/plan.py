@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 _TOLERANCE = 1e-10
 
@@ -189,22 +189,26 @@ def slope_basis(
     return row, ((1.0 - c_skip) / level, -c_out / level)
 
 
-def fold(stages: Sequence[Stage], skip_out: Sequence[tuple[float, float]]) -> list[list[float]]:
-    """Rows over (x, F_0 ... F_k), where D_k = c_skip y_k + c_out F_k.
+def fold(stages: Sequence[Stage], skip_out: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Rows over (x, all F of the stages so far), where D_k = c_skip y_k + sum c_out F.
 
-    No stage but the last may have noise. Everything is linear, so the skip
-    part of D_k is rewritten through the row that made y_k.
+    `skip_out` holds (c_skip, c_out, ...) of each stage, one c_out for every output that it reads:
+    numbers, or tensors with one entry a sample. Where c_skip is not 0, no stage but the last may
+    have noise. Everything is linear, so the skip part of D_k is rewritten through the row that made
+    y_k.
     """
-    count = len(stages)
-    state = [1.0] + [0.0] * count
-    denoised: list[list[float]] = []
-    rows = []
-    for k, (stage, (c_skip, c_out)) in enumerate(zip(stages, skip_out, strict=True)):
+    count = sum(len(weights) - 1 for weights in skip_out)
+    state: list[Any] = [1.0] + [0.0] * count
+    denoised: list[list[Any]] = []
+    rows, used = [], 1
+    for stage, (c_skip, *c_outs) in zip(stages, skip_out, strict=True):
         own = [c_skip * w for w in state]
-        own[k + 1] += c_out
+        for c_out in c_outs:
+            own[used] += c_out
+            used += 1
         denoised.append(own)
         state = [stage.w_x] + [0.0] * count
         for w, terms in zip(stage.w_d, denoised, strict=True):
             state = [a + w * b for a, b in zip(state, terms, strict=True)]
-        rows.append(state[: k + 2])
+        rows.append(state[:used])
     return rows

@@ -10,8 +10,8 @@ from typing import Any, TypedDict, TypeVar
 from torch import Tensor
 
 from cmsolvers import _checks as check
+from cmsolvers._composed_models import model_class
 from cmsolvers._launch import BadOutputs, Launcher, NoiseSampler, Recorder, bar
-from cmsolvers._models import model_class
 from cmsolvers.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -120,10 +120,11 @@ def run(
             outputs: list[Tensor] = []
             y = x
             for stage in step.stages:
-                output = model.evaluate(evaluation, y)
-                launcher.observe(output)
-                if bad is not None:
-                    bad.add(evaluation, output)
+                new = model.evaluate(evaluation, y)
+                for output in new:
+                    launcher.observe(output)
+                    if bad is not None:
+                        bad.add(evaluation, output)
                 if callback is not None and not outputs:
                     callback(
                         {
@@ -131,11 +132,11 @@ def run(
                             "x": x,
                             "sigma": step.sigma,
                             "sigma_hat": step.sigma_hat,
-                            "denoised": model.denoised(evaluation, y, output),
+                            "denoised": model.denoised(evaluation, y, new),
                         }
                     )
-                outputs.append(output)
-                if len(outputs) > 1 and output.dtype is not outputs[0].dtype:
+                outputs += new
+                if any(m.dtype is not outputs[0].dtype for m in outputs):
                     outputs = [m.to(x.dtype) for m in outputs]
                 keep = past if stage is step.stages[-1] else [x, *past]
                 how = {"span": (step.sigma_hat, stage.to), "draw": i, "keep": keep}

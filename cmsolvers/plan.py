@@ -103,6 +103,7 @@ class Plan:
         keep: how many past D the rows read.
         argument: what the model is called in the sampler's signature, for error texts.
         slopes: whether those are slopes (x - D) / sigma; every step then has one stage.
+        brownian: whether the built-in noise is one Brownian path, not fresh normals.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Plan:
     keep: int = 0
     argument: str = "denoiser"
     slopes: bool = False
+    brownian: bool = False
 
     @cached_property
     def noisy(self) -> bool:
@@ -147,6 +149,7 @@ def make_plan(
     keep: int = 0,
     argument: str = "denoiser",
     keep_slopes: bool = False,
+    brownian: bool = False,
 ) -> Plan:
     """The rows of a whole run, checked; cached, because they depend on nothing else.
 
@@ -160,6 +163,7 @@ def make_plan(
         argument: what the sampler calls the model.
         keep_slopes: keep slopes (x - D) / sigma of past steps, which `w_past` then weighs; for
             formulas of one stage.
+        brownian: draw the noise from one Brownian path, as rows whose increments nest must.
     """
     steps, levels, count = [], [], len(sigmas) - 1
     for sigma, following in pairwise(sigmas):
@@ -174,7 +178,7 @@ def make_plan(
         # sqrt(sigma_hat^2 - sigma^2) without the cancellation
         noise = s_noise * sigma * math.sqrt(gamma * (2.0 + gamma))
         steps.append(Step(sigma, levels[-1], noise, stages))
-    return Plan(name, tuple(steps), keep, argument, keep_slopes)
+    return Plan(name, tuple(steps), keep, argument, keep_slopes, brownian)
 
 
 def slope_basis(

@@ -12,6 +12,7 @@ from torch import Tensor
 from cmsolvers import _checks as check
 from cmsolvers._composed_models import model_class
 from cmsolvers._launch import BadOutputs, Launcher, NoiseSampler, Recorder, bar
+from cmsolvers._path import PathNoise
 from cmsolvers.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -100,6 +101,8 @@ def run(
     extra = check.options("extra_args", extra_args)
     check.flags(progress=progress, return_info=return_info, check_nan=check_nan)
     recorder = Recorder("trajectory", trajectory, plan.visited)
+    if plan.brownian and plan.noisy and noise_sampler is None:
+        noise_sampler = PathNoise(plan, x, seed)
     launcher = Launcher(
         x,
         seed=seed,

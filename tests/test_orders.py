@@ -135,25 +135,6 @@ def test_flipping_a_coefficient_is_refused_when_built():
         make_plan("control", (2.0, 1.0, 0.5), too_wide)
 
 
-def dpmpp_2m(levels, to):
-    """DPM-Solver++(2M), Lu et al. (2022), algorithm 2: a multistep solver in a dozen lines."""
-    s = levels[-1]
-    if to == 0:
-        return (Stage(0.0, 0.0, (1.0,)),)
-    h = math.log(s / to)
-    gain = -math.expm1(-h)
-    if len(levels) == 1:
-        return (Stage(to, to / s, (gain,)),)
-    r = math.log(levels[-2] / s) / h
-    past = gain / (2 * r)
-    return (Stage(to, to / s, (gain + past,), (-past,)),)
-
-
-@each_problem
-def test_a_multistep_solver_fits_the_loop(problem):
-    assert_order(errors_of(with_formula(dpmpp_2m, keep=1), problem), 2)
-
-
 @each_problem
 @pytest.mark.parametrize("rest", [0, 1])
 def test_dpm_fast_loses_an_order_to_a_block_of_order_one(rest, problem):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,8 @@ ADAMS_BASHFORTH = (
 def slope_row(s: float, to: float, weights: Sequence[float]) -> tuple[Stage, ...]:
     """X' = x + sum_j weights[j] d_j, the latest d first and written with x and D."""
     now, *past = weights
-    return (Stage(to, 1.0 + now / s, (-now / s,), tuple(past)),)
+    # w_x = 1 + now / s; the weights sum to s' - s, which gives it without the cancellation
+    return (Stage(to, math.fsum((to, *(-w for w in past))) / s, (-now / s,), tuple(past)),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from cmsolvers.catalogue import described
 from cmsolvers.plan import Stage, make_plan
 from cmsolvers.sample import Options, run, sampler
 from cmsolvers.solvers import exponential
+from cmsolvers.solvers.ancestral import down_up
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -39,17 +40,12 @@ class SinglestepStages:
         if to == 0:
             return (Stage(0.0, 0.0, (1.0,)),)
         s, share = levels[-1], 0.5 / self.r
-        middle = s * math.exp(self.r * math.log(to / s))
-        keep, noise = self._parts(s, middle)
-        first = Stage(middle, keep, (1.0 - keep,), w_z=noise)
-        keep, noise = self._parts(s, to)
-        gain = 1.0 - keep
-        return first, Stage(to, keep, ((1.0 - share) * gain, share * gain), w_z=noise)
-
-    def _parts(self, s: float, to: float) -> tuple[float, float]:
-        """(down / s, up)."""
-        up = min(1.0, self.eta * math.sqrt((s - to) * (s + to)) / s)
-        return to / s * math.sqrt((1.0 - up) * (1.0 + up)), to * up
+        middle = to if self.r == 1.0 else s * math.exp(self.r * math.log(to / s))
+        down, up = down_up(s, middle, self.eta)
+        first = Stage(middle, down / s, ((s - down) / s,), w_z=up)
+        down, up = down_up(s, to, self.eta)
+        gain = (s - down) / s
+        return first, Stage(to, down / s, ((1.0 - share) * gain, share * gain), w_z=up)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +130,7 @@ def dpmpp_sde(
         check.sigmas("sigmas", sigmas),
         formula,
         s_noise=check.non_negative("s_noise", s_noise),
+        brownian=True,
     )
     return run(plan, denoiser, x, **options)
 
@@ -185,6 +182,7 @@ def dpmpp_2m_sde(
         check.sigmas("sigmas", sigmas),
         MultistepStages(check.non_negative("eta", eta), 2, kind == "midpoint"),
         s_noise=check.non_negative("s_noise", s_noise),
+        brownian=True,
         keep=1,
     )
     return run(plan, denoiser, x, **options)
@@ -220,6 +218,7 @@ def dpmpp_3m_sde(
         check.sigmas("sigmas", sigmas),
         MultistepStages(check.non_negative("eta", eta), 3),
         s_noise=check.non_negative("s_noise", s_noise),
+        brownian=True,
         keep=2,
     )
     return run(plan, denoiser, x, **options)

@@ -65,6 +65,13 @@ SAMPLERS = {
     "euler_ancestral": cm.euler_ancestral,
     "lms": cm.lms,
     "restart": cm.restart,
+    "dpmpp_2m": cm.dpmpp_2m,
+    "dpmpp_sde": cm.dpmpp_sde,
+    "dpmpp_2m_sde": cm.dpmpp_2m_sde,
+    "dpmpp_3m_sde": cm.dpmpp_3m_sde,
+    "unipc": cm.unipc,
+    "deis": cm.deis,
+    "ipndm": cm.ipndm,
 }
 
 BAD_SIGMAS = {
@@ -174,14 +181,39 @@ for name in ("ddim", "ddpm_ancestral", "dpm_fast"):
     for bad, error in ((-0.1, ValueError), (1.1, ValueError), (NAN, ValueError), ("0", TypeError)):
         call = lambda b, f=SAMPLERS[name], v=bad: f(zero, b.x, SIGMAS, eta=v)
         add(f"{name}-eta-{bad}", call, error, "eta must be")
-for name in ("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral"):
+for name in (
+    "euler_ancestral",
+    "dpm_2_ancestral",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+):
     for bad, error in ((-0.1, ValueError), (INF, ValueError), (NAN, ValueError), ("0", TypeError)):
         call = lambda b, f=SAMPLERS[name], v=bad: f(zero, b.x, SIGMAS, eta=v)
         add(f"{name}-eta-{bad}", call, error, "eta must")
-for bad, error in ((0, ValueError), (5, ValueError), (2.0, TypeError), (True, TypeError)):
-    add(
-        f"lms-order-{bad}", lambda b, v=bad: cm.lms(zero, b.x, SIGMAS, order=v), error, "order must"
-    )
+for name, most in (("lms", 4), ("ipndm", 4), ("unipc", 3), ("deis", 3)):
+    for bad, error in (
+        (0, ValueError),
+        (most + 1, ValueError),
+        (2.0, TypeError),
+        (True, TypeError),
+    ):
+        call = lambda b, f=SAMPLERS[name], v=bad: f(zero, b.x, SIGMAS, order=v)
+        add(f"{name}-order-{bad}", call, error, "order must be")
+for bad, error in ((0.0, ValueError), (-0.5, ValueError), (1.1, ValueError), (None, TypeError)):
+    call = lambda b, v=bad: cm.dpmpp_sde(zero, b.x, SIGMAS, r=v)
+    add(f"dpmpp_sde-r-{bad}", call, error, "r must be")
+for sampler, option, known in (
+    (cm.dpmpp_2m_sde, "solver_type", "'midpoint', 'heun'"),
+    (cm.unipc, "variant", "'bh1', 'bh2'"),
+):
+    for bad, error, text in (
+        ("third", ValueError, f"{option} must be one of {known}; got 'third'"),
+        (1, TypeError, f"{option} must be a str; got 1"),
+    ):
+        call = lambda b, f=sampler, o={option: bad}: f(zero, b.x, SIGMAS, **o)
+        add(f"{sampler.__name__}-{option}-{bad}", call, error, text)
 for what, bad, error, text in (
     ("number", 3, TypeError, "restarts must be a sequence; got 3"),
     ("string", "abcd", TypeError, "restarts must be a sequence"),

@@ -249,6 +249,14 @@ def test_steps_over_many_orders_of_magnitude(levels):
         (cm.dpmpp_2s_ancestral, {}),
         (cm.lms, {}),
         (cm.restart, {}),
+        (cm.dpmpp_2m, {}),
+        (cm.dpmpp_sde, {}),
+        (cm.dpmpp_sde, {"eta": 0.5}),
+        (cm.dpmpp_2m_sde, {}),
+        (cm.dpmpp_3m_sde, {}),
+        (cm.unipc, {}),
+        (cm.deis, {}),
+        (cm.ipndm, {}),
     ):
         got = sampler(lambda x, s: torch.ones_like(x), x, levels, seed=SEED, **options)
         assert (got - 1).abs().max() < 1e-3

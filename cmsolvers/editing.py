@@ -1,0 +1,214 @@
+"""Zero-shot editing of images with a consistency function or a denoiser, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cmsolvers import _checks as check
+from cmsolvers import noise, ops
+from cmsolvers._composed import Rewritten
+from cmsolvers.denoisers import ConsistencyFunction
+from cmsolvers.operators import Colorize, Inpaint, Operator, SuperResolve, working
+from cmsolvers.solvers.consistency import consistency_sample
+
+Sampler: TypeAlias = Callable[..., Any]
+
+__all__ = [
+    "Colorize",
+    "Conditioned",
+    "Inpaint",
+    "Operator",
+    "SuperResolve",
+    "conditioned",
+    "denoise",
+    "edit",
+    "stroke",
+]
+
+
+class Conditioned(Rewritten):
+    """A model whose output has what is known of y; made by `conditioned`."""
+
+    def __init__(self, model: Any, y: Tensor, operator: Operator) -> None:
+        super().__init__(model)
+        _check_operator(operator)
+        operator.check("y", check.state("y", y))
+        self._shape, self._operator = y.shape, operator
+        self._given = operator.transform(working(y))
+
+    def rewrite(self, x: Tensor, d: Tensor) -> Tensor:
+        """As in `Rewritten`."""
+        if d.shape != self._shape:
+            raise ValueError(
+                f"x must have the shape of y, {list(self._shape)}; got {list(d.shape)}"
+            )
+        return self._operator.replace(d.to(x.dtype), self._given)
+
+
+def conditioned(model: Any, y: Tensor, operator: Operator) -> Conditioned:
+    """D with what is known of y put in its place, for any sampler.
+
+    From a start y + sigma z every step of every sampler of the library then leaves the known part
+    at y + sigma z exactly, because its rows are exact where D is constant: it is replaced by the
+    noised measurement at each level, and by the measurement at the end. `restart` as the sampler
+    adds the resampling that RePaint has.
+
+    Args:
+        model: `D(x, sigma, **extra_args)` or a consistency function.
+        y: [B, ...], the image; what the operator does not know of it is not read.
+        operator: `Inpaint`, `Colorize`, `SuperResolve` or an `Operator` of your own.
+
+    Returns:
+        A denoiser.
+
+    Raises:
+        TypeError: arguments of the wrong kind.
+        ValueError: y that does not fit the operator; when called, x of another shape than y.
+
+    Source: Wang et al., "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model"
+    (2023), eq. 13; Song et al., "Score-Based Generative Modeling through Stochastic Differential
+    Equations" (2021), appendix I.2 and I.3; Lugmayr et al., "RePaint" (2022).
+    """
+    return Conditioned(model, y, operator)
+
+
+def edit(
+    model: Any,
+    y: Tensor,
+    sigmas: Any,
+    *,
+    operator: Operator,
+    sampler: Sampler = consistency_sample,
+    seed: Any = None,
+    **options: Any,
+) -> Any:
+    """An image with what is known of y, and the rest from the model.
+
+    Inpainting, colourisation and super-resolution are the operators of these names. With
+    `consistency_sample` it is algorithm 4 of Consistency Models: noise, f, put back what is known,
+    and so on down the levels. With a sampler for denoisers it is replacement (see `conditioned`),
+    which meets the measurement but samples the rest given it only approximately: of two clusters
+    with one coordinate known, `heun_pf_ode` completes 84 % of the samples with the right one,
+    `ddpm_ancestral` 97 %, `heun_pf_ode` with s_churn = 20 99 %. Noise on the way helps.
+
+    Args:
+        model: what the sampler takes: a consistency function, or a denoiser.
+        y: [B, ...], the image; see `operator.lift` for making it of a measurement.
+        sigmas: strictly descending, as the sampler takes them; end in 0 with a denoiser.
+        operator: `Inpaint(mask)`, `Colorize()`, `SuperResolve(factor)`, or one of your own.
+        sampler: any sampler of the library that works on noise levels, or a partial one.
+        seed: as in `euler_pf_ode`; the start takes draw 0 of stream 0, step i what the sampler
+            takes.
+        options: for the sampler.
+
+    Returns:
+        What the sampler returns: images like y. Known pixels are those of y to the bit; known
+        brightness and means to rounding.
+
+    Raises:
+        TypeError: arguments of the wrong kind.
+        ValueError: y that does not fit the operator; what the sampler refuses.
+
+    Source: Song et al., "Consistency Models" (2023), algorithm 4 and appendix D.
+    """
+    check.function("model", model)
+    _check_operator(operator)
+    operator.check("y", check.state("y", y))
+    _check_end(model, sampler, options)
+    target = conditioned(model, y, operator)
+    return _run(sampler, target, operator.kept(y), sigmas, seed, options)
+
+
+def stroke(
+    model: Any,
+    y: Tensor,
+    sigmas: Any,
+    *,
+    operator: Operator | None = None,
+    sampler: Sampler = consistency_sample,
+    seed: Any = None,
+    **options: Any,
+) -> Any:
+    """An image of the model's kind that follows y, a drawing or a coarse picture.
+
+    y is noised to sigmas[0] and sampled from there: the lower that level, the closer to y.
+
+    Args:
+        model: as in `edit`, and so are sampler, seed and options.
+        y: [B, ...], the picture to follow.
+        sigmas: strictly descending; sigmas[0] is how much of y goes.
+        operator: what of y stays as it is, such as `Inpaint(mask)`; None is nothing.
+        sampler: as in `edit`.
+        seed: as in `edit`.
+        options: for the sampler.
+
+    Returns:
+        What the sampler returns.
+
+    Raises:
+        TypeError, ValueError: as `edit`.
+
+    Source: Meng et al., "SDEdit" (2022), section 3; Song et al., "Consistency Models"
+    (2023), appendix D.
+    """
+    check.function("model", model)
+    check.state("y", y)
+    _check_end(model, sampler, options)
+    target = model if operator is None else conditioned(model, y, operator)
+    return _run(sampler, target, y, sigmas, seed, options)
+
+
+def denoise(f: Any, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor:
+    """The clean image behind x, whose noise has standard deviation sigma: f(x, sigma).
+
+    Args:
+        f: a consistency function gives a sample, a denoiser the mean of what it could be.
+        x: [B, ...].
+        sigma: positive; a number or a tensor [] or [B].
+        extra_args: for f.
+
+    Returns:
+        Tensor like x.
+
+    Raises:
+        TypeError, ValueError: as for a denoiser.
+
+    Source: Song et al., "Consistency Models" (2023), appendix D.
+    """
+    check.function("f", f)
+    check.state("x", x)
+    level = check.level("sigma", sigma, x)
+    if not isinstance(level, Tensor):
+        level = torch.full((), level, dtype=x.dtype, device=x.device)
+    return check.model_output("f", f(x, level.expand(x.shape[0]), **extra_args), x)
+
+
+# --- parts ------------------------------------------------------------------------------------
+
+
+def _run(
+    sampler: Sampler, model: Any, y: Tensor, sigmas: Any, seed: Any, options: dict[str, Any]
+) -> Any:
+    """Sample from y noised to the first level."""
+    check.function("sampler", sampler)
+    first = check.sigmas("sigmas", sigmas, least=1)[0]
+    key = noise.key(seed, y.shape[0], device=y.device)
+    x = ops.add_noise(y, first, seed=key, stream=noise.LATENT)
+    return sampler(model, x, sigmas, seed=key, **options)
+
+
+def _check_operator(operator: Any) -> None:
+    if not isinstance(operator, Operator):
+        raise TypeError(f"operator must be an Operator; got {check.describe(operator)}")
+
+
+def _check_end(model: Any, sampler: Sampler, options: dict[str, Any]) -> None:
+    """A consistency function has its own sigma_min, which the sampler must use."""
+    if sampler is consistency_sample and isinstance(model, ConsistencyFunction):
+        end = options.setdefault("sigma_min", model.sigma_min)
+        if end != model.sigma_min:
+            raise ValueError(f"sigma_min must be that of model, {model.sigma_min:g}; got {end:g}")

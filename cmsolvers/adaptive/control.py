@@ -1,0 +1,127 @@
+"""Step size control: from the errors of a sample's last steps to its next step size.
+
+Powers are written exp(p log e): torch's pow takes another path for the tail of a vector, which
+would make the last bit of a sample's step size depend on its place in the batch; exp, log and atan
+take one path.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+Memory: TypeAlias = tuple[Tensor, ...]
+"""Logarithms of the errors of earlier accepted steps, float64 [B] each, latest first."""
+
+_LEAST_ERROR = 1e-10
+_LEAST_REMEMBERED = math.log(1e-4)
+
+
+class Decision(NamedTuple):
+    """What follows from the error of a step.
+
+    Attributes:
+        accept: bool [B].
+        factor: float64 [B], by which the step size changes.
+        memory: what the next decision needs.
+    """
+
+    accept: Tensor
+    factor: Tensor
+    memory: Memory
+
+
+class Control(ABC):
+    """Decides, for each sample by itself."""
+
+    @abstractmethod
+    def decide(self, error: Tensor, memory: Memory, retry: Tensor) -> Decision:
+        """What to do about a step.
+
+        Args:
+            error: float64 [B], 1 is the tolerance.
+            memory: of the decision before, () at the first.
+            retry: bool [B], whether the step before was rejected.
+        """
+
+
+@dataclass(frozen=True)
+class PIControl(Control):
+    """h' = h safety e^-((p + i) / k) e_last^(p / k), within bounds.
+
+    A rejected step is repeated with h safety e^(-1 / k); the step after it does not grow.
+
+    Args:
+        k: exponent of h in the error of a step: one more than the lower order of the pair.
+        pcoeff: p, the proportional part.
+        icoeff: i, the integral part.
+        safety: below 1.
+        min_factor: smallest change.
+        max_factor: largest change.
+
+    Source: Hairer, Norsett & Wanner (1993), eq. II.4.13, and Hairer & Wanner, "Solving Ordinary
+    Differential Equations II" (1996), eq. IV.2.43, whose beta is p / k and alpha (p + i) / k.
+    """
+
+    k: float
+    pcoeff: float
+    icoeff: float
+    safety: float
+    min_factor: float
+    max_factor: float
+
+    def decide(self, error: Tensor, memory: Memory, retry: Tensor) -> Decision:
+        """As told at the class."""
+        now = torch.log(error.clamp_min(_LEAST_ERROR))
+        (last,) = memory or (now,)
+        accept = error <= 1
+        growth = torch.exp(
+            now * (-(self.pcoeff + self.icoeff) / self.k) + last * (self.pcoeff / self.k)
+        )
+        shrink = torch.exp(now * (-1 / self.k)).clamp_max(1.0)
+        most = torch.where(retry, min(1.0, self.max_factor), self.max_factor)
+        factor = torch.where(
+            accept, torch.minimum(growth * self.safety, most), shrink * self.safety
+        )
+        remembered = torch.where(accept, now.clamp_min(_LEAST_REMEMBERED), last)
+        return Decision(accept, factor.clamp_min(self.min_factor), (remembered,))
+
+
+@dataclass(frozen=True)
+class FilterControl(Control):
+    """A smoothly limited PID: factor = 1 + atan(P - 1), accepted if it is at least `accept_safety`.
+
+    P = e^-b1 e_1^-b2 e_2^-b3 with b1 = (p + i + d) / k, b2 = -(p + 2 d) / k, b3 = d / k.
+
+    Args:
+        k: exponent of h in the error of a step.
+        pcoeff: p.
+        icoeff: i.
+        dcoeff: d.
+        accept_safety: the smallest factor of an accepted step.
+
+    Source: Soderlind, "Digital filters in adaptive time-stepping" (2003), section 3; Soderlind &
+    Wang, "Adaptive time-stepping and computational stability" (2006), section 3, for the limiter.
+    """
+
+    k: float
+    pcoeff: float
+    icoeff: float
+    dcoeff: float
+    accept_safety: float
+
+    def decide(self, error: Tensor, memory: Memory, retry: Tensor) -> Decision:
+        """As told at the class; `retry` is not read."""
+        p, i, d = (c / self.k for c in (self.pcoeff, self.icoeff, self.dcoeff))
+        now = torch.log(error + 1e-8)
+        first, second = memory or (now, now)
+        power = torch.exp(now * -(p + i + d) + first * (p + 2 * d) + second * -d)
+        factor = torch.atan(power - 1.0) + 1.0
+        accept = factor >= self.accept_safety
+        latest, older = torch.where(accept, now, first), torch.where(accept, first, second)
+        return Decision(accept, factor, (latest, older))

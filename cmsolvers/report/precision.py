@@ -52,7 +52,9 @@ class Problem:
         right = torch.searchsorted(cdf, wanted).clamp(1, len(cdf) - 1)
         low, high = cdf[right - 1], cdf[right]
         share = (wanted - low) / (high - low)
-        return points[right - 1, 0] + share * (points[right, 0] - points[right - 1, 0])
+        left = points[right - 1, 0]
+        result: Tensor = left + share * (points[right, 0] - left)
+        return result
 
     @cached_property
     def start(self) -> Tensor:

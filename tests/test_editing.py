@@ -236,7 +236,7 @@ def test_statistics_given_what_is_known(name):
 
 
 def test_the_rest_follows_what_is_known():
-    """Two clusters at (-1, -1) and (1, 1): a known 1 is completed with 1, the more so with noise."""
+    """Two clusters at (-1, -1) and (1, 1): a known 1 calls for 1, noise helps."""
     data = GaussianMixture(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), 0.1)
     y = torch.tensor([[1.0, math.nan], [-1.0, math.nan]], dtype=F64).repeat(1000, 1)
     operator, levels = Inpaint(torch.tensor([False, True])), cm.karras_sigmas(40, 0.02, 20.0)

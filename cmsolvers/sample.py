@@ -139,7 +139,7 @@ def run(
                         }
                     )
                 outputs += new
-                if any(m.dtype is not outputs[0].dtype for m in outputs):
+                if len(outputs) > 1 and any(m.dtype is not outputs[0].dtype for m in outputs):
                     outputs = [m.to(x.dtype) for m in outputs]
                 keep = past if stage is step.stages[-1] else [x, *past]
                 how = {"span": (step.sigma_hat, stage.to), "draw": i, "keep": keep}

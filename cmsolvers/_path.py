@@ -12,7 +12,7 @@ from cmsolvers import noise, ops
 from cmsolvers.ops.levy import TREES
 from cmsolvers.plan import Plan
 
-_SPACING = 0.5**17
+_SPACING = 0.5**15
 """Schedules with all levels farther apart than this share of their length in ln sigma see one and
 the same path, whatever the levels: refining them keeps it."""
 

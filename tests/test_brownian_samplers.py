@@ -128,7 +128,7 @@ def test_it_is_the_path_of_the_noise_contract(sampler, options, levels):
     """u = ln(s_0 / sigma) / ln(s_0 / s_n) on [0, 1], deep enough to tell the levels apart."""
     x = latent(dtype=F64)
     ends = [s for s in torch.as_tensor(levels).tolist() if s > 0]
-    path = noise.BrownianPath(11, 0.0, 1.0, x.shape, spacing=0.5**17, dtype=F64)
+    path = noise.BrownianPath(11, 0.0, 1.0, x.shape, spacing=0.5**15, dtype=F64)
 
     def place(sigma):
         return min(1.0, math.log(ends[0] / sigma) / math.log(ends[0] / ends[-1]))

@@ -69,7 +69,7 @@ class IPNDMStages:
     order="1 to 3",
     nfe="n",
     noise="none",
-    source="Zhang & Chen, DEIS (2023), eq. 14 and 15 (AB-DEIS)",
+    source="Zhang & Chen, DEIS (2023), AB-DEIS",
 )
 @sampler
 def deis(
@@ -97,7 +97,7 @@ def deis(
         ValueError: order outside 1 to 3; see `euler_pf_ode`.
 
     Source: Zhang & Chen, "Fast Sampling of Diffusion Models with Exponential Integrator" (2023),
-    eq. 14 and 15.
+    AB-DEIS.
     """
     formula = DEISStages(check.count("order", order, most=3))
     levels = check.sigmas("sigmas", sigmas)
@@ -109,7 +109,7 @@ def deis(
     order="1 to 4 on an even grid of sigma, at most 2 on others",
     nfe="n",
     noise="none",
-    source="Liu et al., PNDM (2022), eq. 12; Zhang & Chen, DEIS (2023), iPNDM",
+    source="Liu et al., PNDM (2022), linear multistep; Zhang & Chen, DEIS (2023), iPNDM",
 )
 @sampler
 def ipndm(
@@ -123,7 +123,7 @@ def ipndm(
 
     Arguments, result and errors are those of `deis`, but the order is 1 to 4.
 
-    Source: Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds" (2022), eq. 12;
+    Source: Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds" (2022);
     Zhang & Chen, "Fast Sampling of Diffusion Models with Exponential Integrator" (2023), iPNDM.
     """
     formula = IPNDMStages(check.count("order", order, most=4))

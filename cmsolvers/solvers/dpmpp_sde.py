@@ -83,7 +83,7 @@ _LU = "Lu et al., DPM-Solver++ (2022)"
     order="2 for eta = 0; else 1 strong, 2 weak",
     nfe="2 n, 2 n - 1 where the last level is 0",
     noise="Brownian",
-    source=f"{_LU}, algorithm 1 (2S), on the SDE of its section 6",
+    source=f"{_LU}, algorithm 1 (2S), on the diffusion SDE",
 )
 @sampler
 def dpmpp_sde(
@@ -99,10 +99,10 @@ def dpmpp_sde(
     """DPM-Solver++ (SDE): two evaluations a step, at its start and at a point within.
 
     A step asks for the noise of (sigma, sigma_mid) and (sigma, sigma_next), two nested increments
-    of one Brownian path. The default is `noise.BrownianPath` on -ln sigma, keyed by the seed: a
-    finer schedule between the same ends follows the same path, so that the samples of a seed
-    converge as steps are added (strong order 1). A `noise_sampler` must be a path, too; two
-    unrelated normals would lose the weak order 2 and the convergence.
+    of one Brownian path. The default is a `noise.BrownianPath` in ln sigma, keyed by the seed: a
+    finer schedule between the same ends follows the same path (up to about 8000 steps), so that the
+    samples of a seed converge as steps are added (strong order 1). A `noise_sampler` must be a
+    path, too; two unrelated normals would lose the weak order 2 and the convergence.
 
     Args:
         denoiser: as in `euler_pf_ode`, and so are x, sigmas and the options.
@@ -121,7 +121,8 @@ def dpmpp_sde(
         TypeError: see `euler_pf_ode`.
         ValueError: eta negative, r outside (0, 1]; see `euler_pf_ode`.
 
-    Source: Lu et al., "DPM-Solver++" (2022), algorithm 1 (2S), on the SDE of section 6.
+    Source: Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
+    Models" (2022), algorithm 1 (2S), with the steps of SDE-DPM-Solver++1.
     """
     formula = SinglestepStages(check.non_negative("eta", eta), check.positive("r", r))
     check.within("r", r, 0.0, 1.0)
@@ -139,7 +140,7 @@ def dpmpp_sde(
     order="2 for eta = 0; else 1 strong, 2 weak",
     nfe="n",
     noise="Brownian",
-    source=f"{_LU}, section 6, SDE-DPM-Solver++(2M)",
+    source=f"{_LU}, SDE-DPM-Solver++(2M)",
 )
 @sampler
 def dpmpp_2m_sde(
@@ -174,7 +175,7 @@ def dpmpp_2m_sde(
         TypeError: see `euler_pf_ode`.
         ValueError: eta negative, another solver_type; see `euler_pf_ode`.
 
-    Source: Lu et al., "DPM-Solver++" (2022), section 6 and appendix on SDE-DPM-Solver++(2M).
+    Source: Lu et al., "DPM-Solver++" (2022), SDE-DPM-Solver++(2M).
     """
     kind = check.choice("solver_type", solver_type, ("midpoint", "heun"))
     plan = make_plan(
@@ -192,7 +193,7 @@ def dpmpp_2m_sde(
     order="3 for eta = 0; else 1 strong, 2 weak",
     nfe="n",
     noise="Brownian",
-    source=f"{_LU}, section 6, with the quadratic through three D integrated exactly",
+    source=f"{_LU}, its SDE with the parabola through three D integrated exactly",
 )
 @sampler
 def dpmpp_3m_sde(
@@ -210,8 +211,8 @@ def dpmpp_3m_sde(
     orders 1 and 2. Some published code weighs the second difference of D by half of its exact
     weight, which leaves order 2; here it has all of it.
 
-    Source: Lu et al., "DPM-Solver++" (2022), section 6; Hochbruck & Ostermann, "Exponential
-    Integrators" (2010), section 2.5 (exponential Adams methods).
+    Source: Lu et al., "DPM-Solver++" (2022), the exact solution of its SDE; Hochbruck &
+    Ostermann, "Exponential Integrators" (2010), section 2.5 (exponential Adams methods).
     """
     plan = make_plan(
         "dpmpp_3m_sde",

@@ -71,7 +71,7 @@ class UniPCStages:
     order="2 to 4 (order + 1)",
     nfe="n",
     noise="none",
-    source="Zhao et al., UniPC (2023), algorithms 5 to 8",
+    source="Zhao et al., UniPC (2023), multistep UniP and UniC on the data prediction",
 )
 @sampler
 def unipc(
@@ -107,7 +107,7 @@ def unipc(
         ValueError: order outside 1 to 3, another variant; see `euler_pf_ode`.
 
     Source: Zhao et al., "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of
-    Diffusion Models" (2023), sections 3.1 to 3.3 and the data prediction of its appendix.
+    Diffusion Models" (2023): multistep UniP-p and UniC-p on the data prediction.
     """
     formula = UniPCStages(
         check.count("order", order, most=3), check.choice("variant", variant, ("bh1", "bh2"))

@@ -14,7 +14,7 @@ def noise_estimate(model, x, at):
 
 
 def deis(model, x, levels, z, *, order=3):
-    """Zhang & Chen (2023), eq. 14 and 15, the integrals by quadrature in rho = sigma / alpha."""
+    """Zhang & Chen (2023), AB-DEIS, the integrals by quadrature in rho = sigma / alpha."""
     x = x * VP(levels[0]).alpha
     estimates, times = [], []
     for i in range(len(levels) - 1):
@@ -31,7 +31,7 @@ def deis(model, x, levels, z, *, order=3):
 
 
 def ipndm(model, x, levels, z, *, order=4):
-    """Liu et al. (2022), eq. 9 and 12, lower orders of the same kind in place of Runge-Kutta."""
+    """Liu et al. (2022), linear multistep, with lower orders in place of Runge-Kutta."""
     x = x * VP(levels[0]).alpha
     e = []
     for i in range(len(levels) - 1):

@@ -24,7 +24,7 @@ def dpmpp_2m(model, x, levels, z):
 
 
 def sde_2s(model, x, levels, z, *, r=0.5, s_noise=1.0):
-    """Algorithm 1 with both lines replaced by the first-order solver of the SDE, eq. 20."""
+    """Algorithm 1 with both lines replaced by the first-order solver of the SDE."""
     x = x * VP(levels[0]).alpha
 
     def first_order(s, t, d, noise):
@@ -64,7 +64,7 @@ def ancestral_2s(model, x, levels, z, *, eta, r=0.5):
 
 
 def sde_2m(model, x, levels, z, *, eta=1.0, s_noise=1.0, solver_type="midpoint"):
-    """SDE-DPM-Solver++(2M) of the appendix; eta = 1 there."""
+    """SDE-DPM-Solver++(2M); eta = 1 in the paper."""
     x = x * VP(levels[0]).alpha
     outputs = []
     for i in range(1, len(levels)):
@@ -89,7 +89,7 @@ def sde_2m(model, x, levels, z, *, eta=1.0, s_noise=1.0, solver_type="midpoint")
 
 
 def sde_3m(model, x, levels, z, *, eta=1.0, s_noise=1.0):
-    """The exact solution (eq. 13 and its SDE) with the model's interpolant under the integral."""
+    """The exact solution of the SDE with the model's interpolant under the integral."""
     x = x * VP(levels[0]).alpha
     outputs, lams = [], []
     for i in range(1, len(levels)):

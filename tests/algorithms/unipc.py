@@ -11,7 +11,7 @@ from algorithms.vp import VP, data
 
 
 def phi(k, z):
-    """phi_{k+1} = (phi_k - 1/k!) / z from phi_0 = e^z (section 3.1)."""
+    """phi_{k+1} = (phi_k - 1/k!) / z from phi_0 = e^z."""
     value = math.exp(z)
     for j in range(k):
         value = (value - 1 / math.factorial(j)) / z
@@ -19,7 +19,7 @@ def phi(k, z):
 
 
 def update(x, s, t, base, others, variant):
-    """Eq. 3 and 8 for the data prediction: (r_m, D_m) in `others`, coefficients by eq. 5."""
+    """UniP or UniC: (r_m, D_m) in `others`, coefficients a_m by solving the linear system."""
     h = t.lam - s.lam
     b = h if variant == "bh1" else -math.expm1(-h)
     y = t.sigma / s.sigma * x - t.alpha * math.expm1(-h) * base
@@ -38,7 +38,7 @@ def update(x, s, t, base, others, variant):
 
 
 def unipc(model, x, levels, z, *, order=3, variant="bh2"):
-    """Algorithms 7 and 8: predict, evaluate, correct; the last state is not corrected."""
+    """Multistep: predict, evaluate, correct; the last state is not corrected."""
     corrected = x * VP(levels[0]).alpha
     at, outputs = [VP(levels[0])], [data(model, corrected, VP(levels[0]))]
     for i in range(1, len(levels)):

@@ -77,8 +77,8 @@ def greedy_sigmas(
         ValueError: numbers out of range, a metric that is NaN, sigma_min not that of f; what f
             returns does not fit x.
 
-    Source: Song et al., "Consistency Models" (2023), section 3 and appendix C: ternary search for one
-    time point at a time.
+    Source: Song et al., "Consistency Models" (2023), section 3 and appendix C: ternary search for
+    one time point at a time.
     """
     check.function("f", f)
     check.state("x", x)

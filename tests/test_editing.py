@@ -1,7 +1,10 @@
 """Editing: orthogonal operators, algorithm 4 as published, exact parts and exact statistics."""
 
+import importlib.util
 import math
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -348,6 +351,25 @@ def test_interpolation():
         assert torch.equal(several[1], middle)
     ode = interpolate(EDM(net), x1, x2, [20.0, 1.0, 0.0], 2, sampler=cm.heun_pf_ode)
     assert torch.equal(ode[1], cm.heun_pf_ode(EDM(net), x2, [20.0, 1.0, 0.0]))
+
+
+def test_the_example_draws_its_picture(tmp_path, monkeypatch):
+    """In a tiny size: it trains, edits and draws; the second run takes the checkpoints."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    path = Path(__file__).parents[1] / "examples" / "editing.py"
+    if not path.exists():
+        pytest.skip("needs a checkout: an installed package has no examples")
+    spec = importlib.util.spec_from_file_location("editing_example", path)
+    example = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "editing_example", example)
+    spec.loader.exec_module(example)
+    arguments = ["--out", str(tmp_path), "--steps", "6", "3", "--width", "16"]
+    picture = example.main(arguments)
+    first = picture.read_bytes()
+    assert first.startswith(b"\x89PNG")
+    monkeypatch.setattr(example, "score_trainer", None)
+    assert example.main(arguments).read_bytes() == first
 
 
 # --- bad input --------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ def adaptive_sde(
     their companions, as in `rk_pf_ode`.
 
     Args:
-        sde: as in `euler_maruyama`, with a diffusion that does not depend on the state.
+        sde: as in `euler_maruyama`, with a diffusion that does not depend on the state; asked for
+            the samples under way, so a diffusion of the shape of x must follow the shape of t.
         x: [B, ...] at ts[0], in the coordinates of the SDE. Never written to.
         ts: strictly ascending or descending; only the ends are used, unless `trajectory` asks for
             times in between.

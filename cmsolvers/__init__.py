@@ -1,5 +1,6 @@
 """Solvers and losses for score-based generative models and consistency models."""
 
+from cmsolvers.adaptive import SolverError, adaptive_sde, dpm_adaptive, rk_pf_ode
 from cmsolvers.denoisers import ConsistencyFunction
 from cmsolvers.ops import build_info
 from cmsolvers.processes import DDPM, VE, VP, Karras, RectifiedFlow, SubVP, TrigFlow
@@ -33,7 +34,11 @@ from cmsolvers.solvers import (
     heun_pf_ode,
     ipndm,
     lms,
+    milstein,
+    predictor_corrector,
     restart,
+    sra1,
+    stochastic_heun,
     unipc,
 )
 
@@ -47,8 +52,10 @@ __all__ = [
     "ConsistencyFunction",
     "Karras",
     "RectifiedFlow",
+    "SolverError",
     "SubVP",
     "TrigFlow",
+    "adaptive_sde",
     "beta_sigmas",
     "build_info",
     "consistency_sample",
@@ -59,6 +66,7 @@ __all__ = [
     "deis",
     "dpm_2",
     "dpm_2_ancestral",
+    "dpm_adaptive",
     "dpm_fast",
     "dpmpp_2m",
     "dpmpp_2m_sde",
@@ -74,8 +82,13 @@ __all__ = [
     "ipndm",
     "karras_sigmas",
     "lms",
+    "milstein",
     "polyexponential_sigmas",
+    "predictor_corrector",
     "restart",
+    "rk_pf_ode",
+    "sra1",
+    "stochastic_heun",
     "unipc",
     "vp_sigmas",
 ]

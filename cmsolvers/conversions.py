@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from cmsolvers import _checks as check
-from cmsolvers._scalings import EDMScalings, InProcess, Row, Target
 from cmsolvers.preconditioning import identity_noise, noise_input
 from cmsolvers.processes import VP, Karras, Process, RectifiedFlow, TrigFlow
+from cmsolvers.scalings import EDMScalings, InProcess, Row, Target
 from cmsolvers.sde import exact, maths, per_sample
 
 __all__ = [

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from cmsolvers import _checks as check
-from cmsolvers._scalings import EDMScalings, InProcess, Target
 from cmsolvers.preconditioning import (
     Coefficients,
     Network,
@@ -24,6 +23,7 @@ from cmsolvers.preconditioning import (
     published_noise,
 )
 from cmsolvers.processes import VP, Karras, RectifiedFlow, TrigFlow
+from cmsolvers.scalings import EDMScalings, InProcess, Target
 from cmsolvers.sde import Process, maths
 
 __all__ = [

@@ -12,7 +12,7 @@ from test_sde_solvers import F64, SEED, close, latent, two_normals, z
 
 import cmsolvers as cm
 from cmsolvers import noise, ops
-from cmsolvers._fields import sample_norms
+from cmsolvers._time.fields import sample_norms
 from cmsolvers.oracles import Gaussian
 from cmsolvers.solvers.milstein import milstein
 from cmsolvers.solvers.predictor_corrector import predictor_corrector

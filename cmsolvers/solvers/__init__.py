@@ -13,7 +13,11 @@ from cmsolvers.solvers.euler import euler_pf_ode
 from cmsolvers.solvers.euler_maruyama import euler_maruyama
 from cmsolvers.solvers.heun import heun_pf_ode
 from cmsolvers.solvers.lms import lms
+from cmsolvers.solvers.milstein import milstein
+from cmsolvers.solvers.predictor_corrector import predictor_corrector
 from cmsolvers.solvers.restart import restart
+from cmsolvers.solvers.sra1 import sra1
+from cmsolvers.solvers.stochastic_heun import stochastic_heun
 from cmsolvers.solvers.unipc import unipc
 
 __all__ = [
@@ -35,6 +39,10 @@ __all__ = [
     "heun_pf_ode",
     "ipndm",
     "lms",
+    "milstein",
+    "predictor_corrector",
     "restart",
+    "sra1",
+    "stochastic_heun",
     "unipc",
 ]

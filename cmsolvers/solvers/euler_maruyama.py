@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from cmsolvers._time_loop import integrate
+from cmsolvers._time.loop import integrate
 from cmsolvers.catalogue import described
 from cmsolvers.sample import Options, sampler
 from cmsolvers.sde import SDELike

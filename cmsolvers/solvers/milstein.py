@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cmsolvers import _checks as check
-from cmsolvers._time_loop import integrate
-from cmsolvers._time_run import TimeRun
+from cmsolvers._time.loop import integrate
+from cmsolvers._time.run import TimeRun
 from cmsolvers.catalogue import described
 from cmsolvers.sample import Options, sampler
 from cmsolvers.sde import SDELike

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from cmsolvers import _checks as check
-from cmsolvers._fields import sample_norms
 from cmsolvers._launch import derivative
-from cmsolvers._time_loop import integrate
-from cmsolvers._time_run import Draw, TimeRun
+from cmsolvers._time.fields import sample_norms
+from cmsolvers._time.loop import integrate
+from cmsolvers._time.run import Draw, TimeRun
 from cmsolvers.catalogue import described
 from cmsolvers.sample import Options, sampler
 from cmsolvers.sde import Process, ScoreSDE

@@ -10,8 +10,8 @@ from torch import Tensor
 from cmsolvers import _checks as check
 from cmsolvers import noise, ops
 from cmsolvers._launch import NoiseSampler
-from cmsolvers._time_loop import integrate
-from cmsolvers._time_run import Draw, TimeRun
+from cmsolvers._time.loop import integrate
+from cmsolvers._time.run import Draw, TimeRun
 from cmsolvers.catalogue import described
 from cmsolvers.sample import Options, sampler
 from cmsolvers.sde import SDELike

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cmsolvers._time_run import TimeRun, Weight
+from cmsolvers._time.run import TimeRun, Weight
 
 _TOLERANCE = 1e-14
 

@@ -1,8 +1,6 @@
-"""Gaussian processes x_t = alpha(t) x_0 + sigma(t) z: coefficients, marginals, reverse SDE and ODE.
+"""VP, sub-VP, VE and Karras: processes in continuous time.
 
-Time is a Python float or a tensor. A float gives a float back; a tensor gives a float64 tensor of
-its shape back. Next to t = 0 everything is built on expm1 and log1p, so sigma keeps its relative
-accuracy there.
+Next to t = 0 everything is built on expm1 and log1p, so sigma keeps its relative accuracy there.
 """
 
 from __future__ import annotations
@@ -13,12 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmsolvers import _checks as check
-from cmsolvers._ddpm import DDPM
-from cmsolvers._flows import RectifiedFlow, TrigFlow
 from cmsolvers.sde import Process, Time, exact, maths
-
-__all__ = ["DDPM", "VE", "VP", "Karras", "Process", "RectifiedFlow", "SubVP", "TrigFlow"]
-
 
 _TINY = sys.float_info.min
 

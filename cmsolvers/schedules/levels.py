@@ -1,4 +1,4 @@
-"""Noise levels for samplers, float64 on the host: the largest first, 0 last if `append_zero`."""
+"""Grids of levels themselves: Karras, exponential, polyexponential, VP."""
 
 from __future__ import annotations
 
@@ -8,26 +8,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import _checks as check
-from cmsolvers._grids import bounds, finish, ramp
-from cmsolvers._time_schedules import (
-    beta_sigmas,
-    cosine_sigmas,
-    ddpm_sigmas,
-    flow_sigmas,
-    shift_time,
-)
-
-__all__ = [
-    "beta_sigmas",
-    "cosine_sigmas",
-    "ddpm_sigmas",
-    "exponential_sigmas",
-    "flow_sigmas",
-    "karras_sigmas",
-    "polyexponential_sigmas",
-    "shift_time",
-    "vp_sigmas",
-]
+from cmsolvers.schedules.grids import bounds, finish, ramp
 
 
 def karras_sigmas(

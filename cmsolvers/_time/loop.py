@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from cmsolvers import _checks as check
-from cmsolvers._fields import field_of
 from cmsolvers._launch import Launcher, NoiseSampler, Recorder, bar
-from cmsolvers._time_run import Method, TimeRun
+from cmsolvers._time.fields import field_of
+from cmsolvers._time.run import Method, TimeRun
 from cmsolvers.sample import Info
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from cmsolvers import _checks as check
-from cmsolvers._betas import betas_of, levels_of, spaced
-from cmsolvers._flows import ratio
+from cmsolvers.processes.betas import betas_of, levels_of, spaced
+from cmsolvers.processes.flows import ratio
 from cmsolvers.sde import Process, Time, exact, maths
 
 

@@ -10,8 +10,8 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from cmsolvers import _checks as check
-from cmsolvers._ddpm import DDPM
-from cmsolvers._grids import bounds, finish, ramp
+from cmsolvers.processes.ddpm import DDPM
+from cmsolvers.schedules.grids import bounds, finish, ramp
 from cmsolvers.sde import Process, exact
 
 

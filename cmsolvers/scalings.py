@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from cmsolvers._ddpm import DDPM
+from cmsolvers.processes.ddpm import DDPM
 from cmsolvers.sde import Process, maths
 
 Row: TypeAlias = tuple[Any, Any, Any, Any]
@@ -32,6 +32,7 @@ class InProcess:
     c_noise: Callable[[Any], Any] | None = None
 
     def __call__(self, level: Any) -> Row:
+        """The row at a level."""
         t = self.process.t_of_sigma(level)
         alpha = self.process.alpha(t)
         return (*self._pair(level, t, alpha), alpha, self._handed(level, t))
@@ -74,6 +75,7 @@ class EDMScalings:
     sign: float = 1.0
 
     def __call__(self, level: Any) -> Row:
+        """The row at a level."""
         sd = self.sigma_data
         total = level * level + sd * sd
         root = maths(level).sqrt(total)

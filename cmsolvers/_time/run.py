@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from cmsolvers import noise
-from cmsolvers._fields import Field
 from cmsolvers._launch import (
     BadOutputs,
     Launcher,
     derivative,
     per_level,
 )
+from cmsolvers._time.fields import Field
 
 Weight = float | Tensor
 """A number, [B] (one a sample), or the shape of x (elementwise)."""

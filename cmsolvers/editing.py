@@ -59,7 +59,8 @@ def conditioned(model: Any, y: Tensor, operator: Operator) -> Conditioned:
 
     Args:
         model: `D(x, sigma, **extra_args)` or a consistency function.
-        y: [B, ...], the image; what the operator does not know of it is not read.
+        y: [B, ...], the image; what the operator does not know of it is not read. It belongs to
+            one batch: adaptive solvers need mode="masked".
         operator: `Inpaint`, `Colorize`, `SuperResolve` or an `Operator` of your own.
 
     Returns:

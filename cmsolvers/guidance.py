@@ -111,6 +111,10 @@ def guided(
     the step then has at most four inputs (one- and two-stage solvers) and `rescale` is 0; elsewhere
     D is made by one launch more.
 
+    Tensors with a row a sample belong to one batch. An adaptive solver in compact mode makes
+    batches smaller: there, hand them in as its `extra_args` and call `guided(...)(x, sigma)` in a
+    function that takes them, or use mode="masked".
+
     Args:
         denoiser: `D(x, sigma, **extra_args)`.
         scale: w, a number or a floating tensor [B] on the device of x, without a gradient. 1 is

@@ -13,6 +13,7 @@ from cmsolvers._composed_models import model_class
 from cmsolvers.clipping import clipped, thresholded
 from cmsolvers.denoisers import EDM, ConsistencyFunction, from_eps
 from cmsolvers.guidance import autoguided, guided
+from cmsolvers.likelihood import log_likelihood
 from cmsolvers.oracles import Gaussian
 from cmsolvers.plan import fold, make_plan
 from cmsolvers.solvers.heun import heun_stages
@@ -251,6 +252,35 @@ def test_thresholds_are_quantiles(q):
     low = thresholded(lambda x, s: x, q)(x.half(), 1.0)
     assert low.dtype == torch.float16
     assert thresholded(lambda x, s: x)(x[:0], 1.0).shape == (0, 2, 3)
+
+
+def test_adaptive_solvers_run_it():
+    """Levels are tensors there: the interval is settled on the device, one sample at a time."""
+    x, ends = latent(), [20.0, 0.05]
+    denoiser = autoguided(Gaussian(0.5, 0.7), Gaussian(0.5, 0.2), 3.0)
+    exact = Gaussian(0.5, 1.7).consistency(x, 20.0, 0.05)
+    close(cm.rk_pf_ode(denoiser, x, ends, rtol=1e-8, atol=1e-8), exact, 1e-6)
+    args = {"label": LABELS, "scale": SCALES, "null": NONE}
+
+    def each(x, sigma, label, scale, null):
+        own = {"conditional": {"label": label}, "unconditional": {"label": null}}
+        return guided(plain, scale, interval=INTERVAL, **own)(x, sigma)
+
+    own = {"conditional": {"label": LABELS}, "unconditional": {"label": NONE}}
+    whole = guided(plain, SCALES, interval=INTERVAL, **own)
+    expected = cm.rk_pf_ode(whole, x, ends, mode="masked")
+    close(cm.rk_pf_ode(each, x, ends, extra_args=args), expected, 1e-12)
+
+
+def test_likelihood_of_it():
+    """The density of the Gaussian that two guided ones are, by tangents through the composition."""
+    x = latent(scale=0.5) + 1.5
+    denoiser = autoguided(Gaussian(0.5, 0.7), Gaussian(0.5, 0.2), 3.0)
+    for one in (denoiser, clipped(denoiser, -5e3, 5e3)):
+        found = log_likelihood(one, x, [500.0, 0.05], trace="exact").log_density
+        same = log_likelihood(Gaussian(0.5, 1.7), x, [500.0, 0.05], trace="exact").log_density
+        close(found, same, 1e-9)
+    assert (found - Gaussian(0.5, 1.7).log_density(x, 0.05)).abs().max() < 0.02
 
 
 # --- what it costs ----------------------------------------------------------------------------

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cmsolvers.catalogue import SOLVERS
 from cmsolvers.report import style
 from cmsolvers.report.precision import Point, Problem
 
 _MARKS = "osD^v<>P*Xhp"
-_CALM = ("none", "churn")
 
 
 def _color(k: int) -> str:
@@ -31,19 +29,18 @@ def _color(k: int) -> str:
 def draw(path: Path, points: Sequence[Point], problem: Problem) -> Path:
     """Left: ODE solvers against the exact solution. Right: all against the exact distribution."""
     fig = style.figure(12.5, 5.6)
-    names = list(dict.fromkeys(p.name for p in points))
-    calm = [name for name in names if SOLVERS[name].noise in _CALM]
-    noisy = [name for name in names if SOLVERS[name].noise not in _CALM]
+    calm = list(dict.fromkeys(p.name for p in points if not p.noisy))
+    noisy = list(dict.fromkeys(p.name for p in points if p.noisy))
     with style.styled():
         left, right = fig.subplots(1, 2)
-        _lines(left, points, [*calm, *(n for n in noisy if n == "ddim")], lambda p: p.error)
+        _lines(left, points, calm, lambda p: p.error)
         _lines(right, points, noisy, lambda p: p.distance)
         right.axhline(problem.floor, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)))
         right.annotate(
-            f"{problem.count:,} perfect draws",
+            f"{problem.count:,} perfect draws, on average",
             (0.02, problem.floor),
             xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
+            xytext=(0, -10),
             textcoords="offset points",
             color=style.MUTED,
             fontsize=8,
@@ -58,7 +55,8 @@ def draw(path: Path, points: Sequence[Point], problem: Problem) -> Path:
             ax.xaxis.set_major_formatter("{x:g}")
             ax.xaxis.set_minor_formatter("")
             ax.grid(True, which="major", color=style.FAINT, linewidth=0.5)
-            ax.legend(fontsize=7.5, loc="lower left", ncols=2)
+        left.legend(fontsize=7.5, loc="lower left", ncols=2)
+        right.legend(fontsize=7.5, loc="upper right", ncols=2)
     return style.save(fig, path)
 
 

@@ -31,12 +31,12 @@ def parser() -> argparse.ArgumentParser:
         default=DIGITS,
         help="'digits' or an .npy/.npz file [n, H, W(, C)] or [n, C, H, W]",
     )
-    train.add_argument("--teacher", type=Path, help="checkpoint of a score model, for cd")
+    train.add_argument("--teacher", type=Path, help="checkpoint of a score model; for cd alone")
     train.add_argument("--steps", type=int, help="training steps (default: what digits need)")
     train.add_argument("--batch", type=int, default=128, help="samples a step")
     train.add_argument("--lr", type=float, help="peak learning rate (default: what digits need)")
     train.add_argument("--network", choices=("mlp", "unet"), help="default: mlp below 16 x 16")
-    train.add_argument("--sigma-max", type=float, default=20.0, help="largest noise level")
+    train.add_argument("--sigma-max", type=float, help="largest noise level (default: 20)")
     train.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     existing = train.add_mutually_exclusive_group()
     existing.add_argument(

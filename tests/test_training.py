@@ -7,12 +7,13 @@ import math
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmsolvers import noise, training
+from cmsolvers import cli, noise, training
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.training import loop, recipes
 from cmsolvers.training.images import Scale, load_images
@@ -533,6 +534,71 @@ def test_models_come_back_from_checkpoints(tmp_path: Path):
     assert torch.equal(model.function(x, model.spec.sigma_min), x)
 
 
+@pytest.mark.parametrize("kind", recipes.KINDS)
+def test_data_of_another_shape_is_refused(kind: str):
+    """Before anything is trained or written: the network's own error would name no argument."""
+    spec = recipes.Spec(kind, (1, 4, 4), options={"width": 16, "blocks": 1})
+    score = recipes.Spec("score", (1, 4, 4), options=spec.options)
+    settings, data = TrainingSettings(8, batch_size=8), noise.normal((40, 1, 6, 6), 0)
+    teacher = recipes.trained(recipes.score_trainer(score, images(), settings), score)
+    make = {
+        "score": recipes.score_trainer,
+        "cd": lambda *a: recipes.distillation_trainer(*a, teacher),
+        "ct": recipes.consistency_trainer,
+    }[kind]
+    with pytest.raises(ValueError, match=r"model's shape, \[1, 4, 4\]; got \[1, 6, 6\]"):
+        make(spec, data, settings)
+
+
+@pytest.mark.parametrize("wrong", [{"every": -1}, {"every": 1.5}, {"until": -1}, {"until": 2.5}])
+def test_bad_limits_of_a_run_are_refused(wrong):
+    trainer = make("score")
+    with pytest.raises((ValueError, TypeError), match=f"^{next(iter(wrong))} must be"):
+        trainer.run(progress=False, **wrong)
+    assert trainer.step == 0
+
+
+class TestTrainCommand:
+    """Options that would go unread, and data that does not fit the teacher, are refused."""
+
+    @staticmethod
+    def refused(capsys, *arguments: object) -> str:
+        capsys.readouterr()
+        assert cli.main(["train", "--quiet", "--steps", "2", *map(str, arguments)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("cmsolvers train: ") and error.count("\n") == 1
+        return error
+
+    def test_options_that_would_not_be_read(self, tmp_path: Path, capsys):
+        score, other = tmp_path / "score.safetensors", tmp_path / "other.npy"
+        for name, scale in (("data", 1.0), ("other", 3.0)):
+            np.save(tmp_path / f"{name}.npy", (scale * images()[:, 0]).numpy())
+        np.save(tmp_path / "small.npy", images()[:, 0, :3, :3].numpy())
+        common = ("--data", tmp_path / "data.npy", "--out", tmp_path, "--batch", 8)
+        assert cli.main([*map(str, ("train", *common, "--steps", 2, "--quiet"))]) == 0
+        cd = (*common, "--model", "cd", "--teacher", score)
+        assert "--network must not" in self.refused(capsys, *cd, "--network", "mlp")
+        assert "--sigma-max must not" in self.refused(capsys, *cd, "--sigma-max", 80)
+        assert "--data must be" in self.refused(capsys, *cd, "--data", other)
+        assert "--data must be" in self.refused(capsys, *cd, "--data", tmp_path / "small.npy")
+        for kind in ("score", "ct"):
+            error = self.refused(capsys, *common, "--model", kind, "--teacher", score)
+            assert f"--teacher is for --model cd; got --model {kind}" in error
+        assert "every must be at least 0" in self.refused(
+            capsys, *common, "--model", "ct", "--every", -1
+        )
+        assert not (tmp_path / "cd.safetensors").exists()
+        assert cli.main([*map(str, ("train", *cd, "--steps", 2, "--quiet"))]) == 0
+
+    def test_largest_level(self, tmp_path: Path):
+        np.save(tmp_path / "data.npy", images()[:, 0].numpy())
+        common = ("train", "--data", tmp_path / "data.npy", "--batch", 8, "--steps", 1, "--quiet")
+        for name, options, level in (("a", (), 20.0), ("b", ("--sigma-max", 7), 7.0)):
+            assert cli.main([*map(str, (*common, "--out", tmp_path / name, *options))]) == 0
+            model = recipes.load_model(tmp_path / name / "score.safetensors")
+            assert model.spec.sigma_max == level
+
+
 def test_learning_rate_rises_and_falls():
     settings = TrainingSettings(100, lr=1.0, warmup=0.1)
     assert settings.rate(0) == pytest.approx(0.1)
@@ -547,8 +613,6 @@ def test_learning_rate_rises_and_falls():
 
 
 def test_images_load_in_every_layout(tmp_path: Path):
-    import numpy as np
-
     pixels = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
     np.save(tmp_path / "last.npy", pixels)
     np.savez(tmp_path / "first.npz", x=pixels.transpose(0, 3, 1, 2))

@@ -22,8 +22,8 @@ from cmsolvers.report.judge import Judge, classifier_trainer
 from cmsolvers.report.methods import draw
 from cmsolvers.report.settings import DemoSettings
 from cmsolvers.training.images import Scale, load_images
-from cmsolvers.training.loop import Trainer
 from cmsolvers.training.recipes import (
+    Model,
     Spec,
     consistency_trainer,
     default_settings,
@@ -62,6 +62,7 @@ def train(options: Namespace) -> int:
     Raises:
         FileExistsError: there is a checkpoint already, and neither --resume nor --overwrite.
     """
+    teacher = _teacher(options)
     data, scale = _data(options.data)
     settings = default_settings(
         options.model, options.steps, min(options.batch, len(data)), options.seed
@@ -71,8 +72,20 @@ def train(options: Namespace) -> int:
     shape = tuple(data.shape[1:])
     about = {"scale": asdict(scale), "data": Path(options.data).name}
     network = options.network or ("mlp" if max(shape[1:]) < 16 else "unet")
-    spec = Spec(options.model, shape, network, sigma_max=options.sigma_max)
-    trainer = _trainer(options, spec, data, settings, about)
+    if teacher is not None:
+        if teacher.about.get("scale", about["scale"]) != about["scale"]:
+            raise ValueError(
+                "--data must be what the teacher was trained on; its pixels had the scale "
+                f"{teacher.about['scale']}, these have {about['scale']}"
+            )
+        spec = replace(teacher.spec, kind="cd")
+        trainer = distillation_trainer(spec, data, settings, teacher, about=about)
+    else:
+        spec = Spec(options.model, shape, network)
+        if options.sigma_max is not None:
+            spec = replace(spec, sigma_max=options.sigma_max)
+        make = score_trainer if spec.kind == "score" else consistency_trainer
+        trainer = make(spec, data, settings, about=about)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{options.model}.safetensors"
     if options.resume:
@@ -96,18 +109,22 @@ def train(options: Namespace) -> int:
     return 0
 
 
-def _trainer(
-    options: Namespace, spec: Spec, data: Tensor, settings: Any, about: dict[str, Any]
-) -> Trainer:
-    if spec.kind == "score":
-        return score_trainer(spec, data, settings, about)
-    if spec.kind == "ct":
-        return consistency_trainer(spec, data, settings, about=about)
+def _teacher(options: Namespace) -> Model | None:
+    """The teacher where there is to be one; options that would go unread are refused."""
+    if options.model != "cd":
+        if options.teacher is not None:
+            raise ValueError(f"--teacher is for --model cd; got --model {options.model}")
+        return None
     if options.teacher is None:
         raise ValueError("--teacher must name a score checkpoint where --model is cd")
-    teacher = load_model(options.teacher)
-    spec = replace(teacher.spec, kind="cd")
-    return distillation_trainer(spec, data, settings, teacher, about=about)
+    for name in ("network", "sigma_max"):
+        if getattr(options, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{option} must not be given with --model cd, whose model is the teacher's; "
+                f"got {getattr(options, name)}"
+            )
+    return load_model(options.teacher)
 
 
 def sample(options: Namespace) -> int:

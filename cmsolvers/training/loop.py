@@ -183,12 +183,16 @@ class Trainer:
             The trainer itself.
 
         Raises:
+            TypeError, ValueError: until or every is no int, or negative.
             FloatingPointError: the loss is not finite. Network, optimiser and `step` are left as
                 they were before that step, and the checkpoint as it was last written. On a device
                 it is noticed up to READ_EVERY steps later; averages may have moved on towards
                 that network. Or weights to be saved are not finite.
         """
-        end = self.settings.steps if until is None else min(until, self.settings.steps)
+        every = check.count("every", every, least=0)
+        end = self.settings.steps
+        if until is not None:
+            end = min(check.count("until", until, least=0), end)
         devices = [self.data.device] if self.data.device.type == "cuda" else []
         bar = tqdm(
             total=self.settings.steps,

@@ -123,7 +123,12 @@ def load_model(path: str | Path) -> Model:
 def score_trainer(
     spec: Spec, data: Tensor, settings: TrainingSettings, about: Mapping[str, Any] | None = None
 ) -> Trainer:
-    """Denoising score matching with EDM weights and lognormal levels (-1.0, 1.4)."""
+    """Denoising score matching with EDM weights and lognormal levels (-1.0, 1.4).
+
+    Raises:
+        ValueError: data of another shape than the model's.
+    """
+    _check_shape(spec, data)
     network = spec.build(settings.seed)
     model = spec.wrap(network)
     levels = LogNormal(-1.0, 1.4, spec.sigma_min, spec.sigma_max)
@@ -150,8 +155,9 @@ def distillation_trainer(
     """Consistency distillation from the teacher's weights; the target's average has mu = 0.95.
 
     Raises:
-        ValueError: the teacher is no score model, or of another shape or network.
+        ValueError: the teacher is no score model, or of another shape; data of another shape.
     """
+    _check_shape(spec, data)
     if teacher.spec.kind != "score" or teacher.spec.shape != spec.shape:
         raise ValueError(
             f"teacher must be a score model of shape {list(spec.shape)}; "
@@ -193,7 +199,12 @@ def consistency_trainer(
     s1: int = 64,
     about: Mapping[str, Any] | None = None,
 ) -> Trainer:
-    """Consistency training from scratch; see the head of this module for what matters and why."""
+    """Consistency training from scratch; see the head of this module for what matters and why.
+
+    Raises:
+        ValueError: data of another shape than the model's.
+    """
+    _check_shape(spec, data)
     network = spec.build(settings.seed)
     student = spec.wrap(network)
 
@@ -217,6 +228,14 @@ def consistency_trainer(
 
     about = dict(about or {}) | {"course": {"s0": s0, "s1": s1}}
     return _trainer(network, loss, spec, data, settings, about)
+
+
+def _check_shape(spec: Spec, data: Tensor) -> None:
+    if tuple(check.state("data", data).shape[1:]) != tuple(spec.shape):
+        raise ValueError(
+            f"data must hold samples of the model's shape, {list(spec.shape)}; "
+            f"got {list(data.shape[1:])}"
+        )
 
 
 def _digest(network: nn.Module) -> str:

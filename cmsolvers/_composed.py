@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from cmsolvers import _checks as check
+from cmsolvers._pairing import take
 from cmsolvers.preconditioning import Preconditioned
+
+SAMPLES = "_samples"
+"""Extra argument of composed denoisers alone: which samples of the whole batch x is.
+
+{"places": int64 [b], "batch": B}. Who drops or repeats samples does to it what is done to every
+extra argument of B rows, and so tells denoisers that hold such tensors themselves.
+"""
 
 
 class Composed(ABC):
@@ -52,6 +60,19 @@ class Composed(ABC):
         return self.at(x, levels, given, extra_args)
 
 
+def all_samples(denoiser: Any, x: Tensor) -> dict[str, Any]:
+    """The extra argument that says that x is the whole batch, where the denoiser takes it."""
+    if not isinstance(denoiser, Composed):
+        return {}
+    return {SAMPLES: {"places": torch.arange(x.shape[0], device=x.device), "batch": x.shape[0]}}
+
+
+def own_rows(value: Any, extra: Mapping[str, Any]) -> Any:
+    """Of what a denoiser holds for a whole batch, the rows of the samples that it is asked for."""
+    samples = extra.get(SAMPLES)
+    return value if samples is None else take(value, samples["batch"], samples["places"])
+
+
 class Rewritten(Composed):
     """A denoiser whose output is changed.
 
@@ -90,8 +111,9 @@ def denoised(
 ) -> Tensor:
     """D of any denoiser, checked; arguments as in `Composed.at`."""
     if isinstance(denoiser, Composed):
-        d = denoiser.at(x, sigma, level, extra)
-    elif level is not None and isinstance(denoiser, Preconditioned):
+        return check.model_output("denoiser", denoiser.at(x, sigma, level, extra), x)
+    extra = {name: value for name, value in extra.items() if name != SAMPLES}
+    if level is not None and isinstance(denoiser, Preconditioned):
         d = denoiser(x, level, **extra)  # coefficients as numbers: no table on the device
     else:
         d = denoiser(x, sigma, **extra)

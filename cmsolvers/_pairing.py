@@ -1,4 +1,4 @@
-"""Two calls of a denoiser as one batch."""
+"""Arguments with a row a sample: two calls as one batch, and some samples of a batch."""
 
 from __future__ import annotations
 
@@ -34,6 +34,18 @@ def alike(outputs: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
     if all(m.dtype is outputs[0].dtype for m in outputs):
         return outputs
     return [m.to(dtype) for m in outputs]
+
+
+def take(value: Any, batch: int, index: Tensor) -> Any:
+    """Rows of every tensor of `batch` rows in a nest of dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        own = value.dim() > 0 and value.shape[0] == batch
+        return value[index.to(value.device)] if own else value
+    if isinstance(value, dict):
+        return {key: take(entry, batch, index) for key, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(take(entry, batch, index) for entry in value)
+    return value
 
 
 def joined_arguments(

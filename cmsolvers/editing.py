@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cmsolvers import _checks as check
 from cmsolvers import noise, ops
-from cmsolvers._composed import Rewritten
+from cmsolvers._composed import Rewritten, denoised, own_rows
 from cmsolvers.denoisers import ConsistencyFunction
 from cmsolvers.operators import Colorize, Inpaint, Operator, SuperResolve, working
 from cmsolvers.solvers.consistency import consistency_sample
@@ -38,15 +38,25 @@ class Conditioned(Rewritten):
         _check_operator(operator)
         operator.check("y", check.state("y", y))
         self._shape, self._operator = y.shape, operator
-        self._given = operator.transform(working(y))
+        given = operator.transform(working(y))
+        self._held = given, operator.known(given).expand_as(given)
 
     def rewrite(self, x: Tensor, d: Tensor) -> Tensor:
         """As in `Rewritten`."""
-        if d.shape != self._shape:
+        return self._put(x, d, *self._held)
+
+    def at(self, x: Tensor, sigma: Tensor, level: float | None, extra: Mapping[str, Any]) -> Tensor:
+        """As in `Composed`."""
+        d = denoised(self.inner, x, sigma, level, extra)
+        return self._put(x, d, *own_rows(self._held, extra))
+
+    def _put(self, x: Tensor, d: Tensor, given: Tensor, known: Tensor) -> Tensor:
+        if d.shape != (given.shape[0], *self._shape[1:]):
             raise ValueError(
-                f"x must have the shape of y, {list(self._shape)}; got {list(d.shape)}"
+                f"x must have the shape of y, {list(self._shape)}; got {list(d.shape)} "
+                "(solvers that drop samples that have ended: mode='masked' keeps them)"
             )
-        return self._operator.replace(d.to(x.dtype), self._given)
+        return self._operator.replace(d.to(x.dtype), given, known)
 
 
 def conditioned(model: Any, y: Tensor, operator: Operator) -> Conditioned:
@@ -60,7 +70,8 @@ def conditioned(model: Any, y: Tensor, operator: Operator) -> Conditioned:
     Args:
         model: `D(x, sigma, **extra_args)` or a consistency function.
         y: [B, ...], the image; what the operator does not know of it is not read. It belongs to
-            one batch: adaptive solvers need mode="masked".
+            one batch, whose rows `rk_pf_ode` and `dpm_adaptive` drop with the samples that have
+            ended; `adaptive_sde` wants mode="masked".
         operator: `Inpaint`, `Colorize`, `SuperResolve` or an `Operator` of your own.
 
     Returns:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cmsolvers import _checks as check
 from cmsolvers import ops
-from cmsolvers._composed import Composed, denoised, folds
+from cmsolvers._composed import Composed, all_samples, denoised, folds, own_rows
 from cmsolvers._pairing import Weight, alike, asked, halves, joined_arguments, twice
 
 __all__ = ["Guided", "autoguided", "guided"]
@@ -50,33 +50,39 @@ class Guided(Composed):
 
     def weights(self, level: float) -> tuple[Weight, Weight]:
         """Weights of D_c and D_u at a level; a side of weight 0.0 is not asked."""
-        return self._pair if self._low < level <= self._high else (1.0, 0.0)
+        return self._pair if self._covers(level) else (1.0, 0.0)
+
+    def _covers(self, level: float) -> bool:
+        return self._low < level <= self._high
 
     def check_batch(self, x: Tensor) -> None:
         """Check that the scale fits the batch."""
-        w = self._pair[0]
-        if isinstance(w, Tensor) and w.shape not in ((), (x.shape[0],)):
-            raise ValueError(
-                f"scale must be a number or have shape [B] = [{x.shape[0]}]; got {list(w.shape)}"
-            )
+        _check_scale(self._pair[0], x)
 
-    def _weights_of(self, sigma: Tensor) -> tuple[Weight, Weight]:
-        """The same for levels that only the device knows."""
+    def _weights_of(
+        self, sigma: Tensor, level: float | None, extra: Mapping[str, Any]
+    ) -> tuple[Weight, Weight]:
+        """The same for the samples asked for, at levels that perhaps only the device knows."""
+        pair: tuple[Weight, Weight] = own_rows(self._pair, extra)
+        _check_scale(pair[0], sigma)
+        if level is not None:
+            return pair if self._covers(level) else (1.0, 0.0)
         if self._low == 0.0 and math.isinf(self._high):
-            return self._pair
+            return pair
         inside = (sigma > self._low) & (sigma <= self._high)
-        w = torch.where(inside, self._pair[0], 1.0).double()
+        w = torch.where(inside, pair[0], 1.0).double()
         return w, 1.0 - w
 
     def arguments(self, extra: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Extra arguments of both sides; their own replace what the caller hands to both."""
-        first, second = self.own
+        first, second = own_rows(self.own, extra)
         return {**extra, **first}, {**extra, **second}
 
     def at(self, x: Tensor, sigma: Tensor, level: float | None, extra: Mapping[str, Any]) -> Tensor:
         """As in `Composed`."""
-        self.check_batch(x)
-        weights = self._weights_of(sigma) if level is None else self.weights(level)
+        if self.one_call:  # a composed side learns that it gets its batch twice
+            extra = {**all_samples(self.sides[0], x), **extra}
+        weights = self._weights_of(sigma, level, extra)
         args = self.arguments(extra)
         used = asked(weights)
         if len(used) == 1:
@@ -111,9 +117,9 @@ def guided(
     the step then has at most four inputs (one- and two-stage solvers) and `rescale` is 0; elsewhere
     D is made by one launch more.
 
-    Tensors with a row a sample belong to one batch. An adaptive solver in compact mode makes
-    batches smaller: there, hand them in as its `extra_args` and call `guided(...)(x, sigma)` in a
-    function that takes them, or use mode="masked".
+    Tensors whose first size is B are rows of samples. Where `rk_pf_ode` and `dpm_adaptive` drop
+    samples that have ended they drop their rows, and `log_likelihood` repeats them; inside of a
+    function of your own, or in the score of `adaptive_sde`, use mode="masked".
 
     Args:
         denoiser: `D(x, sigma, **extra_args)`.
@@ -190,6 +196,14 @@ def _guidance_weights(scale: Any) -> tuple[Weight, Weight]:
         raise ValueError("scale must not require a gradient: weights are constants; detach it")
     wide = scale.double()
     return wide, 1.0 - wide
+
+
+def _check_scale(w: Weight, x: Tensor) -> None:
+    if isinstance(w, Tensor) and w.shape not in ((), (x.shape[0],)):
+        raise ValueError(
+            f"scale must be a number or have shape [B] = [{x.shape[0]}]; got {list(w.shape)} "
+            "(solvers that drop samples that have ended: mode='masked' keeps them)"
+        )
 
 
 def _interval(interval: Any) -> tuple[float, float]:

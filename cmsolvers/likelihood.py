@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cmsolvers import _checks as check
 from cmsolvers import noise
+from cmsolvers._composed import all_samples
 from cmsolvers._traces import ExactTrace, Hutchinson, Trace
 from cmsolvers.adaptive import SolverError
 from cmsolvers.adaptive.rk import solve
@@ -155,7 +156,7 @@ def log_likelihood(
     count = check.count("probes", probes)
     kind = check.choice("trace", trace, ("exact", "rademacher", "gaussian"))
     forward = check.choice("derivative", derivative, ("forward", "reverse")) == "forward"
-    extra = check.options("extra_args", extra_args)
+    extra = {**all_samples(denoiser, x), **check.options("extra_args", extra_args)}
     batch, shape = x.shape[0], x.shape[1:]
     size = math.prod(shape)
     if size == 0:

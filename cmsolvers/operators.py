@@ -57,10 +57,11 @@ class Operator(ABC):
             raise ValueError(f"y must have the shape of x, {list(x.shape)}; got {list(y.shape)}")
         return self.replace(x, self.transform(working(y)))
 
-    def replace(self, x: Tensor, given: Tensor) -> Tensor:
-        """The same with `given` = A y."""
+    def replace(self, x: Tensor, given: Tensor, known: Tensor | None = None) -> Tensor:
+        """The same with `given` = A y, and `known` where it is given, if not by `self.known`."""
         own = self.transform(working(x))
-        return self.inverse(torch.where(self.known(own), given.to(own.dtype), own)).to(x.dtype)
+        known = self.known(own) if known is None else known
+        return self.inverse(torch.where(known, given.to(own.dtype), own)).to(x.dtype)
 
     def kept(self, y: Tensor) -> Tensor:
         """The known part of y alone: A^-1 [known ? A y : 0]."""

@@ -1,6 +1,7 @@
 """Guidance and limits of D: against the formulas, under every sampler, folded into its steps."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from cmsolvers import noise, ops
 from cmsolvers._composed_models import model_class
 from cmsolvers.clipping import clipped, thresholded
 from cmsolvers.denoisers import EDM, ConsistencyFunction, from_eps
+from cmsolvers.editing import Inpaint, conditioned
 from cmsolvers.guidance import autoguided, guided
 from cmsolvers.likelihood import log_likelihood
 from cmsolvers.oracles import Gaussian
@@ -270,6 +272,58 @@ def test_adaptive_solvers_run_it():
     whole = guided(plain, SCALES, interval=INTERVAL, **own)
     expected = cm.rk_pf_ode(whole, x, ends, mode="masked")
     close(cm.rk_pf_ode(each, x, ends, extra_args=args), expected, 1e-12)
+
+
+HELD = {"conditional": {"label": LABELS}, "unconditional": {"label": NONE}}
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("outer", ["alone", "clipped", "both", "weak", "conditioned", "known"])
+def test_what_belongs_to_a_sample_follows_it(outer, batched):
+    """Scales, labels, images and masks where samples leave the batch, or come several times."""
+    x, y = latent(), latent(scale=1.0)
+    inner = guided(plain, SCALES, interval=INTERVAL, batched=batched, **HELD)
+    mask = torch.arange(4 * 6).reshape(4, 2, 3) % 5 < torch.arange(4).reshape(4, 1, 1)
+    denoiser = {
+        "alone": lambda: inner,
+        "clipped": lambda: clipped(inner, -3.0, 3.0),
+        "both": lambda: guided(inner, SCALES, unconditional={}, batched=batched),
+        "weak": lambda: guided(inner, SCALES, weak=clipped(inner), batched=batched),
+        "conditioned": lambda: conditioned(inner, y, Inpaint(mask)),
+        "known": lambda: guided(conditioned(inner, y, Inpaint(mask)), SCALES, unconditional={}),
+    }[outer]()
+    for solver in (cm.rk_pf_ode, partial(cm.dpm_adaptive, seed=3)):
+        expected, info = solver(denoiser, x, [20.0, 0.05], mode="masked", return_info=True)
+        assert len(set(info.nfe.tolist())) > 1
+        close(solver(denoiser, x, [20.0, 0.05]), expected, 1e-12)
+
+
+def test_likelihood_with_rows_of_its_own():
+    y, levels, options = latent(scale=1.0), [2.0, 0.3], {"trace": "exact", "rtol": 1e-4}
+    found = log_likelihood(guided(plain, SCALES, **HELD), y, levels, **options).log_density
+    for k, scale in enumerate(SCALES):
+        own = {"conditional": {"label": LABELS[k]}, "unconditional": {"label": NONE[k]}}
+        one = guided(plain, scale, batched=False, **own)
+        same = log_likelihood(one, y[k : k + 1], levels, **options).log_density
+        close(found[k : k + 1], same, 1e-10)
+
+
+def test_a_batch_of_both_sides_nests():
+    """The inner scale and image have B rows where the outer call has 2 B."""
+    x, y = latent(), latent(scale=1.0)
+    inner = guided(plain, SCALES, **HELD)
+    for side in (inner, conditioned(inner, y, Inpaint(torch.eye(3, dtype=torch.bool)[:2]))):
+        for level in (2.0, torch.full((4,), 2.0, dtype=F64)):
+            one, two = (guided(side, SCALES, unconditional={}, batched=b) for b in (True, False))
+            close(one(x, level), two(x, level), 1e-14)
+
+
+def test_rows_that_nobody_told_of():
+    x = latent()
+    with pytest.raises(ValueError, match=r"\[B\] = \[3\]; got \[4\].*mode='masked'"):
+        guided(plain, SCALES, **HELD)(x[:3], 1.0)
+    with pytest.raises(ValueError, match=r"shape of y.*mode='masked'"):
+        conditioned(lambda x, s: x, x, Inpaint(torch.ones(3, dtype=torch.bool)))(x[:3], 1.0)
 
 
 def test_likelihood_of_it():

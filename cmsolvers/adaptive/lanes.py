@@ -99,15 +99,3 @@ def choose(accept: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """`new` where a sample is accepted, `old` elsewhere; NaN on the other side does no harm."""
     there = accept.to(new.device).reshape(-1, *[1] * (new.dim() - 1))
     return torch.where(there, new, old.to(new.dtype))
-
-
-def take(value: Any, batch: int, index: Tensor) -> Any:
-    """Rows of every tensor of `batch` rows in a nest of dicts, lists and tuples."""
-    if isinstance(value, Tensor):
-        own = value.dim() > 0 and value.shape[0] == batch
-        return value[index.to(value.device)] if own else value
-    if isinstance(value, dict):
-        return {key: take(entry, batch, index) for key, entry in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(take(entry, batch, index) for entry in value)
-    return value

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers._launch import bar
+from cmsolvers._pairing import take
 from cmsolvers.adaptive import lanes
 from cmsolvers.adaptive.control import Control
 from cmsolvers.adaptive.errors import AdaptiveInfo, SolverError
@@ -222,7 +223,7 @@ class Run:
             self._gone.append(now.select((~active).nonzero()[:, 0]))
             self._gone[-1].first = self._gone[-1].previous = None
             self.now = now.select(active.nonzero()[:, 0])
-            self._extra = lanes.take(self.settings.extra, self.x.shape[0], self.now.ids)
+            self._extra = take(self.settings.extra, self.x.shape[0], self.now.ids)
             return self.now.x.shape[0] == 0
         return not bool(active.any())
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cmsolvers import _checks as check
+from cmsolvers._composed import all_samples
 from cmsolvers._launch import Recorder
 from cmsolvers.adaptive.control import Control
 from cmsolvers.adaptive.loop import Run
@@ -24,13 +26,13 @@ class SigmaMethod(Method):
     """
 
     def __init__(self, denoiser: Any, like: Tensor) -> None:
-        self._denoiser, self._dtype = denoiser, like.dtype
+        self.model, self._dtype = denoiser, like.dtype
 
     def denoised(self, y: Tensor, sigma: Tensor, extra: dict[str, Any]) -> Tensor:
         """D(y, sigma), sigma of shape [b] on any device."""
         y = y.to(self._dtype)
         level = sigma.to(device=y.device, dtype=self._dtype)
-        return check.model_output("denoiser", self._denoiser(y, level, **extra), y)
+        return check.model_output("denoiser", self.model(y, level, **extra), y)
 
     def first(self, x: Tensor, t: Tensor, extra: dict[str, Any]) -> Tensor:
         """D at x."""
@@ -98,6 +100,8 @@ def run_levels(
 ) -> Any:
     """Run from the first level to the last; `begin` gives the first step sizes, float64 [B]."""
     times = tuple(to_t(s) for s in levels.stops)
+    if settings.mode == "compact":
+        settings = replace(settings, extra={**all_samples(method.model, x), **settings.extra})
     run = Run(method, control, working(x), x, times, settings, keep_states=levels.keep)
     if x.shape[0]:
         run.evaluate_first()

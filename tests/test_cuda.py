@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmsolvers import noise, ops
+import cmsolvers
+from cmsolvers import catalogue, noise, ops
 from cmsolvers.ops import reference
+from cmsolvers.ops.noise_sum import noise_sum
 
 HAS_CUDA = torch.cuda.is_available() and bool(ops.build_info()["cuda"])
 REQUIRED = os.environ.get("CMSOLVERS_REQUIRE_CUDA", "0") not in ("", "0")
@@ -256,6 +258,79 @@ class TestLayouts:
             assert first.shape == x.shape, name
 
 
+SUMS = [(1, 1), (3, 5), (4, 3, 8, 6), (2, 4099)]
+ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t,
+    "channels_last": lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1),
+    "batch in between": lambda t: t.movedim(0, -2).contiguous().movedim(-2, 0),
+    "not dense": lambda t: torch.stack((t, t), dim=-1)[..., 0],
+    "misaligned": lambda t: torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)[1:].view(
+        t.shape
+    ),
+}
+
+
+def _sum(out: Tensor, by_sample: bool) -> Tensor:
+    """A sum of three draws, or of other three for each sample, written to `out`."""
+    key = noise.key(2**63 + 5, out.shape[0], offset=2**32 - 2)
+    draws, weights, table = [3, 2**32 - 1, 0], [0.5, -1.25, 2.0], None
+    if by_sample:
+        steps = torch.arange(out.shape[0], dtype=F64, device=out.device)[:, None]
+        columns = [steps * 0 + draw - 7 * steps % 2 for draw in (5.0, 2.0**32 - 1, 1.0)]
+        scales = [(1 - steps % 3) * w for w in weights]
+        table = torch.stack((torch.cat(columns, 1), torch.cat(scales, 1)), dim=-1).contiguous()
+        draws, weights = [], []
+    return noise_sum(out, draws, weights, table=table, key=key, stream=2)
+
+
+class TestSumsOfNoise:
+    """The kernel of Brownian paths."""
+
+    @pytest.mark.parametrize("by_sample", [False, True])
+    @pytest.mark.parametrize("order", ORDERS)
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_sum_same_bits(self, dtype, order, by_sample):
+        for shape in SUMS:
+            expected = _sum(torch.empty(shape, dtype=dtype), by_sample)
+            out = ORDERS[order](torch.full(shape, 7.0, dtype=dtype, device="cuda"))
+            assert_same_bits(_sum(out, by_sample), expected)
+
+    def test_sum_leaves_neighbours_untouched(self):
+        for by_sample in (False, True):
+            guard = torch.full((100 + 2 * 16,), 7.0, device="cuda")
+            _sum(guard[16:-16].view(4, 25), by_sample)
+            assert (guard[:16] == 7).all() and (guard[-16:] == 7).all()
+
+    def test_paths_same_bits(self):
+        ends = (0.25, torch.linspace(0.5, 1.0, 4, dtype=F64))
+        for spacing in (0.01, None):
+            cpu, gpu = (
+                noise.BrownianPath(5, 0.0, 1.0, (4, 3, 7), spacing=spacing, device=device)
+                for device in ("cpu", "cuda")
+            )
+            assert_same_bits(gpu(0.25, 0.75), cpu(0.25, 0.75))
+            assert_same_bits(gpu(ends[0], ends[1].cuda()), cpu(*ends))
+
+    def test_is_one_kernel_in_the_current_stream_and_in_a_graph(self):
+        path = noise.BrownianPath(torch.arange(4), 0.0, 1.0, (4, 33), device="cuda")
+        out = path(0.25, 0.75)
+        want = out.clone()
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            path(0.25, 0.75, out=out)
+            torch.cuda.synchronize()
+        on_device = [
+            e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA
+        ]
+        assert len(on_device) == 1, on_device
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            path(0.25, 0.75, out=out)
+        out.zero_()
+        graph.replay()
+        assert_same_bits(out, want)
+
+
 class TestGraphs:
     def test_graph_replays_with_new_seeds_and_weights(self):
         x, m = on_gpu(*make((6, 3, 8, 8), F32, F32))
@@ -322,17 +397,23 @@ class TestStreams:
             torch.cuda.set_sync_debug_mode("default")
 
     def test_samplers_never_wait_for_the_device(self):
-        from cmsolvers import ddpm_ancestral, euler_pf_ode, heun_pf_ode, karras_sigmas
+        """All of those that step from sigma to sigma; the adaptive ones look at their errors."""
 
         def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
             return x / (1 + sigma.reshape(-1, 1).to(x.dtype) ** 2)
 
         x = 80 * noise.normal((4, 100), 3, device="cuda")
-        sigmas = karras_sigmas(5)
+        samplers = [
+            getattr(cmsolvers, name)
+            for name, facts in catalogue.SOLVERS.items()
+            if facts.space == "sigma" and not facts.adaptive and name != "consistency_sample"
+        ]
+        assert len(samplers) > 15
+        sigmas = cmsolvers.karras_sigmas(5)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for sampler in (euler_pf_ode, heun_pf_ode, ddpm_ancestral):
+            for sampler in samplers:
                 sampler(denoiser, x, sigmas, seed=1)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -32,8 +32,9 @@ from cuda_check import find_cuda_home  # noqa: E402
 
 WORK = ROOT / "build" / "gpu"
 SANITIZER_ERROR = 99
-# Small, and together they reach every kernel: both vector paths, tails, layouts and dtypes. No
-# graph is among them: there is no capture without the caching allocator, which hides overruns.
+# Small, and together they reach every kernel, of steps and of sums of noise: both vector paths,
+# tails, layouts and dtypes. No graph is among them: there is no capture without the caching
+# allocator, which hides overruns.
 SANITIZED_TESTS = "same_bits or layouts or misaligned or untouched"
 QUANTILES = ("min", "q1", "median", "q3", "max")
 

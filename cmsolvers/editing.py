@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +11,9 @@ from torch import Tensor
 from cmsolvers import _checks as check
 from cmsolvers import noise, ops
 from cmsolvers._composed import Rewritten, denoised, own_rows
-from cmsolvers.denoisers import ConsistencyFunction
+from cmsolvers._sampled import Sampler, sample, with_own_end
 from cmsolvers.operators import Colorize, Inpaint, Operator, SuperResolve, working
 from cmsolvers.solvers.consistency import consistency_sample
-
-Sampler: TypeAlias = Callable[..., Any]
 
 __all__ = [
     "Colorize",
@@ -118,8 +116,9 @@ def edit(
         options: for the sampler.
 
     Returns:
-        What the sampler returns: images like y. Known pixels are those of y to the bit; known
-        brightness and means to rounding.
+        What the sampler returns: images like y. Known pixels are those of y to the bit (with
+        `lms`, `deis` and `ipndm`, whose last step weighs several D, to rounding); known brightness
+        and means to rounding.
 
     Raises:
         TypeError: arguments of the wrong kind.
@@ -127,12 +126,12 @@ def edit(
 
     Source: Song et al., "Consistency Models" (2023), algorithm 4 and appendix D.
     """
-    check.function("model", model)
     _check_operator(operator)
     operator.check("y", check.state("y", y))
-    _check_end(model, sampler, options)
+    options = with_own_end(model, sampler, options)
     target = conditioned(model, y, operator)
-    return _run(sampler, target, operator.kept(y), sigmas, seed, options)
+    kept = torch.empty_like(y).copy_(operator.kept(y))  # the layout of y
+    return _run(sampler, target, kept, sigmas, seed, options)
 
 
 def stroke(
@@ -167,9 +166,8 @@ def stroke(
     Source: Meng et al., "SDEdit" (2022), section 3; Song et al., "Consistency Models"
     (2023), appendix D.
     """
-    check.function("model", model)
     check.state("y", y)
-    _check_end(model, sampler, options)
+    options = with_own_end(model, sampler, options)
     target = model if operator is None else conditioned(model, y, operator)
     return _run(sampler, target, y, sigmas, seed, options)
 
@@ -206,21 +204,12 @@ def _run(
     sampler: Sampler, model: Any, y: Tensor, sigmas: Any, seed: Any, options: dict[str, Any]
 ) -> Any:
     """Sample from y noised to the first level."""
-    check.function("sampler", sampler)
     first = check.sigmas("sigmas", sigmas, least=1)[0]
     key = noise.key(seed, y.shape[0], device=y.device)
-    x = ops.add_noise(y, first, seed=key, stream=noise.LATENT)
-    return sampler(model, x, sigmas, seed=key, **options)
+    x: Any = ops.add_noise(y, first, seed=key, stream=noise.LATENT)
+    return sample(sampler, model, x, sigmas, key, options)
 
 
 def _check_operator(operator: Any) -> None:
     if not isinstance(operator, Operator):
         raise TypeError(f"operator must be an Operator; got {check.describe(operator)}")
-
-
-def _check_end(model: Any, sampler: Sampler, options: dict[str, Any]) -> None:
-    """A consistency function has its own sigma_min, which the sampler must use."""
-    if sampler is consistency_sample and isinstance(model, ConsistencyFunction):
-        end = options.setdefault("sigma_min", model.sigma_min)
-        if end != model.sigma_min:
-            raise ValueError(f"sigma_min must be that of model, {model.sigma_min:g}; got {end:g}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from cmsolvers import _checks as check
 from cmsolvers import noise
+from cmsolvers._pairing import take
+from cmsolvers._sampled import Sampler, sample, with_own_end
 from cmsolvers.operators import working
 from cmsolvers.solvers.consistency import consistency_sample
 
@@ -40,6 +41,8 @@ def slerp(x1: Tensor, x2: Tensor, alpha: float) -> Tensor:
     """
     _check_pair(check.state("x1", x1), check.state("x2", x2))
     alpha = check.finite("alpha", alpha)
+    if x1.numel() == 0:
+        return torch.empty_like(x1, requires_grad=False)
     a, b = (working(x).reshape(x.shape[0], -1) for x in (x1, x2))
     # atan2 keeps its digits where the angle is small, arccos does not.
     u, v = (t / t.norm(dim=1, keepdim=True) for t in (a, b))
@@ -58,7 +61,7 @@ def interpolate(
     sigmas: Any,
     n: int,
     *,
-    sampler: Callable[..., Any] = consistency_sample,
+    sampler: Sampler = consistency_sample,
     seed: Any = None,
     **options: Any,
 ) -> Tensor:
@@ -72,7 +75,8 @@ def interpolate(
         n: how many, the two ends included; at least 2.
         sampler: any sampler of the library that works on noise levels, or a partial one.
         seed: as in `euler_pf_ode`; all of a sample's n images get the same noise on the way.
-        options: for the sampler.
+        options: for the sampler; tensors of B rows among its `extra_args` (in dicts, lists and
+            tuples too) are repeated for all n.
 
     Returns:
         [n, B, ...].
@@ -83,17 +87,20 @@ def interpolate(
 
     Source: Song et al., "Consistency Models" (2023), appendix D.
     """
-    check.function("model", model)
-    check.function("sampler", sampler)
+    options = with_own_end(model, sampler, options)
     _check_pair(check.state("x1", x1), check.state("x2", x2))
     check.count("n", n, least=2)
     for name in ("return_info", "trajectory"):
         if options.get(name):
             raise ValueError(f"{name} must be left out here; got {check.describe(options[name])}")
+    if options.get("extra_args"):
+        every = torch.arange(len(x1), device=x1.device).repeat(n)
+        extra = check.options("extra_args", options["extra_args"])
+        options = {**options, "extra_args": take(extra, len(x1), every)}
     inner = [slerp(x1, x2, k / (n - 1)) for k in range(1, n - 1)]
     latents = torch.cat([x1, *inner, x2])
     key = _repeated(noise.key(seed, len(x1), device=x1.device), x1, n)
-    samples: Tensor = sampler(model, latents, sigmas, seed=key, **options)
+    samples: Tensor = sample(sampler, model, latents, sigmas, key, options)
     return samples.reshape(n, *x1.shape)
 
 

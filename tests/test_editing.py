@@ -11,6 +11,7 @@ import torch
 
 import cmsolvers as cm
 from cmsolvers import editing, noise
+from cmsolvers.clipping import clipped
 from cmsolvers.denoisers import EDM, ConsistencyFunction
 from cmsolvers.editing import (
     Colorize,
@@ -351,6 +352,72 @@ def test_interpolation():
         assert torch.equal(several[1], middle)
     ode = interpolate(EDM(net), x1, x2, [20.0, 1.0, 0.0], 2, sampler=cm.heun_pf_ode)
     assert torch.equal(ode[1], cm.heun_pf_ode(EDM(net), x2, [20.0, 1.0, 0.0]))
+
+
+def test_interpolation_repeats_extra_arguments():
+    x1, x2 = (20 * image(seed=s) for s in (1, 2))
+    labels, shared = torch.tensor([0.0, 1.0, -2.0], dtype=F64), torch.ones(2, dtype=F64)
+
+    def labelled(x, sigma, label, more):
+        return 0.5 * x + label.reshape(-1, 1, 1, 1) + more["shared"].sum() * more["rows"][:, None]
+
+    extra = {"label": labels, "more": {"rows": labels[:, None, None], "shared": shared}}
+    options = {"sampler": cm.euler_pf_ode, "extra_args": extra}
+    several = interpolate(labelled, x1, x2, [20.0, 1.0, 0.0], 3, **options)
+    for k, x in ((0, x1), (1, slerp(x1, x2, 0.5)), (2, x2)):
+        expected = cm.euler_pf_ode(labelled, x, [20.0, 1.0, 0.0], extra_args=extra)
+        torch.testing.assert_close(several[k], expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(TypeError, match="extra_args must be None or a dict"):
+        interpolate(labelled, x1, x2, [20.0, 0.0], 3, sampler=cm.euler_pf_ode, extra_args=[1])
+
+
+def test_interpolation_of_no_samples():
+    x = image()[:0]
+    assert slerp(x, x, 0.3).shape == x.shape
+    for seed in (3, torch.zeros(0, dtype=torch.int64)):
+        assert interpolate(F, x, x, LEVELS, 4, seed=seed).shape == (4, *x.shape)
+
+
+@pytest.mark.parametrize(
+    "sampler", [cm.rk_pf_ode, cm.dpm_adaptive, partial(cm.rk_pf_ode, rtol=1e-3)]
+)
+def test_solvers_that_take_no_seed(sampler):
+    y, levels = image(), [20.0, 0.4, 0.0]
+    for operator in (IN, Colorize()):
+        got = edit(EDM(net), y, levels, operator=operator, sampler=sampler, seed=2)
+        torch.testing.assert_close(operator.measure(got), operator.measure(y), rtol=0, atol=1e-12)
+        z = noise.normal(SHAPE, 2, dtype=F64)
+        target = conditioned(EDM(net), y, operator)
+        expected = sampler(target, operator.kept(y) + 20.0 * z, levels)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    drawn = stroke(EDM(net), y, levels, sampler=sampler, seed=2)
+    torch.testing.assert_close(drawn, sampler(EDM(net), y + 20.0 * z, levels), rtol=0, atol=1e-12)
+    between = interpolate(EDM(net), 20 * y, 20 * z, levels, 2, sampler=sampler, seed=2)
+    torch.testing.assert_close(between[1], sampler(EDM(net), 20 * z, levels), rtol=0, atol=1e-12)
+
+
+def test_a_function_brings_its_sigma_min():
+    """Through wrappers and partial samplers too: each end is an identity only for its own."""
+    f, y = ConsistencyFunction(net, sigma_min=0.01), image()
+    expected = edit(f, y, LEVELS, operator=IN, seed=1, sigma_min=0.01)
+    for model in (f, clipped(f, -1e9, 1e9)):
+        for sampler in (cm.consistency_sample, partial(cm.consistency_sample, s_noise=1.0)):
+            got = edit(model, y, LEVELS, operator=IN, seed=1, sampler=sampler)
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    ends = interpolate(f, 20 * y, 20 * y.flip(0), [20.0], 2)
+    assert torch.equal(ends[0], f(20 * y, 20.0))
+    for sampler in (partial(cm.consistency_sample, sigma_min=0.002), cm.consistency_sample):
+        options = {} if isinstance(sampler, partial) else {"sigma_min": 0.002}
+        with pytest.raises(ValueError, match=r"sigma_min must be that of model, 0.01; got 0.002"):
+            stroke(f, y, LEVELS, sampler=sampler, **options)
+
+
+@pytest.mark.parametrize("operator", [Inpaint(MASK), Colorize(), SuperResolve(2)])
+def test_edits_keep_the_layout(operator):
+    y = image().to(memory_format=torch.channels_last)
+    got = edit(F, y, LEVELS, operator=operator, seed=0)
+    assert got.stride() == y.stride()
+    assert torch.equal(got, edit(F, y.contiguous(), LEVELS, operator=operator, seed=0))
 
 
 def test_the_example_draws_its_picture(tmp_path, monkeypatch):

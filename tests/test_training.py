@@ -195,6 +195,21 @@ def test_every_pass_is_a_permutation():
         training.batch_at(data, 0, 1, 21, 0)
 
 
+def test_the_order_of_a_pass_is_made_once(monkeypatch):
+    data, made = torch.zeros(23, 1), []
+    original = noise.uniform
+    monkeypatch.setattr(
+        noise, "uniform", lambda shape, *a, **k: (made.append(shape), original(shape, *a, **k))[1]
+    )
+    first = [training.batch_at(data, k, 9, 5, 77).index for k in range(8)]
+    assert made == [(23, 1)] * 2
+    want = [index.clone() for index in first]
+    for index in first:
+        index.zero_()
+    again = [training.batch_at(data, k, 9, 5, 77).index for k in range(8)]
+    assert all(map(torch.equal, again, want))
+
+
 def images(n: int = 40) -> Tensor:
     return 0.5 * noise.normal((n, 1, 4, 4), 0)
 

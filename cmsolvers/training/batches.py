@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -52,12 +53,21 @@ def batch_at(data: Tensor, step: int, total: int, batch_size: int, seed: int) ->
     if n < size:
         raise ValueError(f"batch_size must not exceed the data; got {size} with {n} samples")
     epoch, position = divmod(check.count("step", step, least=0), n // size)
-    order = noise.uniform((n, 1), seed, stream=noise.OTHER, draw=epoch, dtype=torch.float64)
-    chosen = order[:, 0].argsort(stable=True)[position * size : (position + 1) * size]
+    # A copy: what the caller does to it must not reach the order that is kept.
+    chosen = _order(n, check.count("seed", seed, least=0), epoch)[
+        position * size : (position + 1) * size
+    ].clone()
     # Without waiting for the device, which may still be busy with earlier steps.
     index = chosen.to(data.device, non_blocking=True)
     key = noise.key(seed, size, ids=index, device=data.device)
     return Batch(data[index], index, key, step, total)
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, seed: int, epoch: int) -> Tensor:
+    """The permutation of one pass, kept: making it costs more than a step where n is large."""
+    keys = noise.uniform((n, 1), seed, stream=noise.OTHER, draw=epoch, dtype=torch.float64)
+    return keys[:, 0].argsort(stable=True)
 
 
 def torch_seed(step: int, seed: int) -> int:

@@ -128,15 +128,21 @@ class Launcher:
                 inputs, row = _append(x, inputs, z), (*row, w_z)
         if x0 is not None:
             options["x0"] = x0
+        kept = second == "x0"
         if second is not None:
-            kept = second == "x0"
             options["second"] = second
             options["second_dtype"] = x.dtype if kept else self._second_dtype
-            if self._reuse and not kept:
-                options["second_out"] = self._seconds.take((*inputs, *keep))
         if self._reuse:
-            options["out"] = self._states.take((*inputs, *keep))
+            out = options["out"] = self._states.take((*inputs, *keep))
+            if second is not None:
+                pool = self._states if kept else self._seconds
+                options["second_out"] = pool.take((x, out, *inputs, *keep))
         return ops.weighted_step(x, inputs, row, **options)
+
+    def scaled(self, y: Tensor, c_in: float) -> Tensor:
+        """A network's input made by itself: no second output may be in use."""
+        out = self._seconds.take(()) if self._reuse else None
+        return ops.scale_input(y, c_in, dtype=self._second_dtype, out=out)
 
 
 def _append(x: Tensor, inputs: Sequence[Tensor], z: Tensor) -> list[Tensor]:
@@ -167,7 +173,7 @@ class Recorder:
 
     Raises:
         TypeError: neither a bool nor a sequence of numbers.
-        ValueError: a level that the run does not visit.
+        ValueError: no levels, or one that the run does not visit.
     """
 
     def __init__(self, name: str, wanted: Any, visited: Sequence[float]) -> None:
@@ -177,6 +183,8 @@ class Recorder:
             chosen = set(visited) if wanted else set()
         else:
             chosen = set(check.floats(name, wanted))
+            if not chosen:
+                raise ValueError(f"{name} must hold at least one level; got none")
         missing = sorted(chosen - set(visited))
         if missing:
             raise ValueError(

@@ -12,6 +12,7 @@ from cmsolvers import _checks as check
 from cmsolvers import ops
 from cmsolvers._composed import Composed, folds
 from cmsolvers._launch import Launcher, per_level
+from cmsolvers._pairing import alike
 from cmsolvers.plan import Plan, Stage, fold, slope_basis
 
 
@@ -58,7 +59,8 @@ class Direct:
     ) -> tuple[Tensor, Tensor]:
         """(y after evaluation j, D_0 of the step)."""
         row = (stage.w_x, *stage.w_d, *stage.w_past)
-        inputs = (*outputs, *past[: len(stage.w_past)])
+        # A model may change its dtype from step to step, where a past D has the other one.
+        inputs = alike((*outputs, *past[: len(stage.w_past)]), x.dtype)
         y = self._launcher.step(x, inputs, row, w_z=stage.w_z, **how)
         return y, outputs[0]
 
@@ -100,7 +102,7 @@ class Raw(Direct):
         if ready is None:
             c_in = self._scalings[j].c_in
             plain = c_in == 1.0 and self._dtype is y.dtype
-            ready = y if plain else ops.scale_input(y, c_in, dtype=self._dtype)
+            ready = y if plain else self._launcher.scaled(y, c_in)
         f = self._denoiser.network(ready, self._noise(j), **self._extra)
         return check.model_output("net", f, y)
 

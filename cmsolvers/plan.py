@@ -21,6 +21,7 @@ from itertools import pairwise
 from typing import Any, TypeAlias
 
 _TOLERANCE = 1e-10
+_SMALLEST, _LARGEST = 1e-50, 1e50  # rows hold products of ratios of levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +165,23 @@ def make_plan(
         keep_slopes: keep slopes (x - D) / sigma of past steps, which `w_past` then weighs; for
             formulas of one stage.
         brownian: draw the noise from one Brownian path, as rows whose increments nest must.
+
+    Raises:
+        ArithmeticError: a formula whose rows are wrong.
+        ValueError: levels that float64 cannot make rows of.
     """
+    check_range(sigmas)
     steps, levels, count = [], [], len(sigmas) - 1
     for sigma, following in pairwise(sigmas):
         gamma = churn.gamma(sigma, count) if churn else 0.0
         levels.append(sigma * (1.0 + gamma))
-        stages = formula(tuple(levels), following)
+        try:
+            stages = formula(tuple(levels), following)
+        except ZeroDivisionError as error:
+            raise ValueError(
+                "sigmas must be far enough apart for the weights of a step; "
+                f"got {following!r} after {', '.join(map(repr, levels[-3:]))}"
+            ) from error
         if keep_slopes and len(stages) > 1:
             raise ArithmeticError(f"slopes are kept of one stage a step; got {len(stages)}")
         for stage in stages:
@@ -179,6 +191,26 @@ def make_plan(
         noise = s_noise * sigma * math.sqrt(gamma * (2.0 + gamma))
         steps.append(Step(sigma, levels[-1], noise, stages))
     return Plan(name, tuple(steps), keep, argument, keep_slopes, brownian)
+
+
+def check_range(sigmas: Sequence[float]) -> None:
+    """Raise ValueError for levels that are too large or too small for the weights of a row."""
+    for i, level in enumerate(sigmas):
+        if level and not _SMALLEST <= level <= _LARGEST:
+            raise ValueError(
+                f"sigmas must lie in [{_SMALLEST:g}, {_LARGEST:g}] or be 0; got {level:g} at "
+                f"index {i}"
+            )
+
+
+def slope_row(s: float, to: float, past: Sequence[float]) -> tuple[Stage, ...]:
+    """X' = x + w d + sum_j past[j] d_j from level s, written with x and D.
+
+    A constant slope must be integrated exactly, so w is what `past` leaves of s' - s: past weights
+    of levels that nearly coincide are large and would not sum to it, each rounded by itself.
+    """
+    own = math.fsum((to, -s, *(-w for w in past)))
+    return (Stage(to, math.fsum((to, *(-w for w in past))) / s, (-own / s,), tuple(past)),)
 
 
 def slope_basis(

@@ -95,6 +95,9 @@ BAD_SIGMAS = {
         "sigmas must be on a device that holds data",
     ),
 }
+BAD_SIGMAS |= {
+    "huge": ([1e60, 1.0], ValueError, "sigmas must lie in [1e-50, 1e+50] or be 0; got 1e+60 at in"),
+}
 BAD_X = {
     "a list": (lambda b: [1.0], TypeError, "x must be a torch.Tensor"),
     "integers": (lambda b: b.ints, TypeError, "x must be float64, float32"),
@@ -128,6 +131,9 @@ BAD_OPTIONS = {
     "progress": ({"progress": 1}, TypeError, "progress must be True or False; got 1"),
     "return_info": ({"return_info": "y"}, TypeError, "return_info must be True or False"),
     "check_nan": ({"check_nan": None}, TypeError, "check_nan must be True or False"),
+    "trajectory": ({"trajectory": [0.37]}, ValueError, "trajectory must hold levels that the run"),
+    "trajectory-kind": ({"trajectory": "all"}, TypeError, "trajectory must be"),
+    "trajectory-empty": ({"trajectory": []}, ValueError, "trajectory must hold at least one level"),
 }
 
 for name, sampler in SAMPLERS.items():
@@ -165,6 +171,8 @@ for name, sampler in SAMPLERS.items():
         add(f"{name}-s_noise-{what}", call, error, text)
 
 for name in sorted(set(SAMPLERS) - {"consistency_sample"}):
+    call = lambda b, f=SAMPLERS[name]: f(zero, b.x, [1.0, 1e-60, 0.0])
+    add(f"{name}-sigmas-tiny", call, ValueError, "sigmas must lie in [1e-50, 1e+50] or be 0")
     call = lambda b, f=SAMPLERS[name]: f(zero, b.x, [1.0])
     add(f"{name}-zero-steps", call, ValueError, "sigmas must have at least 2 levels; got 1")
 for name in ("euler_pf_ode", "heun_pf_ode", "dpm_2"):
@@ -201,6 +209,9 @@ for name, most in (("lms", 4), ("ipndm", 4), ("unipc", 3), ("deis", 3)):
     ):
         call = lambda b, f=SAMPLERS[name], v=bad: f(zero, b.x, SIGMAS, order=v)
         add(f"{name}-order-{bad}", call, error, "order must be")
+for name in ("dpmpp_3m_sde", "unipc", "deis"):
+    call = lambda b, f=SAMPLERS[name]: f(zero, b.x, [80.0, math.nextafter(80.0, 0), 0.1, 0.05])
+    add(f"{name}-sigmas-too-close", call, ValueError, "sigmas must be far enough apart")
 for bad, error in ((0.0, ValueError), (-0.5, ValueError), (1.1, ValueError), (None, TypeError)):
     call = lambda b, v=bad: cm.dpmpp_sde(zero, b.x, SIGMAS, r=v)
     add(f"dpmpp_sde-r-{bad}", call, error, "r must be")

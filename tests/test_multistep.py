@@ -167,6 +167,81 @@ def test_ipndm_of_order_three_has_order_two_on_other_grids():
     assert_order(errors, 2)
 
 
+# --- levels that nearly coincide, dtypes that change, buffers ---------------------------------
+
+MULTISTEP = (cm.lms, cm.deis, cm.ipndm, cm.dpmpp_2m, cm.unipc, cm.dpmpp_3m_sde)
+
+
+@pytest.mark.parametrize("sampler", MULTISTEP)
+@pytest.mark.parametrize("gap", [1e-3, 1e-5, 1e-7])
+def test_past_levels_that_nearly_coincide(sampler, gap):
+    """Merged schedules have them; weights as large as 1/gap^2 on the past must still add up.
+
+    In sigma itself they also multiply the rounding errors of the states.
+    """
+    tolerance = 1e-13 / gap**2 if sampler is cm.lms else 1e-6
+    x = torch.tensor([[3.0], [-7.0]], dtype=F64)
+    for middle in ((5.0, 5.0 * (1 - gap)), (5.0, 5.0 * (1 - gap), 5.0 * (1 - 2.5 * gap))):
+        levels = [10.0, *middle, 3.0, 1.0, 0.4, 0.0]
+        got = sampler(lambda x, s: torch.ones_like(x), x, levels, seed=1)
+        assert (got - 1).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("gap", [1e-4, 1e-8, 1e-12])
+def test_the_ratio_of_two_close_levels_has_all_digits(gap):
+    """h of ln(s / s') from a quotient has an error of 1e-16 / gap."""
+    s, to = 3.0, 3.0 * (1 - gap)
+    d = (s - to) / to
+    exact = math.fsum((-1) ** (k + 1) * d**k / k for k in range(1, 12))
+    for a, b, sign in ((s, to, 1), (to, s, -1)):
+        assert exponential.log_ratio(a, b) == pytest.approx(sign * exact, rel=1e-14)
+    for ratio in (0.3, 0.5, 2.0, 7.0):
+        assert exponential.log_ratio(ratio, 1.0) == pytest.approx(math.log(ratio), rel=1e-15)
+
+
+@pytest.mark.parametrize("sampler", MULTISTEP)
+def test_outputs_whose_dtype_changes_from_step_to_step(sampler):
+    data, x = Gaussian(0.5, 0.2), 10 * torch.linspace(-1, 1, 12).reshape(4, 3)
+    calls = []
+
+    def changing(x, sigma):
+        calls.append(1)
+        return data(x, sigma).to(torch.float16 if len(calls) % 3 else torch.float32)
+
+    got = sampler(changing, x, grid(8), seed=1)
+    torch.testing.assert_close(got, sampler(data, x, grid(8), seed=1), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("sampler", MULTISTEP)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_loop_owns_all_its_buffers(sampler, dtype, monkeypatch):
+    """What is kept for later steps and what the network is shown lie in buffers of the run."""
+    from cmsolvers import ops
+    from cmsolvers.denoisers import EDM
+
+    written = []
+
+    def watched(original):
+        def call(*args, **options):
+            written.append(options.get("out"))
+            if options.get("second") is not None:
+                written.append(options.get("second_out"))
+            return original(*args, **options)
+
+        return call
+
+    for name in ("weighted_step", "scale_input"):
+        monkeypatch.setattr(ops, name, watched(getattr(ops, name)))
+    x, unit = torch.ones(4, 6), torch.ones(4, 6)
+    net = EDM(lambda x, c: 0.1 * x.sin(), dtype=dtype)
+    sampler(net, x, grid(12), **({} if sampler in NO_NOISE else {"noise_sampler": lambda *_: unit}))
+    assert all(out is not None for out in written)
+    assert len({out.data_ptr() for out in written}) <= 8 < len(written)
+
+
+NO_NOISE = (cm.lms, cm.deis, cm.ipndm, cm.dpmpp_2m, cm.unipc)
+
+
 # --- what the families have in common -----------------------------------------------------------
 
 

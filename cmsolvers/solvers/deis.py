@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from cmsolvers import _checks as check
 from cmsolvers.catalogue import described
-from cmsolvers.plan import Stage, make_plan
+from cmsolvers.plan import Stage, make_plan, slope_row
 from cmsolvers.sample import Options, run, sampler
 from cmsolvers.solvers import exponential
 
@@ -25,13 +24,6 @@ ADAMS_BASHFORTH = (
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
 """Weights of the slopes on an even grid, latest first."""
-
-
-def slope_row(s: float, to: float, weights: Sequence[float]) -> tuple[Stage, ...]:
-    """X' = x + sum_j weights[j] d_j, the latest d first and written with x and D."""
-    now, *past = weights
-    # w_x = 1 + now / s; the weights sum to s' - s, which gives it without the cancellation
-    return (Stage(to, math.fsum((to, *(-w for w in past))) / s, (-now / s,), tuple(past)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +40,7 @@ class DEISStages:
         if to == 0:
             return (Stage(0.0, 0.0, (1.0,)),)
         h, nodes = exponential.steps_back(levels, to, self.order)
-        return slope_row(levels[-1], to, [to * w for w in exponential.weights(-h, nodes)])
+        return slope_row(levels[-1], to, [to * w for w in exponential.weights(-h, nodes)[1:]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +54,7 @@ class IPNDMStages:
         if to == 0:
             return (Stage(0.0, 0.0, (1.0,)),)
         s, row = levels[-1], ADAMS_BASHFORTH[min(self.order, len(levels)) - 1]
-        return slope_row(s, to, [(to - s) * b for b in row])
+        return slope_row(s, to, [(to - s) * b for b in row[1:]])
 
 
 @described(

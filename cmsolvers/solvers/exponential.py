@@ -63,8 +63,13 @@ def weights(z: float, nodes: Sequence[float]) -> list[float]:
     ]
 
 
+def log_ratio(a: float, b: float) -> float:
+    """Ln(a / b), to the last digits where a and b are close, too."""
+    return math.log1p((a - b) / b) if b < 2.0 * a < 4.0 * b else math.log(a / b)
+
+
 def steps_back(levels: Sequence[float], to: float, count: int) -> tuple[float, list[float]]:
     """(h, nodes): h = ln(s / s'), and the last `count` levels as u, 0 the latest, then negative."""
     s = levels[-1]
-    h = math.log(s / to)
-    return h, [0.0, *(-math.log(level / s) / h for level in reversed(levels[-count:-1]))]
+    h = log_ratio(s, to)
+    return h, [0.0, *(-log_ratio(level, s) / h for level in reversed(levels[-count:-1]))]

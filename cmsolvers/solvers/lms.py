@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmsolvers import _checks as check
 from cmsolvers.catalogue import described
-from cmsolvers.plan import Stage, make_plan
+from cmsolvers.plan import Stage, make_plan, slope_row
 from cmsolvers.sample import Options, run, sampler
 from cmsolvers.solvers.exponential import lagrange
 
@@ -30,12 +30,11 @@ class AdamsStages:
         s = levels[-1]
         h = to - s
         nodes = [(level - s) / h for level in reversed(levels[-self.order :])]
-        own, *past = (
+        past = [
             h * math.fsum(c / (k + 1) for k, c in enumerate(polynomial))
-            for polynomial in lagrange(nodes)
-        )
-        # w_x = 1 + own / s; the weights sum to h, which gives it without the cancellation
-        return (Stage(to, math.fsum((to, *(-w for w in past))) / s, (-own / s,), tuple(past)),)
+            for polynomial in lagrange(nodes)[1:]
+        ]
+        return slope_row(s, to, past)
 
 
 @described(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmsolvers import _checks as check
 from cmsolvers.catalogue import described
-from cmsolvers.plan import Plan, Step
+from cmsolvers.plan import Plan, Step, check_range
 from cmsolvers.sample import Options, run, sampler
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.solvers.heun import heun_stages
@@ -29,6 +29,7 @@ def restart_plan(
     sigmas: tuple[float, ...], intervals: tuple[Interval, ...], s_noise: float, rho: float
 ) -> Plan:
     """Heun's steps down `sigmas`, with the loops of `intervals` at the levels they start from."""
+    check_range(sigmas)
     steps: list[Step] = []
     for i, sigma in enumerate(sigmas):
         if i:

@@ -55,6 +55,8 @@ class PathNoise:
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:
         """The path's increment, scaled to variance 1."""
         a, b = self._fraction(sigma), self._fraction(sigma_next)
+        if a == b:  # a last digit apart: the noise of such a step is next to none
+            return self._empty().zero_().to(self._like.dtype)
         spare = [self._known.pop(u) for u in tuple(self._known) if u not in (a, b)]
         for u in (a, b):
             if u not in self._known:

@@ -155,10 +155,12 @@ def test_increments_are_independent_unit_normals():
 
 def test_levels_closer_than_the_tree_resolves():
     """Half a unit in the last place of ln sigma apart, say: no error, finite samples."""
-    for gap in (1e-6, 1e-11, 1e-15):
-        levels = [20.0, 3.0, 3.0 * (1 - gap), 0.5, 0.0]
+    for s in (3.0, 3.0 - 3e-6, 3.0 - 3e-11, 3e-3):
+        levels = [20.0, 3.0, s, math.nextafter(s, 0), 1e-3, 0.0]
+        levels = sorted(set(levels), reverse=True)
         for sampler, options in SAMPLERS.values():
-            assert sampler(MODEL, latent(), levels, seed=1, **options).isfinite().all()
+            for ends in (levels, levels[:-2]):
+                assert sampler(MODEL, latent(), ends, seed=1, **options).isfinite().all()
 
 
 @each_sampler

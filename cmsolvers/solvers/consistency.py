@@ -61,7 +61,8 @@ def consistency_sample(
         options: see `euler_pf_ode`.
 
     Returns:
-        f at the last level; with `return_info` also an `Info`, whose NFE is the number of levels.
+        f at the last level; with `return_info` or `trajectory` also an `Info`, whose NFE is the
+        number of levels. A trajectory holds the noised state at each of them, and f as level 0.
 
     Raises:
         TypeError: see `euler_pf_ode`.

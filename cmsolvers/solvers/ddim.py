@@ -55,7 +55,7 @@ def ddim(
         options: see `euler_pf_ode`.
 
     Returns:
-        x at sigmas[-1]; with `return_info` also an `Info`.
+        x at sigmas[-1]; with `return_info` or `trajectory` also an `Info`.
 
     Raises:
         TypeError: see `euler_pf_ode`.

@@ -54,8 +54,10 @@ def euler_pf_ode(
         denoiser: `D(x, sigma, **extra_args) -> x0`, sigma of shape [B] in the dtype of x. For a
             `Preconditioned` one the loop calls the network itself and folds the rest into the step.
             Its output has the dtype of x or a floating one of lower precision, and must stay as it
-            is for the rest of the step: Heun reads it after the second call. It must not write to
-            its arguments; x is a buffer of the loop, so clone it to keep it.
+            is while it is needed: Heun reads it after the second call, a multistep method of p
+            outputs up to p - 1 steps later. So a model must not return one buffer of its own again
+            and again. It must not write to its arguments; x is a buffer of the loop, so clone it to
+            keep it.
         x: [B, ...] at level sigmas[0], in Karras coordinates; float64, float32, float16, bfloat16.
             Never written to.
         sigmas: strictly descending, at least two, the last may be 0; a tensor or a sequence. Read
@@ -86,8 +88,8 @@ def euler_pf_ode(
     Raises:
         TypeError: an argument of the wrong kind; a model that returns no floating tensor of at most
             the precision of x.
-        ValueError: levels that are not finite and descending, numbers out of range, a model that
-            returns another shape or device.
+        ValueError: levels that are not finite and descending or leave [1e-50, 1e50], numbers out
+            of range, a model that returns another shape or device.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
     (2022), algorithm 2 without its correction.

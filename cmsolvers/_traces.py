@@ -31,8 +31,16 @@ class Trace(ABC):
         self, x: Tensor, sigma: Tensor, tangents: Tensor, extra: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """D and v . J v for tangents v [b, P, ...]: [b, P]."""
+        # Inference mode would lose the derivatives without a word.
+        with torch.inference_mode(False):
+            return self._derived(x, sigma, tangents, extra)
+
+    def _derived(
+        self, x: Tensor, sigma: Tensor, tangents: Tensor, extra: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         b, count = tangents.shape[:2]
         v = tangents.reshape(b * count, *x.shape[1:])
+        v = v.clone() if v.is_inference() else v
         # Detached: the derivative asked for is this one alone.
         y = x.detach().repeat_interleave(count, 0)
         level = sigma.repeat_interleave(count)
@@ -42,15 +50,20 @@ class Trace(ABC):
                 pair = forward_ad.make_dual(y, v)  # type: ignore[no-untyped-call]
                 dual = self._call(pair, level, more)
                 d, moved = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
-            moved = torch.zeros_like(d) if moved is None else moved
         else:
             with torch.enable_grad():
                 y.requires_grad_()
                 d = self._call(y, level, more)
-                moved = torch.zeros_like(y)
+                moved = None
                 if d.requires_grad:
-                    (moved,) = torch.autograd.grad(d, y, v.to(d.dtype))
+                    (moved,) = torch.autograd.grad(d, y, v.to(d.dtype), allow_unused=True)
             d = d.detach()
+        if moved is None:
+            raise ValueError(
+                "denoiser must return what derivatives by x can be taken of; its output does not "
+                "follow x (detached, or made in inference mode"
+                + (")" if self._forward else ' or under torch.no_grad, which "forward" allows)')
+            )
         products = (moved * v).reshape(b, count, -1).sum(-1)
         return d.reshape(b, count, *x.shape[1:])[:, 0], products.to(x.dtype)
 

@@ -206,3 +206,30 @@ def test_bad_input(call, error, text):
     with pytest.raises(error) as caught:
         call()
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("derivative", ["forward", "reverse"])
+@pytest.mark.parametrize("trace", ["exact", "rademacher"])
+def test_inference_mode_does_not_lose_the_trace(derivative, trace):
+    x, options = points(3), {"derivative": derivative, "trace": trace, "seed": 1}
+    expected = likelihood(x, **options).log_density
+    with torch.inference_mode():
+        assert torch.equal(likelihood(x, **options).log_density, expected)
+        assert torch.equal(likelihood(points(3), **options).log_density, expected)
+
+
+def test_denoisers_that_derivatives_cannot_follow_are_refused():
+    scale = torch.ones((), requires_grad=True)
+    x, unattached = points(3), torch.no_grad()(MIXTURE)
+    forward = likelihood(x, trace="exact").log_density
+    assert torch.equal(likelihood(x, unattached, trace="exact").log_density, forward)
+    for model, derivative in (
+        (unattached, "reverse"),
+        (lambda x, s: MIXTURE(x.detach(), s), "reverse"),
+        (lambda x, s: MIXTURE(x.detach(), s) * scale, "reverse"),
+        (lambda x, s: MIXTURE(x.detach(), s), "forward"),
+        (torch.inference_mode()(MIXTURE), "forward"),
+        (torch.inference_mode()(MIXTURE), "reverse"),
+    ):
+        with pytest.raises(ValueError, match="denoiser must return what derivatives"):
+            likelihood(x, model, derivative=derivative)

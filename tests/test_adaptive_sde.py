@@ -247,3 +247,45 @@ def test_trajectory_in_time():
     change = info.trajectory[2] - info.trajectory[1] * math.exp(-0.5) - 0.3 * path(0.2, 0.7)
     assert change.abs().max() < 0.2
     assert adaptive_sde(OU, START, ts, seed=0, trajectory=[0.7])[1].levels == (0.7,)
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (8, 1)])
+def test_a_diffusion_with_a_parameter_has_its_gradient(shape):
+    def end(g):
+        sde = cm.SDE(lambda x, t: -x, lambda t: (g * (1 + t.mean())).expand(shape))
+        options = {"rtol": 1e3, "atol": 1e3, "first_step": 0.25, "mode": "masked"}
+        return adaptive_sde(sde, START, [0.0, 1.0], seed=1, **options).sum()
+
+    g = torch.tensor(0.3, dtype=F64, requires_grad=True)
+    (slope,) = torch.autograd.grad(end(g), g)
+    with torch.no_grad():
+        measured = (end(g + 1e-4) - end(g - 1e-4)) / 2e-4
+        plain = end(g)
+    torch.testing.assert_close(slope, measured, rtol=1e-6, atol=0)
+    torch.testing.assert_close(end(g).detach(), plain, rtol=1e-12, atol=0)
+
+
+def test_an_ode_draws_no_seed():
+    process = cm.VP()
+    ode = process.probability_flow(process.score_of(MIXTURE))
+    state = torch.random.get_rng_state()
+    y = adaptive_sde(ode, START, [1.0, 0.1])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    refuse = lambda a, b: pytest.fail("asked")  # noqa: E731
+    assert torch.equal(adaptive_sde(ode, START, [1.0, 0.1], noise_sampler=refuse), y)
+
+
+@pytest.mark.parametrize(
+    ("g", "error", "text"),
+    [
+        (torch.ones(8, dtype=torch.int64), TypeError, "diffusion must return a floating tensor"),
+        (torch.ones(3), ValueError, "diffusion must return a number, shape"),
+        (math.nan, ValueError, "diffusion must be a number"),
+        (None, TypeError, "diffusion must be a number"),
+    ],
+)
+def test_diffusions_are_checked_as_in_other_solvers(g, error, text):
+    sde = cm.SDE(lambda x, t: -x, lambda t: g)
+    for solver in (adaptive_sde, cm.euler_maruyama):
+        with pytest.raises(error, match=text):
+            solver(sde, START, [0.0, 1.0], seed=1)

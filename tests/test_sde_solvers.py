@@ -285,3 +285,22 @@ def test_a_sample_with_no_score_is_left_alone():
     got = predictor_corrector(sde, x, [1.0, 0.5], predictor="ancestral", seed=SEED)
     beta = p.sigma(1.0) ** 2 - p.sigma(0.5) ** 2
     close(got, x + math.sqrt(beta) * p.sigma(0.5) / p.sigma(1.0) * z(x, 0))
+
+
+@pytest.mark.parametrize("batch", [4, 5], ids=["square", "oblong"])
+def test_a_diffusion_a_sample_that_begins_to_carry_derivatives(batch):
+    """Within one step g(x) has no derivative yet, and g(y) has one."""
+    x, scale = latent()[:batch, 0], torch.ones((), dtype=F64, requires_grad=True)
+    sde = cm.SDE(lambda x, t: -scale * x, lambda x, t: 0.1 * x.norm(dim=1), state_dependent=True)
+    own = stochastic_heun(sde, x, [0.0, 0.5, 1.0], seed=SEED)
+    with torch.no_grad():
+        close(own.detach(), stochastic_heun(sde, x, [0.0, 0.5, 1.0], seed=SEED))
+
+
+def test_gradients_where_the_score_is_zero():
+    """A network whose last layer starts at zero is the usual case."""
+    w = torch.zeros((), dtype=F64, requires_grad=True)
+    sde = cm.VP().reverse(lambda x, t: w * x)
+    y = predictor_corrector(sde, latent(), [1.0, 0.5, 0.1], seed=SEED)
+    (slope,) = torch.autograd.grad(y.sum(), w)
+    assert slope.isfinite() and slope != 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cmsolvers import _checks as check
@@ -42,7 +41,7 @@ class Field:
     def diffusion(self, x: Tensor, time: Tensor) -> float | Tensor:
         """A float, a float64 tensor [B], or one of the shape of x."""
         g = self.sde.diffusion(time) if self.additive else self.sde.diffusion(x, time)
-        return _diffusion(g, x)
+        return checked_diffusion(g, x)
 
 
 class _ScoreField(Field):
@@ -86,7 +85,7 @@ def field_of(sde: Any, extra: dict[str, Any]) -> Field:
     return Field(sde, extra)
 
 
-def _diffusion(g: Any, x: Tensor) -> float | Tensor:
+def checked_diffusion(g: Any, x: Tensor) -> float | Tensor:
     """A float, a float64 tensor [B], or one of the shape of x (if it carries derivatives, too)."""
     if not isinstance(g, Tensor) or (g.ndim == 0 and g.device.type == "cpu" and not derivative(g)):
         return check.finite("diffusion", g)
@@ -110,20 +109,3 @@ def _diffusion(g: Any, x: Tensor) -> float | Tensor:
             f"x, {list(x.shape)}; it returned {shape}"
         )
     return g.expand(x.shape)
-
-
-def sample_norms(x: Tensor) -> Tensor:
-    """Euclidean norm of each sample, [B], in float32 at least.
-
-    The squares are added as a fixed tree over the logical elements, so that a sample's norm has
-    the same bits in any batch and layout: a library reduction may choose its order by the shape.
-    """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    total = x.to(wide).reshape(x.shape[0], -1 if x.numel() else 0).square()
-    if total.shape[1] == 0:
-        return total.new_zeros(x.shape[0])
-    while (size := total.shape[1]) > 1:
-        half = size // 2
-        pairs = total[:, :half] + total[:, size - half :]
-        total = pairs if size % 2 == 0 else torch.cat([pairs, total[:, half : half + 1]], dim=1)
-    return total[:, 0].sqrt()

@@ -244,6 +244,17 @@ class TimeRun:
             )
 
 
+def matched(spreads: Sequence[Weight], x: Tensor) -> list[Weight]:
+    """Diffusions that can be added: all elementwise where one is."""
+    if not any(map(elementwise, spreads)):
+        return list(spreads)
+    column = [-1] + [1] * (x.ndim - 1)
+    return [
+        g.reshape(column).expand(x.shape) if isinstance(g, Tensor) and not elementwise(g) else g
+        for g in spreads
+    ]
+
+
 def elementwise(w: Weight) -> bool:
     """Whether this is no weight of a fused step: an entry an element, or one with a derivative."""
     return isinstance(w, Tensor) and (w.ndim > 1 or derivative(w))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from cmsolvers import _checks as check
 from cmsolvers import noise as noises
 from cmsolvers import ops
+from cmsolvers._time.fields import checked_diffusion
+from cmsolvers._time.run import Weight, elementwise, matched
 from cmsolvers.adaptive.method import Method, Outcome, Trial
 from cmsolvers.adaptive.norms import scaled_error
 from cmsolvers.adaptive.randomness import SampleNoise
@@ -24,7 +27,7 @@ class ImprovedEuler(Method):
         like: the user's x.
         rtol: relative tolerance.
         atol: absolute tolerance.
-        noise: of the batch.
+        noise: of the batch; None for an ODE.
         ends: where the run starts and ends.
     """
 
@@ -40,7 +43,7 @@ class ImprovedEuler(Method):
         *,
         rtol: float,
         atol: float,
-        noise: SampleNoise,
+        noise: SampleNoise | None,
         ends: tuple[float, float],
     ) -> None:
         self._sde, self._like, self._noise, self._ends = sde, like, noise, ends
@@ -58,24 +61,19 @@ class ImprovedEuler(Method):
     def attempt(self, trial: Trial) -> Outcome:
         """Both steps on the same increment."""
         x, first = trial.x, trial.first.to(trial.x.dtype)
-        h = trial.h.to(x.device)
-        dw = self._increment(trial)
-        a, b, g, wide = self._terms(trial.t, x)
-        euler = ops.weighted_step(x, (first, _spread(wide, dw)), (a * h + 1.0, b * h, g))
+        h, dw = trial.h.to(x.device), self._increment(trial)
+        a, b, g = self._terms(trial.t, x)
+        kick, w = _kick([g], dw, x)
+        euler = ops.weighted_step(x, (first, *kick), (a * h + 1.0, b * h, *w))
         second = self.first(euler, trial.t_next, trial.extra).to(x.dtype)
-        a2, b2, g2, wide2 = self._terms(trial.t_next, x)
+        a2, b2, g2 = self._terms(trial.t_next, x)
+        kick, w = _kick([g, g2], dw, x)
         half = 0.5 * h
-        if wide is None and wide2 is None:
-            parts, weights = [dw], [0.5 * (g + g2)]
-        else:
-            parts, weights = [_spread(wide, dw), _spread(wide2, dw)], [0.5 * g, 0.5 * g2]
         improved = ops.weighted_step(
             x,
-            (first, euler, second, parts[0]),
-            (a * half + 1.0, b * half, a2 * half, b2 * half, weights[0]),
+            (first, euler, second, *kick),
+            (a * half + 1.0, b * half, a2 * half, b2 * half, *w),
         )
-        if len(parts) > 1:
-            improved = ops.weighted_step(improved, (parts[1],), (1.0, weights[1]))
         assert trial.previous is not None
         error = scaled_error(
             euler - improved, euler, trial.previous, rtol=self._rtol, atol=self._atol, larger=True
@@ -86,9 +84,11 @@ class ImprovedEuler(Method):
         """x, t, t_next and the output of drift or score."""
         return {"x": trial.x, "t": trial.t, "t_next": trial.t_next, "output": trial.first}
 
-    def _increment(self, trial: Trial) -> Tensor:
+    def _increment(self, trial: Trial) -> Tensor | None:
         """W(t_next) - W(t) of every sample, on its own path: a rejected try is bridged."""
         x, (start, end) = trial.x, self._ends
+        if self._noise is None:
+            return None
         if not self._noise.built_in:
             z = self._noise.sampled(x, trial.ids, trial.t, trial.t_next, end)
             return ops.weighted_step(z, (), (trial.h.abs().sqrt().to(x.device),))
@@ -102,27 +102,23 @@ class ImprovedEuler(Method):
         )
         return path(trial.t.to(x.device), trial.t_next.to(x.device))
 
-    def _terms(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """(a, b, g, G): drift a x + b output, noise g G dw; float64 [b], and G like x or None."""
+    def _terms(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Weight]:
+        """(a, b, g): drift a x + b output, and the diffusion; a and b float64 [b]."""
         there = t.to(x.device)
         one = torch.ones_like(there)
         if self._affine:
             a, b, g = (one * v for v in self._sde.terms(there))
-            return a, b, g, None
-        g = self._sde.diffusion(there.to(self._like.dtype))
-        if not isinstance(g, Tensor):
-            return one * 0.0, one, one * check.finite("diffusion", g), None
-        shape = tuple(g.shape)
-        if shape in ((), (1,), (x.shape[0],), (x.shape[0], *[1] * (x.dim() - 1))):
-            return one * 0.0, one, one * g.to(there).reshape(-1), None
-        try:
-            return one * 0.0, one, one, g.to(x).expand(x.shape)
-        except RuntimeError:
-            raise ValueError(
-                f"diffusion must return a number, shape [B] = [{x.shape[0]}] or one that "
-                f"broadcasts against x, {list(x.shape)}; it returned {list(shape)}"
-            ) from None
+            return a, b, g
+        g = checked_diffusion(self._sde.diffusion(there.to(self._like.dtype)), x)
+        return one * 0.0, one, g
 
 
-def _spread(wide: Tensor | None, dw: Tensor) -> Tensor:
-    return dw if wide is None else wide * dw
+def _kick(
+    spreads: Sequence[Weight], dw: Tensor | None, x: Tensor
+) -> tuple[list[Tensor], list[Weight]]:
+    """The mean of the diffusions times dw, as inputs of a step and their weights."""
+    if dw is None:
+        return [], []
+    first, *others = matched(spreads, x)
+    g = 0.5 * (first + others[0]) if others else first
+    return ([(g * dw).to(x.dtype)], [1.0]) if elementwise(g) else ([dw], [g])

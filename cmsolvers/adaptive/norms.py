@@ -2,30 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-
-def root_mean_square(value: Tensor) -> Tensor:
-    """Root mean square of each sample, float64 [B]; `value` is overwritten if it is contiguous.
-
-    The squares are summed in a fixed tree of additions. torch.sum chooses the order of its
-    additions by the size of the whole batch and the number of threads, so a sample's last bits,
-    and with them its steps, would depend on its companions.
-    """
-    batch, n = value.shape[0], math.prod(value.shape[1:])
-    if n == 0:
-        return torch.zeros(batch, dtype=torch.float64, device=value.device)
-    squares = value.reshape(batch, n)
-    squares = squares.mul_(squares)
-    size = n
-    while n > 1:
-        half = (n + 1) // 2
-        squares[:, : n - half] += squares[:, half:n]
-        n = half
-    return torch.sqrt(squares[:, 0].double() / size)
+from cmsolvers._norms import root_mean_square
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmsolvers._norms import root_mean_square
 from cmsolvers.adaptive.loop import Run
 from cmsolvers.adaptive.method import Outcome, Trial
-from cmsolvers.adaptive.norms import root_mean_square, scaled_error
+from cmsolvers.adaptive.norms import scaled_error
 from cmsolvers.adaptive.rows import Rows
 from cmsolvers.adaptive.sigma_space import SigmaMethod
 from cmsolvers.adaptive.tableaux import Tableau

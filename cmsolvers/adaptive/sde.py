@@ -16,7 +16,7 @@ from cmsolvers.adaptive.loop import Run
 from cmsolvers.adaptive.method import Mode, fraction, read_settings, working
 from cmsolvers.adaptive.randomness import SampleNoise
 from cmsolvers.catalogue import described
-from cmsolvers.sde import SDELike
+from cmsolvers.sde import ScoreSDE, SDELike
 
 _MIN_FACTOR, _MAX_FACTOR = 0.1, 10.0
 
@@ -136,12 +136,17 @@ def adaptive_sde(
     size = abs(times[-1] - times[0]) / 100
     if first_step is not None:
         size = check.positive("first_step", first_step)
+    tolerance = {
+        "rtol": check.non_negative("rtol", rtol),
+        "atol": check.positive("atol", atol),
+    }
+    noisy = not (type(sde) is ScoreSDE and not sde.stochastic)
+    noise = SampleNoise(seed, x, noise_sampler, wanted=noisy)
     steps = ImprovedEuler(
         sde,
         x,
-        rtol=check.non_negative("rtol", rtol),
-        atol=check.positive("atol", atol),
-        noise=SampleNoise(seed, x, noise_sampler),
+        **tolerance,
+        noise=noise if noisy else None,
         ends=(times[0], times[-1]),
     )
     run = Run(steps, control, working(x), x, stops, settings, keep_states=recorder.wanted)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmsolvers import _checks as check
 from cmsolvers._launch import derivative
-from cmsolvers._time.fields import sample_norms
+from cmsolvers._norms import sums_of_squares
 from cmsolvers._time.loop import integrate
 from cmsolvers._time.run import Draw, TimeRun
 from cmsolvers.catalogue import described
@@ -80,11 +80,14 @@ class _Steps:
         score = run.evaluate(x, 1.0)
         assert score is not None
         z = draw.tensor(torch.promote_types(x.dtype, torch.float32))
-        size = sample_norms(score)
-        # Where the score vanishes there is nothing to correct, and no scale for the noise.
-        ratio = torch.where(size == 0, 0.0, sample_norms(z) / size).double()
-        step = (2.0 * self._damping[run.i]) * (self._snr * ratio).square()
-        root = (2.0 * step).sqrt()
+        size = sums_of_squares(score).double()
+        # Where the score vanishes there is nothing to correct, and no scale for the noise. The
+        # other side of a `where` must be finite too, or the gradient is not.
+        there = size > 0
+        ratio = (sums_of_squares(z).double() / torch.where(there, size, 1.0)).sqrt()
+        ratio = torch.where(there, self._snr * ratio, 0.0)
+        step = (2.0 * self._damping[run.i]) * ratio.square()
+        root = (2.0 * math.sqrt(self._damping[run.i])) * ratio
         if derivative(step):
             column = [-1] + [1] * (x.ndim - 1)
             kick = root.reshape(column) * z + step.reshape(column) * score

@@ -11,7 +11,7 @@ from cmsolvers import _checks as check
 from cmsolvers import noise, ops
 from cmsolvers._launch import NoiseSampler
 from cmsolvers._time.loop import integrate
-from cmsolvers._time.run import Draw, TimeRun
+from cmsolvers._time.run import Draw, TimeRun, matched
 from cmsolvers.catalogue import described
 from cmsolvers.sample import Options, sampler
 from cmsolvers.sde import SDELike
@@ -51,7 +51,7 @@ class _Sra1:
         a, b = self._normals(run, x)
         (a0, b0, g), (_, _, g_next) = run.terms(x, 0.0), run.terms(x, 1.0)
         factors = ((a0, b0), run.field.terms(run.at(0.75))[:2])
-        first, last = SRA1.rows(run.dt, factors, (g, g_next))
+        first, last = SRA1.rows(run.dt, factors, matched((g, g_next), x))
         start = run.evaluate(x, 0.0)
         y, base = run.launch_pair(x, (start,), first[:2], (first[3], a), (last[0], last[3]))
         middle = run.evaluate(y, 0.75)

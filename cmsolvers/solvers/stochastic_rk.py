@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cmsolvers._time.run import TimeRun, Weight
+from cmsolvers._time.run import TimeRun, Weight, matched
 
 _TOLERANCE = 1e-14
 
@@ -99,7 +99,7 @@ class Scheme:
             a, b, g = run.terms(y, node)
             factors.append((a, b))
             spreads.append(g)
-            row = self.rows(run.dt, factors, spreads)[-1]
+            row = self.rows(run.dt, factors, matched(spreads, x))[-1]
             keep = () if k == last else (x,)
             y = run.launch(x, outputs, row[: k + 2], (row[-1], draw), keep=keep)
         return y

@@ -83,6 +83,8 @@ TABLE = [
     (dpm, {"accept_safety": 0.0}, ValueError, "accept_safety must lie in (0, 1]"),
     (dpm, {"eta": 1.5}, ValueError, "eta must be in [0, 1]"),
     (dpm, {"s_noise": -1.0}, ValueError, "s_noise must not be negative"),
+    (dpm, {"eta": 1.0, "s_noise": -1.0}, ValueError, "s_noise must not be negative"),
+    (dpm, {"eta": 1.0, "rtol": -1.0}, ValueError, "rtol must not be negative"),
     (
         dpm,
         {"eta": 1.0, "noise_sampler": lambda a, b: torch.ones(1)},

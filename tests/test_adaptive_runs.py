@@ -261,3 +261,43 @@ def test_masked_mode_waits_only_when_it_looks(solver, more):
 
     assert waits("masked", 80) == waits("masked", 40) < 6
     assert waits("compact", 80) > 20, "the control"
+
+
+def spoilt(model, call, factor):
+    """The model, its output times a factor at one call."""
+    calls = []
+
+    def run(x, s):
+        calls.append(s)
+        return model(x, s) * (factor if len(calls) == call else 1.0)
+
+    return run
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["dopri54", "dpm", "dpm with memory", "sde"])
+def test_a_first_try_that_is_no_number_is_tried_smaller(name, factor):
+    """And leaves nothing behind in the memory of the step size control."""
+    levels, options = [FIRST, LAST], {"check_nan": False, "return_info": True, "max_steps": 300}
+    if name == "sde":
+        model = spoilt(lambda x, t: -x, 2, factor)
+        sde = cm.SDE(model, lambda t: 0.1)
+        y, info = adaptive_sde(sde, START, [0.0, 1.0], seed=1, **options)
+    elif name == "dopri54":
+        y, info = rk_pf_ode(spoilt(MIXTURE, 4, factor), START, levels, **options)
+    else:
+        more = {"pcoeff": 0.2, "dcoeff": 0.1} if "memory" in name else {}
+        y, info = dpm_adaptive(spoilt(MIXTURE, 2, factor), START, levels, **more, **options)
+    assert y.isfinite().all() and info.finished.all() and (info.rejected > 0).all()
+
+
+def test_samplers_without_noise_check_and_ignore_it():
+    refuse = lambda a, b: pytest.fail("asked")  # noqa: E731
+    state = torch.random.get_rng_state()
+    expected = rk_pf_ode(MIXTURE, START, [FIRST, LAST])
+    for options in ({"seed": 3}, {"seed": None}, {"noise_sampler": refuse}):
+        assert torch.equal(rk_pf_ode(MIXTURE, START, [FIRST, LAST], **options), expected)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, options in (("seed", {"seed": 1.5}), ("noise_sampler", {"noise_sampler": 3})):
+        with pytest.raises(TypeError, match=name):
+            rk_pf_ode(MIXTURE, START, [FIRST, LAST], **options)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 Memory: TypeAlias = tuple[Tensor, ...]
-"""Logarithms of the errors of earlier accepted steps, float64 [B] each, latest first."""
+"""Logarithms of the errors of earlier accepted steps, float64 [B] each, latest first; NaN where
+there was none."""
 
 _LEAST_ERROR = 1e-10
 _LEAST_REMEMBERED = math.log(1e-4)
@@ -78,7 +79,8 @@ class PIControl(Control):
     def decide(self, error: Tensor, memory: Memory, retry: Tensor) -> Decision:
         """As told at the class."""
         now = torch.log(error.clamp_min(_LEAST_ERROR))
-        (last,) = memory or (now,)
+        (earlier,) = memory or (torch.full_like(now, math.nan),)
+        last = torch.where(earlier.isnan(), now, earlier)
         accept = error <= 1
         growth = torch.exp(
             now * (-(self.pcoeff + self.icoeff) / self.k) + last * (self.pcoeff / self.k)
@@ -88,7 +90,7 @@ class PIControl(Control):
         factor = torch.where(
             accept, torch.minimum(growth * self.safety, most), shrink * self.safety
         )
-        remembered = torch.where(accept, now.clamp_min(_LEAST_REMEMBERED), last)
+        remembered = torch.where(accept, now.clamp_min(_LEAST_REMEMBERED), earlier)
         return Decision(accept, factor.clamp_min(self.min_factor), (remembered,))
 
 
@@ -119,9 +121,11 @@ class FilterControl(Control):
         """As told at the class; `retry` is not read."""
         p, i, d = (c / self.k for c in (self.pcoeff, self.icoeff, self.dcoeff))
         now = torch.log(error + 1e-8)
-        first, second = memory or (now, now)
+        latest, older = memory or (torch.full_like(now, math.nan),) * 2
+        first = torch.where(latest.isnan(), now, latest)
+        second = torch.where(older.isnan(), first, older)
         power = torch.exp(now * -(p + i + d) + first * (p + 2 * d) + second * -d)
         factor = torch.atan(power - 1.0) + 1.0
         accept = factor >= self.accept_safety
-        latest, older = torch.where(accept, now, first), torch.where(accept, first, second)
-        return Decision(accept, factor, (latest, older))
+        memory = torch.where(accept, now, latest), torch.where(accept, latest, older)
+        return Decision(accept, factor, memory)

@@ -208,15 +208,18 @@ def dpm_adaptive(
     if not 0 < least <= 1:
         raise ValueError(f"accept_safety must lie in (0, 1]; got {least:g}")
     share = check.within("eta", eta, 0.0, 1.0)
+    numbers = {
+        "rtol": check.non_negative("rtol", rtol),
+        "atol": check.positive("atol", atol),
+        "s_noise": check.non_negative("s_noise", s_noise),
+    }
     noise = SampleNoise(seed, x, noise_sampler, wanted=share > 0)
     steps = DPMSolver(
         order,
         denoiser,
         x,
-        rtol=check.non_negative("rtol", rtol),
-        atol=check.positive("atol", atol),
+        **numbers,
         eta=share,
-        s_noise=check.non_negative("s_noise", s_noise),
         noise=noise if share else None,
         t_end=-math.log(levels.stops[-1]),
     )

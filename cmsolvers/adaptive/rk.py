@@ -15,6 +15,7 @@ from cmsolvers.adaptive.control import PIControl
 from cmsolvers.adaptive.errors import AdaptiveInfo
 from cmsolvers.adaptive.loop import Run
 from cmsolvers.adaptive.method import Mode, Settings, fraction, read_settings
+from cmsolvers.adaptive.randomness import SampleNoise
 from cmsolvers.adaptive.runge_kutta import RungeKutta
 from cmsolvers.adaptive.sigma_space import Levels, read_levels, run_levels
 from cmsolvers.adaptive.tableaux import TABLEAUX
@@ -46,6 +47,8 @@ def rk_pf_ode(
     pcoeff: float = _PCOEFF,
     icoeff: float = _ICOEFF,
     first_step: float | None = None,
+    seed: Any = None,
+    noise_sampler: Callable[[Tensor, Tensor], Tensor] | None = None,
     mode: Mode = "compact",
     check_every: int | None = 16,
     extra_args: dict[str, Any] | None = None,
@@ -82,6 +85,8 @@ def rk_pf_ode(
             (pcoeff + icoeff)/k and pcoeff/k with k one more than the lower order; the defaults are
             those of DOPRI5. pcoeff = 0, icoeff = 1 is the elementary control.
         first_step: first step size in the coordinate, positive; None finds one.
+        seed: checked and not used, as in every sampler without noise.
+        noise_sampler: likewise; never called.
         mode: "compact": samples that have ended leave the batch, and every try waits for the
             device once. "masked": all stay, with steps of zero weight, and nothing waits but the
             look that `check_every` tells of; made for CUDA graphs and compilers of fixed shapes.
@@ -113,6 +118,7 @@ def rk_pf_ode(
     """
     check.state("x", x)
     check.function("denoiser", denoiser)
+    SampleNoise(seed, x, noise_sampler, wanted=False)
     return _run(
         denoiser,
         x,

@@ -44,5 +44,8 @@ def sample(
 
 
 def _takes_seed(sampler: Sampler) -> bool:
-    parameters = inspect.signature(sampler).parameters.values()
+    try:
+        parameters = inspect.signature(sampler).parameters.values()
+    except ValueError:  # not everything that can be called tells
+        return True
     return any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters)

@@ -243,7 +243,7 @@ class ConsistencyFunction(Preconditioned):
     ) -> None:
         self.sigma_data = check.positive("sigma_data", sigma_data)
         self.sigma_min = check.positive("sigma_min", sigma_min)
-        self._rounded = torch.tensor(self.sigma_min, dtype=torch.float32).item()
+        self._rounded = torch.tensor(self.sigma_min, dtype=torch.float32, device="cpu").item()
         self.c_noise = noise_input("c_noise", c_noise)
         super().__init__(net, self._boundary, dtype=dtype)
 

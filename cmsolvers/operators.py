@@ -261,4 +261,5 @@ def first_of(like: Tensor, dim: int) -> Tensor:
 @lru_cache(maxsize=64)
 def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Copied once: a copy from the host may wait for the device."""
-    return torch.tensor(values, dtype=torch.float64).to(device, dtype)
+    with torch.inference_mode(False):  # kept, and perhaps for a gradient the next time
+        return torch.tensor(values, dtype=torch.float64, device="cpu").to(device, dtype)

@@ -106,7 +106,7 @@ def greedy_sigmas(
             best = _ternary(partial(tried, best.samples, draw), low, sigmas[-1], rounds)
             sigmas.append(best.level)
             metrics.append(best.metric)
-    found = torch.tensor(sigmas, dtype=torch.float64)
+    found = torch.tensor(sigmas, dtype=torch.float64, device="cpu")
     return GreedySigmas(found, tuple(metrics), judge.evaluations)
 
 

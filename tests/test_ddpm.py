@@ -9,6 +9,7 @@ import torch
 
 from cmsolvers.denoisers import from_eps
 from cmsolvers.processes import DDPM
+from cmsolvers.schedules import ddpm_sigmas
 
 F64 = torch.float64
 CHAINS = [
@@ -305,3 +306,13 @@ def test_bad_timesteps(arguments, error, text):
     with pytest.raises(error) as caught:
         DDPM().timesteps(*arguments)
     assert text in str(caught.value)
+
+
+def test_tables_stay_on_the_host():
+    """Whatever device new tensors go to by default."""
+    with torch.device("meta"):
+        for chain in (DDPM(10), DDPM(10, zero_terminal_snr=True)):
+            values = (chain.betas, chain.sigmas, chain.alphas_bar, chain.timesteps(3))
+            levels = ddpm_sigmas(3, chain)
+    assert all(value.device.type == "cpu" for value in (*values, levels))
+    torch.testing.assert_close(levels, ddpm_sigmas(3, chain), rtol=0, atol=0)

@@ -182,3 +182,10 @@ def test_fullgraph(make):
     x = state(torch.float32)
     compiled = torch.compile(f, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x, SIGMAS), f(x, SIGMAS))
+
+
+def test_a_function_is_made_under_any_default_device():
+    with torch.device("meta"):
+        f = ConsistencyFunction(lambda x, c: x)
+    x = torch.randn(2, 3)
+    assert torch.equal(f(x, torch.full((2,), f.sigma_min)), x)

@@ -548,3 +548,14 @@ BAD = {
 def test_bad_input(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+@pytest.mark.parametrize("operator", [Colorize((0.1, 0.2, 0.71)), SuperResolve(6)])
+def test_what_is_kept_between_calls_serves_gradients(operator):
+    """The first call in inference mode, and under another default device."""
+    y = image(shape=(2, 3, 6, 6))
+    with torch.inference_mode(), torch.device("meta"):
+        operator.measure(y), operator.restore(y, y)
+    x = y.clone().requires_grad_()
+    operator.restore(x, y).square().sum().backward()
+    assert x.grad.isfinite().all()

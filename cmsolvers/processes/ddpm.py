@@ -127,26 +127,26 @@ class DDPM(Process):
 
     @property
     def betas(self) -> Tensor:
-        """Variances of the noisings, float64 [num_steps]; after the rescaling, if any."""
+        """Variances of the noisings, float64 [num_steps] on the host, after any rescaling."""
         if not self.zero_terminal_snr:
-            return torch.tensor(self._betas)
+            return torch.tensor(self._betas, device="cpu")
         # 1 - alphas_bar[t] / alphas_bar[t - 1], without the cancellation
         kept = np.square(np.append(0.0, self._levels[:-1]))
         gained = np.square(self._levels)
         with np.errstate(invalid="ignore"):
             betas = (gained - kept) / (1.0 + gained)
         betas[-1] = 1.0
-        return torch.tensor(betas)
+        return torch.tensor(betas, device="cpu")
 
     @property
     def alphas_bar(self) -> Tensor:
         """alpha^2 at t = 0 ... num_steps - 1, float64 [num_steps], descending."""
-        return torch.tensor(1.0 / (1.0 + np.square(self._levels)))
+        return torch.tensor(1.0 / (1.0 + np.square(self._levels)), device="cpu")
 
     @property
     def sigmas(self) -> Tensor:
         """sigma_hat at t = 0 ... num_steps - 1, float64 [num_steps], ascending."""
-        return torch.tensor(self._levels)
+        return torch.tensor(self._levels, device="cpu")
 
     @property
     def t_min(self) -> float:
@@ -278,4 +278,4 @@ class DDPM(Process):
 
         Source: Lin et al. (2024), table 2.
         """
-        return torch.tensor(spaced(self.num_steps, n, spacing, offset))
+        return torch.tensor(spaced(self.num_steps, n, spacing, offset), device="cpu")

@@ -50,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("checkpoint", type=Path, help="a checkpoint of train or demo")
     sample.add_argument(
         "--sampler",
-        choices=("heun", "euler", "ddim", "ddpm", "em", "consistency"),
-        help="default: heun for score models, consistency for cd and ct",
+        help="a name of `cmsolvers solvers`, or heun, euler, ddpm, em, consistency "
+        "(default: heun for score models, consistency for cd and ct)",
     )
     sample.add_argument("--steps", type=int, default=18, help="steps (not for consistency)")
     sample.add_argument(

@@ -111,7 +111,9 @@ def test_sample_is_independent_of_the_batch(folder: Path, tmp_path: Path, capsys
     assert (tmp_path / "all" / "samples.png").stat().st_size > 100
 
 
-@pytest.mark.parametrize("sampler", ["heun", "euler", "ddim", "em"])
+@pytest.mark.parametrize(
+    "sampler", ["heun", "euler", "ddim", "em", "dpmpp_2m", "dpmpp_sde", "rk_pf_ode"]
+)
 def test_every_sampler_of_the_command_line(folder: Path, tmp_path: Path, sampler: str):
     path = folder / "score.safetensors"
     arguments = ("sample", path, "--sampler", sampler, "--steps", 3, "--count", 2, "--quiet")
@@ -225,6 +227,7 @@ def test_bad_input_is_one_line_and_status_two(folder: Path, tmp_path: Path, caps
         ("sample", tmp_path / "none.safetensors"),
         ("sample", folder / "ct.safetensors", "--sampler", "heun"),
         ("sample", folder / "score.safetensors", "--sampler", "consistency"),
+        ("sample", folder / "score.safetensors", "--sampler", "dpmpp_9m"),
         ("sample", folder / "score.safetensors", "--steps", 0),
         ("sample", folder / "score.safetensors", "--count", 0),
         ("sample", folder / "ct.safetensors", "--levels", 30.0),

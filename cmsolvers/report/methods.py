@@ -9,17 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmsolvers import noise
+import cmsolvers
+from cmsolvers import catalogue, noise
 from cmsolvers.processes import VP
 from cmsolvers.schedules import karras_sigmas
-from cmsolvers.solvers import (
-    consistency_sample,
-    ddim,
-    ddpm_ancestral,
-    euler_maruyama,
-    euler_pf_ode,
-    heun_pf_ode,
-)
+from cmsolvers.solvers import consistency_sample, euler_maruyama
 from cmsolvers.training.recipes import Model, Spec
 
 CONSISTENT = ("cd", "ct", "consistency")
@@ -68,12 +62,25 @@ def vp_times(spec: Spec, steps: int) -> Tensor:
     return times
 
 
-SOLVERS: dict[str, Callable[..., Any]] = {
-    "heun": heun_pf_ode,
-    "euler": euler_pf_ode,
-    "ddim": ddim,
-    "ddpm": ddpm_ancestral,
-}
+SHORT = {"heun": "heun_pf_ode", "euler": "euler_pf_ode", "ddpm": "ddpm_ancestral"}
+"""Short names of samplers."""
+
+
+def solver_of(name: str) -> Callable[..., Any]:
+    """A sampler on noise levels by its name or short name.
+
+    Raises:
+        ValueError: there is none, or it takes no denoiser.
+    """
+    full = SHORT.get(name, name)
+    facts = catalogue.SOLVERS.get(full)
+    if facts is None or facts.space != "sigma" or full == "consistency_sample":
+        known = (f.name for f in catalogue.SOLVERS.values() if f.space == "sigma")
+        raise ValueError(
+            f"sampler must be one of {', '.join(sorted((*known, *SHORT)))}, em or consistency; "
+            f"got {name!r}"
+        )
+    return getattr(cmsolvers, full)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -91,8 +98,8 @@ def draw(
     """Samples and NFE.
 
     Args:
-        sampler: "em", "heun", "euler", "ddim" or "ddpm" for a score model; "cd", "ct" or
-            "consistency" for a consistency model.
+        sampler: "em" or what `solver_of` knows for a score model; "cd", "ct" or "consistency"
+            for a consistency model.
         model: what it samples.
         z: unit noise [n, ...].
         steps: how many; for consistency models it is the number of levels that counts.
@@ -123,5 +130,5 @@ def draw(
         x = x / float(process.alpha(times[-1]))
     else:
         sigmas = karras_sigmas(steps, spec.sigma_min, spec.sigma_max)
-        x, info = SOLVERS[sampler](model.function, x, sigmas, **options)
-    return x, info.nfe
+        x, info = solver_of(sampler)(model.function, x, sigmas, **options)
+    return x, int(torch.as_tensor(info.nfe).max())

@@ -160,14 +160,13 @@ def edits(models: Models, images: Images, seed: int) -> list[Row]:
         known("inpainting", x[0:1], Inpaint(mask), x[0:1].masked_fill(mask, 0.3 * paper)),
         known("colourisation", x[1:2], grey, grey.lift(grey.measure(x[1:2]))),
         known("super-resolution", x[2:3], small, small.lift(small.measure(x[2:3]))),
-        followed("stroke", drawing, 1.0),
+        followed("stroke\n(no original)", drawing, 1.0),
     ]
 
 
-def denoised(models: Models, images: Images, seed: int, columns: int) -> tuple[Tensor, Tensor]:
-    """(noisy, denoised) by the consistency function, from little to much noise."""
-    levels = torch.logspace(-1, 0.5, columns)
-    clean = images.held[SHOWN[0]].expand(columns, -1, -1, -1).contiguous()
+def denoised(models: Models, images: Images, seed: int, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """(noisy, denoised) by the consistency function, one column a level."""
+    clean = images.held[SHOWN[0]].expand(len(levels), -1, -1, -1).contiguous()
     noisy = ops.add_noise(clean, levels, seed=seed, stream=noise.OTHER)
     assert isinstance(noisy, Tensor)
     return noisy, denoise(models.f.function, noisy, levels)
@@ -197,6 +196,7 @@ def draw(path: Path, models: Models, images: Images, seed: int) -> Path:
         for gap in (2, 3 + RESULTS):
             for ax in axes[:, gap]:
                 ax.set_axis_off()
+        levels = torch.logspace(-1, 0.5, columns)
         for line, row in zip(axes, tasks, strict=True):
             places = [0, 1, *range(3, 3 + RESULTS), *range(4 + RESULTS, 4 + 2 * RESULTS)]
             shown = torch.cat([row.original, row.given, *row.results])
@@ -204,14 +204,17 @@ def draw(path: Path, models: Models, images: Images, seed: int) -> Path:
             label(line[0], row.name)
         titles = {0: "original", 1: "given"}
         titles |= {3 + RESULTS // 2: "consistency function, up to 12 calls"}
-        titles |= {4 + RESULTS + RESULTS // 2: "score model, Heun with churn, up to 79"}
+        titles |= {4 + RESULTS + RESULTS // 2: "score model, Heun with churn, up to 79 calls"}
         for k, title in titles.items():
             axes[0, k].set_title(title, loc="center", pad=8)
-        strips = [*denoised(models, images, seed, columns), *between(models, seed, columns)]
+        strips = [*denoised(models, images, seed, levels), *between(models, seed, columns)]
         names = ("noisy", "denoised: f(x, σ)", "interpolated: f", "interpolated: ODE")
         for line, name, x in zip(lower.subplots(4, columns), names, strips, strict=True):
             show(line, x, images.scale)
             label(line[0], name)
+            if name == "noisy":
+                for ax, level in zip(line, levels.tolist(), strict=True):
+                    ax.set_title(f"σ = {level:.2g}", loc="center", pad=3, fontsize="small")
     return style.save(fig, path, dpi=100, pil_kwargs={"optimize": True})
 
 

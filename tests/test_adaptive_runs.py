@@ -301,3 +301,16 @@ def test_samplers_without_noise_check_and_ignore_it():
     for name, options in (("seed", {"seed": 1.5}), ("noise_sampler", {"noise_sampler": 3})):
         with pytest.raises(TypeError, match=name):
             rk_pf_ode(MIXTURE, START, [FIRST, LAST], **options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_first_steps_below_the_rounding_of_t_grow(mode):
+    options = {"first_step": 1e-300, "mode": mode, "return_info": True, "max_steps": 100}
+    for coordinate in ("sigma", "log_sigma"):
+        levels = {"coordinate": coordinate, "rtol": 1e-3, "atol": 1e-3}
+        y, info = rk_pf_ode(MIXTURE, START, [FIRST, LAST], **levels, **options)
+        assert info.finished.all() and worst(y) < 0.05
+    sde = cm.SDE(lambda x, t: -x, lambda t: 0.1)
+    assert adaptive_sde(sde, START, [1.0, 2.0], seed=1, **options)[1].finished.all()
+    del options["first_step"]  # a hundredth of this is less than the last digit of t
+    assert adaptive_sde(sde, START, [1.0, 1 + 1e-14], seed=1, **options)[1].finished.all()

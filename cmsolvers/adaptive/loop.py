@@ -174,7 +174,9 @@ class Run:
         remaining = (target - now.t) * self._sign
         # A sliver of a step after this one would be all rounding.
         landing = now.h + self._least >= remaining
-        t_next = torch.where(landing, target, now.t + now.h * self._sign)
+        # A step too small to change t would never be followed by a larger one.
+        t_next = now.t + now.h.clamp_min(self._least) * self._sign
+        t_next = torch.where(landing, target, t_next)
         t_next = torch.where(active, t_next, now.t)
         first = now.first
         assert first is not None

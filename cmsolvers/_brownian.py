@@ -14,6 +14,9 @@ from cmsolvers.ops.keys import SeedLike, resolve
 from cmsolvers.ops.noise_sum import noise_sum
 
 STREAM = 2
+_LENGTHS = (1e-60, 1e60)
+"""Outside, float32 does not hold the increments (of a cell of the finest tree, or at all)."""
+
 Time = float | Tensor
 
 
@@ -59,8 +62,9 @@ class BrownianPath:
 
     Raises:
         TypeError: an argument of the wrong kind.
-        ValueError: times that are not finite or not in order; a spacing, seed, offset, ids or shape
-            that does not fit.
+        ValueError: times that are not finite or not in order, or apart by less than 1e-60 or more
+            than 1e60; a spacing, seed, offset, ids or shape that
+            does not fit.
 
     Source:
         Levy (1948), Processus stochastiques et mouvement brownien; Karatzas and Shreve (1991),
@@ -84,6 +88,7 @@ class BrownianPath:
         self.t0, self.t1 = check.finite("t0", t0), check.finite("t1", t1)
         check.below("t0", self.t0, "t1", self.t1)
         self._length = check.finite("t1 - t0", self.t1 - self.t0)
+        check.within("t1 - t0", self._length, *_LENGTHS)
         self._slack = 2.0 * math.ulp(max(abs(self.t0), abs(self.t1)))
         self.shape = _shape(shape)
         self.depth = levy.MAX_DEPTH

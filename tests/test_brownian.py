@@ -368,6 +368,8 @@ BAD = [
     ({"t0": 1.0}, ValueError, "t0 must be below t1; got 1 and 1"),
     ({"t0": 2.0}, ValueError, "t0 must be below t1; got 2 and 1"),
     ({"t0": -1e308, "t1": 1e308}, ValueError, "t1 - t0 must be finite; got inf"),
+    ({"t0": 0.0, "t1": 1e308}, ValueError, r"t1 - t0 must be in \[1e-60, 1e\+60\]; got 1e\+308"),
+    ({"t0": 0.0, "t1": 5e-324}, ValueError, r"t1 - t0 must be in \[1e-60, 1e\+60\]"),
     ({"shape": 3}, TypeError, "shape must be a sequence of ints; got 3"),
     ({"shape": ()}, ValueError, r"shape must have a batch dimension; got \[\]"),
     ({"shape": (2, -1)}, ValueError, "shape must be at least 0; got -1"),

@@ -160,7 +160,10 @@ def dpm_adaptive(
         accept_safety: a step is accepted if the step size would change by at least this factor; in
             (0, 1].
         eta: 0 is the ODE, 1 an ancestral step: the ODE goes down to sigma_down and noise up to
-            sigma_next; in [0, 1]. Near the end sigma_down is cut at the last level.
+            sigma_next; in [0, 1]. Near the end sigma_down is cut at the last level. An ancestral
+            step keeps the law of x for a step size that x has no part in; chosen by x, the law is
+            right to the first order in the step only, which the error estimate does not see: for
+            statistics use a small tolerance.
         s_noise: factor on the noise.
         seed: as in `euler_pf_ode`. The k-th accepted step of a sample uses draw k of stream 1, also
             in the tries before.

@@ -17,7 +17,7 @@ from torch import Tensor
 from cmsolvers import _checks as check
 from cmsolvers.preconditioning import identity_noise, noise_input
 from cmsolvers.processes import VP, Karras, Process, RectifiedFlow, TrigFlow
-from cmsolvers.scalings import EDMScalings, InProcess, Row, Target
+from cmsolvers.scalings import InProcess, Row, Target, edm_scalings
 from cmsolvers.sde import exact, maths, per_sample
 
 __all__ = [
@@ -186,7 +186,7 @@ def to_edm(
     if c_noise not in _LEVELS:
         known = ", ".join(map(repr, _LEVELS))
         raise ValueError(f"c_noise must be one of {known}; got {check.describe(c_noise)}")
-    scalings = EDMScalings(sd, noise_input("c_noise", c_noise))
+    scalings = edm_scalings(sd, noise_input("c_noise", c_noise))
     return Prediction(denoiser, scalings, _LEVELS[c_noise])
 
 
@@ -206,5 +206,5 @@ def to_trigflow(denoiser: Callable[..., Tensor], sigma_data: float = 0.5) -> Pre
     """
     check.function("denoiser", denoiser)
     process = TrigFlow(check.positive("sigma_data", sigma_data))
-    scalings = EDMScalings(process.sigma_data, process.t_of_sigma, sign=-1.0)
+    scalings = edm_scalings(process.sigma_data, process.t_of_sigma, sign=-1.0)
     return Prediction(denoiser, scalings, process.sigma_hat)

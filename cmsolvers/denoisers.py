@@ -23,7 +23,7 @@ from cmsolvers.preconditioning import (
     published_noise,
 )
 from cmsolvers.processes import VP, Karras, RectifiedFlow, TrigFlow
-from cmsolvers.scalings import EDMScalings, InProcess, Target
+from cmsolvers.scalings import InProcess, Target, edm_scalings
 from cmsolvers.sde import Process, maths
 
 __all__ = [
@@ -174,7 +174,7 @@ def from_trigflow(
     """
     sd = check.positive("sigma_data", sigma_data)
     handed = TrigFlow(sd).t_of_sigma if c_noise is None else noise_input("c_noise", c_noise)
-    return Preconditioned(net, EDMScalings(sd, handed, sign=-1.0), dtype=dtype)
+    return Preconditioned(net, edm_scalings(sd, handed, sign=-1.0), dtype=dtype)
 
 
 class EDM(Preconditioned):
@@ -206,7 +206,7 @@ class EDM(Preconditioned):
     ) -> None:
         self.sigma_data = check.positive("sigma_data", sigma_data)
         self.c_noise = noise_input("c_noise", c_noise)
-        super().__init__(net, EDMScalings(self.sigma_data, self.c_noise), dtype=dtype)
+        super().__init__(net, edm_scalings(self.sigma_data, self.c_noise), dtype=dtype)
 
 
 class ConsistencyFunction(Preconditioned):

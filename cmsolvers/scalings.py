@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from cmsolvers.processes.ddpm import DDPM
@@ -60,8 +61,9 @@ class InProcess:
         return self.process.network_time(level) if isinstance(self.process, DDPM) else t
 
 
-@dataclass(frozen=True)
-class EDMScalings:
+def edm_scalings(
+    sigma_data: float, c_noise: Callable[[Any], Any], sign: float = 1.0
+) -> Callable[[Any], Row]:
     """c_skip = sd^2 / (s^2 + sd^2), c_out = s sd / sqrt(s^2 + sd^2), c_in = 1 / sqrt(s^2 + sd^2).
 
     Args:
@@ -69,15 +71,11 @@ class EDMScalings:
         c_noise: of the level.
         sign: of c_out: 1 for EDM, -1 for TrigFlow, whose F is EDM's with the other sign.
     """
+    # No frozen dataclass: torch 2.11 cannot compile the making of one.
+    return partial(_edm_row, sigma_data, c_noise, sign)
 
-    sigma_data: float
-    c_noise: Callable[[Any], Any]
-    sign: float = 1.0
 
-    def __call__(self, level: Any) -> Row:
-        """The row at a level."""
-        sd = self.sigma_data
-        total = level * level + sd * sd
-        root = maths(level).sqrt(total)
-        c_out = self.sign * level * sd / root
-        return sd * sd / total, c_out, 1.0 / root, self.c_noise(level)
+def _edm_row(sd: float, c_noise: Callable[[Any], Any], sign: float, level: Any) -> Row:
+    total = level * level + sd * sd
+    root = maths(level).sqrt(total)
+    return sd * sd / total, sign * level * sd / root, 1.0 / root, c_noise(level)

@@ -237,6 +237,11 @@ def level(name: str, value: Any, x: Tensor, *, zero: bool = False) -> float | Te
         return non_negative(name, value) if zero else positive(name, value)
     if not value.dtype.is_floating_point:
         raise TypeError(f"{name} must be floating; got {value.dtype}")
+    return per_sample(name, value, x)
+
+
+def per_sample(name: str, value: Tensor, x: Tensor) -> Tensor:
+    """A tensor [] or [B] on the device of x, for state x."""
     if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != x.shape[0]):
         raise ValueError(
             f"{name} must have shape [] or [B] = [{x.shape[0]}]; got {list(value.shape)}"

@@ -37,8 +37,7 @@ class _Side:
 
     def scale(self, j: int) -> float | None:
         """c_in of evaluation j, None where the model's input is the state itself."""
-        c_in: float = self.scalings[j].c_in
-        return None if c_in == 1.0 and self._dtype is self._state_dtype else c_in
+        return models.input_scale(self.scalings[j], self._dtype, self._state_dtype)
 
     def input(self, j: int, y: Tensor) -> Tensor:
         """What the model is shown of y."""

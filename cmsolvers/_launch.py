@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from cmsolvers import _checks as check
 from cmsolvers import noise, ops
+from cmsolvers._pairing import alike
 
 NoiseSampler: TypeAlias = Callable[[float, float], Tensor]
 _NONE_BAD = torch.iinfo(torch.int64).max
@@ -125,7 +126,7 @@ class Launcher:
                 options.update(w_z=w_z, seed=self.key, stream=noise.STEPS, draw=draw)
             else:
                 self.observe(z)
-                inputs, row = _append(x, inputs, z), (*row, w_z)
+                inputs, row = alike((*inputs, z), x.dtype), (*row, w_z)
         if x0 is not None:
             options["x0"] = x0
         kept = second == "x0"
@@ -143,13 +144,6 @@ class Launcher:
         """A network's input made by itself: no second output may be in use."""
         out = self._seconds.take(()) if self._reuse else None
         return ops.scale_input(y, c_in, dtype=self._second_dtype, out=out)
-
-
-def _append(x: Tensor, inputs: Sequence[Tensor], z: Tensor) -> list[Tensor]:
-    """Inputs and noise in one dtype: that of x where they differ."""
-    if all(m.dtype is z.dtype for m in inputs):
-        return [*inputs, z]
-    return [m.to(x.dtype) for m in (*inputs, z)]
 
 
 def per_level(levels: Sequence[float], x: Tensor, dtype: torch.dtype) -> Callable[[int], Tensor]:

@@ -14,11 +14,18 @@ from cmsolvers._composed import Composed, folds
 from cmsolvers._launch import Launcher, per_level
 from cmsolvers._pairing import alike
 from cmsolvers.plan import Plan, Stage, fold, slope_basis
+from cmsolvers.preconditioning import Coefficients
 
 
 def noise_dtype(x: Tensor) -> torch.dtype:
     """Of a network's c_noise, for states like x."""
     return torch.float64 if x.dtype is torch.float64 else torch.float32
+
+
+def input_scale(scalings: Coefficients, network: torch.dtype, state: torch.dtype) -> float | None:
+    """c_in, or None where the network's input is the state itself."""
+    c_in: float = scalings.c_in
+    return None if c_in == 1.0 and network is state else c_in
 
 
 class Direct:
@@ -100,9 +107,8 @@ class Raw(Direct):
         """F at evaluation j, from the input that the step before left or one made now."""
         ready, self._ready = self._ready, None
         if ready is None:
-            c_in = self._scalings[j].c_in
-            plain = c_in == 1.0 and self._dtype is y.dtype
-            ready = y if plain else self._launcher.scaled(y, c_in)
+            c_in = input_scale(self._scalings[j], self._dtype, self._state_dtype)
+            ready = y if c_in is None else self._launcher.scaled(y, c_in)
         f = self._denoiser.network(ready, self._noise(j), **self._extra)
         return check.model_output("net", f, y)
 
@@ -211,8 +217,7 @@ class Folded(Folding, _Kept):
         self._fold([c[:2] for c in self._scalings])
 
     def _scale(self, j: int) -> float | None:
-        c_in: float = self._scalings[j].c_in
-        return None if c_in == 1.0 and self._dtype is self._state_dtype else c_in
+        return input_scale(self._scalings[j], self._dtype, self._state_dtype)
 
 
 def keeping(
@@ -226,11 +231,9 @@ def keeping(
 ) -> tuple[Tensor, Tensor]:
     """(x', m) in one launch: x' = row . (x, m, past), m = basis . (x, output)."""
     row, basis = form
-    (output,), older = outputs, past[: len(row) - 2]
-    if older and output.dtype is not older[0].dtype:
-        output = output.to(x.dtype)
+    inputs = alike((*outputs, *past[: len(row) - 2]), x.dtype)
     result: tuple[Tensor, Tensor] = launcher.step(
-        x, (output, *older), row, w_z=w_z, **how, second="x0", x0=basis
+        x, inputs, row, w_z=w_z, **how, second="x0", x0=basis
     )
     return result
 

@@ -1,4 +1,4 @@
-"""Arguments with a row a sample: two calls as one batch, and some samples of a batch."""
+"""Tensors that go together: two calls as one batch, some samples of a batch, one dtype."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cmsolvers import _checks as check
+from cmsolvers._pairing import take
 
 
 class Trace(ABC):
@@ -44,7 +45,7 @@ class Trace(ABC):
         # Detached: the derivative asked for is this one alone.
         y = x.detach().repeat_interleave(count, 0)
         level = sigma.repeat_interleave(count)
-        more = {key: _repeated(value, b, count) for key, value in extra.items()}
+        more = take(extra, b, torch.arange(b).repeat_interleave(count))
         if self._forward:
             with torch.no_grad(), forward_ad.dual_level():
                 pair = forward_ad.make_dual(y, v)  # type: ignore[no-untyped-call]
@@ -91,15 +92,3 @@ class Hutchinson(Trace):
         """D and one estimate a probe, [b, P]."""
         own = dict(extra)
         return self._products(x, sigma, own.pop(self.ARGUMENT), own)
-
-
-def _repeated(value: Any, rows: int, count: int) -> Any:
-    """Every tensor of `rows` rows in a nest of dicts, lists and tuples, each row `count` times."""
-    if isinstance(value, Tensor):
-        own = value.dim() > 0 and value.shape[0] == rows
-        return value.repeat_interleave(count, 0) if own else value
-    if isinstance(value, dict):
-        return {key: _repeated(entry, rows, count) for key, entry in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_repeated(entry, rows, count) for entry in value)
-    return value

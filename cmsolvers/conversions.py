@@ -38,13 +38,7 @@ def _time(name: str, value: Any, x: Tensor) -> Any:
         return check.finite(name, value)
     if value.dtype is torch.bool or value.dtype.is_complex:
         raise TypeError(f"{name} must hold real numbers; got {value.dtype}")
-    if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != x.shape[0]):
-        raise ValueError(
-            f"{name} must have shape [] or [B] = [{x.shape[0]}]; got {list(value.shape)}"
-        )
-    if value.device != x.device:
-        raise ValueError(f"{name} must be on the device of x, {x.device}; got {value.device}")
-    return value
+    return check.per_sample(name, value, x)
 
 
 @dataclass(frozen=True)

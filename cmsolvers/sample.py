@@ -12,6 +12,7 @@ from torch import Tensor
 from cmsolvers import _checks as check
 from cmsolvers._composed_models import model_class
 from cmsolvers._launch import BadOutputs, Launcher, NoiseSampler, Recorder, bar
+from cmsolvers._pairing import alike
 from cmsolvers._path import PathNoise
 from cmsolvers.plan import Plan
 
@@ -139,8 +140,8 @@ def run(
                         }
                     )
                 outputs += new
-                if len(outputs) > 1 and any(m.dtype is not outputs[0].dtype for m in outputs):
-                    outputs = [m.to(x.dtype) for m in outputs]
+                if len(outputs) > 1:
+                    outputs = [*alike(outputs, x.dtype)]
                 keep = past if stage is step.stages[-1] else [x, *past]
                 how = {"span": (step.sigma_hat, stage.to), "draw": i, "keep": keep}
                 y, first = model.advance(evaluation, x, stage, outputs, past, how)

@@ -69,14 +69,19 @@ class _ProcessField(Field):
         return None
 
 
-def field_of(sde: Any, extra: dict[str, Any]) -> Field:
-    """How to read this SDE; TypeError where it is none."""
+def check_sde(sde: Any) -> None:
+    """TypeError unless it has a drift and a diffusion."""
     for name in ("drift", "diffusion"):
         if not callable(getattr(sde, name, None)):
             raise TypeError(
                 f"sde must have drift(x, t) and diffusion(t); {name} is missing in "
                 f"{check.describe(sde)}"
             )
+
+
+def field_of(sde: Any, extra: dict[str, Any]) -> Field:
+    """How to read this SDE; TypeError where it is none."""
+    check_sde(sde)
     if type(sde) is ScoreSDE:
         return _ScoreField(sde, extra)
     # A process with a drift of its own means that to be called.

@@ -15,6 +15,7 @@ from cmsolvers._launch import (
     derivative,
     per_level,
 )
+from cmsolvers._pairing import alike
 from cmsolvers._time.fields import Field
 
 Weight = float | Tensor
@@ -222,16 +223,16 @@ class TimeRun:
             weights = (row[0], *kept)
         w, draw = normal or (0.0, None)
         if draw is None or not (isinstance(w, Tensor) or w):
-            return _alike(x, tensors), weights, {}
+            return alike(tensors, x.dtype), weights, {}
         if elementwise(w):
             product = w * draw.tensor(x.dtype)
             self.launcher.observe(product)
             return [m.to(x.dtype) for m in (*tensors, product)], (*weights, 1.0), {}
         if draw.fused:
-            return _alike(x, tensors), weights, {"w_z": w, "draw": draw.number}
+            return alike(tensors, x.dtype), weights, {"w_z": w, "draw": draw.number}
         z = draw.tensor(x.dtype)
         self.launcher.observe(z)
-        return _alike(x, [*tensors, z]), (*weights, w), {}
+        return alike([*tensors, z], x.dtype), (*weights, w), {}
 
     def raise_bad(self) -> None:
         """ValueError if an output was not finite; waits for the device if asked to look."""
@@ -258,10 +259,3 @@ def matched(spreads: Sequence[Weight], x: Tensor) -> list[Weight]:
 def elementwise(w: Weight) -> bool:
     """Whether this is no weight of a fused step: an entry an element, or one with a derivative."""
     return isinstance(w, Tensor) and (w.ndim > 1 or derivative(w))
-
-
-def _alike(x: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """All in one dtype: that of x where they differ."""
-    if all(m.dtype is tensors[0].dtype for m in tensors):
-        return tensors
-    return [m.to(x.dtype) for m in tensors]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import _checks as check
+from cmsolvers._launch import Recorder
 
 Mode: TypeAlias = Literal["compact", "masked"]
 
@@ -121,6 +122,22 @@ def read_settings(
         check_nan=check_nan,
         min_factor=min_factor,
     )
+
+
+def landings(
+    levels: tuple[float, ...], trajectory: Any, *, last: int = 1
+) -> tuple[tuple[float, ...], Recorder]:
+    """Where a run lands, and the recorder of the states there that are wanted.
+
+    These are the first level, the last ones, and those that a trajectory asks for in between.
+    """
+    recorder = Recorder("trajectory", trajectory, levels)
+    chosen: Collection[float] = ()
+    if recorder.wanted:
+        chosen = levels if trajectory is True else check.floats("trajectory", trajectory)
+    between = (level for level in levels[1:-last] if level in chosen)
+    visited = (levels[0], *between, *levels[-last:])
+    return visited, Recorder("trajectory", trajectory, visited)
 
 
 def fraction(name: str, value: Any) -> float:

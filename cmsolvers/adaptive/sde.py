@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from cmsolvers import _checks as check
-from cmsolvers._launch import Recorder
+from cmsolvers._time.fields import check_sde
 from cmsolvers.adaptive.control import PIControl
 from cmsolvers.adaptive.improved_euler import ImprovedEuler
 from cmsolvers.adaptive.loop import Run
-from cmsolvers.adaptive.method import Mode, fraction, read_settings, working
+from cmsolvers.adaptive.method import Mode, fraction, landings, read_settings, working
 from cmsolvers.adaptive.randomness import SampleNoise
 from cmsolvers.catalogue import described
 from cmsolvers.sde import ScoreSDE, SDELike
@@ -99,21 +99,11 @@ def adaptive_sde(
     equations" (2003), for the error of an embedded pair.
     """
     check.state("x", x)
-    for name in ("drift", "diffusion"):
-        if not callable(getattr(sde, name, None)):
-            raise TypeError(
-                f"sde must have drift(x, t) and diffusion(t); {name} is missing in "
-                f"{check.describe(sde)}"
-            )
+    check_sde(sde)
     if getattr(sde, "state_dependent", False):
         raise ValueError("sde must have a diffusion that does not depend on the state")
     times = check.times("ts", ts)
-    recorder = Recorder("trajectory", trajectory, times)
-    stops: tuple[float, ...] = (times[0], times[-1])
-    if recorder.wanted:
-        chosen = times if trajectory is True else check.floats("trajectory", trajectory)
-        stops = (times[0], *(t for t in times[1:-1] if t in chosen), times[-1])
-        recorder = Recorder("trajectory", trajectory, stops)
+    stops, recorder = landings(times, trajectory)
     settings = read_settings(
         max_steps=max_steps,
         mode=mode,

@@ -14,7 +14,7 @@ from cmsolvers._composed import all_samples
 from cmsolvers._launch import Recorder
 from cmsolvers.adaptive.control import Control
 from cmsolvers.adaptive.loop import Run
-from cmsolvers.adaptive.method import Method, Settings, Trial, working
+from cmsolvers.adaptive.method import Method, Settings, Trial, landings, working
 
 
 class SigmaMethod(Method):
@@ -75,16 +75,8 @@ def read_levels(sigmas: Any, trajectory: Any) -> Levels:
             f"sigmas must have a positive level between the first and a final 0; got {len(levels)} "
             "levels"
         )
-    recorder = Recorder("trajectory", trajectory, levels)
-    stops = levels[:-1] if denoise else levels
-    if recorder.wanted and trajectory is not True:
-        chosen = set(check.floats("trajectory", trajectory))
-        stops = (stops[0], *(s for s in stops[1:-1] if s in chosen), stops[-1])
-        visited = (*stops, 0.0) if denoise else stops
-        recorder = Recorder("trajectory", trajectory, visited)
-    elif not recorder.wanted:
-        stops = (stops[0], stops[-1])
-    return Levels(stops, denoise, recorder.wanted, recorder)
+    visited, recorder = landings(levels, trajectory, last=2 if denoise else 1)
+    return Levels(visited[:-1] if denoise else visited, denoise, recorder.wanted, recorder)
 
 
 def run_levels(

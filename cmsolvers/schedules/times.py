@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from cmsolvers import _checks as check
@@ -175,6 +174,8 @@ def beta_sigmas(
     if not isinstance(process, Process):
         raise TypeError(f"process must be a Process; got {check.describe(process)}")
     a, b = check.positive("alpha", alpha), check.positive("beta", beta)
+    from scipy.special import betaincinv  # here, because it takes longer to load than all of ours
+
     shares = torch.from_numpy(betaincinv(a, b, 1.0 - ramp(n).numpy()))
     first, last = process.t_max, process.t_min
     levels = process.sigma_hat(last + shares * (first - last))

@@ -1,9 +1,10 @@
 """Solvers and losses for score-based generative models and consistency models."""
 
-from cmsolvers.adaptive import SolverError, adaptive_sde, dpm_adaptive, rk_pf_ode
-from cmsolvers.denoisers import ConsistencyFunction
+from cmsolvers.denoisers import ConsistencyFunction, oracles
+from cmsolvers.engine.adaptive import AdaptiveInfo, SolverError
 from cmsolvers.ops import build_info
 from cmsolvers.processes import DDPM, VE, VP, Karras, RectifiedFlow, SubVP, TrigFlow
+from cmsolvers.processes.sde import SDE
 from cmsolvers.schedules import (
     beta_sigmas,
     cosine_sigmas,
@@ -14,14 +15,15 @@ from cmsolvers.schedules import (
     polyexponential_sigmas,
     vp_sigmas,
 )
-from cmsolvers.sde import SDE
 from cmsolvers.solvers import (
+    adaptive_sde,
     consistency_sample,
     ddim,
     ddpm_ancestral,
     deis,
     dpm_2,
     dpm_2_ancestral,
+    dpm_adaptive,
     dpm_fast,
     dpmpp_2m,
     dpmpp_2m_sde,
@@ -37,6 +39,7 @@ from cmsolvers.solvers import (
     milstein,
     predictor_corrector,
     restart,
+    rk_pf_ode,
     sra1,
     stochastic_heun,
     unipc,
@@ -45,6 +48,7 @@ from cmsolvers.solvers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveInfo",
     "DDPM",
     "SDE",
     "VE",
@@ -83,6 +87,7 @@ __all__ = [
     "karras_sigmas",
     "lms",
     "milstein",
+    "oracles",
     "polyexponential_sigmas",
     "predictor_corrector",
     "restart",

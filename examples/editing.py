@@ -27,9 +27,9 @@ from cmsolvers import (
     noise,
     ops,
 )
-from cmsolvers.editing import Colorize, Inpaint, Operator, SuperResolve, denoise, edit, stroke
-from cmsolvers.interpolation import interpolate
-from cmsolvers.report import digits, style
+from cmsolvers.demo import digits, style
+from cmsolvers.tasks.editing import Colorize, Inpaint, Operator, SuperResolve, denoise, edit, stroke
+from cmsolvers.tasks.interpolation import interpolate
 from cmsolvers.training.images import Scale
 from cmsolvers.training.recipes import (
     Model,

@@ -7,9 +7,9 @@ from scipy.integrate import solve_ivp
 
 import cmsolvers as cm
 from cmsolvers import noise
-from cmsolvers.adaptive import adaptive_sde, dpm_adaptive, rk_pf_ode
-from cmsolvers.adaptive.tableaux import TABLEAUX
-from cmsolvers.oracles import Gaussian, GaussianMixture
+from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
+from cmsolvers.engine.adaptive.tableaux import TABLEAUX
+from cmsolvers.solvers import adaptive_sde, dpm_adaptive, rk_pf_ode
 
 F64 = torch.float64
 FIRST, LAST = 10.0, 0.1

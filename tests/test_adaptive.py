@@ -25,11 +25,11 @@ from exact import assert_same_bits, threads
 from scipy.integrate import solve_ivp
 
 from cmsolvers import noise
-from cmsolvers._norms import root_mean_square
-from cmsolvers.adaptive import dpm_adaptive, rk_pf_ode
-from cmsolvers.adaptive import runge_kutta as runge_kutta_module
-from cmsolvers.adaptive.tableaux import TABLEAUX
-from cmsolvers.oracles import GaussianMixture
+from cmsolvers.denoisers.oracles import GaussianMixture
+from cmsolvers.engine.adaptive import runge_kutta as runge_kutta_module
+from cmsolvers.engine.adaptive.tableaux import TABLEAUX
+from cmsolvers.ops.norms import root_mean_square
+from cmsolvers.solvers import dpm_adaptive, rk_pf_ode
 
 
 def rk_by_the_book(table, denoiser, x, first, last, *, rtol, atol, h, pcoeff=0.2, icoeff=0.65):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import cmsolvers as cm
-from cmsolvers.adaptive import adaptive_sde, dpm_adaptive, rk_pf_ode
-from cmsolvers.oracles import Gaussian
+from cmsolvers.denoisers.oracles import Gaussian
+from cmsolvers.solvers import adaptive_sde, dpm_adaptive, rk_pf_ode
 
 DATA = Gaussian(0.5)
 SIGMAS = [10.0, 1.0, 0.1]

@@ -9,10 +9,10 @@ import torch
 from adaptive_cases import F64, FIRST, GAUSSIAN, LAST, START, slope, worst
 from scipy.integrate import RK23, RK45
 
-from cmsolvers.adaptive.dpm import DPMSolver
-from cmsolvers.adaptive.method import Trial
-from cmsolvers.adaptive.runge_kutta import RungeKutta
-from cmsolvers.adaptive.tableaux import BOSH32, DOPRI54, TABLEAUX, Tableau, rooted_trees
+from cmsolvers.engine.adaptive.method import Trial
+from cmsolvers.engine.adaptive.runge_kutta import RungeKutta
+from cmsolvers.engine.adaptive.tableaux import BOSH32, DOPRI54, TABLEAUX, Tableau, rooted_trees
+from cmsolvers.solvers.dpm_adaptive import DPMSolver
 
 
 def test_there_are_as_many_trees_as_there_should_be():

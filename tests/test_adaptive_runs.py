@@ -24,8 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cmsolvers as cm
 from cmsolvers import noise
-from cmsolvers.adaptive import SolverError, adaptive_sde, dpm_adaptive, rk_pf_ode
-from cmsolvers.adaptive.rk import solve
+from cmsolvers.engine.adaptive import SolverError
+from cmsolvers.solvers import adaptive_sde, dpm_adaptive, rk_pf_ode
+from cmsolvers.solvers.rk_pf_ode import solve
 
 some_solvers = pytest.mark.parametrize(
     "name", ["heun21-sigma", "dopri54-log_sigma", "dpm2", "dpm3"]

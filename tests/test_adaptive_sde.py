@@ -8,8 +8,8 @@ from adaptive_cases import F64, FIRST, LAST, MIXTURE, MODES, START, slope, worst
 
 import cmsolvers as cm
 from cmsolvers import noise
-from cmsolvers.adaptive import adaptive_sde, dpm_adaptive
-from cmsolvers.oracles import Gaussian
+from cmsolvers.denoisers.oracles import Gaussian
+from cmsolvers.solvers import adaptive_sde, dpm_adaptive
 
 
 def test_ancestral_steps_keep_the_law():

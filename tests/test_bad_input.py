@@ -14,7 +14,7 @@ import torch
 
 import cmsolvers as cm
 from cmsolvers import denoisers, noise, ops
-from cmsolvers.oracles import DataSet, Gaussian, GaussianMixture
+from cmsolvers.denoisers.oracles import DataSet, Gaussian, GaussianMixture
 
 F64, NAN, INF = torch.float64, math.nan, math.inf
 DATA = Gaussian(0.5)

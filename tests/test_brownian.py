@@ -153,7 +153,7 @@ class TestValues:
         assert (shifted - expected[5]).abs().max() > 0.1  # negative control
 
     def test_stream(self):
-        from cmsolvers import _brownian
+        from cmsolvers.noise import brownian as _brownian
 
         assert _brownian.STREAM == noise.BROWNIAN == 2
 

@@ -9,9 +9,9 @@ from test_orders import FIRST, LAST, assert_order, grid
 
 import cmsolvers as cm
 from cmsolvers import denoisers, noise
-from cmsolvers._path import PathNoise
-from cmsolvers.oracles import Gaussian, GaussianMixture
-from cmsolvers.plan import make_plan
+from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
+from cmsolvers.engine.path_noise import PathNoise
+from cmsolvers.engine.plan import make_plan
 from cmsolvers.solvers.dpmpp_sde import SinglestepStages
 
 F64 = torch.float64

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import cmsolvers as cm
-from cmsolvers import conversions as to
 from cmsolvers import denoisers as de
-from cmsolvers.catalogue import SOLVERS
-from cmsolvers.oracles import Gaussian
+from cmsolvers.denoisers import conversions as to
+from cmsolvers.denoisers.oracles import Gaussian
+from cmsolvers.engine.catalogue import SOLVERS
 from cmsolvers.processes import DDPM, VE, VP, Karras, RectifiedFlow, SubVP, TrigFlow
 
 F64 = torch.float64

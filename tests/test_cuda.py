@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import cmsolvers
-from cmsolvers import catalogue, noise, ops
+from cmsolvers import noise, ops
+from cmsolvers.engine import catalogue
 from cmsolvers.ops import reference
 from cmsolvers.ops.noise_sum import noise_sum
 

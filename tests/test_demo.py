@@ -19,8 +19,8 @@ pytest.importorskip("matplotlib")
 
 import cmsolvers
 from cmsolvers import cli
-from cmsolvers.report import DemoSettings, digits, run_demo
-from cmsolvers.report.methods import METHODS
+from cmsolvers.demo import DemoSettings, digits, run_demo
+from cmsolvers.demo.methods import METHODS
 
 SETTINGS = DemoSettings.tiny(seed=3)
 

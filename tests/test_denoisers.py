@@ -8,7 +8,7 @@ import torch
 import cmsolvers as cm
 from cmsolvers import denoisers
 from cmsolvers.denoisers import EDM, ConsistencyFunction
-from cmsolvers.oracles import Gaussian
+from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.processes import DDPM, RectifiedFlow, TrigFlow
 
 DATA = Gaussian(0.6, 0.3)

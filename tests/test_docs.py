@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import cmsolvers
-from cmsolvers import catalogue
+from cmsolvers.engine import catalogue
 
 DOCS = Path(__file__).parents[1] / "docs"
 MARKS = "<!-- solvers -->\n", "\n<!-- /solvers -->"

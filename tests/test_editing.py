@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import cmsolvers as cm
-from cmsolvers import editing, noise
-from cmsolvers.clipping import clipped
+from cmsolvers import noise
 from cmsolvers.denoisers import EDM, ConsistencyFunction
-from cmsolvers.editing import (
+from cmsolvers.denoisers.clipping import clipped
+from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
+from cmsolvers.tasks import editing
+from cmsolvers.tasks.editing import (
     Colorize,
     Inpaint,
     SuperResolve,
@@ -22,8 +24,7 @@ from cmsolvers.editing import (
     edit,
     stroke,
 )
-from cmsolvers.interpolation import interpolate, slerp
-from cmsolvers.oracles import Gaussian, GaussianMixture
+from cmsolvers.tasks.interpolation import interpolate, slerp
 
 F64 = torch.float64
 SHAPE = (3, 3, 6, 4)

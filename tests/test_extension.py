@@ -15,7 +15,8 @@ from torch._subclasses import FakeTensorMode
 
 import cmsolvers
 from cmsolvers import noise, ops
-from cmsolvers.ops import binary, checks
+from cmsolvers.ops import arguments as checks
+from cmsolvers.ops import binary
 from cmsolvers.ops.binary import C
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,15 +10,15 @@ from algorithms.row import SEED, Path, fresh
 
 import cmsolvers as cm
 from cmsolvers import noise, ops
-from cmsolvers._composed_models import model_class
-from cmsolvers.clipping import clipped, thresholded
 from cmsolvers.denoisers import EDM, ConsistencyFunction, from_eps
-from cmsolvers.editing import Inpaint, conditioned
-from cmsolvers.guidance import autoguided, guided
-from cmsolvers.likelihood import log_likelihood
-from cmsolvers.oracles import Gaussian
-from cmsolvers.plan import fold, make_plan
+from cmsolvers.denoisers.clipping import clipped, thresholded
+from cmsolvers.denoisers.guidance import autoguided, guided
+from cmsolvers.denoisers.oracles import Gaussian
+from cmsolvers.engine.composed_models import model_class
+from cmsolvers.engine.plan import fold, make_plan
 from cmsolvers.solvers.heun import heun_stages
+from cmsolvers.tasks.editing import Inpaint, conditioned
+from cmsolvers.tasks.likelihood import log_likelihood
 
 F64 = torch.float64
 SIGMAS = cm.karras_sigmas(6, 0.05, 20.0)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cmsolvers import denoisers, noise
-from cmsolvers.adaptive import SolverError
-from cmsolvers.likelihood import bits_per_dim, log_likelihood
-from cmsolvers.oracles import Gaussian, GaussianMixture
+from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
+from cmsolvers.engine.adaptive import SolverError
+from cmsolvers.tasks.likelihood import bits_per_dim, log_likelihood
 
 F64 = torch.float64
 SIGMAS = [80.0, 0.05]
@@ -86,7 +86,7 @@ def test_error_bars_shrink_with_the_root_of_the_probes():
 def test_reused_probes_would_not_be_errors_at_all():
     """Control: with one probe for all, the spread that the error bar is made of vanishes."""
     same = torch.ones(4, 1, 2, 2, dtype=F64).expand(4, 5, 2, 2)
-    import cmsolvers.likelihood as module
+    import cmsolvers.tasks.likelihood as module
 
     patch = pytest.MonkeyPatch()
     patch.setattr(module, "_probes", lambda *_: same)

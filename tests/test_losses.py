@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cmsolvers import losses, noise
 from cmsolvers.denoisers import EDM, ConsistencyFunction
-from cmsolvers.oracles import Gaussian, GaussianMixture
+from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
 from cmsolvers.schedules import karras_sigmas
 
 SIGMA_MIN = 0.002

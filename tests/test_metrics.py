@@ -9,7 +9,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from cmsolvers import metrics, noise
+from cmsolvers import noise
+from cmsolvers.tasks import metrics
 
 
 def features(n: int, d: int, seed: int) -> torch.Tensor:

@@ -17,8 +17,8 @@ from test_orders import (
 )
 
 import cmsolvers as cm
-from cmsolvers.oracles import Gaussian
-from cmsolvers.plan import Stage
+from cmsolvers.denoisers.oracles import Gaussian
+from cmsolvers.engine.plan import Stage
 from cmsolvers.solvers import exponential
 from cmsolvers.solvers.deis import IPNDMStages
 from cmsolvers.solvers.dpmpp import dpmpp_2m_stages

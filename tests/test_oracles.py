@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cmsolvers.oracles import DataSet, Gaussian, GaussianMixture
+from cmsolvers.denoisers.oracles import DataSet, Gaussian, GaussianMixture
 
 F64 = torch.float64
 POINTS = torch.tensor([[-1.0, 0.5], [0.3, 0.1], [1.2, -0.7], [1.25, -0.7]], dtype=F64)

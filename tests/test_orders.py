@@ -10,9 +10,9 @@ from algorithms import TABLE
 from scipy.integrate import solve_ivp
 
 import cmsolvers as cm
-from cmsolvers.oracles import Gaussian, GaussianMixture
-from cmsolvers.plan import Stage, make_plan
-from cmsolvers.sample import run
+from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
+from cmsolvers.engine.plan import Stage, make_plan
+from cmsolvers.engine.run import run
 from cmsolvers.solvers.ddim import AncestralStages
 from cmsolvers.solvers.dpm import dpm_2_stages
 from cmsolvers.solvers.dpm_fast import dpm_3_stages

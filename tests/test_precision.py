@@ -7,8 +7,8 @@ import torch
 
 import cmsolvers as cm
 from cmsolvers.cli import main
-from cmsolvers.report import precision
-from cmsolvers.report.precision import FIRST, LAST, Problem
+from cmsolvers.demo import precision
+from cmsolvers.demo.precision import FIRST, LAST, Problem
 
 
 @pytest.fixture(scope="module")

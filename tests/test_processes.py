@@ -9,7 +9,7 @@ import torch
 from scipy.integrate import quad, solve_ivp
 
 import cmsolvers as cm
-from cmsolvers.oracles import Gaussian
+from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.processes import DDPM, RectifiedFlow, TrigFlow
 
 PROCESSES = [

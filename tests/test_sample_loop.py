@@ -11,9 +11,9 @@ import torch
 import cmsolvers as cm
 from cmsolvers import denoisers, noise
 from cmsolvers.denoisers import EDM, ConsistencyFunction
-from cmsolvers.oracles import Gaussian
-from cmsolvers.plan import Churn, Stage, fold, make_plan
-from cmsolvers.sample import run
+from cmsolvers.denoisers.oracles import Gaussian
+from cmsolvers.engine.plan import Churn, Stage, fold, make_plan
+from cmsolvers.engine.run import run
 from cmsolvers.solvers.heun import heun_stages
 
 F64 = torch.float64

@@ -12,8 +12,8 @@ from test_sde_solvers import F64, SEED, close, latent, two_normals, z
 
 import cmsolvers as cm
 from cmsolvers import noise, ops
-from cmsolvers._norms import sums_of_squares
-from cmsolvers.oracles import Gaussian
+from cmsolvers.denoisers.oracles import Gaussian
+from cmsolvers.ops.norms import sums_of_squares
 from cmsolvers.solvers.milstein import milstein
 from cmsolvers.solvers.predictor_corrector import predictor_corrector
 from cmsolvers.solvers.sra1 import sra1

@@ -14,7 +14,7 @@ from test_orders import F64, FIRST, LAST, assert_order, grid
 
 import cmsolvers as cm
 from cmsolvers import noise
-from cmsolvers.oracles import Gaussian, GaussianMixture
+from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
 from cmsolvers.solvers.milstein import milstein
 from cmsolvers.solvers.predictor_corrector import predictor_corrector
 from cmsolvers.solvers.sra1 import sra1

@@ -8,8 +8,8 @@ import torch
 import cmsolvers as cm
 from cmsolvers import noise
 from cmsolvers.denoisers import ConsistencyFunction
-from cmsolvers.oracles import Gaussian
-from cmsolvers.search import greedy_sigmas
+from cmsolvers.denoisers.oracles import Gaussian
+from cmsolvers.tasks.search import greedy_sigmas
 
 F64 = torch.float64
 N, END, TOP = 4000, 0.002, 80.0

@@ -9,8 +9,9 @@ from algorithms.restart import restart_algorithm_1
 from algorithms.row import SEED, Path, fresh
 
 import cmsolvers as cm
-from cmsolvers import catalogue, denoisers, noise
-from cmsolvers.oracles import Gaussian, GaussianMixture
+from cmsolvers import denoisers, noise
+from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
+from cmsolvers.engine import catalogue
 
 F64 = torch.float64
 SIGMAS = cm.karras_sigmas(9, 0.01, 20.0)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from cmsolvers import cli, noise, training
 from cmsolvers.schedules import karras_sigmas
-from cmsolvers.training import loop, recipes
+from cmsolvers.training import recipes
+from cmsolvers.training import trainer as loop
 from cmsolvers.training.images import Scale, load_images
-from cmsolvers.training.loop import Trainer, TrainingSettings
+from cmsolvers.training.trainer import Trainer, TrainingSettings
 
 # --- curricula -----------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmsolvers import _checks as check
+from cmsolvers import checks as check
 from cmsolvers import noise, ops
 from cmsolvers.losses import _common as common
 from cmsolvers.losses.distances import Distance, get_distance

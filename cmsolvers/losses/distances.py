@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from cmsolvers import _checks as check
+from cmsolvers import checks as check
 
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from cmsolvers.ops.checks import check_state, check_weight
+from cmsolvers.ops.arguments import check_state, check_weight
 from cmsolvers.ops.keys import SeedLike
 from cmsolvers.ops.rules import (
     CONSISTENCY,

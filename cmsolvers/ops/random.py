@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers.ops import reference
-from cmsolvers.ops.checks import PRECISION
+from cmsolvers.ops.arguments import PRECISION
 from cmsolvers.ops.keys import Key, SeedLike, check_place, resolve
 from cmsolvers.ops.step import weighted_step
 

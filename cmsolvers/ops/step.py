@@ -11,14 +11,14 @@ from torch.autograd import forward_ad
 
 from cmsolvers.ops import autograd as _autograd  # noqa: F401  (registers the derivatives)
 from cmsolvers.ops import reference
-from cmsolvers.ops.binary import C
-from cmsolvers.ops.checks import (
+from cmsolvers.ops.arguments import (
     PRECISION,
     check_outputs,
     check_state,
     check_weight,
     second_dtype_for,
 )
+from cmsolvers.ops.binary import C
 from cmsolvers.ops.keys import Key, SeedLike, check_place, resolve
 from cmsolvers.ops.rules import EULER_MARUYAMA, FOLDED, WEIGHTS, Weight, folded, split
 

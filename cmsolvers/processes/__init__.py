@@ -7,6 +7,6 @@ its shape back.
 from cmsolvers.processes.continuous import VE, VP, Karras, SubVP
 from cmsolvers.processes.ddpm import DDPM
 from cmsolvers.processes.flows import RectifiedFlow, TrigFlow
-from cmsolvers.sde import Process
+from cmsolvers.processes.sde import Process
 
 __all__ = ["DDPM", "VE", "VP", "Karras", "Process", "RectifiedFlow", "SubVP", "TrigFlow"]

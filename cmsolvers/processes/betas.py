@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cmsolvers import _checks as check
+from cmsolvers import checks as check
 
 _ENDS = {"linear": (1e-4, 0.02), "scaled_linear": (8.5e-4, 0.012)}
 _OFFSET = 0.008  # s of the cosine schedule

@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from cmsolvers import _checks as check
-from cmsolvers.sde import Process, Time, exact, maths
+from cmsolvers import checks as check
+from cmsolvers.processes.sde import Process, Time, exact, maths
 
 _TINY = sys.float_info.min
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmsolvers import _checks as check
+from cmsolvers import checks as check
 from cmsolvers.processes.betas import betas_of, levels_of, spaced
 from cmsolvers.processes.flows import ratio
-from cmsolvers.sde import Process, Time, exact, maths
+from cmsolvers.processes.sde import Process, Time, exact, maths
 
 
 class _Table(NamedTuple):

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from cmsolvers import _checks as check
-from cmsolvers.sde import Process, Time, exact, maths
+from cmsolvers import checks as check
+from cmsolvers.processes.sde import Process, Time, exact, maths
 
 
 def ratio(over: Any, under: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cmsolvers import _checks as check
+from cmsolvers import checks as check
 
 
 def bounds(n: int, sigma_min: float, sigma_max: float) -> tuple[int, float, float]:

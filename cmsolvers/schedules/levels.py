@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from cmsolvers import _checks as check
+from cmsolvers import checks as check
 from cmsolvers.schedules.grids import bounds, finish, ramp
 
 

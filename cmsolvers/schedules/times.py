@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmsolvers import _checks as check
+from cmsolvers import checks as check
 from cmsolvers.processes.ddpm import DDPM
+from cmsolvers.processes.sde import Process, exact
 from cmsolvers.schedules.grids import bounds, finish, ramp
-from cmsolvers.sde import Process, exact
 
 
 def cosine_sigmas(

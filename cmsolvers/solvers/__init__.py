@@ -1,10 +1,11 @@
 """Samplers: each a formula, a citation and weights."""
 
+from cmsolvers.solvers.adaptive_sde import adaptive_sde
 from cmsolvers.solvers.ancestral import euler_ancestral
-from cmsolvers.solvers.consistency import consistency_sample
 from cmsolvers.solvers.ddim import ddim, ddpm_ancestral
 from cmsolvers.solvers.deis import deis, ipndm
 from cmsolvers.solvers.dpm import dpm_2, dpm_2_ancestral
+from cmsolvers.solvers.dpm_adaptive import dpm_adaptive
 from cmsolvers.solvers.dpm_fast import dpm_fast
 from cmsolvers.solvers.dpmpp import dpmpp_2m
 from cmsolvers.solvers.dpmpp_2s import dpmpp_2s_ancestral
@@ -14,19 +15,23 @@ from cmsolvers.solvers.euler_maruyama import euler_maruyama
 from cmsolvers.solvers.heun import heun_pf_ode
 from cmsolvers.solvers.lms import lms
 from cmsolvers.solvers.milstein import milstein
+from cmsolvers.solvers.multistep_consistency import consistency_sample
 from cmsolvers.solvers.predictor_corrector import predictor_corrector
 from cmsolvers.solvers.restart import restart
+from cmsolvers.solvers.rk_pf_ode import rk_pf_ode
 from cmsolvers.solvers.sra1 import sra1
 from cmsolvers.solvers.stochastic_heun import stochastic_heun
 from cmsolvers.solvers.unipc import unipc
 
 __all__ = [
+    "adaptive_sde",
     "consistency_sample",
     "ddim",
     "ddpm_ancestral",
     "deis",
     "dpm_2",
     "dpm_2_ancestral",
+    "dpm_adaptive",
     "dpm_fast",
     "dpmpp_2m",
     "dpmpp_2m_sde",
@@ -42,6 +47,7 @@ __all__ = [
     "milstein",
     "predictor_corrector",
     "restart",
+    "rk_pf_ode",
     "sra1",
     "stochastic_heun",
     "unipc",

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from cmsolvers import _checks as check
-from cmsolvers.catalogue import described
-from cmsolvers.plan import Stage, make_plan
-from cmsolvers.sample import Options, run, sampler
+from cmsolvers import checks as check
+from cmsolvers.engine.catalogue import described
+from cmsolvers.engine.plan import Stage, make_plan
+from cmsolvers.engine.run import Options, run, sampler
 from cmsolvers.solvers.ancestral import Ancestral
 from cmsolvers.solvers.euler import churn_of, euler_stages
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from cmsolvers._time.loop import integrate
-from cmsolvers.catalogue import described
-from cmsolvers.sample import Options, sampler
-from cmsolvers.sde import SDELike
+from cmsolvers.engine.catalogue import described
+from cmsolvers.engine.run import Options, sampler
+from cmsolvers.engine.time_loop import integrate
+from cmsolvers.processes.sde import SDELike
 from cmsolvers.solvers.stochastic_rk import Scheme
 
 if TYPE_CHECKING:

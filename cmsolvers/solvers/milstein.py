@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cmsolvers import _checks as check
-from cmsolvers._time.loop import integrate
-from cmsolvers._time.run import TimeRun
-from cmsolvers.catalogue import described
-from cmsolvers.sample import Options, sampler
-from cmsolvers.sde import SDELike
+from cmsolvers import checks as check
+from cmsolvers.engine.catalogue import described
+from cmsolvers.engine.run import Options, sampler
+from cmsolvers.engine.time_loop import integrate
+from cmsolvers.engine.time_run import TimeRun
+from cmsolvers.processes.sde import SDELike
 from cmsolvers.solvers.euler_maruyama import EULER_MARUYAMA
 
 if TYPE_CHECKING:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from cmsolvers import _checks as check
-from cmsolvers._launch import derivative
-from cmsolvers._norms import sums_of_squares
-from cmsolvers._time.loop import integrate
-from cmsolvers._time.run import Draw, TimeRun
-from cmsolvers.catalogue import described
-from cmsolvers.sample import Options, sampler
-from cmsolvers.sde import Process, ScoreSDE
+from cmsolvers import checks as check
+from cmsolvers.engine.catalogue import described
+from cmsolvers.engine.launch import derivative
+from cmsolvers.engine.run import Options, sampler
+from cmsolvers.engine.time_loop import integrate
+from cmsolvers.engine.time_run import Draw, TimeRun
+from cmsolvers.ops.norms import sums_of_squares
+from cmsolvers.processes.sde import Process, ScoreSDE
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
-from cmsolvers import _checks as check
-from cmsolvers.catalogue import described
-from cmsolvers.plan import Plan, Step, check_range
-from cmsolvers.sample import Options, run, sampler
+from cmsolvers import checks as check
+from cmsolvers.engine.catalogue import described
+from cmsolvers.engine.plan import Plan, Step, check_range
+from cmsolvers.engine.run import Options, run, sampler
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.solvers.heun import heun_stages
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from cmsolvers import _checks as check
+from cmsolvers import checks as check
 from cmsolvers import noise, ops
-from cmsolvers._launch import NoiseSampler
-from cmsolvers._time.loop import integrate
-from cmsolvers._time.run import Draw, TimeRun, matched
-from cmsolvers.catalogue import described
-from cmsolvers.sample import Options, sampler
-from cmsolvers.sde import SDELike
+from cmsolvers.engine.catalogue import described
+from cmsolvers.engine.launch import NoiseSampler
+from cmsolvers.engine.run import Options, sampler
+from cmsolvers.engine.time_loop import integrate
+from cmsolvers.engine.time_run import Draw, TimeRun, matched
+from cmsolvers.processes.sde import SDELike
 from cmsolvers.solvers.stochastic_rk import Scheme
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cmsolvers._time.run import TimeRun, Weight, matched
+from cmsolvers.engine.time_run import TimeRun, Weight, matched
 
 _TOLERANCE = 1e-14
 

@@ -9,8 +9,8 @@ from cmsolvers.training.curricula import (
     ict_discretization,
 )
 from cmsolvers.training.ema import EMA
-from cmsolvers.training.levels import LogNormal, LogNormalPairs, UniformPairs
-from cmsolvers.training.loop import Trainer, TrainingSettings
+from cmsolvers.training.level_distributions import LogNormal, LogNormalPairs, UniformPairs
+from cmsolvers.training.trainer import Trainer, TrainingSettings
 
 __all__ = [
     "EMA",

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cmsolvers import _checks as check
+from cmsolvers import checks as check
 
 FORMAT = "cmsolvers-1"
 

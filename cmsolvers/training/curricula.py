@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from cmsolvers import _checks as check
+from cmsolvers import checks as check
 
 
 def _step(k: int, total: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from cmsolvers import _checks as check
+from cmsolvers import checks as check
 
 
 class EMA:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmsolvers import _checks as check
+from cmsolvers import checks as check
 
 
 class LevelEmbedding(nn.Module):

@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cmsolvers import _checks as check
+from cmsolvers import checks as check
 from cmsolvers.denoisers import EDM, ConsistencyFunction, Preconditioned
 from cmsolvers.losses import (
     consistency_distillation,
@@ -38,9 +38,9 @@ from cmsolvers.training.checkpoint import read_checkpoint
 from cmsolvers.training.curricula import doubling_discretization
 from cmsolvers.training.ema import EMA
 from cmsolvers.training.images import SIGMA_DATA
-from cmsolvers.training.levels import LogNormal, LogNormalPairs, UniformPairs
-from cmsolvers.training.loop import Trainer, TrainingSettings
+from cmsolvers.training.level_distributions import LogNormal, LogNormalPairs, UniformPairs
 from cmsolvers.training.networks import build_network
+from cmsolvers.training.trainer import Trainer, TrainingSettings
 
 KINDS = ("score", "cd", "ct")
 

@@ -1,0 +1,244 @@
+"""The main job: train, distil, sample, judge, and leave a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cmsolvers import checks as check
+from cmsolvers.demo import digits, jobs
+from cmsolvers.demo.judge import Judge
+from cmsolvers.demo.methods import BY_KEY, METHODS
+from cmsolvers.demo.settings import SHAPE, DemoSettings, Files, targets
+from cmsolvers.ops import build_info
+from cmsolvers.training.recipes import load_model
+
+REPEATED = (("heun", 18), ("cd", 1), ("cd", 2), ("ct", 1), ("ct", 2))
+
+
+def run_demo(
+    out: str | os.PathLike[str],
+    settings: DemoSettings | None = None,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    report: bool = True,
+) -> dict[str, Any]:
+    """Train on the digits of scikit-learn, sample, measure, and leave a report in `out`.
+
+    Args:
+        out: folder for the results; it is made where it is missing.
+        settings: what decides the numbers; None is the full demo with seed 0.
+        workers: processes side by side, one thread each; None is 2, or 1 on a single core. It
+            changes the time only.
+        progress: show progress bars.
+        report: draw the pictures and write report.html.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        TypeError: settings or workers of the wrong kind.
+        ValueError: workers below 1.
+    """
+    settings = DemoSettings() if settings is None else settings
+    if workers is None:
+        workers = min(2, os.cpu_count() or 1)
+    check.count("workers", workers)
+    files = Files(Path(out))
+    files.folder.mkdir(parents=True, exist_ok=True)
+    clock = _Clock()
+    with jobs.one_thread(), jobs.Workers(workers) as pool:
+        outcome = _train(pool, files, settings, progress)
+        clock.lap("training")
+        levels = _search(pool, files, settings)
+        clock.lap("search for levels")
+        samples, costs, repeats = _sample(pool, files, settings, levels, progress)
+        clock.lap("sampling")
+        results = _judge(files, settings, levels, samples, costs, repeats)
+        clock.lap("judging")
+        seconds = {f"{key} {steps}": cost[1] for (key, steps), cost in costs.items()}
+        if report:
+            _draw(files, settings, results, seconds, samples, outcome, costs)
+            clock.lap("pictures")
+    (files.folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+    timings = {
+        "training": {kind: outcome[kind]["seconds"] for kind in outcome},
+        "samplers": seconds,
+        "parts": clock.parts,
+    }
+    (files.folder / "timings.json").write_text(json.dumps(timings, indent=2) + "\n")
+    return results
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.parts[name], self._last = now - self._last, now
+
+
+def _train(
+    pool: jobs.Workers, files: Files, settings: DemoSettings, progress: bool
+) -> dict[str, Any]:
+    outcome: dict[str, Any] = {}
+    work = [
+        (jobs.train_score_and_distil, files, settings, progress),
+        (jobs.train_judge_and_consistency, files, settings, progress),
+    ]
+    for _, part in pool.run(work):
+        outcome |= part
+    return {kind: outcome[kind] for kind in ("classifier", "score", "cd", "ct")}
+
+
+def _search(
+    pool: jobs.Workers, files: Files, settings: DemoSettings
+) -> dict[str, list[list[float]]]:
+    kinds = ("cd", "ct")
+    work = [(jobs.search_levels, files, kind, settings) for kind in kinds]
+    found = dict(pool.run(work))
+    return {kind: found[i] for i, kind in enumerate(kinds)}
+
+
+def _sample(
+    pool: jobs.Workers,
+    files: Files,
+    settings: DemoSettings,
+    levels: dict[str, list[list[float]]],
+    progress: bool,
+) -> tuple[
+    dict[tuple[str, int], Tensor],
+    dict[tuple[str, int], tuple[int, float]],
+    dict[tuple[str, int], list[Tensor]],
+]:
+    """Samples of every method, (NFE, seconds), and samples of further seeds for some."""
+    wanted = [(m.key, steps, settings.seed) for m in METHODS for steps in m.steps]
+    wanted += [
+        (key, steps, settings.seed + k) for key, steps in REPEATED for k in range(1, settings.seeds)
+    ]
+    work = []
+    for key, steps, seed in wanted:
+        kind = BY_KEY[key].model
+        chosen = levels[kind][steps - 1] if kind in levels else None
+        work.append((jobs.sample, files, key, kind, steps, settings.samples, seed, chosen))
+    done: dict[int, Any] = {}
+    bar = tqdm(total=len(work), desc="sampling", unit="run", disable=not progress)
+    with bar:
+        for i, result in pool.run(work):
+            done[i] = result
+            bar.update()
+    samples: dict[tuple[str, int], Tensor] = {}
+    costs: dict[tuple[str, int], tuple[int, float]] = {}
+    repeats: dict[tuple[str, int], list[Tensor]] = {}
+    for i, (key, steps, seed) in enumerate(wanted):
+        array, nfe, seconds = done[i]
+        if seed == settings.seed:
+            samples[key, steps], costs[key, steps] = jobs.as_tensor(array), (nfe, seconds)
+        if (key, steps) in REPEATED:
+            repeats.setdefault((key, steps), []).append(jobs.as_tensor(array))
+    return samples, costs, repeats
+
+
+def _judge(
+    files: Files,
+    settings: DemoSettings,
+    levels: dict[str, list[list[float]]],
+    samples: dict[tuple[str, int], Tensor],
+    costs: dict[tuple[str, int], tuple[int, float]],
+    repeats: dict[tuple[str, int], list[Tensor]],
+) -> dict[str, Any]:
+    data = digits.load()
+    judge = Judge.load(files.model("classifier"), data)
+    rows = [
+        {
+            "method": key,
+            "steps": steps,
+            "nfe": costs[key, steps][0],
+            "levels": levels[key][steps - 1] if key in levels else None,
+            **judge.numbers(x),
+        }
+        for (key, steps), x in samples.items()
+    ]
+    network = load_model(files.model("score")).network
+    results: dict[str, Any] = {
+        "about": {
+            "version": build_info()["version"],
+            "torch": torch.__version__,
+            "shape": list(SHAPE),
+            "train": len(data.train),
+            "held_out": len(data.held),
+            "parameters": sum(p.numel() for p in network.parameters()),
+        },
+        "settings": asdict(settings),
+        "real": judge.baseline(),
+        "levels": levels,
+        "samplers": rows,
+        "seeds": {
+            f"{key} {steps}": _spread([judge.frechet(x) for x in runs])
+            for (key, steps), runs in repeats.items()
+        },
+    }
+    results["targets"] = targets(results)
+    return dict(_rounded(results))
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    values_ = torch.tensor(values, dtype=torch.float64)
+    deviation = float(values_.std()) if len(values) > 1 else 0.0
+    return {"frechet": list(values), "mean": float(values_.mean()), "std": deviation}
+
+
+def _rounded(value: Any) -> Any:
+    """Every float to 6 significant digits, for reading."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(entry) for entry in value]
+    return value
+
+
+def _draw(
+    files: Files,
+    settings: DemoSettings,
+    results: dict[str, Any],
+    seconds: dict[str, float],
+    samples: dict[tuple[str, int], Tensor],
+    outcome: dict[str, Any],
+    costs: dict[tuple[str, int], tuple[int, float]],
+) -> None:
+    # Here, so that the training processes need not load matplotlib.
+    from cmsolvers.demo import mixture, page, pictures, plots
+
+    data, seed = digits.load(), settings.seed
+    nfe = {at: cost[0] for at, cost in costs.items()}
+    score, distilled = load_model(files.model("score")), load_model(files.model("cd"))
+    few = pictures.rows_of(samples, nfe, every=False)
+    made = {
+        "mixture": mixture.picture(files.picture("mixture"), seed),
+        "strips": pictures.strips(files.picture("strips"), score, distilled, data, seed),
+        "samplers": pictures.all_samplers(
+            files.picture("samplers"), pictures.rows_of(samples, nfe, every=True), data
+        ),
+        "overview": pictures.overview(files.picture("overview"), few, data, seed),
+        "quality": plots.quality(files.picture("quality"), results, seconds),
+        "losses": plots.losses(
+            files.picture("losses"),
+            {kind: outcome[kind]["losses"] for kind in ("score", "cd", "ct")},
+        ),
+    }
+    grids = pictures.sample_grids(files, samples, data)
+    page.write(files.folder / "report.html", results, seconds, made, grids)

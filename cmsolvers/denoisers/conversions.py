@@ -1,0 +1,204 @@
+"""From a denoiser back to eps, v, x0, score, velocity and the raw F of EDM or TrigFlow.
+
+Each is the inverse of its namesake in `cmsolvers.denoisers`, so any kind of network becomes any
+other by way of a denoiser: `to_v(from_eps(net, process=DDPM()), process=VP())`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmsolvers import checks as check
+from cmsolvers.denoisers.preconditioning import identity_noise, noise_input
+from cmsolvers.denoisers.scalings import InProcess, Row, Target, edm_scalings
+from cmsolvers.processes import VP, Karras, Process, RectifiedFlow, TrigFlow
+from cmsolvers.processes.sde import exact, maths, per_sample
+
+__all__ = [
+    "Prediction",
+    "to_edm",
+    "to_eps",
+    "to_flow",
+    "to_score",
+    "to_trigflow",
+    "to_v",
+    "to_x0",
+]
+
+
+def _time(name: str, value: Any, x: Tensor) -> Any:
+    """A time for state x: a finite number, or a tensor [] or [B] of floats or ints, not read."""
+    if not isinstance(value, Tensor):
+        return check.finite(name, value)
+    if value.dtype is torch.bool or value.dtype.is_complex:
+        raise TypeError(f"{name} must hold real numbers; got {value.dtype}")
+    return check.per_sample(name, value, x)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network would say that is behind a denoiser: F = (D - c_skip x) / c_out.
+
+    Args:
+        denoiser: `D(x, sigma, **extra_args) -> x0` in Karras coordinates, sigma [B].
+        scalings: level -> (c_skip, c_out, c_in, c_noise).
+        level_of: the time or c_noise of the call -> level.
+    """
+
+    denoiser: Callable[..., Tensor]
+    scalings: Callable[[Any], Row]
+    level_of: Callable[[Any], Any]
+
+    def __call__(self, x: Tensor, t: Any, **extra_args: Any) -> Tensor:
+        """F for the network's input x at its time t.
+
+        Args:
+            x: [B, ...], in the network's coordinates: c_in times Karras ones.
+            t: the network's time; a number or a tensor of shape [] or [B], floats or ints. Where
+                the level is 0 or infinite there is no answer.
+            extra_args: handed to the denoiser.
+
+        Returns:
+            Tensor like x; differentiable in x and the denoiser.
+
+        Raises:
+            TypeError: x or t of the wrong kind; the denoiser returned something else than a
+                floating tensor of at most the precision of x.
+            ValueError: wrong shapes or devices, a number t at which the level is not positive and
+                finite.
+        """
+        check.state("x", x)
+        level = self.level_of(exact(_time("t", t, x)))
+        if not isinstance(level, Tensor) and not 0.0 < level < math.inf:
+            raise ValueError(f"t must have a positive, finite noise level; got {t} at {level:g}")
+        c_skip, c_out, c_in, _ = self.scalings(level)
+        # In float32 at least: half precision has no digits to lose in the difference.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x_hat = (x.to(wide) / per_sample(c_in, x.to(wide))).to(x.dtype)
+        if isinstance(level, Tensor):
+            levels = level.to(x.dtype).expand(x.shape[0])
+        else:
+            levels = x.new_full((x.shape[0],), level)
+        clean = self.denoiser(x_hat, levels, **extra_args)
+        check.model_output("denoiser", clean, x_hat)
+        x_hat = x_hat.to(wide)
+        rest = clean.to(wide) - per_sample(c_skip, x_hat) * x_hat
+        result: Tensor = (rest / per_sample(c_out, x_hat)).to(x.dtype)
+        return result
+
+
+def _in_process(denoiser: Callable[..., Tensor], target: Target, process: Process) -> Prediction:
+    check.function("denoiser", denoiser)
+    if not isinstance(process, Process):
+        raise TypeError(f"process must be a Process; got {check.describe(process)}")
+    return Prediction(denoiser, InProcess(process, target), process.sigma_hat)
+
+
+_KARRAS = Karras()
+_VP = VP()
+_FLOW = RectifiedFlow()
+
+
+def to_eps(denoiser: Callable[..., Tensor], *, process: Process = _KARRAS) -> Prediction:
+    """The noise: `eps(x_t, t) = (x_t - alpha D) / sigma`.
+
+    Args:
+        denoiser: `D(x, sigma, **extra_args) -> x0` in Karras coordinates, sigma [B].
+        process: in whose coordinates and time the result is called. Of a `DDPM` t is the
+            index in the chain.
+
+    Returns:
+        `eps(x_t, t, **extra_args)`, t a number or a tensor of shape [] or [B]; see `Prediction`.
+
+    Raises:
+        TypeError: denoiser cannot be called, process is no Process.
+    """
+    return _in_process(denoiser, "eps", process)
+
+
+def to_v(denoiser: Callable[..., Tensor], *, process: Process = _VP) -> Prediction:
+    """As v, alpha eps - sigma D; arguments, result and errors as in `to_eps`."""
+    return _in_process(denoiser, "v", process)
+
+
+def to_x0(denoiser: Callable[..., Tensor], *, process: Process = _KARRAS) -> Prediction:
+    """The clean sample D; arguments, result and errors as in `to_eps`."""
+    return _in_process(denoiser, "x0", process)
+
+
+def to_score(denoiser: Callable[..., Tensor], *, process: Process = _KARRAS) -> Prediction:
+    """The score (alpha D - x_t) / sigma^2, what `process.reverse` wants; the rest as in `to_eps`.
+
+    `process.score_of` is the same for times that the caller has checked.
+    """
+    return _in_process(denoiser, "score", process)
+
+
+def to_flow(denoiser: Callable[..., Tensor], *, process: Process = _FLOW) -> Prediction:
+    """The velocity alpha' D + sigma' eps of the path: for `RectifiedFlow` eps - D.
+
+    It is the right-hand side of the probability-flow ODE in the coordinates of the process.
+    Arguments, result and errors as in `to_eps`.
+    """
+    return _in_process(denoiser, "flow", process)
+
+
+# What a network was handed -> level, by the names of `noise_input`.
+_LEVELS: dict[str, Callable[[Any], Any]] = {
+    "edm": lambda c: maths(c).exp(4.0 * c),
+    "published": lambda c: maths(c).exp(c / 250.0),
+    "sigma": identity_noise,
+}
+
+
+def to_edm(
+    denoiser: Callable[..., Tensor], sigma_data: float = 0.5, *, c_noise: str = "edm"
+) -> Prediction:
+    """EDM's raw network: `F(x_in, c_noise)`, the inverse of `EDM(net, sigma_data)`.
+
+    Args:
+        denoiser: as in `to_eps`.
+        sigma_data: standard deviation of the data, positive.
+        c_noise: what the result gets as its second argument: "edm" 0.25 ln sigma, "published" 250
+            ln sigma, "sigma".
+
+    Returns:
+        `F(x_in, c_noise, **extra_args)`, x_in = x / sqrt(sigma^2 + sigma_data^2).
+
+    Raises:
+        TypeError: denoiser cannot be called.
+        ValueError: sigma_data not positive, an unknown c_noise.
+    """
+    check.function("denoiser", denoiser)
+    sd = check.positive("sigma_data", sigma_data)
+    if c_noise not in _LEVELS:
+        known = ", ".join(map(repr, _LEVELS))
+        raise ValueError(f"c_noise must be one of {known}; got {check.describe(c_noise)}")
+    scalings = edm_scalings(sd, noise_input("c_noise", c_noise))
+    return Prediction(denoiser, scalings, _LEVELS[c_noise])
+
+
+def to_trigflow(denoiser: Callable[..., Tensor], sigma_data: float = 0.5) -> Prediction:
+    """TrigFlow's raw network: `F(x_t / sigma_data, t)`, the inverse of `from_trigflow`.
+
+    Args:
+        denoiser: as in `to_eps`.
+        sigma_data: standard deviation of the data, positive.
+
+    Returns:
+        `F(x_t / sigma_data, t, **extra_args)`, t in (0, pi/2).
+
+    Raises:
+        TypeError: denoiser cannot be called.
+        ValueError: sigma_data not positive.
+    """
+    check.function("denoiser", denoiser)
+    process = TrigFlow(check.positive("sigma_data", sigma_data))
+    scalings = edm_scalings(process.sigma_data, process.t_of_sigma, sign=-1.0)
+    return Prediction(denoiser, scalings, process.sigma_hat)

@@ -1,0 +1,257 @@
+"""Denoisers D(x, sigma) -> x0 from networks: eps, v, x0, score, velocity, EDM's or TrigFlow's F.
+
+Every one is `D = c_skip x + c_out F(c_in x, c_noise)` with coefficients in float64. Called by
+itself a denoiser takes three launches, network aside; inside a sampler the loop reads
+`coefficients` and `network` instead and folds all of it into the step. Both ways are
+differentiable in x and in the network. `cmsolvers.conversions` goes the other way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cmsolvers import checks as check
+from cmsolvers.denoisers.preconditioning import (
+    Coefficients,
+    Network,
+    NoiseInput,
+    Preconditioned,
+    edm_noise,
+    noise_input,
+    published_noise,
+)
+from cmsolvers.denoisers.scalings import InProcess, Target, edm_scalings
+from cmsolvers.processes import VP, Karras, RectifiedFlow, TrigFlow
+from cmsolvers.processes.sde import Process, maths
+
+__all__ = [
+    "EDM",
+    "Coefficients",
+    "ConsistencyFunction",
+    "Preconditioned",
+    "edm_noise",
+    "from_eps",
+    "from_flow",
+    "from_score",
+    "from_trigflow",
+    "from_v",
+    "from_x0",
+    "published_noise",
+]
+
+
+def _in_process(
+    net: Network, target: Target, process: Process, c_noise: NoiseInput, dtype: torch.dtype | None
+) -> Preconditioned:
+    if not isinstance(process, Process):
+        raise TypeError(f"process must be a Process; got {check.describe(process)}")
+    given = None if c_noise is None else noise_input("c_noise", c_noise)
+    return Preconditioned(net, InProcess(process, target, given), dtype=dtype)
+
+
+_KARRAS = Karras()
+_VP = VP()
+_FLOW = RectifiedFlow()
+
+
+def from_eps(
+    net: Network,
+    *,
+    process: Process = _KARRAS,
+    c_noise: NoiseInput = None,
+    dtype: torch.dtype | None = None,
+) -> Preconditioned:
+    """D = x - sigma eps, from a network that predicts the noise.
+
+    Args:
+        net: `net(x_t, t, **extra_args) -> eps`, x_t in the coordinates of `process`, t of shape
+            [B].
+        process: whose coordinates and time the network was trained in. `Karras()`: (x, sigma);
+            `DDPM()`: a chain, and t from 0 to its last index.
+        c_noise: what the network gets as its second argument: None the time of the process (of
+            a `DDPM` held within the chain, a fraction between two of its levels;
+            `chain.nearest_time` rounds it), "edm" 0.25 ln sigma, "published" 250 ln sigma, "sigma",
+            or a callable of sigma that takes a float (samplers, once a level) as well as a float64
+            tensor.
+        dtype: dtype of the network's input; None is that of x.
+
+    Raises:
+        TypeError: net cannot be called, process is no Process.
+        ValueError: an unknown c_noise.
+
+    Source: Ho et al., "Denoising Diffusion Probabilistic Models" (2020), eq. 15.
+    """
+    return _in_process(net, "eps", process, c_noise, dtype)
+
+
+def from_v(
+    net: Network,
+    *,
+    process: Process = _VP,
+    c_noise: NoiseInput = None,
+    dtype: torch.dtype | None = None,
+) -> Preconditioned:
+    """D from a network that predicts v = alpha z - sigma x_0.
+
+    x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2): the process need not keep the variance.
+    Arguments and errors as in `from_eps`.
+
+    Source: Salimans & Ho, "Progressive Distillation" (2022), section 4 and appendix D.
+    """
+    return _in_process(net, "v", process, c_noise, dtype)
+
+
+def from_x0(
+    net: Network,
+    *,
+    process: Process = _KARRAS,
+    c_noise: NoiseInput = None,
+    dtype: torch.dtype | None = None,
+) -> Preconditioned:
+    """D = net, a network that predicts the clean sample; arguments and errors as in `from_eps`."""
+    return _in_process(net, "x0", process, c_noise, dtype)
+
+
+def from_score(
+    net: Network,
+    *,
+    process: Process = _KARRAS,
+    c_noise: NoiseInput = None,
+    dtype: torch.dtype | None = None,
+) -> Preconditioned:
+    """D = x + (sigma^2 / alpha) score, the score in the coordinates of the process (Tweedie).
+
+    Arguments and errors as in `from_eps`.
+
+    Source: Efron, "Tweedie's formula and selection bias" (2011); Song et al. (2021).
+    """
+    return _in_process(net, "score", process, c_noise, dtype)
+
+
+def from_flow(
+    net: Network,
+    *,
+    process: Process = _FLOW,
+    c_noise: NoiseInput = None,
+    dtype: torch.dtype | None = None,
+) -> Preconditioned:
+    """D from a network that predicts the velocity of the path, alpha'(t) x_0 + sigma'(t) z.
+
+    For `RectifiedFlow()` that is u = z - x_0, and x_0 = x_t - t u; t = 1 is noise. A network that
+    counts time the other way is `lambda x, t: -net(x, 1 - t)`, one that was handed 1000 t is
+    `lambda x, t: net(x, 1000 * t)`. Arguments and errors as in `from_eps`.
+
+    Source: Lipman et al., "Flow Matching for Generative Modeling" (2023), eq. 15; Liu et al., "Flow
+    Straight and Fast" (2023), eq. 1.
+    """
+    return _in_process(net, "flow", process, c_noise, dtype)
+
+
+def from_trigflow(
+    net: Network,
+    sigma_data: float = 0.5,
+    *,
+    c_noise: NoiseInput = None,
+    dtype: torch.dtype | None = None,
+) -> Preconditioned:
+    """D = cos(t) x_t - sin(t) sigma_data F(x_t / sigma_data, t), in TrigFlow's coordinates.
+
+    Args:
+        net: `net(x_t / sigma_data, t, **extra_args) -> F`, t = arctan(sigma / sigma_data) of shape
+            [B].
+        sigma_data: standard deviation of the data, positive.
+        c_noise: what the network gets instead of t, as in `from_eps`.
+        dtype: dtype of the network's input; None is that of x.
+
+    Raises:
+        TypeError: net cannot be called.
+        ValueError: sigma_data not positive, an unknown c_noise.
+
+    Source: Lu & Song, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models"
+    (2025), section 3.
+    """
+    sd = check.positive("sigma_data", sigma_data)
+    handed = TrigFlow(sd).t_of_sigma if c_noise is None else noise_input("c_noise", c_noise)
+    return Preconditioned(net, edm_scalings(sd, handed, sign=-1.0), dtype=dtype)
+
+
+class EDM(Preconditioned):
+    """EDM preconditioning around a raw network F.
+
+    c_skip = sd^2 / (s^2 + sd^2), c_out = s sd / sqrt(s^2 + sd^2), c_in = 1 / sqrt(s^2 + sd^2).
+
+    Args:
+        net: `net(x_in, c_noise, **extra_args) -> F`.
+        sigma_data: standard deviation of the data, positive.
+        c_noise: "edm" (0.25 ln sigma), "published", "sigma" or a callable of sigma, which takes a
+            float as well as a float64 tensor.
+        dtype: dtype of the network's input; None is that of x.
+
+    Raises:
+        TypeError: net cannot be called.
+        ValueError: sigma_data not positive, an unknown c_noise.
+
+    Source: Karras et al. (2022), table 1 and section 5.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        sigma_data: float = 0.5,
+        *,
+        c_noise: NoiseInput = "edm",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.sigma_data = check.positive("sigma_data", sigma_data)
+        self.c_noise = noise_input("c_noise", c_noise)
+        super().__init__(net, edm_scalings(self.sigma_data, self.c_noise), dtype=dtype)
+
+
+class ConsistencyFunction(Preconditioned):
+    """f(x, sigma) = c_skip x + c_out F with f(x, sigma_min) = x to the bit.
+
+    sigma_min rounded to float32, as a float32 tensor of levels holds it, is sigma_min too.
+    c_skip = sd^2 / ((s - e)^2 + sd^2), c_out = (s - e) sd / sqrt(s^2 + sd^2),
+    c_in = 1 / sqrt(s^2 + sd^2), where e = sigma_min.
+
+    Args:
+        net: `net(x_in, c_noise, **extra_args) -> F`.
+        sigma_data: standard deviation of the data, positive.
+        sigma_min: the level where f is the identity, positive.
+        c_noise: "edm" (0.25 ln sigma), "published" (250 ln sigma, as the published checkpoints
+            have it), "sigma" or a callable of sigma, which takes a float as well as a float64
+            tensor.
+        dtype: dtype of the network's input; None is that of x.
+
+    Raises:
+        TypeError: net cannot be called.
+        ValueError: sigma_data or sigma_min not positive, an unknown c_noise.
+
+    Source: Song et al., "Consistency Models" (2023), eq. 5 and appendix C.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.002,
+        c_noise: NoiseInput = "edm",
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.sigma_data = check.positive("sigma_data", sigma_data)
+        self.sigma_min = check.positive("sigma_min", sigma_min)
+        self._rounded = torch.tensor(self.sigma_min, dtype=torch.float32, device="cpu").item()
+        self.c_noise = noise_input("c_noise", c_noise)
+        super().__init__(net, self._boundary, dtype=dtype)
+
+    def _boundary(self, s: Any) -> tuple[Any, Any, Any, Any]:
+        sd, at_end = self.sigma_data, s == self._rounded
+        if isinstance(s, torch.Tensor):
+            step = torch.where(at_end, s - self._rounded, s - self.sigma_min)
+        else:
+            step = s - (self._rounded if at_end else self.sigma_min)
+        root = maths(s).sqrt(s * s + sd * sd)
+        return sd * sd / (step * step + sd * sd), step * sd / root, 1.0 / root, self.c_noise(s)

@@ -1,0 +1,81 @@
+"""Scalings of every kind of network: level -> (c_skip, c_out, c_in, what the network is handed).
+
+D = c_skip x + c_out F(c_in x, ...) in Karras coordinates, for a float as well as for a float64
+tensor of levels. `denoisers` reads them from F to D, `conversions` from D to F.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+from cmsolvers.processes.ddpm import DDPM
+from cmsolvers.processes.sde import Process, maths
+
+Row: TypeAlias = tuple[Any, Any, Any, Any]
+Target: TypeAlias = Literal["eps", "v", "x0", "score", "flow"]
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """A network trained on x_t = alpha x_0 + sigma z and the time t of a process.
+
+    Args:
+        process: whose coordinates and time these are.
+        target: what the network predicts.
+        c_noise: of the level, handed to the network instead of t.
+    """
+
+    process: Process
+    target: Target
+    c_noise: Callable[[Any], Any] | None = None
+
+    def __call__(self, level: Any) -> Row:
+        """The row at a level."""
+        t = self.process.t_of_sigma(level)
+        alpha = self.process.alpha(t)
+        return (*self._pair(level, t, alpha), alpha, self._handed(level, t))
+
+    def _pair(self, level: Any, t: Any, alpha: Any) -> tuple[Any, Any]:
+        if self.target == "eps":
+            return 1.0, -level
+        if self.target == "x0":
+            return 0.0, 1.0
+        sigma = alpha * level
+        if self.target == "score":
+            return 1.0, sigma * level
+        if self.target == "v":
+            square = 1.0 + level * level
+            return 1.0 / square, -level / (alpha * square)
+        # The velocity alpha' x_0 + sigma' z, with alpha' = a alpha and 2 sigma sigma' = g^2 + 2 a
+        # sigma^2; what is left of x_0 in the end is the growth of ln sigma_hat, g^2 / (2 sigma^2).
+        # All of one t: c_skip is a small difference at large levels, where t is rounded.
+        growth = 0.5 * (self.process.diffusion(t) / self.process.sigma(t)) ** 2
+        return 1.0 + self.process.drift_factor(t) / growth, -1.0 / (alpha * growth)
+
+    def _handed(self, level: Any, t: Any) -> Any:
+        if self.c_noise is not None:
+            return self.c_noise(level)
+        return self.process.network_time(level) if isinstance(self.process, DDPM) else t
+
+
+def edm_scalings(
+    sigma_data: float, c_noise: Callable[[Any], Any], sign: float = 1.0
+) -> Callable[[Any], Row]:
+    """c_skip = sd^2 / (s^2 + sd^2), c_out = s sd / sqrt(s^2 + sd^2), c_in = 1 / sqrt(s^2 + sd^2).
+
+    Args:
+        sigma_data: standard deviation of the data.
+        c_noise: of the level.
+        sign: of c_out: 1 for EDM, -1 for TrigFlow, whose F is EDM's with the other sign.
+    """
+    # No frozen dataclass: torch 2.11 cannot compile the making of one.
+    return partial(_edm_row, sigma_data, c_noise, sign)
+
+
+def _edm_row(sd: float, c_noise: Callable[[Any], Any], sign: float, level: Any) -> Row:
+    total = level * level + sd * sd
+    root = maths(level).sqrt(total)
+    return sd * sd / total, sign * level * sd / root, 1.0 / root, c_noise(level)

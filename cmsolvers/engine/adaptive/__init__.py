@@ -1,0 +1,5 @@
+"""Error-controlled runs: every sample has its own steps, and its result is its own."""
+
+from cmsolvers.engine.adaptive.errors import AdaptiveInfo, SolverError
+
+__all__ = ["AdaptiveInfo", "SolverError"]

@@ -1,0 +1,101 @@
+"""The samples under way, each with its own time, step size and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmsolvers.engine.adaptive.control import Memory
+
+STATES = ("x", "first", "previous")
+
+
+@dataclass
+class Lanes:
+    """Per-sample state of a run; row b of everything belongs to sample ids[b] of the batch.
+
+    Attributes:
+        ids: int64 [b], places in the whole batch, on the control device (as all that follow).
+        t: float64 [b], where the sample is.
+        h: float64 [b], positive: the size of the step to try next.
+        leg: int64 [b], how many stops have been reached.
+        retry: bool [b], whether the step before was rejected.
+        fresh: bool [b], whether `first` must be evaluated anew.
+        failure: int64 [b], 0 or why the sample stopped.
+        accepted: int64 [b].
+        rejected: int64 [b].
+        nfe: int64 [b].
+        memory: of the step size control.
+        x: [b, ...], on the device of the states.
+        first: [b, ...], the model's output at x; None before it is known.
+        previous: [b, ...], a state that the error of the next step is measured against, if any.
+    """
+
+    ids: Tensor
+    t: Tensor
+    h: Tensor
+    leg: Tensor
+    retry: Tensor
+    fresh: Tensor
+    failure: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    nfe: Tensor
+    memory: Memory
+    x: Tensor
+    first: Tensor | None = None
+    previous: Tensor | None = None
+
+    def select(self, index: Tensor) -> Lanes:
+        """The rows of an index on the control device."""
+        there = index.to(self.x.device)
+
+        def rows(name: str, value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(v[index] for v in value)
+            if value is None:
+                return None
+            # Indexing keeps the memory format, index_select does not.
+            return value[there if name in STATES else index]
+
+        return replace(self, **{f.name: rows(f.name, getattr(self, f.name)) for f in fields(self)})
+
+
+def start(x: Tensor, t: float, stops: int, device: torch.device) -> Lanes:
+    """All samples at time t; `stops` of 0 would mean that they are there already."""
+
+    def whole(value: Any, dtype: torch.dtype) -> Tensor:
+        return torch.full((x.shape[0],), value, dtype=dtype, device=device)
+
+    return Lanes(
+        ids=torch.arange(x.shape[0], device=device),
+        t=whole(t, torch.float64),
+        h=whole(0.0, torch.float64),
+        **{name: whole(0, torch.int64) for name in ("leg", "failure")},
+        **{name: whole(0, torch.int64) for name in ("accepted", "rejected", "nfe")},
+        retry=whole(False, torch.bool),
+        fresh=whole(True, torch.bool),
+        memory=(),
+        x=x,
+    )
+
+
+def join(parts: Sequence[Lanes]) -> Callable[[str], Tensor]:
+    """Name of an attribute -> its rows over several lanes, in the order of the whole batch."""
+    order = torch.argsort(torch.cat([part.ids for part in parts]))
+
+    def whole(name: str) -> Tensor:
+        rows = torch.cat([getattr(part, name) for part in parts])
+        return rows[order.to(rows.device)]
+
+    return whole
+
+
+def choose(accept: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` where a sample is accepted, `old` elsewhere; NaN on the other side does no harm."""
+    there = accept.to(new.device).reshape(-1, *[1] * (new.dim() - 1))
+    return torch.where(there, new, old.to(new.dtype))

@@ -1,0 +1,88 @@
+"""Linear forms {symbol: weight}: the one data type of the engine.
+
+A step of a sampler is linear in the state, in what the network returned and in the noise. A formula
+is written with forms as its paper prints it, and the row of weights falls out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from torch import Tensor
+
+Weight: TypeAlias = float | Tensor
+"""A number, or a float64 tensor with one entry per sample."""
+
+
+class Symbol:
+    """One tensor that a form may weigh: a state, an output of the network, a unit normal.
+
+    Symbols are compared by identity.
+
+    Args:
+        name: for error texts.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Form:
+    """A sum of weighted symbols, with `+ - * /`.
+
+    Args:
+        terms: weights by symbol. A weight that is the number 0.0 is left out: nothing reads its
+            symbol, so that 0 * inf cannot make NaN.
+    """
+
+    __slots__ = ("terms",)
+
+    def __init__(self, terms: Mapping[Symbol, Weight]) -> None:
+        self.terms = {s: w for s, w in terms.items() if isinstance(w, Tensor) or w != 0.0}
+
+    def __add__(self, other: Form) -> Form:
+        terms = dict(self.terms)
+        for symbol, weight in other.terms.items():
+            terms[symbol] = terms[symbol] + weight if symbol in terms else weight
+        return Form(terms)
+
+    def __sub__(self, other: Form) -> Form:
+        return self + -1.0 * other
+
+    def __mul__(self, factor: Weight) -> Form:
+        return Form({symbol: factor * weight for symbol, weight in self.terms.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Weight) -> Form:
+        return Form({symbol: weight / divisor for symbol, weight in self.terms.items()})
+
+    def __neg__(self) -> Form:
+        return -1.0 * self
+
+    def replace(self, meaning: Callable[[Symbol], Form | None]) -> Form:
+        """The form with symbols rewritten by other forms; None leaves a symbol as it is."""
+        total: dict[Symbol, Weight] = {}
+        for symbol, weight in self.terms.items():
+            form = meaning(symbol)
+            for s, w in ((symbol, 1.0),) if form is None else form.terms.items():
+                part = weight if form is None else weight * w
+                total[s] = total[s] + part if s in total else part
+        return Form(total)
+
+    def __repr__(self) -> str:
+        return " + ".join(f"{w} {s}" for s, w in self.terms.items()) or "0"
+
+
+def form_of(symbol: Symbol) -> Form:
+    """The symbol itself."""
+    return Form({symbol: 1.0})
+
+
+ZERO = Form({})

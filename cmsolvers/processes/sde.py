@@ -1,0 +1,243 @@
+"""SDEs as objects: a user's own, a process, and its reverse SDE or probability-flow ODE."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from cmsolvers import checks as check
+from cmsolvers import noise
+
+Time = TypeVar("Time", float, Tensor)
+ScoreFunction: TypeAlias = Callable[..., Tensor]
+
+
+def exact(t: Any) -> Any:
+    """A float as it is, a tensor in float64."""
+    return t.double() if isinstance(t, Tensor) else float(t)
+
+
+def maths(t: Any) -> Any:
+    """The module with the elementary functions for t."""
+    return torch if isinstance(t, Tensor) else math
+
+
+def per_sample(value: Any, x: Tensor) -> Any:
+    """A float as it is; a tensor [] or [B] made to broadcast against x, in the dtype of x."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.ndim == 1 and value.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"time or level must have shape [] or [B] = [{x.shape[0]}]; got {list(value.shape)}"
+        )
+    return value.to(dtype=x.dtype).reshape(value.shape + (1,) * (x.ndim - value.ndim))
+
+
+@runtime_checkable
+class SDELike(Protocol):
+    """What `euler_maruyama` integrates: dx = drift(x, t) dt + diffusion(t) dw, t of shape [B]."""
+
+    def drift(self, x: Tensor, t: Any) -> Tensor:
+        """The drift, shape of x."""
+
+    def diffusion(self, t: Any) -> Any:
+        """The diffusion: a number, [B], or the shape of x."""
+
+
+@dataclass(frozen=True)
+class SDE:
+    """A user's SDE dx = drift(x, t) dt + diffusion dw, in the sense of Ito.
+
+    Args:
+        drift: `drift(x, t) -> Tensor` of the shape of x, with t of shape [B] in the dtype of x.
+        diffusion: `diffusion(t)`, or `diffusion(x, t)` when `state_dependent`: a number, a tensor
+            of shape [] or [B], or one of the shape of x, which multiplies the noise elementwise. 0
+            makes an ODE.
+        state_dependent: whether the diffusion reads the state.
+        diffusion_derivative: `diffusion_derivative(x, t)`, the derivative of each element of a
+            state-dependent diffusion by the same element of x: a number or the shape of x. Only
+            `milstein` reads it; without it the derivative is taken by autograd.
+
+    Raises:
+        TypeError: drift, diffusion or its derivative cannot be called.
+    """
+
+    drift: Callable[[Tensor, Any], Tensor]
+    diffusion: Callable[..., Any]
+    state_dependent: bool = False
+    diffusion_derivative: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        check.optional_function("diffusion_derivative", self.diffusion_derivative)
+        check.function("drift", self.drift)
+        check.function("diffusion", self.diffusion)
+        check.flag("state_dependent", self.state_dependent)
+
+
+@dataclass(frozen=True)
+class ScoreSDE:
+    """The reverse SDE or the ODE of a process: drift a(t) x + b(t) score(x, t), diffusion g(t).
+
+    `terms(t)` gives (a, b, g) in float64, so that a solver folds the drift into its step and reads
+    only the score.
+
+    Source: Anderson, "Reverse-time diffusion equation models" (1982); Song et al. (2021), eq. 6
+    and 13.
+    """
+
+    process: Process
+    score: ScoreFunction
+    stochastic: bool
+
+    def terms(self, t: Any) -> tuple[Any, Any, Any]:
+        """(a, b, g): the drift's factors of x and of the score, and the diffusion."""
+        g = self.process.diffusion(t)
+        if self.stochastic:
+            return self.process.drift_factor(t), -(g * g), g
+        return self.process.drift_factor(t), -0.5 * g * g, 0.0 * g
+
+    def drift(self, x: Tensor, t: Any) -> Tensor:
+        """Forward drift less g^2 score (SDE) or g^2 score / 2 (ODE); t is a number or [B]."""
+        a, b, _ = self.terms(t)
+        times = t if isinstance(t, Tensor) and t.ndim else x.new_full((x.shape[0],), float(t))
+        result: Tensor = per_sample(a, x) * x + per_sample(b, x) * self.score(x, times)
+        return result
+
+    def diffusion(self, t: Time) -> Time:
+        """g(t), or 0 for the ODE."""
+        return self.terms(t)[2]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Process(ABC):
+    """What the processes have in common."""
+
+    @property
+    @abstractmethod
+    def t_min(self) -> float:
+        """The smallest time at which a score is usually asked for."""
+
+    @property
+    @abstractmethod
+    def t_max(self) -> float:
+        """The time of the prior."""
+
+    @property
+    @abstractmethod
+    def prior_std(self) -> float:
+        """Standard deviation of the prior at t_max."""
+
+    @abstractmethod
+    def alpha(self, t: Time) -> Time:
+        """Scale of the data at t."""
+
+    @abstractmethod
+    def sigma(self, t: Time) -> Time:
+        """Standard deviation of the noise at t."""
+
+    @abstractmethod
+    def drift_factor(self, t: Time) -> Time:
+        """a(t) = d ln alpha / dt: the forward drift is a(t) x."""
+
+    @abstractmethod
+    def diffusion(self, t: Time) -> Time:
+        """g(t) of the forward SDE dx = a(t) x dt + g(t) dw."""
+
+    @abstractmethod
+    def t_of_sigma(self, sigma_hat: Time) -> Time:
+        """The time at which sigma / alpha is `sigma_hat`."""
+
+    def sigma_hat(self, t: Time) -> Time:
+        """Ratio sigma / alpha: the noise level in Karras coordinates x / alpha."""
+        return self.sigma(t) / self.alpha(t)
+
+    def drift(self, x: Tensor, t: Any) -> Tensor:
+        """a(t) x, shape of x; t is a number or a tensor of shape [] or [B]."""
+        factor: Tensor = per_sample(self.drift_factor(t), x) * x
+        return factor
+
+    def marginal(self, x0: Tensor, t: Any) -> tuple[Tensor, Any]:
+        """Mean alpha(t) x0 and standard deviation sigma(t) of x_t given x0.
+
+        t is a number or a tensor [] or [B]. The deviation is a float, or a tensor in the
+        dtype of x0 that broadcasts against it.
+        """
+        check.state("x0", x0)
+        return per_sample(self.alpha(t), x0) * x0, per_sample(self.sigma(t), x0)
+
+    def prior(
+        self,
+        shape: Sequence[int],
+        seed: Any = None,
+        *,
+        offset: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """A draw from the prior N(0, prior_std^2), from noise stream 0.
+
+        Args:
+            shape: [B, ...].
+            seed: int, int64 tensor [B], torch.Generator or None, as everywhere.
+            offset: index of the first sample, for shards.
+            dtype: floating dtype of the result.
+            device: device of the result.
+
+        Returns:
+            Tensor of the given shape.
+        """
+        latent = noise.normal(
+            shape, seed, stream=noise.LATENT, offset=offset, dtype=dtype, device=device
+        )
+        return latent.mul_(self.prior_std) if self.prior_std != 1 else latent
+
+    def reverse(self, score: ScoreFunction) -> ScoreSDE:
+        """The reverse-time SDE, to be run with descending times.
+
+        Args:
+            score: `score(x, t)`, gradient of ln p_t in the coordinates of this process; t of shape
+                [B].
+        """
+        return ScoreSDE(self, check.function("score", score), True)
+
+    def probability_flow(self, score: ScoreFunction) -> ScoreSDE:
+        """The ODE with the marginals of this process (diffusion 0); arguments as in `reverse`."""
+        return ScoreSDE(self, check.function("score", score), False)
+
+    def score_of(self, denoiser: Callable[..., Tensor]) -> ScoreFunction:
+        """`score(x, t)` in the coordinates of this process, from D(x / alpha, sigma / alpha).
+
+        The score raises TypeError or ValueError where the denoiser returns no tensor of the shape,
+        the device and at most the precision of x.
+        """
+        check.function("denoiser", denoiser)
+
+        def score(x: Tensor, t: Any, **extra_args: Any) -> Tensor:
+            x_hat, level = self.to_karras(x, t)
+            if not isinstance(level, Tensor) or not level.ndim:
+                level = x_hat.new_full((len(x),), float(level))
+            clean = denoiser(x_hat, level.to(x.dtype), **extra_args)
+            check.model_output("denoiser", clean, x_hat)
+            alpha, sigma = self.alpha(t), self.sigma(t)
+            # In float32 at least: float16 has no digits left for the square of a small sigma.
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            score = clean.to(wide.dtype) * per_sample(alpha, wide) - wide
+            result: Tensor = (score / per_sample(sigma * sigma, wide)).to(x.dtype)
+            return result
+
+        return score
+
+    def to_karras(self, x: Tensor, t: Any) -> tuple[Tensor, Any]:
+        """Take x at time t to (x / alpha, sigma / alpha): what a denoiser reads."""
+        return x / per_sample(self.alpha(t), x), self.sigma_hat(exact(t))
+
+    def from_karras(self, x_hat: Tensor, sigma_hat: Any) -> tuple[Tensor, Any]:
+        """(x / alpha, sigma / alpha) -> (x, t): the inverse of `to_karras`."""
+        t = self.t_of_sigma(exact(sigma_hat))
+        return x_hat * per_sample(self.alpha(t), x_hat), t

@@ -1,6 +1,0 @@
-"""The demo: from the digits that ship with scikit-learn to a page with pictures and numbers."""
-
-from cmsolvers.report.demo import run_demo
-from cmsolvers.report.settings import DemoSettings
-
-__all__ = ["DemoSettings", "run_demo"]

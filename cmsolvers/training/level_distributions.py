@@ -1,0 +1,122 @@
+"""Noise levels of a training step; sample i of step k gets the same one in any batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmsolvers import checks as check
+from cmsolvers import noise
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """ln sigma ~ N(mean, std^2), clipped to [sigma_min, sigma_max]: for denoising score matching.
+
+    Raises:
+        ValueError: std or a bound that is not positive, sigma_min not below sigma_max.
+
+    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
+        (2022), section 5.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        check.finite("mean", self.mean)
+        check.positive("std", self.std)
+        _bounds(self.sigma_min, self.sigma_max)
+
+    def sample(self, batch: int, seed: Any, *, draw: int = 0) -> Tensor:
+        """Levels, float64 [batch], where the seed's tensors are (a number: on the CPU)."""
+        z = noise.normal((batch, 1), seed, stream=noise.LEVELS, draw=draw, device=_device_of(seed))[
+            :, 0
+        ].double()
+        return torch.exp(self.mean + self.std * z).clamp_(self.sigma_min, self.sigma_max)
+
+
+@dataclass(frozen=True)
+class UniformPairs:
+    """Adjacent pairs of a grid, each equally likely: the choice of the first consistency models.
+
+    Args:
+        sigmas: strictly descending, positive, at least 2 levels (`karras_sigmas(n,
+            append_zero=False)`).
+
+    Raises:
+        TypeError: sigmas of the wrong kind.
+        ValueError: not descending, a level that is not positive, fewer than two.
+    """
+
+    sigmas: Any
+    _cumulative: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        grid = check.sigmas("sigmas", self.sigmas)
+        if grid[-1] <= 0:
+            raise ValueError("sigmas must be positive here, without the final 0; got 0 at the end")
+        object.__setattr__(self, "sigmas", torch.tensor(grid, dtype=torch.float64))
+        share = self.probabilities()
+        object.__setattr__(self, "_cumulative", torch.cumsum(share, 0)[:-1])
+
+    def probabilities(self) -> Tensor:
+        """Of each pair (sigmas[i], sigmas[i + 1]), float64 [N - 1], summing to 1."""
+        n = len(self.sigmas) - 1
+        return torch.full((n,), 1.0 / n, dtype=torch.float64)
+
+    def sample(self, batch: int, seed: Any, *, draw: int = 0) -> tuple[Tensor, Tensor]:
+        """(larger, smaller) levels, float64 [batch] each, where the seed's tensors are."""
+        device = _device_of(seed)
+        u = noise.uniform(
+            (batch, 1), seed, stream=noise.LEVELS, draw=draw, dtype=torch.float64, device=device
+        )
+        # Without waiting for the device, which may still be busy with earlier steps.
+        cumulative = self._cumulative.to(device, non_blocking=True)
+        grid = self.sigmas.to(device, non_blocking=True)
+        index = torch.searchsorted(cumulative, u[:, 0].contiguous(), right=True)
+        return grid[index], grid[index + 1]
+
+
+@dataclass(frozen=True)
+class LogNormalPairs(UniformPairs):
+    """Adjacent pairs of a grid by a lognormal: p_i ~ erf(u(sigma_i)) - erf(u(sigma_{i+1})).
+
+    u(s) = (ln s - mean) / (sqrt(2) std): middle levels, where the images are decided, come up most.
+
+    Raises:
+        TypeError, ValueError: as `UniformPairs`; std not positive.
+
+    Source: Song & Dhariwal, "Improved Techniques for Training Consistency Models" (2023), section
+        3.5.
+    """
+
+    mean: float = -1.1
+    std: float = 2.0
+
+    def probabilities(self) -> Tensor:
+        """Of each pair (sigmas[i], sigmas[i + 1]), float64 [N - 1], summing to 1."""
+        scale = math.sqrt(2.0) * check.positive("std", self.std)
+        edges = torch.erf((self.sigmas.log() - check.finite("mean", self.mean)) / scale)
+        share = edges[:-1] - edges[1:]
+        return share / share.sum()
+
+
+def _device_of(seed: Any) -> torch.device:
+    held = seed.table if isinstance(seed, noise.Key) else seed
+    return held.device if isinstance(held, Tensor) else torch.device("cpu")
+
+
+def _bounds(sigma_min: float, sigma_max: float) -> None:
+    check.below(
+        "sigma_min",
+        check.positive("sigma_min", sigma_min),
+        "sigma_max",
+        check.positive("sigma_max", sigma_max),
+    )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
-F = TypeVar("F", bound=Callable[..., Any])
 Noise: TypeAlias = Literal["none", "churn", "fresh", "Brownian"]
 
 
@@ -16,6 +15,7 @@ class Facts:
 
     Attributes:
         name: of the function in `cmsolvers`.
+        function: the solver itself.
         space: "sigma" (a denoiser on noise levels) or "time" (any SDE or ODE).
         order: of convergence, as text: "2", "1 to 4", "1.5 strong, additive noise".
         nfe: evaluations of the model for n steps, as text: "n", "2 n - 1".
@@ -25,6 +25,7 @@ class Facts:
     """
 
     name: str
+    function: Callable[..., object]
     space: Literal["sigma", "time"]
     order: str
     nfe: str
@@ -37,7 +38,8 @@ SOLVERS: dict[str, Facts] = {}
 """All solvers that have been imported, by name."""
 
 
-def described(
+def enter(
+    function: Callable[..., object],
     *,
     order: str,
     nfe: str,
@@ -45,15 +47,10 @@ def described(
     source: str,
     space: Literal["sigma", "time"] = "sigma",
     adaptive: bool = False,
-) -> Callable[[F], F]:
-    """Enter the decorated solver in the catalogue; arguments as the attributes of `Facts`."""
-
-    def enter(function: F) -> F:
-        name = function.__name__
-        SOLVERS[name] = Facts(name, space, order, nfe, noise, adaptive, source)
-        return function
-
-    return enter
+) -> None:
+    """Enter a solver; arguments as the attributes of `Facts`."""
+    name = function.__name__
+    SOLVERS[name] = Facts(name, function, space, order, nfe, noise, adaptive, source)
 
 
 def table() -> str:
@@ -63,7 +60,7 @@ def table() -> str:
     lines = ["| solver | runs on | order | NFE for n steps | noise | source |", "|" + "---|" * 6]
     for f in rows:
         space = "a denoiser" if f.space == "sigma" else "any SDE or ODE"
-        steps = ", own steps a sample" if f.adaptive else ""
+        steps = ", own steps per sample" if f.adaptive else ""
         lines.append(
             f"| `{f.name}` | {space}{steps} | {f.order} | {f.nfe} | {f.noise} | {f.source} |"
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import noise, ops
-from cmsolvers.engine.plan import Plan
+from cmsolvers.engine.trace import Trace
 from cmsolvers.ops.levy import TREES
 
 _SPACING = 0.5**15
@@ -28,13 +28,13 @@ class PathNoise:
     kept for the next query; that halves the normals.
 
     Args:
-        plan: what will be run; some of its rows have noise.
+        traced: the run; some of its rows have noise.
         x: the state, whose shape, dtype, layout and device the noise has.
         seed: see `noise.key`.
     """
 
-    def __init__(self, plan: Plan, x: Tensor, seed: noise.SeedLike) -> None:
-        levels = {level for level in (*plan.levels, *plan.visited) if level > 0}
+    def __init__(self, traced: Trace, x: Tensor, seed: noise.SeedLike) -> None:
+        levels = {level for level in (*traced.levels, *traced.visited) if level > 0}
         self._first = max(levels)
         self._length = math.log(self._first / min(levels))
         fractions = sorted(map(self._fraction, levels))

@@ -4,11 +4,9 @@ from cmsolvers.solvers.adaptive_sde import adaptive_sde
 from cmsolvers.solvers.ancestral import euler_ancestral
 from cmsolvers.solvers.ddim import ddim, ddpm_ancestral
 from cmsolvers.solvers.deis import deis, ipndm
-from cmsolvers.solvers.dpm import dpm_2, dpm_2_ancestral
+from cmsolvers.solvers.dpm import dpm_2, dpm_2_ancestral, dpm_fast
 from cmsolvers.solvers.dpm_adaptive import dpm_adaptive
-from cmsolvers.solvers.dpm_fast import dpm_fast
-from cmsolvers.solvers.dpmpp import dpmpp_2m
-from cmsolvers.solvers.dpmpp_2s import dpmpp_2s_ancestral
+from cmsolvers.solvers.dpmpp import dpmpp_2m, dpmpp_2s_ancestral
 from cmsolvers.solvers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from cmsolvers.solvers.euler import euler_pf_ode
 from cmsolvers.solvers.euler_maruyama import euler_maruyama

@@ -1,120 +1,125 @@
-"""DPM-Solver-2, which in Karras coordinates is the midpoint rule at the geometric mean of sigma."""
+"""DPM-Solver of orders 2 and 3: exponential Runge-Kutta steps on the slope (x - D) / sigma."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 
-from torch import Tensor
-
-from cmsolvers import checks as check
-from cmsolvers.engine.catalogue import described
-from cmsolvers.engine.plan import Stage, make_plan
-from cmsolvers.engine.run import Options, run, sampler
-from cmsolvers.solvers.ancestral import Ancestral
-from cmsolvers.solvers.euler import churn_of, euler_stages
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from cmsolvers.engine.forms import Form
+from cmsolvers.engine.options import eta as eta_option
+from cmsolvers.engine.solver import solver
+from cmsolvers.engine.trace import Span, Step
+from cmsolvers.solvers import exponential
+from cmsolvers.solvers.ancestral import ETA, ancestral
+from cmsolvers.solvers.euler import euler_step
 
 
-def on_denoised(levels: Sequence[float], slopes: Sequence[Sequence[float]]) -> tuple[Stage, ...]:
-    """Rows over x and D for a Runge-Kutta step that is given over slopes.
-
-    Args:
-        levels: of y_0 = x, y_1, ..., positive but for the last.
-        slopes: rows a_k of y_k = x + sum_j a_kj (y_j - D_j) / levels[j], k from 1; each sums to
-            levels[k] - levels[0], so that y_k has (levels[k] / levels[0]) x.
-    """
-    denoised: list[list[float]] = [[]]  # of each y_j, its weights on D
-    stages = []
-    for to, row in zip(levels[1:], slopes, strict=True):
-        weights = [0.0] * len(row)
-        for j, slope in enumerate(row):
-            rate = slope / levels[j]
-            weights[j] -= rate
-            for m, w in enumerate(denoised[j]):
-                weights[m] += rate * w
-        denoised.append(weights)
-        stages.append(Stage(to, to / levels[0], tuple(weights)))
-    return tuple(stages)
-
-
-def dpm_2_stages(levels: Sequence[float], to: float) -> tuple[Stage, ...]:
-    """X' = x + (s' - s) d(mid), mid = sqrt(s s'), reached by Euler; a step to 0 is Euler's."""
+def dpm_2_step(step: Step, to: float) -> Form:
+    """x + (s' - s) d(mid), mid = sqrt(s s') reached by Euler; a step to 0 is Euler's."""
     if to == 0:
-        return euler_stages(levels, to)
-    s = levels[-1]
-    middle = math.sqrt(s) * math.sqrt(to)
-    return on_denoised((s, middle, to), ((middle - s,), (0.0, to - s)))
+        return euler_step(step, to)
+    middle = math.sqrt(step.sigma) * math.sqrt(to)
+    y = euler_step(step, middle)
+    return step.x + (to - step.sigma) * step.slope(y, middle)
 
 
-@described(
+def dpm_3_step(step: Step, to: float) -> Form:
+    """DPM-Solver-3 with r_1 = 1/3 and r_2 = 2/3, the middle points at the thirds of ln sigma.
+
+    The second takes the line through the first two slopes, the end the line through the first and
+    the last, each under the exponential integral.
+    """
+    s, h = step.sigma, exponential.log_ratio(step.sigma, to)
+    first, second = s * (to / s) ** (1 / 3), s * (to / s) ** (2 / 3)
+    d = step.slope(step.x, s)
+    d_first = step.slope(step.x + (first - s) * d, first)
+    a, b = (second * w for w in exponential.weights(-2 / 3 * h, (0.0, 1 / 2)))
+    d_second = step.slope(step.x + a * d + b * d_first, second)
+    a, b = (to * w for w in exponential.weights(-h, (0.0, 2 / 3)))
+    return step.x + a * d + b * d_second
+
+
+@solver(
     order="2",
     nfe="2 n, 2 n - 1 where the last level is 0",
     noise="churn",
     source="Lu et al., DPM-Solver (2022), algorithm 1; churn: Karras et al. (2022), algorithm 2",
 )
-@sampler
-def dpm_2(
-    denoiser: Any,
-    x: Tensor,
-    sigmas: Any,
-    *,
-    s_churn: float = 0.0,
-    s_tmin: float = 0.0,
-    s_tmax: float = math.inf,
-    s_noise: float = 1.0,
-    **options: Unpack[Options],
-) -> Any:
-    """DPM-Solver-2: order 2, two evaluations a step, one in a step to 0.
+def dpm_2(step: Step) -> Form:
+    """DPM-Solver-2: the midpoint rule at the geometric mean of both levels, order 2.
 
-    The second evaluation is halfway in ln sigma, at sqrt(s s'), and its slope makes the whole step.
-    Arguments, result and errors are those of `euler_pf_ode`.
+    Two evaluations per step, one in a last step to 0, which gives D.
 
     Source: Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in
-    Around 10 Steps" (2022), algorithm 1; the churn is that of Karras et al. (2022), algorithm 2.
+    Around 10 Steps" (2022), algorithm 1 with r = 1/2; churn as in Karras et al. (2022), algorithm 2.
     """
-    churn = churn_of(s_churn, s_tmin, s_tmax)
-    plan = make_plan(
-        "dpm_2",
-        check.sigmas("sigmas", sigmas),
-        dpm_2_stages,
-        churn=churn,
-        s_noise=check.non_negative("s_noise", s_noise),
-    )
-    return run(plan, denoiser, x, **options)
+    return dpm_2_step(step, step.to)
 
 
-@described(
+@solver(
     order="2 (weak); 2 for eta = 0",
     nfe="2 n, 2 n - 1 where the last level is 0",
     noise="fresh",
     source="Lu et al., DPM-Solver (2022), algorithm 1, with ancestral noise",
+    options=[ETA],
 )
-@sampler
-def dpm_2_ancestral(
-    denoiser: Any,
-    x: Tensor,
-    sigmas: Any,
-    *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    **options: Unpack[Options],
-) -> Any:
-    """DPM-Solver-2 with ancestral noise: weak order 2, two evaluations a step, one in a step to 0.
+def dpm_2_ancestral(step: Step, eta: float) -> Form:
+    """DPM-Solver-2 with ancestral noise: weak order 2, two evaluations per step, one to 0.
 
-    A step is that of `dpm_2` to `down`, then noise of size `up`, both as in `euler_ancestral`,
-    whose arguments, result and errors these are. An eta so large that down = 0 makes a step one of
-    one evaluation.
+    A step is DPM-Solver-2's to `down`, then noise of size `up`, both as in `euler_ancestral`. An
+    eta so large that down = 0 makes a step one of one evaluation.
 
-    Source: Lu et al., "DPM-Solver" (2022), algorithm 1; noise as in `euler_ancestral`.
+    Source: Lu et al., "DPM-Solver" (2022), algorithm 1 with r = 1/2; noise as in
+    `euler_ancestral`.
     """
-    plan = make_plan(
-        "dpm_2_ancestral",
-        check.sigmas("sigmas", sigmas),
-        Ancestral(check.non_negative("eta", eta), dpm_2_stages),
-        s_noise=check.non_negative("s_noise", s_noise),
-    )
-    return run(plan, denoiser, x, **options)
+    return ancestral(step, dpm_2_step, eta)
+
+
+_BLOCKS: dict[int, Callable[[Step, float], Form]] = {1: euler_step, 2: dpm_2_step, 3: dpm_3_step}
+
+
+def block_orders(n: int, to_zero: bool) -> tuple[int, ...]:
+    """Orders that sum to n: 3, ..., 3, 2, 1 where 3 divides n, else 3, ..., 3 and the rest.
+
+    ln sigma has no middle on the way to 0, so a block that ends there is of order 1.
+    """
+    full, rest = divmod(n, 3)
+    if rest == 0:
+        return (3,) * (full - 1) + (2, 1)
+    return (3,) * full + ((1, 1) if rest == 2 and to_zero else (rest,))
+
+
+def _blocks(sigmas: Sequence[float], eta: float) -> list[Span]:
+    """One step for each block; its kind is its order."""
+    orders = block_orders(len(sigmas) - 1, sigmas[-1] == 0)
+    ends = pairwise(sigmas[i] for i in accumulate(orders, initial=0))
+    return [(s, s, to, order) for (s, to), order in zip(ends, orders, strict=True)]
+
+
+@solver(
+    order="3; 2 where a block is of order 1",
+    nfe="n",
+    noise="fresh",
+    source="Lu et al., DPM-Solver (2022), algorithms 1, 2 and appendix D (DPM-Solver-fast)",
+    options=[
+        eta_option(
+            0.0, "ancestral noise after each block, as in `euler_ancestral`; in [0, 1].", share=True
+        )
+    ],
+    spans=_blocks,
+)
+def dpm_fast(step: Step, eta: float) -> Form:
+    """DPM-Solver-fast: steps of DPM-Solver-3, with the rest of the evaluations spent on 2 and 1.
+
+    n = len(sigmas) - 1 evaluations exactly. A block of order k takes k intervals of `sigmas` at
+    once and places its own middle points evenly in ln sigma. Where 3 divides n the last two blocks
+    are of orders 2 and 1, else the last one is of order n mod 3; on the way to 0 an order-2 block
+    becomes two of order 1, of which the last gives D. So the order is 3 where n mod 3 = 2 and the
+    last level is positive, and 2 otherwise. One block is one step: for `callback`, for the draws of
+    noise, and for `trajectory`, which holds the levels where blocks end.
+
+    Source: Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in
+    Around 10 Steps" (2022), algorithms 1 and 2, and appendix D for the budget of evaluations.
+    """
+    return ancestral(step, _BLOCKS[step.kind], eta)

@@ -1,60 +1,63 @@
-"""DPM-Solver++(2M) for the probability-flow ODE."""
+"""DPM-Solver++ for the probability-flow ODE: multistep (2M), and singlestep with ancestral noise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from cmsolvers import checks as check
-from cmsolvers.engine.catalogue import described
-from cmsolvers.engine.plan import Stage, make_plan
-from cmsolvers.engine.run import Options, run, sampler
+from cmsolvers.engine.forms import Form
+from cmsolvers.engine.solver import solver
+from cmsolvers.engine.trace import Step
+from cmsolvers.solvers.ancestral import ETA, ancestral
+from cmsolvers.solvers.euler import euler_step
 from cmsolvers.solvers.exponential import steps_back
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
+@solver(order="2", nfe="n", source="Lu et al., DPM-Solver++ (2022), algorithm 2 (2M)")
+def dpmpp_2m(step: Step) -> Form:
+    """DPM-Solver++(2M): order 2 with one evaluation per step, from D and the D before.
 
-def dpmpp_2m_stages(levels: Sequence[float], to: float) -> tuple[Stage, ...]:
-    """X' = (s'/s) x + (1 - e^-h) [(1 + 1/(2r)) D - 1/(2r) D_last], r = h_last / h.
-
-    The first step, and the last one to 0, take D alone.
-    """
-    if to == 0:
-        return (Stage(0.0, 0.0, (1.0,)),)
-    s = levels[-1]
-    h, (_, *back) = steps_back(levels, to, 2)
-    gain = -math.expm1(-h)
-    past = tuple(0.5 * gain / u for u in back)  # u = -r
-    return (Stage(to, to / s, (gain - sum(past),), past),)
-
-
-@described(
-    order="2", nfe="n", noise="none", source="Lu et al., DPM-Solver++ (2022), algorithm 2 (2M)"
-)
-@sampler
-def dpmpp_2m(denoiser: Any, x: Tensor, sigmas: Any, **options: Unpack[Options]) -> Any:
-    """DPM-Solver++(2M): order 2 with one evaluation a step, from D and the D before.
-
+    x' = (s'/s) x + (1 - e^-h) [(1 + 1/(2r)) D - 1/(2r) D_last] with h = ln(s/s'), r = h_last / h.
     The first step and a last step to 0 are of order 1; the latter gives D. Noise is never drawn.
-
-    Args:
-        denoiser: as in `euler_pf_ode`, and so are x, sigmas and the options.
-        x: [B, ...] at level sigmas[0], in Karras coordinates.
-        sigmas: strictly descending, the last may be 0.
-        options: see `euler_pf_ode`.
-
-    Returns:
-        x at sigmas[-1]; with `return_info` or `trajectory` also an `Info`.
-
-    Raises:
-        TypeError, ValueError: see `euler_pf_ode`.
 
     Source: Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
     Models" (2022), algorithm 2.
     """
-    plan = make_plan("dpmpp_2m", check.sigmas("sigmas", sigmas), dpmpp_2m_stages, keep=1)
-    return run(plan, denoiser, x, **options)
+    d = step.D(step.x, step.sigma)
+    if step.to == 0:
+        return d
+    h, (_, *back) = steps_back(step.levels, step.to, 2)
+    for u in back:  # -r
+        d = d + 0.5 / u * (step.past(1) - d)
+    return step.to / step.sigma * step.x - math.expm1(-h) * d
+
+
+def dpmpp_2s_step(step: Step, to: float) -> Form:
+    """(s'/s) x + (1 - s'/s) D(mid), mid = sqrt(s s'), reached the same way with D.
+
+    That is r = 1/2 in the paper, where D itself drops out. A step to 0 gives D.
+    """
+    if to == 0:
+        return euler_step(step, to)
+    s, middle = step.sigma, math.sqrt(step.sigma) * math.sqrt(to)
+    y = euler_step(step, middle)
+    return to / s * step.x + (s - to) / s * step.D(y, middle)
+
+
+@solver(
+    order="2 (weak); 2 for eta = 0",
+    nfe="2 n, 2 n - 1 where the last level is 0",
+    noise="fresh",
+    source="Lu et al., DPM-Solver++ (2022), algorithm 1 (2S), with ancestral noise",
+    options=[ETA],
+)
+def dpmpp_2s_ancestral(step: Step, eta: float) -> Form:
+    """DPM-Solver++(2S) with ancestral noise: weak order 2, two evaluations per step, one to 0.
+
+    A step is (2S)'s to `down`, with its second evaluation halfway in ln sigma, then noise of size
+    `up`, both as in `euler_ancestral`. An eta so large that down = 0 makes a step one of one
+    evaluation.
+
+    Source: Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
+    Models" (2022), algorithm 1 with r = 1/2; noise as in `euler_ancestral`.
+    """
+    return ancestral(step, dpmpp_2s_step, eta)

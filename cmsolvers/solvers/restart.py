@@ -2,99 +2,89 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-from torch import Tensor
+from typing import TypeAlias
 
 from cmsolvers import checks as check
-from cmsolvers.engine.catalogue import described
-from cmsolvers.engine.plan import Plan, Step, check_range
-from cmsolvers.engine.run import Options, run, sampler
+from cmsolvers.engine.forms import Form
+from cmsolvers.engine.options import Option
+from cmsolvers.engine.solver import solver
+from cmsolvers.engine.trace import Span, Step
 from cmsolvers.schedules import karras_sigmas
-from cmsolvers.solvers.heun import heun_stages
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from cmsolvers.solvers.heun import heun_step
 
 Interval: TypeAlias = tuple[float, float, int, int]
 """(t_min, t_max, steps, times)."""
 
 
-@lru_cache(maxsize=128)
-def restart_plan(
-    sigmas: tuple[float, ...], intervals: tuple[Interval, ...], s_noise: float, rho: float
-) -> Plan:
-    """Heun's steps down `sigmas`, with the loops of `intervals` at the levels they start from."""
-    check_range(sigmas)
-    steps: list[Step] = []
-    for i, sigma in enumerate(sigmas):
-        if i:
-            steps.append(_heun(sigmas[i - 1], sigmas[i - 1], 0.0, sigma))
-        for t_min, t_max, count, times in intervals:
-            if t_min != sigma:
-                continue
-            grid = karras_sigmas(count + 1, t_min, t_max, rho, append_zero=False).tolist()
-            noise = s_noise * math.sqrt((t_max - t_min) * (t_max + t_min))
-            for _ in range(times):
-                steps.append(_heun(t_min, t_max, noise, grid[1]))
-                steps += [_heun(s, s, 0.0, to) for s, to in pairwise(grid[1:])]
-    return Plan("restart", tuple(steps))
-
-
-def _heun(sigma: float, sigma_hat: float, noise: float, to: float) -> Step:
-    stages = heun_stages((sigma_hat,), to)
-    for stage in stages:
-        stage.check(sigma_hat)
-    return Step(sigma, sigma_hat, noise, stages)
-
-
-def _intervals(value: Any, sigmas: Sequence[float]) -> tuple[Interval, ...]:
-    """Checked intervals, each t_min moved to the nearest positive level."""
+def _intervals(name: str, value: object) -> tuple[Interval, ...]:
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise TypeError(f"restarts must be a sequence; got {check.describe(value)}")
+        raise TypeError(f"{name} must be a sequence; got {check.describe(value)}")
     found = []
     for i, entry in enumerate(value):
-        name = f"restarts[{i}]"
+        one = f"{name}[{i}]"
         if not isinstance(entry, Sequence) or isinstance(entry, (str, bytes)) or len(entry) != 4:
             raise TypeError(
-                f"{name} must be (t_min, t_max, steps, times); got {check.describe(entry)}"
+                f"{one} must be (t_min, t_max, steps, times); got {check.describe(entry)}"
             )
-        t_min = check.positive(f"t_min of {name}", entry[0])
-        t_max = check.positive(f"t_max of {name}", entry[1])
-        steps = check.count(f"steps of {name}", entry[2])
-        times = check.count(f"times of {name}", entry[3])
-        check.below(f"t_min of {name}", t_min, "its t_max", t_max)
-        nearest = min((s for s in sigmas if s > 0), key=lambda s: abs(s - t_min))
-        if not nearest < t_max:
-            raise ValueError(
-                f"t_max of {name} must be above {nearest:g}, the level of sigmas nearest to its "
-                f"t_min; got {t_max:g}"
-            )
-        found.append((nearest, t_max, steps, times))
+        t_min = check.positive(f"t_min of {one}", entry[0])
+        t_max = check.positive(f"t_max of {one}", entry[1])
+        steps = check.count(f"steps of {one}", entry[2])
+        times = check.count(f"times of {one}", entry[3])
+        check.below(f"t_min of {one}", t_min, "its t_max", t_max)
+        found.append((t_min, t_max, steps, times))
     return tuple(found)
 
 
-@described(
+def _spans(sigmas: Sequence[float], restarts: tuple[Interval, ...], rho: float) -> list[Span]:
+    """Steps down `sigmas`, with the loops of the intervals at the levels they start from."""
+    starts = []
+    for i, (t_min, t_max, _, _) in enumerate(restarts):
+        nearest = min((s for s in sigmas if s > 0), key=lambda s, t=t_min: abs(s - t))
+        if not nearest < t_max:
+            raise ValueError(
+                f"t_max of restarts[{i}] must be above {nearest:g}, the level of sigmas nearest to "
+                f"its t_min; got {t_max:g}"
+            )
+        starts.append(nearest)
+    spans: list[Span] = []
+    for i, sigma in enumerate(sigmas):
+        if i:
+            spans.append((sigmas[i - 1], sigmas[i - 1], sigma, 0))
+        for start, (_, t_max, steps, times) in zip(starts, restarts, strict=True):
+            if start != sigma:
+                continue
+            grid = karras_sigmas(steps + 1, start, t_max, rho, append_zero=False).tolist()
+            loop = [(start, t_max, grid[1], 0), *((s, s, to, 0) for s, to in pairwise(grid[1:]))]
+            spans += loop * times
+    return spans
+
+
+@solver(
     order="2 (weak); 2 without restarts",
     nfe="2 n + 2 sum of steps x times, 1 less where the last level is 0",
     noise="fresh",
     source="Xu et al., Restart Sampling (2023), algorithm 1",
+    options=[
+        Option(
+            "restarts",
+            (),
+            _intervals,
+            "(t_min, t_max, steps, times) for each interval; t_min is moved to the nearest positive "
+            "level of `sigmas`, t_max need not be one. Intervals that start at one level run in the "
+            "order given. None given is `heun_pf_ode`.",
+        ),
+        Option(
+            "rho",
+            7.0,
+            check.positive,
+            "exponent of the grids inside the intervals, see `karras_sigmas`.",
+        ),
+    ],
+    spans=_spans,
 )
-@sampler
-def restart(
-    denoiser: Any,
-    x: Tensor,
-    sigmas: Any,
-    *,
-    restarts: Sequence[tuple[float, float, int, int]] = (),
-    s_noise: float = 1.0,
-    rho: float = 7.0,
-    **options: Unpack[Options],
-) -> Any:
+def restart(step: Step) -> Form:
     """Restart sampling: Heun's method, and at chosen levels noise up again and Heun down again.
 
     On reaching the level nearest to t_min, `times` times: noise of size sqrt(t_max^2 - t_min^2)
@@ -102,32 +92,11 @@ def restart(
     Each loop contracts the errors made so far. `callback`, draws of noise and `trajectory` count
     all steps, those of the loops too; the noise of a loop is asked for (t_min, t_max).
 
-    Args:
-        denoiser: as in `euler_pf_ode`, and so are x, sigmas and the options.
-        x: [B, ...] at level sigmas[0], in Karras coordinates.
-        sigmas: strictly descending, the last may be 0.
-        restarts: (t_min, t_max, steps, times) for each interval; t_min is moved to the nearest
-            positive level of `sigmas`, t_max need not be one. Intervals that start at one level run
-            in the order given. None given is `heun_pf_ode`.
-        s_noise: factor on the noise.
-        rho: exponent of the grids inside the intervals, see `karras_sigmas`.
-        options: see `euler_pf_ode`.
-
-    Returns:
-        x at sigmas[-1]; with `return_info` or `trajectory` also an `Info`.
-
     Raises:
-        TypeError: an interval that is not four numbers; see `euler_pf_ode`.
+        TypeError: an interval that is not four numbers.
         ValueError: t_min not positive and below t_max, steps or times below 1, an interval without
-            a level of `sigmas` below its t_max; see `euler_pf_ode`.
+            a level of `sigmas` below its t_max.
 
     Source: Xu et al., "Restart Sampling for Improving Generative Processes" (2023), algorithm 1.
     """
-    levels = check.sigmas("sigmas", sigmas)
-    plan = restart_plan(
-        levels,
-        _intervals(restarts, levels),
-        check.non_negative("s_noise", s_noise),
-        check.positive("rho", rho),
-    )
-    return run(plan, denoiser, x, **options)
+    return heun_step(step)

@@ -1,0 +1,128 @@
+"""What a denoiser answers, as a form over what its networks return.
+
+A network under preconditioning, guidance or both is called by the engine itself, and the rest of
+the denoiser becomes weights of the step. Any other denoiser is called as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cmsolvers.denoisers.clipping import Clipped
+from cmsolvers.denoisers.composed import Composed, folds
+from cmsolvers.denoisers.guidance import Guided
+from cmsolvers.denoisers.pairing import asked, joined_arguments
+from cmsolvers.engine.forms import Form
+
+
+class Asker(Protocol):
+    """What `answer` may ask for at a state y."""
+
+    def call(
+        self, leaf: int, c_in: float, c_noise: float, dtype: torch.dtype | None, pair: bool = False
+    ) -> tuple[Form, ...]:
+        """What the network of a leaf returns for c_in y; with `pair` for both sides of guidance."""
+
+    def clamp(self, inner: Form, bounds: tuple[float, float]) -> Form:
+        """A form limited to bounds."""
+
+
+@dataclass(slots=True)
+class Leaf:
+    """One callable that the engine calls.
+
+    Attributes:
+        call: the network or denoiser.
+        name: what it is called in error texts.
+        extra: its keyword arguments.
+        network: whether it gets c_noise and not sigma.
+        composed: whether it is a denoiser of the library that is told the level as a number.
+        both: keyword arguments of both sides of guidance in one call on twice the batch.
+    """
+
+    call: Any
+    name: str
+    extra: Mapping[str, Any]
+    network: bool = False
+    composed: bool = False
+    both: dict[str, Any] | None = None
+
+    def level_dtype(self, x: Tensor) -> torch.dtype:
+        """Of the second argument: that of x, for a network float32 at least."""
+        if not self.network or x.dtype is torch.float64:
+            return x.dtype
+        return torch.float32
+
+    def output(self, x: Tensor, level: Tensor, number: float) -> Tensor:
+        """What it returns."""
+        if self.composed:
+            return self.call.at(x, level, number, self.extra)  # type: ignore[no-any-return]
+        return self.call(x, level, **self.extra)  # type: ignore[no-any-return]
+
+
+def leaves(denoiser: Any, name: str, extra: Mapping[str, Any], x: Tensor) -> list[Leaf]:
+    """The callables behind a denoiser, in the order in which `answer` numbers them."""
+    if folds(denoiser):
+        return [Leaf(denoiser.network, "net", extra, network=True)]
+    if _is_sum(denoiser):
+        denoiser.check_batch(x)
+        pairs = zip(denoiser.sides, denoiser.arguments(extra), strict=True)
+        found = [leaves(side, name, own, x)[0] for side, own in pairs]
+        if denoiser.one_call:
+            found[0].both = joined_arguments(*denoiser.arguments(extra), x.shape[0])
+        return found
+    if isinstance(denoiser, Clipped):
+        return leaves(denoiser.inner, name, extra, x)
+    return [Leaf(denoiser, name, extra, composed=isinstance(denoiser, Composed))]
+
+
+def answer(denoiser: Any, ask: Asker, y: Form, level: float, leaf: int = 0) -> Form:
+    """D at y, a form over what the networks return; `leaf` is the number of its first one."""
+    if _is_sum(denoiser):
+        weights = denoiser.weights(level)
+        wanted = asked(weights)
+        if len(wanted) == 2 and denoiser.one_call:
+            c_skip, c_out, c_in, c_noise, dtype = _coefficients(denoiser.sides[0], level)
+            outputs = ask.call(leaf, c_in, c_noise, dtype, pair=True)
+            answers = [c_skip * y + c_out * f for f in outputs]
+        else:
+            answers = [answer(denoiser.sides[k], ask, y, level, leaf + k) for k in wanted]
+        total = Form({})
+        for k, d in zip(wanted, answers, strict=True):
+            total = total + weights[k] * d
+        return total
+    if isinstance(denoiser, Clipped):
+        return ask.clamp(answer(denoiser.inner, ask, y, level, leaf), denoiser.bounds)
+    c_skip, c_out, c_in, c_noise, dtype = _coefficients(denoiser, level)
+    (f,) = ask.call(leaf, c_in, c_noise, dtype)
+    return c_skip * y + c_out * f
+
+
+def signature(denoiser: Any) -> object:
+    """All that an answer depends on besides the callables; None where it must not be cached."""
+    if folds(denoiser) or isinstance(denoiser, Composed):
+        return getattr(denoiser, "signature", None)
+    return "callable"
+
+
+def _is_sum(denoiser: Any) -> bool:
+    """Whether this is guidance of networks or callables: a weighted sum of two outputs."""
+    return (
+        isinstance(denoiser, Guided)
+        and not denoiser.rescale
+        and not any(isinstance(side, Composed) for side in denoiser.sides)
+    )
+
+
+def _coefficients(
+    denoiser: Any, level: float
+) -> tuple[float, float, float, float, torch.dtype | None]:
+    """(c_skip, c_out, c_in, c_noise, dtype of the network's input); a callable answers D itself."""
+    if folds(denoiser):
+        return (*denoiser.coefficients(level), denoiser.dtype)
+    return 0.0, 1.0, 1.0, level, None

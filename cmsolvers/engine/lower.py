@@ -1,0 +1,392 @@
+"""From the forms of a run to launches: the one compile function of the engine.
+
+Every form over the answers of a model becomes one over what its networks return. A launch takes the
+state and four more tensors. Three ways are tried in turn: earlier answers stay forms; earlier
+answers are kept as second outputs; every answer becomes a tensor of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cmsolvers.engine.answers import answer
+from cmsolvers.engine.forms import Form, Symbol, Weight, form_of
+from cmsolvers.engine.program import (
+    Call,
+    Draw,
+    Instruction,
+    Launch,
+    Out,
+    Program,
+    Scaled,
+    Show,
+    assign,
+)
+from cmsolvers.engine.trace import Ask, Noise, Past, State, Trace, TracedStep
+from cmsolvers.ops.step import MAX_INPUTS
+
+_WAYS = ("forms", "kept", "tensors")
+
+
+class _TooWide(Exception):
+    """A launch would need more tensors than it takes."""
+
+
+class _Clamp(Symbol):
+    """A form limited to bounds."""
+
+    __slots__ = ("bounds", "inner")
+
+    def __init__(self, inner: Form, bounds: tuple[float, float]) -> None:
+        super().__init__("clamp")
+        self.inner, self.bounds = inner, bounds
+
+
+def lower(
+    trace: Trace,
+    denoiser: Any,
+    dtype: torch.dtype,
+    *,
+    fused: bool,
+    shown: bool,
+) -> Program:
+    """Make a program of a run.
+
+    Args:
+        trace: of the solver.
+        denoiser: whose answers are wanted; only its coefficients are read.
+        dtype: of the states.
+        fused: whether launches make the noise themselves; else it comes as tensors.
+        shown: whether a callback sees every step.
+    """
+    for way in _WAYS:
+        try:
+            return _Lowering(trace, denoiser, dtype, fused, shown, way).program()
+        except _TooWide:
+            continue
+    raise AssertionError("the last way takes every form")
+
+
+@dataclass(eq=False)
+class _Answer:
+    """An answer of the model as `answers.answer` gave it.
+
+    Attributes:
+        y: stands for the state that was asked about.
+        form: D over y and the outputs.
+        calls: (leaf, c_in, c_noise, dtype, outputs) of each call of a network.
+        clamps: whether bounds are in it.
+    """
+
+    y: State = field(default_factory=lambda: State("y"))
+    form: Form = field(default_factory=lambda: Form({}))
+    calls: list[tuple[int, float, float, torch.dtype, tuple[Out, ...]]] = field(
+        default_factory=list
+    )
+    dtype: torch.dtype = torch.float32
+    clamps: bool = False
+
+    def call(
+        self, leaf: int, c_in: float, c_noise: float, dtype: torch.dtype | None, pair: bool = False
+    ) -> tuple[Form, ...]:
+        """As in `answers.Asker`."""
+        outs = tuple(Out(f"F{leaf + k}") for k in range(2 if pair else 1))
+        self.calls.append((leaf, c_in, c_noise, dtype or self.dtype, outs))
+        return tuple(map(form_of, outs))
+
+    def clamp(self, inner: Form, bounds: tuple[float, float]) -> Form:
+        """As in `answers.Asker`."""
+        self.clamps = True
+        return form_of(_Clamp(inner, bounds))
+
+    def inputs(self) -> list[tuple[float, torch.dtype]]:
+        """The inputs of the networks besides y itself, each once, in order."""
+        wanted = ((c_in, dtype) for _, c_in, _, dtype, _ in self.calls)
+        return list(dict.fromkeys(key for key in wanted if key != (1.0, self.dtype)))
+
+    def plain(self) -> bool:
+        """Whether a network is called on y itself."""
+        return any((c_in, dtype) == (1.0, self.dtype) for _, c_in, _, dtype, _ in self.calls)
+
+
+@dataclass(eq=False)
+class _Inline:
+    """An answer or slope that a launch makes on the way, from the state and one output.
+
+    Attributes:
+        symbol: what stands for it in forms.
+        source: the output.
+        basis: its weights of the state and the output.
+        clamp: bounds, if any.
+    """
+
+    symbol: State
+    source: Symbol
+    basis: tuple[Weight, Weight]
+    clamp: tuple[float, float] | None
+
+
+class _Lowering:
+    def __init__(
+        self, trace: Trace, denoiser: Any, dtype: torch.dtype, fused: bool, shown: bool, way: str
+    ) -> None:
+        self._trace, self._denoiser, self._dtype = trace, denoiser, dtype
+        self._fused, self._shown, self._way = fused, shown, way
+        self._means: dict[Symbol, Form] = {}
+        self._scaled: dict[tuple[Symbol, float, torch.dtype], Scaled] = {}
+        self._drawn: set[Symbol] = set()
+        self._answers = {ask: self._answered(ask) for step in trace.steps for ask in step.asks}
+        self._code: list[Instruction] = []
+        self._tables: list[list[float]] = []
+        self._places: list[tuple[int, float]] = []
+        first = trace.steps[0]
+        self._x = first.x if first.churn is None else State("x")
+        self._kept: set[Symbol] = set()
+        self._inline: set[Symbol] = set()
+
+    def _answered(self, ask: Ask) -> _Answer:
+        found = _Answer(dtype=self._dtype)
+        found.form = answer(self._denoiser, found, form_of(found.y), ask.level)
+        return found
+
+    def program(self) -> Program:
+        steps, ends = [], []
+        first = self._x
+        lifted = [step.churn is not None for step in self._trace.steps[1:]] + [True]
+        for i, step in enumerate(self._trace.steps):
+            self._code = []
+            after = None if lifted[i] else self._trace.steps[i + 1]
+            ends.append(State(f"x{i + 1}") if after is None else after.x)
+            self._step(i, step, ends[-1], after)
+            steps.append(self._code)
+        return assign(steps, first, ends, self._tables, self._places, self._dtype)
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def _step(self, i: int, step: TracedStep, end: State, after: TracedStep | None) -> None:
+        if step.churn is not None:
+            normal, weight = step.churn
+            lift = form_of(self._x) + weight * form_of(normal)
+            self._emit(lift, step.x, self._wish(step))
+        self._x = step.x
+        inline = None
+        for j, ask in enumerate(step.asks):
+            self._ask(i, j, ask, step)
+            if j == 0:
+                inline = self._first_answer(ask, step)
+            if self._shown and j == 0:
+                self._show(i, step, ask)
+        wish = None if after is None else self._wish(after)
+        self._emit(self._expand(step.result), end, wish, inline)
+        self._x = end
+
+    def _ask(self, i: int, j: int, ask: Ask, step: TracedStep) -> None:
+        """Make the state that is asked about, call the networks on it, and say what D means."""
+        found, y = self._answers[ask], self._expand(ask.y)
+        here = _only(y)
+        if here is not None and isinstance(here, State):
+            base, state = y, here
+        else:
+            state = State(f"y{i}.{j}")
+            noisy = any(isinstance(s, Noise) for s in y.terms)
+            wanted = found.inputs()
+            own = (
+                noisy or found.plain() or found.clamps or len(wanted) != 1 or self._way == "tensors"
+            )
+            self._emit(y, state if own else None, (state, *wanted[0]) if wanted else None)
+            base = form_of(state) if noisy or found.clamps or self._way == "tensors" else y
+        for leaf, c_in, c_noise, dtype, outs in found.calls:
+            while len(self._tables) <= leaf:
+                self._tables.append([])
+            table = self._tables[leaf]
+            table.append(c_noise)
+            shown = self._input(state, c_in, dtype)
+            pair = len(outs) == 2
+            self._code.append(
+                Call(leaf, shown, outs, len(table) - 1, ask.level, len(self._places), pair)
+            )
+        self._places.append((i, ask.level))
+        d = found.form.replace(lambda s: base if s is found.y else None)
+        self._means[ask] = d
+        if self._way == "tensors" or (found.clamps and (j or len(step.asks) > 1)):
+            self._means[ask] = form_of(self._tensor(self._settled(d), f"D{i}.{j}"))
+
+    def _first_answer(self, ask: Ask, step: TracedStep) -> _Inline | None:
+        """Keep the answer for later steps, or let the step's launch make it, where it must."""
+        d = self._means[ask]
+        clamp = _only(d)
+        kept = self._way != "forms" and step.kept
+        if not (isinstance(clamp, _Clamp) or kept):
+            return None
+        slope = any(step.kept)
+        if isinstance(clamp, _Clamp):
+            bounds, inner = clamp.bounds, self._settled(clamp.inner)
+            if kept and slope:  # of the clamped D, which must be there first
+                self._means[ask] = d = form_of(self._tensor(d, "D"))
+                bounds, inner = None, d
+        else:
+            bounds, inner = None, self._settled(d)
+        others = [s for s in inner.terms if s is not step.x]
+        if len(others) != 1 or len(step.asks) > 1:
+            inner = form_of(self._tensor(inner, "D"))
+            others = list(inner.terms)
+        source = others[0]
+        a, b = inner.terms.get(step.x, 0.0), inner.terms[source]
+        inline = State("d" if slope else "D")
+        if kept and not slope and bounds is None and _only(inner) is source:
+            self._means[step.kept[False]] = form_of(source)  # it is a tensor already
+            self._means[ask] = form_of(source)
+            return None
+        if slope:
+            a, b = (1.0 - a) / step.start, -b / step.start
+            self._means[ask] = form_of(step.x) - step.start * form_of(inline)
+        else:
+            self._means[ask] = form_of(inline)
+        for past in step.kept.values() if kept else ():
+            self._means[past] = form_of(inline)
+        if len(step.asks) > 1:
+            self._emit(form_of(step.x) * a + form_of(source) * b, inline)
+            return None
+        self._inline.add(inline)
+        if kept:
+            self._kept.add(inline)
+        return _Inline(inline, source, (a, b), bounds)
+
+    def _show(self, i: int, step: TracedStep, ask: Ask) -> None:
+        """Make D for the callback."""
+        known, found = _only(self._means[ask]), self._answers[ask]
+        if known is None or known in self._inline:
+            plain = found.form.replace(lambda s: form_of(step.x) if s is found.y else None)
+            known = self._tensor(plain, "D")
+        entry = {"i": i, "sigma": step.sigma, "sigma_hat": step.start}
+        self._code.append(Show(step.x, known, entry))
+
+    # --- forms ------------------------------------------------------------------------------------
+
+    def _expand(self, form: Form) -> Form:
+        """The form over tensors and noise alone."""
+
+        def meaning(symbol: Symbol) -> Form | None:
+            known = self._means.get(symbol)
+            if known is not None:
+                return known
+            return self._expand(symbol.meaning) if isinstance(symbol, Past) else None
+
+        return form.replace(meaning)
+
+    def _settled(self, form: Form) -> Form:
+        """The form with every clamped part made a tensor, but for a form that is one clamp."""
+
+        def meaning(symbol: Symbol) -> Form | None:
+            return (
+                form_of(self._tensor(form_of(symbol), "D")) if isinstance(symbol, _Clamp) else None
+            )
+
+        return form.replace(meaning)
+
+    def _tensor(self, form: Form, name: str) -> Symbol:
+        """A tensor with the value of a form; its clamps come first."""
+        only = _only(form)
+        if isinstance(only, _Clamp):
+            inner = self._settled(only.inner)
+            others = [s for s in inner.terms if not isinstance(s, State)]
+            states = [s for s in inner.terms if isinstance(s, State)]
+            if len(others) != 1 or len(states) > 1:
+                others, states = [self._tensor(inner, name)], []
+                inner = form_of(others[0])
+            x = states[0] if states else self._x
+            result = State(name)
+            basis = (inner.terms.get(x, 0.0), inner.terms[others[0]])
+            inline = _Inline(State("clamped"), others[0], basis, only.bounds)
+            self._emit(form_of(inline.symbol), result, inline=inline, x=x)
+            return result
+        if only is not None:
+            return only
+        result = State(name)
+        self._emit(self._settled(form), result)
+        return result
+
+    # --- launches ---------------------------------------------------------------------------------
+
+    def _wish(self, step: TracedStep) -> tuple[Symbol, float, torch.dtype] | None:
+        """The network's input that the first question of a step needs, at its own state."""
+        if not step.asks or _only(step.asks[0].y) is not step.x:
+            return None
+        wanted = self._answers[step.asks[0]].inputs()
+        return (step.x, *wanted[0]) if wanted else None
+
+    def _input(self, y: Symbol, c_in: float, dtype: torch.dtype) -> Symbol:
+        """The tensor c_in y; made now unless a launch left it as its second output."""
+        if (c_in, dtype) == (1.0, self._dtype):
+            return y
+        key = (y, c_in, dtype)
+        if key not in self._scaled:
+            self._scaled[key] = Scaled("c_in y", dtype)
+            self._code.append(
+                Launch(y, (), (1.0,), None, second=c_in, other=self._scaled[key], dtype=dtype)
+            )
+        return self._scaled[key]
+
+    def _emit(
+        self,
+        form: Form,
+        out: State | None,
+        wish: tuple[Symbol, float, torch.dtype] | None = None,
+        inline: _Inline | None = None,
+        x: Symbol | None = None,
+    ) -> None:
+        """Launch a form; `wish` is an input of the next call, which comes as second output."""
+        terms = dict(form.terms)
+        w_z, draw = self._noise(terms)
+        if x is None:
+            states = [
+                s for s in terms if isinstance(s, State) and s is not (inline and inline.symbol)
+            ]
+            x = self._x if inline or self._x in terms or not states else states[0]
+        inputs = [s for s in terms if s is not x]
+        launch = Launch(x, (), (), out, w_z, draw)
+        if inline is not None and (inline.symbol in terms or inline.clamp is None):
+            inputs = [inline.symbol, *(s for s in inputs if s is not inline.symbol)]
+            launch.basis, launch.clamp = inline.basis, inline.clamp
+        row = [terms.get(s, 0.0) for s in (x, *inputs)]
+        tensors = [inline.source if inline and s is inline.symbol else s for s in inputs]
+        if len(tensors) > MAX_INPUTS:
+            if self._way != "tensors" or inline is not None:
+                raise _TooWide
+            part = State("part")
+            kept = {s: terms.pop(s) for s in (x, *inputs[:MAX_INPUTS]) if s in terms}
+            self._emit(Form(kept), part, x=x)
+            self._emit(form_of(part) + Form(terms), out, wish, x=part)
+            return
+        launch.inputs, launch.row = tuple(tensors), tuple(row)
+        if inline is not None and inline.symbol in self._kept:
+            launch.second, launch.other, launch.dtype = True, inline.symbol, self._dtype
+        elif wish is not None:
+            _, c_in, dtype = wish
+            launch.second, launch.dtype = c_in, dtype
+            launch.other = self._scaled[wish] = Scaled("c_in y", dtype)
+        self._code.append(launch)
+
+    def _noise(self, terms: dict[Symbol, Weight]) -> tuple[Weight, int]:
+        """Take the noise out of a row: weight and draw of built-in noise, or tensors in it."""
+        normals = [s for s in terms if isinstance(s, Noise)]
+        if not self._fused:
+            for normal in normals:
+                if normal not in self._drawn:
+                    self._drawn.add(normal)
+                    self._code.append(Draw(normal.span, normal))
+            return 0.0, 0
+        if len(normals) > 1:
+            raise _TooWide
+        return (terms.pop(normals[0]), normals[0].draw) if normals else (0.0, 0)
+
+
+def _only(form: Form) -> Symbol | None:
+    """The symbol that the form is, if it is one."""
+    if len(form.terms) != 1:
+        return None
+    ((symbol, weight),) = form.terms.items()
+    return symbol if isinstance(weight, float) and weight == 1.0 else None

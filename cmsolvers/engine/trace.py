@@ -1,0 +1,352 @@
+"""What a formula may ask of a step, and the steps of a whole run as its formula wrote them.
+
+A formula is a function `formula(step) -> Form`: the state at the end of the step, over the state at
+its start, answers of the model and noise. It is run once for all steps, before the model is called;
+every row checks itself here. `lower.py` makes launches of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
+from typing import TypeAlias
+
+from torch import Tensor
+
+from cmsolvers.engine.forms import Form, Symbol, Weight, form_of
+
+_TOLERANCE = 1e-10
+_ROUNDING = 2.0**-46  # of weights that cancel
+_SMALLEST, _LARGEST = 1e-50, 1e50  # rows hold products of ratios of levels
+
+Formula: TypeAlias = Callable[..., Form]
+"""`formula(step, **options) -> Form`."""
+
+Span: TypeAlias = tuple[float, float, float, int]
+"""(sigma, sigma_hat, sigma_next, kind): noise lifts the state to sigma_hat where that is larger.
+The kind is for the formula alone, where its steps are of several."""
+
+
+class State(Symbol):
+    """The state at the start of a step, or at the end of the last one."""
+
+    __slots__ = ()
+
+
+class Noise(Symbol):
+    """A unit normal of one step.
+
+    Args:
+        name: for error texts.
+        span: the levels or times that a user's noise sampler is asked for.
+        draw: which draw of the stream of sampler steps the built-in noise is.
+    """
+
+    __slots__ = ("draw", "span")
+
+    def __init__(self, name: str, span: tuple[float, float], draw: int) -> None:
+        super().__init__(name)
+        self.span, self.draw = span, draw
+
+
+class Ask(Symbol):
+    """What the model answers at a state.
+
+    Args:
+        name: for error texts.
+        y: the state.
+        level: where it is.
+    """
+
+    __slots__ = ("level", "y")
+
+    def __init__(self, name: str, y: Form, level: float) -> None:
+        super().__init__(name)
+        self.y, self.level = y, level
+
+
+class Past(Symbol):
+    """D or the slope at the start of an earlier step.
+
+    Args:
+        name: for error texts.
+        meaning: the same over the symbols of that step.
+        slope: which of the two.
+    """
+
+    __slots__ = ("meaning", "slope")
+
+    def __init__(self, name: str, meaning: Form, slope: bool) -> None:
+        super().__init__(name)
+        self.meaning, self.slope = meaning, slope
+
+
+@dataclass
+class TracedStep:
+    """One step as its formula wrote it.
+
+    Attributes:
+        sigma: level before the noise that lifts the state; a time in t-space.
+        start: level where the step begins.
+        to: level of the result.
+        x: the state at `start`.
+        churn: the unit normal that lifts the state and its weight, if any.
+        asks: the questions to the model, in order.
+        result: the state at `to`.
+        kept: D and slope of this step that later ones read, by whether they are slopes.
+    """
+
+    sigma: float
+    start: float
+    to: float
+    x: State
+    churn: tuple[Noise, float] | None = None
+    asks: list[Ask] = field(default_factory=list)
+    result: Form = field(default_factory=lambda: Form({}))
+    kept: dict[bool, Past] = field(default_factory=dict)
+
+
+class Step:
+    """One step of a sampler on noise levels: where it is, and what its formula may ask.
+
+    Attributes:
+        x: the state at the start.
+        sigma: level of x.
+        to: level of the result; smaller, at least 0.
+        kind: what the solver's `spans` says of the step, 0 where it has none.
+        index: number of the step, from 0.
+        count: steps of the run.
+        levels: levels at the start of all steps so far; the last is `sigma`.
+    """
+
+    def __init__(
+        self, before: Sequence[TracedStep], span: Span, index: int, count: int, s_noise: float
+    ) -> None:
+        sigma, self.sigma, self.to, self.kind = span
+        self.index, self.count = index, count
+        self._before, self._normals = before, 0
+        self.levels = (*(step.start for step in before), self.sigma)
+        state = State(f"x{index}")
+        self.x = form_of(state)
+        churn = None
+        if self.sigma > sigma:
+            # sqrt(sigma_hat^2 - sigma^2) without the cancellation
+            size = math.sqrt((self.sigma - sigma) * (self.sigma + sigma))
+            churn = (Noise(f"churn{index}", (sigma, self.sigma), index), s_noise * size)
+        self.traced = TracedStep(sigma, self.sigma, self.to, state, churn)
+
+    def D(self, y: Form, level: float) -> Form:
+        """The denoiser's answer at y, a state at `level`."""
+        ask = Ask(f"D{self.index}.{len(self.traced.asks)}", y, level)
+        self.traced.asks.append(ask)
+        return form_of(ask)
+
+    def slope(self, y: Form, level: float) -> Form:
+        """(y - D) / level, the right side of dx/dsigma."""
+        return (y - self.D(y, level)) / level
+
+    def z(self, to: float | None = None) -> Form:
+        """A unit normal for the way from `sigma` to `to` (the end of the step by default)."""
+        end = self.to if to is None else to
+        self._normals += 1
+        return form_of(Noise(f"z{self.index}.{self._normals}", (self.sigma, end), self.index))
+
+    def past(self, k: int) -> Form:
+        """D at the start of the k-th step before this one, k from 1."""
+        return self._past(k, slope=False)
+
+    def past_slope(self, k: int) -> Form:
+        """(x - D) / sigma at the start of the k-th step before this one, k from 1."""
+        return self._past(k, slope=True)
+
+    def settled(self, y: Form, level: float) -> Form:
+        """The same state at `level`, free of fresh noise, with an exact weight of x; see `settle`."""
+        return settle(y, self.traced, level)
+
+    def _past(self, k: int, *, slope: bool) -> Form:
+        step = self._before[-k]
+        known = step.kept.get(slope)
+        if known is None:
+            answer = form_of(step.asks[0])
+            meaning = (form_of(step.x) - answer) / step.start if slope else answer
+            known = Past(f"{'d' if slope else 'D'}({step.x})", meaning, slope)
+            step.kept[slope] = known
+        return form_of(known)
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """All steps of a run, checked.
+
+    Attributes:
+        steps: in order.
+        brownian: whether the built-in noise is one Brownian path, not fresh normals.
+    """
+
+    steps: tuple[TracedStep, ...]
+    brownian: bool = False
+
+    @property
+    def noisy(self) -> bool:
+        """Whether any step asks for noise."""
+        return any(
+            step.churn is not None or any(isinstance(s, Noise) for s in form.terms)
+            for step in self.steps
+            for form in (step.result, *(ask.y for ask in step.asks))
+        )
+
+    @property
+    def levels(self) -> list[float]:
+        """The level of each evaluation, in order."""
+        return [ask.level for step in self.steps for ask in step.asks]
+
+    @property
+    def visited(self) -> tuple[float, ...]:
+        """The level of the state at the start and after each step."""
+        return (self.steps[0].sigma, *(step.to for step in self.steps))
+
+
+@lru_cache(maxsize=128)
+def trace(
+    formula: Formula,
+    spans: tuple[Span, ...],
+    options: tuple[tuple[str, object], ...] = (),
+    *,
+    s_noise: float = 1.0,
+    brownian: bool = False,
+    keeps_spread: bool = True,
+) -> Trace:
+    """Run a formula over all steps and check its rows; cached, since nothing else enters.
+
+    Args:
+        formula: as in `Formula`.
+        spans: of the steps.
+        options: keyword arguments of the formula.
+        s_noise: factor on every noise weight, applied after the check.
+        brownian: whether the noise is one Brownian path, whose increments nest.
+        keeps_spread: whether x = D + sigma z with constant D must end with the spread `to`.
+
+    Raises:
+        ArithmeticError: a formula whose rows are wrong.
+        ValueError: levels that float64 cannot make rows of.
+    """
+    check_range([span[0] for span in spans] + [spans[-1][2]])
+    steps: list[TracedStep] = []
+    for i, span in enumerate(spans):
+        step = Step(steps, span, i, len(spans), s_noise)
+        try:
+            result = formula(step, **dict(options))
+        except ZeroDivisionError as error:
+            near = ", ".join(repr(level) for level in step.levels[-3:])
+            raise ValueError(
+                "sigmas must be far enough apart for the weights of a step; "
+                f"got {step.to!r} after {near}"
+            ) from error
+        traced = step.traced
+        if not brownian:
+            _check_one_normal(traced, result)
+        for ask in traced.asks:
+            ask.y = _checked(ask.y, traced, ask.level, keeps_spread, s_noise)
+        traced.result = _checked(result, traced, step.to, keeps_spread, s_noise)
+        steps.append(traced)
+    return Trace(tuple(steps), brownian)
+
+
+def lifted(
+    sigmas: Sequence[float], s_churn: float, s_tmin: float, s_tmax: float
+) -> tuple[Span, ...]:
+    """Steps from each level to the next, with the levels that churn lifts the states to.
+
+    Source: Karras et al. (2022), algorithm 2.
+    """
+    found, count = [], len(sigmas) - 1
+    for sigma, to in pairwise(sigmas):
+        gamma = min(s_churn / count, math.sqrt(2.0) - 1.0) if s_tmin <= sigma <= s_tmax else 0.0
+        found.append((sigma, sigma * (1.0 + gamma), to, 0))
+    return tuple(found)
+
+
+def check_row(row: Form, step: TracedStep, to: float, keeps_spread: bool = True) -> None:
+    """Check a row by what it makes of constant data.
+
+    Put D = x = 1 and no noise, and it must be 1. With x = D + sigma z and constant D every slope is
+    z, and the spread must be `to` where `keeps_spread`.
+
+    Raises:
+        ArithmeticError: it is not.
+    """
+    weights = {symbol: _number(w) for symbol, w in row.terms.items()}
+    ones = [_value(symbol) * w for symbol, w in weights.items()]
+    size, total = math.fsum(map(abs, ones)), math.fsum(ones)
+    if not abs(total - 1.0) <= _TOLERANCE * size:
+        raise ArithmeticError(f"weights must sum to 1 for constant D; {row} gives {total}")
+    if not keeps_spread:
+        return
+    carried = [_spread(symbol, step) * w for symbol, w in weights.items()]
+    drawn = [w for symbol, w in weights.items() if isinstance(symbol, Noise)]
+    spread = math.hypot(math.fsum(carried), *drawn)
+    allowed = _TOLERANCE * (math.fsum(map(abs, carried)) + to) + _ROUNDING * size * step.start
+    if not abs(spread - to) <= allowed:
+        raise ArithmeticError(f"the spread must be {to}; {row} from {step.start} gives {spread}")
+
+
+def settle(row: Form, step: TracedStep, to: float) -> Form:
+    """A row without fresh noise, its weight of x made exact.
+
+    That weight is known: with the slopes of earlier steps it carries the spread `to`. A formula of
+    several stages arrives at it by cancellation, which costs digits where a step is long.
+    """
+    if any(isinstance(symbol, Noise) for symbol in row.terms):
+        return row
+    slopes = [-_number(w) for s, w in row.terms.items() if isinstance(s, Past) and s.slope]
+    return Form({**row.terms, step.x: math.fsum((to, *slopes)) / step.start})
+
+
+def _checked(row: Form, step: TracedStep, to: float, keeps_spread: bool, s_noise: float) -> Form:
+    check_row(row, step, to, keeps_spread)
+    if keeps_spread and row.terms.get(step.x) != 1.0:
+        row = settle(row, step, to)
+    if s_noise == 1.0:
+        return row
+    return Form({s: s_noise * w if isinstance(s, Noise) else w for s, w in row.terms.items()})
+
+
+def check_range(sigmas: Sequence[float]) -> None:
+    """Raise ValueError for levels that are too large or too small for the weights of a row."""
+    for i, level in enumerate(sigmas):
+        if level and not _SMALLEST <= level <= _LARGEST:
+            raise ValueError(
+                f"sigmas must lie in [{_SMALLEST:g}, {_LARGEST:g}] or be 0; got {level:g} at "
+                f"index {i}"
+            )
+
+
+def _check_one_normal(step: TracedStep, result: Form) -> None:
+    """Fresh normals of one step would be the same draw: a second one needs a path."""
+    normals = {s for s in result.terms if isinstance(s, Noise)}
+    normals |= {s for ask in step.asks for s in ask.y.terms if isinstance(s, Noise)}
+    if len(normals) + (step.churn is not None) > 1:
+        raise ArithmeticError(f"a step may draw one fresh normal; got {sorted(map(str, normals))}")
+
+
+def _value(symbol: Symbol) -> float:
+    """The symbol where D = x = 1 and there is no noise."""
+    if isinstance(symbol, Noise) or (isinstance(symbol, Past) and symbol.slope):
+        return 0.0
+    return 1.0
+
+
+def _spread(symbol: Symbol, step: TracedStep) -> float:
+    """The factor of z in the symbol where x = D + sigma z with constant D."""
+    if isinstance(symbol, State):
+        return step.start
+    return 1.0 if isinstance(symbol, Past) and symbol.slope else 0.0
+
+
+def _number(weight: Weight) -> float:
+    if isinstance(weight, Tensor):
+        raise ArithmeticError("a fixed step must have numbers as weights; got a tensor")
+    return float(weight)

@@ -14,10 +14,7 @@ from cmsolvers.solvers.rk_pf_ode import solve
 from support.adaptive_cases import (
     ALONE,
     EXACT,
-    F64,
-    FIRST,
     GAUSSIAN,
-    LAST,
     MIXTURE,
     MODES,
     SOLVERS,
@@ -27,6 +24,7 @@ from support.adaptive_cases import (
     worst,
 )
 from support.exact import assert_same_bits
+from support.orders import F64, FIRST, LAST
 
 some_solvers = pytest.mark.parametrize(
     "name", ["heun21-sigma", "dopri54-log_sigma", "dpm2", "dpm3"]

@@ -8,21 +8,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from solvers.test_sde_solvers import F64, SEED, close, latent, two_normals, z
 
 import cmsolvers as cm
 from cmsolvers import noise, ops
-from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.ops.norms import sums_of_squares
 from cmsolvers.solvers.milstein import milstein
 from cmsolvers.solvers.predictor_corrector import predictor_corrector
 from cmsolvers.solvers.sra1 import sra1
 from cmsolvers.solvers.stochastic_heun import stochastic_heun
+from support.sde_cases import F64, OWN, REVERSE, SEED, VP, T, close, latent, two_normals, z
 
-VP, DATA = cm.VP(), Gaussian(0.5, 0.2)
-T = [1.0, 0.8, 0.5, 0.3, 0.1]
-REVERSE = VP.reverse(VP.score_of(DATA))
-OWN = cm.SDE(lambda x, t: -x, lambda x, t: 0.1 * x, state_dependent=True)
 RUNS = {
     "milstein": lambda x, **o: milstein(OWN, x, T, **o),
     "milstein-additive": lambda x, **o: milstein(REVERSE, x, T, **o),

@@ -12,26 +12,9 @@ from torch import Tensor
 from cmsolvers import noise, ops
 from cmsolvers.ops import reference
 from support.exact import SETS, assert_same_bits, instruction_set, threads
+from support.philox import KNOWN, hexes
 
 M32 = np.uint64(0xFFFFFFFF)
-
-KNOWN = [  # Random123, kat_vectors: philox4x32 10
-    (
-        "00000000 00000000 00000000 00000000",
-        "00000000 00000000",
-        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
-    ),
-    (
-        "ffffffff ffffffff ffffffff ffffffff",
-        "ffffffff ffffffff",
-        "408f276d 41c83b0e a20bc7c6 6d5451fd",
-    ),
-    (
-        "243f6a88 85a308d3 13198a2e 03707344",
-        "a4093822 299f31d0",
-        "d16cfe09 94fdcceb 5001e420 24126ea1",
-    ),
-]
 
 SHAPES = [
     (1,), (5,), (0,), (1, 1), (3, 0), (0, 4), (1000, 1), (7, 3), (33, 2), (50, 5), (2, 1023),
@@ -41,10 +24,6 @@ SHAPES = [
 # normal((2, 3), seed=2024, draw=7, stream=1, offset=5): words of the first group, bits of z.
 FIRST_WORDS = ["0x624856cb", "0x963ef22a", "0x23033cf1", "0xde41d8f2"]
 FIRST_BITS = [-1080599213, -1086852882, 1068279840, -1075670238, 1060313271, 1063974908]
-
-
-def hexes(text: str) -> list[int]:
-    return [int(word, 16) for word in text.split()]
 
 
 def numpy_philox(counter: list[np.ndarray], key: list[np.ndarray]) -> list[np.ndarray]:

@@ -10,11 +10,11 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from noise.test_noise import KNOWN, hexes
 
 from cmsolvers.ops import reference, rules
 from support import ROOT
 from support.exact import SETS, assert_same_bits
+from support.philox import KNOWN, hexes
 
 CSRC = ROOT / "csrc"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_ops import MODES, Mode
 from torch import Tensor, func
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
@@ -16,6 +15,7 @@ from cmsolvers import noise, ops
 from cmsolvers.ops import rules
 from cmsolvers.ops.reference import NONE, PAIR, SCALED, X0
 from support.exact import assert_same_bits
+from support.modes import MODES, Mode
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 EXACT = {

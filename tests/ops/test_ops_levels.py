@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_ops import reference_kernels
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmsolvers import noise, ops
-from support.exact import SETS, assert_same_bits, instruction_set
+from support.exact import SETS, assert_same_bits, instruction_set, reference_kernels
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 DTYPES = [F64, F32, F16, BF16]

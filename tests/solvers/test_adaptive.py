@@ -15,9 +15,6 @@ from cmsolvers.solvers import dpm_adaptive, rk_pf_ode
 from support.adaptive_cases import (
     ALONE,
     EXACT,
-    F64,
-    FIRST,
-    LAST,
     METHODS,
     MIXTURE,
     MODES,
@@ -26,10 +23,10 @@ from support.adaptive_cases import (
     elementwise,
     own_seed,
     rate,
-    slope,
     worst,
 )
 from support.exact import assert_same_bits, threads
+from support.orders import F64, FIRST, LAST, slope
 
 
 def rk_by_the_book(table, denoiser, x, first, last, *, rtol, atol, h, pcoeff=0.2, icoeff=0.65):

@@ -12,7 +12,8 @@ from cmsolvers.engine.adaptive.method import Trial
 from cmsolvers.engine.adaptive.runge_kutta import RungeKutta
 from cmsolvers.engine.adaptive.tableaux import BOSH32, DOPRI54, TABLEAUX, Tableau, rooted_trees
 from cmsolvers.solvers.dpm_adaptive import DPMSolver
-from support.adaptive_cases import F64, FIRST, GAUSSIAN, LAST, START, slope, worst
+from support.adaptive_cases import GAUSSIAN, START, worst
+from support.orders import F64, FIRST, LAST, slope
 
 
 def test_there_are_as_many_trees_as_there_should_be():

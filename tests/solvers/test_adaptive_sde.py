@@ -9,7 +9,8 @@ import cmsolvers as cm
 from cmsolvers import noise
 from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.solvers import adaptive_sde, dpm_adaptive
-from support.adaptive_cases import F64, FIRST, LAST, MIXTURE, MODES, START, slope, worst
+from support.adaptive_cases import MIXTURE, MODES, START, worst
+from support.orders import F64, FIRST, LAST, slope
 
 
 def test_ancestral_steps_keep_the_law():

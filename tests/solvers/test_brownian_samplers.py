@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_orders import FIRST, LAST, assert_order, grid
 
 import cmsolvers as cm
 from cmsolvers import denoisers, noise
@@ -13,8 +12,8 @@ from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
 from cmsolvers.engine.path_noise import PathNoise
 from cmsolvers.engine.plan import make_plan
 from cmsolvers.solvers.dpmpp_sde import SinglestepStages
+from support.orders import F64, FIRST, LAST, assert_order, grid
 
-F64 = torch.float64
 SIGMAS = cm.karras_sigmas(9, 0.01, 20.0)
 DATA = GaussianMixture([-1.0, 0.2, 1.1], [0.3, 0.2, 0.4], [0.3, 0.3, 0.4])
 SAMPLERS = {

@@ -5,16 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_orders import (
-    PROBLEMS,
-    SOFT_STEPS,
-    STEPS,
-    assert_order,
-    errors_of,
-    grid,
-    soft_grid,
-    with_formula,
-)
 
 import cmsolvers as cm
 from cmsolvers.denoisers.oracles import Gaussian
@@ -24,10 +14,18 @@ from cmsolvers.solvers.deis import IPNDMStages
 from cmsolvers.solvers.dpmpp import dpmpp_2m_stages
 from cmsolvers.solvers.dpmpp_sde import MultistepStages
 from cmsolvers.solvers.unipc import UniPCStages
-
-F64 = torch.float64
-each_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-
+from support.orders import (
+    F64,
+    PROBLEMS,
+    SOFT_STEPS,
+    STEPS,
+    assert_order,
+    each_problem,
+    errors_of,
+    grid,
+    soft_grid,
+    with_formula,
+)
 
 # --- the exponential integrator ----------------------------------------------------------------
 

@@ -6,14 +6,13 @@ import math
 
 import pytest
 import torch
-from engine.test_sde_loop import OWN, REVERSE, VP, T
-from test_sde_solvers import latent
 
 import cmsolvers as cm
 from cmsolvers.solvers.milstein import milstein
 from cmsolvers.solvers.predictor_corrector import predictor_corrector
 from cmsolvers.solvers.sra1 import sra1
 from cmsolvers.solvers.stochastic_heun import stochastic_heun
+from support.sde_cases import OWN, REVERSE, VP, T, latent
 
 NAN = math.nan
 SOLVERS = {

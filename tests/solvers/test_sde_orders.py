@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from numpy.polynomial.hermite_e import hermegauss
-from test_orders import F64, FIRST, LAST, assert_order, grid
 
 import cmsolvers as cm
 from cmsolvers import noise
@@ -20,6 +19,7 @@ from cmsolvers.solvers.predictor_corrector import predictor_corrector
 from cmsolvers.solvers.sra1 import sra1
 from cmsolvers.solvers.stochastic_heun import stochastic_heun
 from cmsolvers.solvers.stochastic_rk import Scheme
+from support.orders import F64, FIRST, LAST, assert_order, grid
 
 PATHS, FINE = 10_000, 1024
 STEPS = (8, 16, 32, 64, 128, 256)

@@ -9,15 +9,14 @@ import pytest
 import torch
 
 import cmsolvers as cm
-from cmsolvers import noise
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
 from cmsolvers.solvers.milstein import milstein
 from cmsolvers.solvers.predictor_corrector import predictor_corrector
 from cmsolvers.solvers.sra1 import sra1
 from cmsolvers.solvers.stochastic_heun import stochastic_heun
+from support.sde_cases import F64, SEED, close, latent, two_normals, z
 
-F64, NAN = torch.float64, math.nan
-SEED = 7
+NAN = math.nan
 MIXTURE = GaussianMixture(
     torch.randn(3, 2, 4, dtype=F64, generator=torch.Generator().manual_seed(1)), [0.2, 0.5, 0.3]
 )
@@ -25,21 +24,8 @@ PROCESSES = {"vp": cm.VP(), "sub-vp": cm.SubVP(), "ve": cm.VE(), "karras": cm.Ka
 each_process = pytest.mark.parametrize("p", PROCESSES.values(), ids=PROCESSES)
 
 
-def latent(dtype=F64, shape=(5, 2, 4)):
-    return noise.normal(shape, 3).to(dtype)
-
-
-def z(x, draw, seed=SEED):
-    return noise.normal(x.shape, seed, draw=draw, stream=noise.STEPS, dtype=x.dtype)
-
-
 def column(v):
     return v.reshape(-1, 1, 1)
-
-
-def close(got, expected, rtol=1e-10):
-    error = (got.double() - expected).abs().max() / expected.abs().max()
-    assert error < rtol, error
 
 
 # --- transcriptions ------------------------------------------------------------------------------
@@ -73,16 +59,6 @@ def milstein_as_published(f, g, slope, x, ts, noises):
         dw = math.sqrt(h) * noises(i)
         x = x + f(x, t) * dt + g(x, t) * dw + 0.5 * g(x, t) * slope(x, t) * (dw * dw - h)
     return x
-
-
-def two_normals(x):
-    """(z of I_1, z of the area) from the built-in draws a, b of the documented rotation."""
-
-    def noises(i):
-        a, b = z(x, 2 * i), z(x, 2 * i + 1)
-        return math.sqrt(0.75) * a + 0.5 * b, 0.5 * a - math.sqrt(0.75) * b
-
-    return noises
 
 
 def parts(p, kind):

@@ -10,9 +10,8 @@ from cmsolvers import noise
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
 from cmsolvers.engine.adaptive.tableaux import TABLEAUX
 from cmsolvers.solvers import adaptive_sde, dpm_adaptive, rk_pf_ode
+from support.orders import F64, FIRST, LAST
 
-F64 = torch.float64
-FIRST, LAST = 10.0, 0.1
 MIXTURE = GaussianMixture([-1.0, 0.2, 1.1], [0.3, 0.2, 0.4], [0.3, 0.3, 0.4])
 GAUSSIAN = Gaussian(0.5, 0.3)
 START = FIRST * torch.linspace(-1.5, 2, 8, dtype=F64)[:, None]
@@ -48,12 +47,6 @@ EXACT = reference()
 
 def worst(a, b=EXACT):
     return (a.double() - b.double()).abs().max().item()
-
-
-def slope(errors, steps):
-    x, y = (torch.tensor(v, dtype=F64).log() for v in (steps, errors))
-    x, y = x - x.mean(), y - y.mean()
-    return -((x * y).sum() / (x * x).sum()).item()
 
 
 SOLVERS = {

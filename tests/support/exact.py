@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import ops
+from cmsolvers.ops import registration
 from cmsolvers.ops.binary import C
 
 SETS = tuple(ops.build_info().get("instruction_sets", ()))
@@ -30,6 +31,28 @@ def instruction_set(name: str) -> Iterator[None]:
         yield
     finally:
         C.use_instruction_set(before)
+
+
+class reference_kernels:  # noqa: N801
+    """Run the operators in plain torch, as without the binary."""
+
+    def __enter__(self) -> None:
+        self.library = torch.library.Library("cmsolvers", "IMPL")
+        with_warning = (
+            ("weighted_step", registration._one),
+            ("weighted_step_two", registration._two),
+        )
+        for name, kernel in with_warning:
+            self.library.impl(name, kernel, "CPU", allow_override=True)
+        self.fast = [m for m in (ops.named, ops.step) if getattr(m, "FAST", None) is not None]
+        self.kept = [m.FAST for m in self.fast]
+        for m in self.fast:
+            m.FAST = None
+
+    def __exit__(self, *exception: object) -> None:
+        self.library._destroy()
+        for m, kept in zip(self.fast, self.kept, strict=True):
+            m.FAST = kept
 
 
 @contextmanager

@@ -271,7 +271,7 @@ def run_sanitizer(cuda_home: Path, capability: str) -> dict[str, Any]:
         print(log)
     memcheck = [tool, "--tool", "memcheck", "--error-exitcode", str(SANITIZER_ERROR)]
     found = execute([*memcheck, planted], "planted.log")
-    tests = ["tests/test_cuda.py", "-k", SANITIZED_TESTS, "-m", "not slow"]
+    tests = ["tests/house/test_cuda.py", "-k", SANITIZED_TESTS, "-m", "not slow"]
     clean = execute(
         [*memcheck, "--target-processes", "all", sys.executable, "-m", "pytest", "-q", *tests],
         "memcheck.log",

@@ -1,0 +1,315 @@
+"""What adaptive runs count, pass on and show, and how they fail."""
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import cmsolvers as cm
+from cmsolvers import noise
+from cmsolvers.engine.adaptive import SolverError
+from cmsolvers.solvers import adaptive_sde, dpm_adaptive, rk_pf_ode
+from cmsolvers.solvers.rk_pf_ode import solve
+from support.adaptive_cases import (
+    ALONE,
+    EXACT,
+    GAUSSIAN,
+    MIXTURE,
+    MODES,
+    SOLVERS,
+    START,
+    elementwise,
+    reference,
+    worst,
+)
+from support.exact import assert_same_bits
+from support.orders import F64, FIRST, LAST
+
+some_solvers = pytest.mark.parametrize(
+    "name", ["heun21-sigma", "dopri54-log_sigma", "dpm2", "dpm3"]
+)
+
+
+@some_solvers
+def test_calls_are_counted(name):
+    solver, levels, tolerance = SOLVERS[name], [FIRST, LAST], {"rtol": 1e-4, "atol": 1e-4}
+    calls = []
+
+    def counted(x, sigma):
+        calls.append(len(x))
+        return MIXTURE(x, sigma)
+
+    _, info = solver(counted, START[:1], levels, return_info=True, **tolerance)
+    assert info.nfe.tolist() == [len(calls)] and info.calls == len(calls)
+    calls.clear()
+    _, info = solver(counted, START, levels, return_info=True, **tolerance)
+    assert info.calls == len(calls) >= info.nfe.max()
+    assert sum(calls) <= info.nfe.sum() * 1.3, "finished samples must leave"
+    assert info.attempts == (info.accepted + info.rejected).max()
+    calls.clear()
+    masked = solver(
+        counted, START, levels, mode="masked", check_every=5, return_info=True, **tolerance
+    )[1]
+    assert set(calls) == {8} and masked.attempts == math.ceil(info.attempts / 5) * 5
+    assert torch.equal(masked.nfe, info.nfe)
+
+
+def test_masked_mode_need_not_look():
+    y, info = rk_pf_ode(
+        MIXTURE, START, [FIRST, LAST], mode="masked", check_every=None, max_steps=60,
+        return_info=True,
+    )  # fmt: skip
+    assert info.attempts == 60 and info.finished.all()
+    assert_same_bits(y, rk_pf_ode(MIXTURE, START, [FIRST, LAST]))
+
+
+def test_extra_args_follow_their_samples():
+    target = torch.linspace(-2, 2, 8, dtype=F64)
+    seen = []
+
+    def denoiser(x, sigma, *, to, nested, table, scale):
+        seen.append(len(x))
+        assert len(nested["a"][0]) == len(x) and len(table) == 5
+        assert torch.equal(nested["a"][0], to)
+        return scale * (to[:, None] + 0.04 / (0.04 + sigma[:, None] ** 2) * (x - to[:, None]))
+
+    extra = {"to": target, "nested": {"a": [target]}, "table": torch.zeros(5), "scale": 1.0}
+    y = rk_pf_ode(denoiser, START, [FIRST, 0.001], rtol=1e-7, extra_args=extra)
+    moved = target[:, None] + (START - target[:, None]) * math.sqrt((0.04 + 1e-6) / 100.04)
+    assert worst(y, moved) < 1e-5
+    assert len(set(seen)) > 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+@some_solvers
+def test_trajectory(name, mode):
+    solver = SOLVERS[name]
+    levels = [10.0, 5.0, 1.0, 0.1, 0.0]
+    options = {"rtol": 1e-4, "atol": 1e-4, "mode": mode}
+    y, info = solver(MIXTURE, START, levels, trajectory=True, **options)
+    assert info.levels == tuple(levels) and info.trajectory.shape == (5, 8, 1)
+    assert torch.equal(info.trajectory[0], START) and torch.equal(info.trajectory[-1], y)
+    for k, level in enumerate(levels[1:4], 1):
+        assert worst(info.trajectory[k], reference(level)) < 1e-2
+    assert torch.equal(y, MIXTURE(info.trajectory[3], 0.1))
+    some, info = solver(MIXTURE, START, levels, trajectory=[1.0, 0.1], **options)
+    assert info.levels == (1.0, 0.1) and info.trajectory.shape[0] == 2
+    assert worst(info.trajectory[0], reference(1.0)) < 1e-2
+    assert worst(some, y) < 1e-2
+
+
+def test_a_final_zero_is_one_evaluation_at_the_level_before():
+    for solver in (rk_pf_ode, dpm_adaptive):
+        end, info = solver(MIXTURE, START, [FIRST, LAST], return_info=True)
+        clean, more = solver(MIXTURE, START, [FIRST, 1.0, LAST, 0.0], return_info=True)
+        assert torch.equal(clean, MIXTURE(end, LAST))
+        assert torch.equal(more.nfe, info.nfe + 1) and more.calls == info.calls + 1
+
+
+def test_upwards_and_back():
+    there, info = solve(MIXTURE, EXACT, (LAST, FIRST), name="likelihood", rtol=1e-9, atol=1e-9)
+    assert worst(there, START) < 1e-5 and info.finished.all()
+
+
+@pytest.mark.parametrize("name", ["dopri54-log_sigma", "dpm3", "sde"])
+@pytest.mark.parametrize("mode", MODES)
+def test_dtypes_layouts_and_ownership(name, mode):
+    solver = ALONE[name]
+    base = noise.normal((3, 2, 4, 4), seed=2, dtype=F64) * (1 if name == "sde" else 10)
+    more = {"seed": 0} if name == "sde" else {}
+    exact = solver(elementwise, base, [10.0, 0.1], mode=mode, **more)
+    for dtype, bound in ((torch.float32, 0.1), (torch.float16, 0.1), (torch.bfloat16, 0.3)):
+        x = base.to(dtype).to(memory_format=torch.channels_last)
+        kept = x.clone()
+
+        def denoiser(y, sigma, dtype=dtype):
+            assert y.dtype is dtype and sigma.dtype is dtype
+            return elementwise(y, sigma)
+
+        y = solver(denoiser, x, [10.0, 0.1], mode=mode, rtol=0.01, atol=0.01, **more)
+        assert y.dtype is dtype and y.stride() == x.stride() and y.data_ptr() != x.data_ptr()
+        assert torch.equal(x, kept) and worst(y, exact) < bound * exact.abs().max()
+    for shape in ((0, 3), (2, 0), (4,)):
+        x = torch.ones(shape)
+        y, info = solver(elementwise, x, [10.0, 0.1], mode=mode, return_info=True, **more)
+        assert y.shape == x.shape and info.nfe.shape == shape[:1]
+
+
+def test_derivatives_pass_through_the_steps():
+    x = START.clone().requires_grad_()
+    factor = torch.tensor(1.0, dtype=F64, requires_grad=True)
+    y = rk_pf_ode(lambda y, s: factor * GAUSSIAN(y, s), x, [FIRST, LAST], rtol=1e-9, atol=1e-9)
+    grad, by_factor = torch.autograd.grad(y.sum(), (x, factor))
+    assert worst(grad, torch.full_like(grad, math.sqrt(0.26 / 100.25))) < 1e-8
+
+    def at(f):
+        return rk_pf_ode(lambda y, s: f * GAUSSIAN(y, s), START, [FIRST, LAST], rtol=1e-11).sum()
+
+    assert by_factor.item() == pytest.approx(((at(1.0001) - at(0.9999)) / 2e-4).item(), rel=1e-5)
+
+
+def test_callback_and_progress(capsys):
+    shown = []
+    rk_pf_ode(MIXTURE, START, [FIRST, LAST], callback=shown.append, progress=True)
+    assert "rk_pf_ode" in capsys.readouterr().err
+    assert [d["i"] for d in shown] == list(range(len(shown)))
+    for d in shown:
+        rows = len(d["samples"])
+        assert d["sigma"].shape == d["sigma_next"].shape == (rows,) and len(d["x"]) == rows
+        assert torch.equal(d["denoised"], MIXTURE(d["x"], d["sigma"]))
+    assert len(shown[-1]["samples"]) < 8
+
+    def stop(d):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dpm_adaptive(MIXTURE, START, [FIRST, LAST], callback=stop)
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+WHO = {"who": torch.arange(8)}
+FAILURES = {
+    "rk": lambda d, **o: rk_pf_ode(d, START, [FIRST, LAST], extra_args=WHO, **o),
+    "dpm": lambda d, **o: dpm_adaptive(
+        d, START, [FIRST, LAST], rtol=1e-3, atol=1e-3, extra_args=WHO, **o
+    ),
+}
+each_failure = pytest.mark.parametrize("solver", FAILURES.values(), ids=FAILURES)
+
+
+def sound(x, sigma, who):
+    return MIXTURE(x, sigma)
+
+
+def broken(x, sigma, who):
+    """NaN for sample 5 below 2."""
+    return torch.where(((sigma < 2) & (who == 5))[:, None], math.nan, MIXTURE(x, sigma))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@each_failure
+def test_nan_is_told_and_the_state_is_kept(solver, mode):
+    with pytest.raises(SolverError, match=r"gave up on sample 5 at [0-9.]+: its error is not a"):
+        solver(broken, mode=mode)
+    try:
+        solver(broken, mode=mode, check_every=1)
+    except SolverError as error:
+        assert error.x.shape == START.shape and error.sigma.shape == (8,)
+        assert error.x.isfinite().all() and error.sigma[5] < FIRST
+        assert error.info.accepted[5] > 0 and not error.info.finished[5]
+        at = [reference(s, START[b : b + 1]) for b, s in enumerate(error.sigma.tolist())]
+        assert worst(error.x, torch.cat(at)) < 0.02 * FIRST
+    with pytest.raises(SolverError, match=r"sample 5 at .*: its step size fell below"):
+        solver(broken, mode=mode, check_nan=False)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@each_failure
+def test_too_few_steps_are_told(solver, mode):
+    with pytest.raises(
+        SolverError, match=r"gave up on sample 0 at [0-9.]+: it needs more than"
+    ) as e:
+        solver(sound, max_steps=4, mode=mode)
+    assert (e.value.info.accepted + e.value.info.rejected).tolist() == [4] * 8
+    assert (e.value.sigma < FIRST).any() and (e.value.sigma > LAST).all()
+
+
+def test_a_jump_in_the_model_underflows():
+    """A slope that jumps with the state by ever more than the tolerance allows."""
+
+    def rough(x, sigma):
+        return torch.where(sigma[:, None] > 1, x, x + 1e14 * torch.sign(torch.sin(1e16 * x)))
+
+    with pytest.raises(SolverError, match="step size fell below"):
+        rk_pf_ode(rough, START, [FIRST, LAST], coordinate="sigma")
+
+
+def test_t_space_errors_carry_times():
+    bad = cm.SDE(lambda x, t: torch.where(t[:, None] > 0.5, math.nan, -x), lambda t: 0.1)
+    with pytest.raises(SolverError, match="adaptive_sde gave up on sample 0 at") as e:
+        adaptive_sde(bad, torch.ones(2, 1), [0.0, 1.0], seed=0)
+    assert 0.3 < e.value.t[0] <= 0.5
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operators that read values on the host, which would wait for a GPU."""
+
+    NAMES = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.name().split("::")[-1] in [n.split(".")[1] for n in self.NAMES]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "solver, more",
+    [(rk_pf_ode, {}), (rk_pf_ode, {"method": "heun21"}), (dpm_adaptive, {"eta": 1.0, "seed": 0})],
+)
+def test_masked_mode_waits_only_when_it_looks(solver, more):
+    def waits(mode, steps):
+        with Waits() as seen:
+            options = {"mode": mode, "check_every": None, "max_steps": steps, "rtol": 0.1, **more}
+            solver(elementwise, START, [FIRST, LAST], atol=0.1, **options)
+        return seen.count
+
+    assert waits("masked", 80) == waits("masked", 40) < 6
+    assert waits("compact", 80) > 20, "the control"
+
+
+def spoilt(model, call, factor):
+    """The model, its output times a factor at one call."""
+    calls = []
+
+    def run(x, s):
+        calls.append(s)
+        return model(x, s) * (factor if len(calls) == call else 1.0)
+
+    return run
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["dopri54", "dpm", "dpm with memory", "sde"])
+def test_a_first_try_that_is_no_number_is_tried_smaller(name, factor):
+    """And leaves nothing behind in the memory of the step size control."""
+    levels, options = [FIRST, LAST], {"check_nan": False, "return_info": True, "max_steps": 300}
+    if name == "sde":
+        model = spoilt(lambda x, t: -x, 2, factor)
+        sde = cm.SDE(model, lambda t: 0.1)
+        y, info = adaptive_sde(sde, START, [0.0, 1.0], seed=1, **options)
+    elif name == "dopri54":
+        y, info = rk_pf_ode(spoilt(MIXTURE, 4, factor), START, levels, **options)
+    else:
+        more = {"pcoeff": 0.2, "dcoeff": 0.1} if "memory" in name else {}
+        y, info = dpm_adaptive(spoilt(MIXTURE, 2, factor), START, levels, **more, **options)
+    assert y.isfinite().all() and info.finished.all() and (info.rejected > 0).all()
+
+
+def test_samplers_without_noise_check_and_ignore_it():
+    refuse = lambda a, b: pytest.fail("asked")  # noqa: E731
+    state = torch.random.get_rng_state()
+    expected = rk_pf_ode(MIXTURE, START, [FIRST, LAST])
+    for options in ({"seed": 3}, {"seed": None}, {"noise_sampler": refuse}):
+        assert torch.equal(rk_pf_ode(MIXTURE, START, [FIRST, LAST], **options), expected)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, options in (("seed", {"seed": 1.5}), ("noise_sampler", {"noise_sampler": 3})):
+        with pytest.raises(TypeError, match=name):
+            rk_pf_ode(MIXTURE, START, [FIRST, LAST], **options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_first_steps_below_the_rounding_of_t_grow(mode):
+    options = {"first_step": 1e-300, "mode": mode, "return_info": True, "max_steps": 100}
+    for coordinate in ("sigma", "log_sigma"):
+        levels = {"coordinate": coordinate, "rtol": 1e-3, "atol": 1e-3}
+        y, info = rk_pf_ode(MIXTURE, START, [FIRST, LAST], **levels, **options)
+        assert info.finished.all() and worst(y) < 0.05
+    sde = cm.SDE(lambda x, t: -x, lambda t: 0.1)
+    assert adaptive_sde(sde, START, [1.0, 2.0], seed=1, **options)[1].finished.all()
+    del options["first_step"]  # a hundredth of this is less than the last digit of t
+    assert adaptive_sde(sde, START, [1.0, 1 + 1e-14], seed=1, **options)[1].finished.all()

@@ -1,0 +1,44 @@
+"""The README's examples run, in order, as a reader would paste them."""
+
+from __future__ import annotations
+
+import re
+
+from support import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_examples_run() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) >= 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    samples = names["samples"]
+    assert abs(float(samples.mean()) + 0.2) < 0.15  # type: ignore[attr-defined]
+    assert names["info"].nfe == 35  # type: ignore[attr-defined]
+    assert names["two_steps"].shape == names["one_step"].shape  # type: ignore[attr-defined]
+
+
+def test_examples_of_the_page_on_steps_run() -> None:
+    page = (ROOT / "docs" / "steps.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        quick = block.replace("fullgraph=True", 'fullgraph=True, backend="eager"')
+        exec(compile(quick, "steps.md", "exec"), names)
+    assert names["x"].shape == (16, 2)  # type: ignore[attr-defined]
+
+
+def test_first_two_commands_are_demo_and_test() -> None:
+    first = re.search(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    assert first is not None
+    assert [line.split("#")[0].strip() for line in first.group(1).strip().splitlines()] == [
+        "make demo",
+        "make test",
+    ]
+
+
+def test_pictures_exist() -> None:
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / path).is_file(), path

@@ -1,0 +1,285 @@
+"""The multistep solvers: their weights, controls that must fail, orders on other grids."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import cmsolvers as cm
+from cmsolvers.denoisers.oracles import Gaussian
+from cmsolvers.engine.plan import Stage
+from cmsolvers.solvers import exponential
+from cmsolvers.solvers.deis import IPNDMStages
+from cmsolvers.solvers.dpmpp import dpmpp_2m_stages
+from cmsolvers.solvers.dpmpp_sde import MultistepStages
+from cmsolvers.solvers.unipc import UniPCStages
+from support.orders import (
+    F64,
+    PROBLEMS,
+    SOFT_STEPS,
+    STEPS,
+    assert_order,
+    each_problem,
+    errors_of,
+    grid,
+    soft_grid,
+    with_formula,
+)
+
+# --- the exponential integrator ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("z", [1e-9, 1e-4, 0.3, 0.999, 1.0, 2.5, 40.0, -1e-9, -0.7, -1.0, -12.0])
+def test_moments_to_the_last_digits(z):
+    """Against the power series of e^{z u} u^k, all terms of one sign, in exact sums."""
+    for k, got in enumerate(exponential.moments(z, 4)):
+        if z > 0:  # e^-z z int e^{z u} u^k
+            terms = (z**j / math.factorial(j) / (k + j + 1) for j in range(160))
+            exact = math.exp(-z) * z * math.fsum(terms)
+        else:  # z sum (-z)^j k! / (k + j + 1)!
+            terms = [z / (k + 1)]
+            for j in range(1, 160):
+                terms.append(terms[-1] * -z / (k + j + 1))
+            exact = math.fsum(terms)
+        assert got == pytest.approx(exact, rel=4e-15)
+
+
+def test_weights_integrate_polynomials_exactly():
+    nodes, z = [0.0, -0.8, -2.1, 1.0], 0.6
+    found = exponential.weights(z, nodes)
+    for degree, moment in enumerate(exponential.moments(z, 4)):
+        got = math.fsum(w * u**degree for w, u in zip(found, nodes, strict=True))
+        assert got == pytest.approx(moment, rel=1e-13)
+    assert math.fsum(found) == pytest.approx(-math.expm1(-z), rel=1e-14)
+
+
+# --- controls: the rows still sum to 1 and keep the spread --------------------------------------
+
+
+def moved(formula, share):
+    """Some of the last weight on past outputs goes to the output now."""
+
+    def wrong(levels, to):
+        (stage,) = formula(levels, to)
+        if not stage.w_past or to == 0:
+            return (stage,)
+        *rest, last = stage.w_past
+        return (
+            replace(stage, w_d=(stage.w_d[0] + share * last,), w_past=(*rest, last - share * last)),
+        )
+
+    return wrong
+
+
+@each_problem
+@pytest.mark.parametrize(
+    "formula, keep, order",
+    [
+        (dpmpp_2m_stages, 1, 2),
+        (MultistepStages(0.0, 2, midpoint=True), 1, 2),
+        (MultistepStages(0.0, 2), 1, 2),
+        (UniPCStages(1, "bh1"), 1, 2),
+        (UniPCStages(1, "bh2"), 1, 2),
+    ],
+)
+def test_moving_weight_to_the_present_fails(formula, keep, order, problem):
+    wrong = with_formula(moved(formula, 0.1), keep=keep)
+    with pytest.raises(AssertionError, match="order"):
+        assert_order(errors_of(wrong, problem), order)
+
+
+def test_half_of_the_second_difference_fails():
+    """What some published code does in 3M: order 2 is left, and the test for 3 sees it."""
+    right = MultistepStages(0.0, 3)
+
+    def half(levels, to):
+        (stage,), (line,) = right(levels, to), MultistepStages(0.0, 2)(levels, to)
+        past = (*line.w_past, 0.0)
+        mean = tuple(0.5 * (a + b) for a, b in zip(stage.w_past, past, strict=False))
+        return (replace(stage, w_d=(0.5 * (stage.w_d[0] + line.w_d[0]),), w_past=mean),)
+
+    mixture = PROBLEMS["mixture"]
+    errors = errors_of(with_formula(half, keep=2), mixture, SOFT_STEPS, soft_grid)
+    assert_order(errors, 2, SOFT_STEPS)
+    with pytest.raises(AssertionError, match="order"):
+        assert_order(errors, 3, SOFT_STEPS)
+
+
+@each_problem
+@pytest.mark.parametrize("order", [1, 2])
+def test_unipc_without_its_corrector_loses_an_order(order, problem):
+    predictor = UniPCStages(order, "bh2").predictor
+
+    def alone(levels, to):
+        now, *past = predictor(levels, to)
+        return (Stage(to, to / levels[-1], (now,), tuple(past)),)
+
+    errors = errors_of(with_formula(alone, keep=order), problem)
+    assert_order(errors, order)
+    with pytest.raises(AssertionError, match="order"):
+        assert_order(errors, order + 1)
+
+
+def test_weights_of_an_even_grid_in_deis_fail():
+    sampler = with_formula(IPNDMStages(3), keep=2, keep_slopes=True)
+    errors = errors_of(sampler, PROBLEMS["gaussian"], SOFT_STEPS, soft_grid)
+    with pytest.raises(AssertionError, match="order"):
+        assert_order(errors, 3, SOFT_STEPS)
+
+
+# --- iPNDM on an even grid ----------------------------------------------------------------------
+
+HIGH, LOW = 10.0, 2.0
+
+
+def flat_start(x, sigma):
+    """D of sigma alone, constant to the sixth order at the start: low first orders cost nothing."""
+    return ((1 - sigma / HIGH) ** 6).reshape(-1, 1) + 0 * x
+
+
+def even_errors(order, steps):
+    x = torch.tensor([[3.0], [-7.0]], dtype=F64)
+    # d(x / sigma)/dsigma = -D / sigma^2
+    powers = [math.comb(6, k) * (-1 / HIGH) ** k for k in range(7)]
+    integral = sum(
+        c * (math.log(HIGH / LOW) if k == 1 else (HIGH ** (k - 1) - LOW ** (k - 1)) / (k - 1))
+        for k, c in enumerate(powers)
+    )
+    exact = LOW * (x / HIGH + integral)
+    levels = [torch.linspace(HIGH, LOW, n + 1, dtype=F64) for n in steps]
+    return [(cm.ipndm(flat_start, x, s, order=order) - exact).abs().max() for s in levels]
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_ipndm_has_its_order_on_an_even_grid(order):
+    steps = (96, 192, 384, 768, 1536, 3072) if order == 4 else STEPS
+    errors = even_errors(order, steps)
+    assert_order(errors, order, steps)
+    with pytest.raises(AssertionError, match="order"):
+        assert_order(errors, order + 1, steps)
+
+
+def test_ipndm_of_order_three_has_order_two_on_other_grids():
+    errors = errors_of(lambda *a: cm.ipndm(*a, order=3), PROBLEMS["gaussian"])
+    assert_order(errors, 2)
+
+
+# --- levels that nearly coincide, dtypes that change, buffers ---------------------------------
+
+MULTISTEP = (cm.lms, cm.deis, cm.ipndm, cm.dpmpp_2m, cm.unipc, cm.dpmpp_3m_sde)
+
+
+@pytest.mark.parametrize("sampler", MULTISTEP)
+@pytest.mark.parametrize("gap", [1e-3, 1e-5, 1e-7])
+def test_past_levels_that_nearly_coincide(sampler, gap):
+    """Merged schedules have them; weights as large as 1/gap^2 on the past must still add up.
+
+    In sigma itself they also multiply the rounding errors of the states.
+    """
+    tolerance = 1e-13 / gap**2 if sampler is cm.lms else 1e-6
+    x = torch.tensor([[3.0], [-7.0]], dtype=F64)
+    for middle in ((5.0, 5.0 * (1 - gap)), (5.0, 5.0 * (1 - gap), 5.0 * (1 - 2.5 * gap))):
+        levels = [10.0, *middle, 3.0, 1.0, 0.4, 0.0]
+        got = sampler(lambda x, s: torch.ones_like(x), x, levels, seed=1)
+        assert (got - 1).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("gap", [1e-4, 1e-8, 1e-12])
+def test_the_ratio_of_two_close_levels_has_all_digits(gap):
+    """h of ln(s / s') from a quotient has an error of 1e-16 / gap."""
+    s, to = 3.0, 3.0 * (1 - gap)
+    d = (s - to) / to
+    exact = math.fsum((-1) ** (k + 1) * d**k / k for k in range(1, 12))
+    for a, b, sign in ((s, to, 1), (to, s, -1)):
+        assert exponential.log_ratio(a, b) == pytest.approx(sign * exact, rel=1e-14)
+    for ratio in (0.3, 0.5, 2.0, 7.0):
+        assert exponential.log_ratio(ratio, 1.0) == pytest.approx(math.log(ratio), rel=1e-15)
+
+
+@pytest.mark.parametrize("sampler", MULTISTEP)
+def test_outputs_whose_dtype_changes_from_step_to_step(sampler):
+    data, x = Gaussian(0.5, 0.2), 10 * torch.linspace(-1, 1, 12).reshape(4, 3)
+    calls = []
+
+    def changing(x, sigma):
+        calls.append(1)
+        return data(x, sigma).to(torch.float16 if len(calls) % 3 else torch.float32)
+
+    got = sampler(changing, x, grid(8), seed=1)
+    torch.testing.assert_close(got, sampler(data, x, grid(8), seed=1), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("sampler", MULTISTEP)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_loop_owns_all_its_buffers(sampler, dtype, monkeypatch):
+    """What is kept for later steps and what the network is shown lie in buffers of the run."""
+    from cmsolvers import ops
+    from cmsolvers.denoisers import EDM
+
+    written = []
+
+    def watched(original):
+        def call(*args, **options):
+            written.append(options.get("out"))
+            if options.get("second") is not None:
+                written.append(options.get("second_out"))
+            return original(*args, **options)
+
+        return call
+
+    for name in ("weighted_step", "scale_input"):
+        monkeypatch.setattr(ops, name, watched(getattr(ops, name)))
+    x, unit = torch.ones(4, 6), torch.ones(4, 6)
+    net = EDM(lambda x, c: 0.1 * x.sin(), dtype=dtype)
+    sampler(net, x, grid(12), **({} if sampler in NO_NOISE else {"noise_sampler": lambda *_: unit}))
+    assert all(out is not None for out in written)
+    assert len({out.data_ptr() for out in written}) <= 8 < len(written)
+
+
+NO_NOISE = (cm.lms, cm.deis, cm.ipndm, cm.dpmpp_2m, cm.unipc)
+
+
+# --- what the families have in common -----------------------------------------------------------
+
+
+def test_members_that_coincide():
+    """2M is the ODE of SDE-2M and UniP-2 (bh2); order 1 of DEIS and iPNDM is Euler's method."""
+    data, x, levels = Gaussian(0.5, 0.2), torch.linspace(-9, 12, 6, dtype=F64)[:, None], grid(11)
+    two = cm.dpmpp_2m(data, x, levels)
+    torch.testing.assert_close(cm.dpmpp_2m_sde(data, x, levels, eta=0.0), two, rtol=1e-12, atol=0)
+    euler = cm.euler_pf_ode(data, x, levels)
+    for sampler in (cm.deis, cm.ipndm):
+        torch.testing.assert_close(sampler(data, x, levels, order=1), euler, rtol=1e-12, atol=0)
+
+
+def test_variants_of_unipc_differ_only_where_one_coefficient_is_set():
+    data, x = Gaussian(0.5, 0.2), torch.linspace(-9, 12, 6, dtype=F64)[:, None]
+    for levels in ([10.0, 2.0], [10.0, 2.0, 0.0], [10.0, 2.0, 0.3]):
+        one, two = (cm.unipc(data, x, levels, variant=v) for v in ("bh1", "bh2"))
+        assert torch.equal(one, two) == (len(levels) == 2 or levels[-1] == 0)
+    solved = [UniPCStages(3, v) for v in ("bh1", "bh2")]
+    levels = grid(8).tolist()
+    assert solved[0](levels[:6], levels[6]) == solved[1](levels[:6], levels[6])
+
+
+def test_one_evaluation_and_one_launch_a_step(monkeypatch):
+    """UniPC's corrector costs neither: both are in the predictor's row."""
+    from cmsolvers import ops
+
+    launches, original = [], ops.weighted_step
+    counted = lambda *a, **k: launches.append(k) or original(*a, **k)  # noqa: E731
+    monkeypatch.setattr(ops, "weighted_step", counted)
+    x = torch.ones(2, 3)
+    for sampler in (cm.dpmpp_2m, cm.unipc, cm.deis, cm.ipndm):
+        launches.clear()
+        _, info = sampler(Gaussian(0.5), x, grid(9), return_info=True)
+        assert info.nfe == len(launches) == 9, sampler.__name__
+
+
+@pytest.mark.parametrize("sampler", [cm.dpmpp_2m, cm.unipc, cm.deis, cm.ipndm])
+def test_constant_data_is_reached_over_many_orders_of_magnitude(sampler):
+    for levels in ([1e4, 1e-8], [1e4, 9.9e3, 9.89e3, 1e-8, 0.0], [1e4, 1.0, 1e-8, 1e-12]):
+        x = torch.linspace(-1e4, 1e4, 5, dtype=F64)[:, None]
+        got = sampler(lambda x, s: torch.ones_like(x), x, levels)
+        assert (got - 1).abs().max() < 1e-6

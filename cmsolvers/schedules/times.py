@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.processes.ddpm import DDPM
-from cmsolvers.processes.sde import Process, exact
+from cmsolvers.processes.elementary import exact
+from cmsolvers.processes.sde import Process
 from cmsolvers.schedules.grids import bounds, finish, ramp
 
 

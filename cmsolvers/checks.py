@@ -8,7 +8,7 @@ the wrong value of the right kind.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import SupportsFloat, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
@@ -264,9 +264,11 @@ def per_sample(name: str, value: Tensor, x: Tensor) -> Tensor:
 
 
 def options(name: str, value: object) -> dict[str, object]:
-    """None, or a dict with str keys: further keyword arguments for a user's callable."""
+    """None, or a mapping with str keys: further keyword arguments for a user's callable."""
     if value is None:
         return {}
+    if not isinstance(value, dict):
+        value = dict(value) if isinstance(value, Mapping) else value
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise TypeError(f"{name} must be None or a dict with str keys; got {describe(value)}")
     return value

@@ -410,7 +410,7 @@ BAD = [
     ({"student": lambda x, s: None}, TypeError, "student must return"),
     ({"distance": "l3"}, ValueError, "distance must be"),
     ({"distance": 4}, TypeError, "distance must be callable"),
-    ({"distance": lambda a, b: (a - b).sum()}, ValueError, "one number a sample"),
+    ({"distance": lambda a, b: (a - b).sum()}, ValueError, "one number per sample"),
     ({"weight": lambda s, t: torch.ones(2)}, ValueError, "weight must return"),
     ({"reduction": "max"}, ValueError, "reduction must be"),
     ({"extra_args": 3}, TypeError, "extra_args"),

@@ -1,11 +1,11 @@
-"""Distances d(a, b) -> [B] between two batches, one number a sample."""
+"""Distances d(a, b) -> [B] between two batches, one number per sample."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
-    """A - b as [B, d], in float32 at least: the square of sigma_max = 80 leaves float16."""
+    """The difference as [B, d], in float32 at least: float16 cannot hold 80^2 = sigma_max^2."""
     work = torch.promote_types(a.dtype, torch.float32)
     return (a.to(work) - b.to(work)).reshape(a.shape[0], _size(a))
 
 
 def _size(a: Tensor) -> int:
-    """Elements a sample."""
+    """Elements per sample."""
     return math.prod(a.shape[1:])
 
 
@@ -60,7 +60,7 @@ def pseudo_huber(c: float | None = None) -> Distance:
     return distance
 
 
-def lpips_distance(net: str = "vgg", *, model: Any = None, size: int = 224) -> Distance:
+def lpips_distance(net: str = "vgg", *, model: Distance | None = None, size: int = 224) -> Distance:
     """LPIPS on images in [-1, 1], the distance of the published models; needs the lpips package.
 
     Args:
@@ -126,4 +126,4 @@ def get_distance(distance: str | Distance) -> Distance:
             known = ", ".join(repr(name) for name in _NAMED)
             raise ValueError(f"distance must be {known} or a callable; got {distance!r}")
         return _named(distance)
-    return check.function("distance", distance)  # type: ignore[no-any-return]
+    return check.function("distance", distance)

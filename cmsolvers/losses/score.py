@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses import _common as common
+from cmsolvers import noise
+from cmsolvers.losses import terms
 from cmsolvers.losses.distances import l2
 
 
@@ -34,13 +34,13 @@ def denoising_score_matching(
     *,
     weight: Callable[[Tensor], Tensor] | None = None,
     sigma_data: float = 0.5,
-    seed: Any = None,
+    seed: noise.SeedLike = None,
     draw: int = 0,
     offset: int = 0,
-    extra_args: dict[str, Any] | None = None,
+    extra_args: Mapping[str, object] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """E w(sigma) |D(x0 + sigma z, sigma) - x0|^2, the mean taken over the elements of a sample.
+    """E w(sigma) |D(x0 + sigma z, sigma) - x0|^2, the mean over the elements of each sample.
 
     Its minimiser is the exact denoiser E[x0 | x], and so the score (D - x) / sigma^2.
 
@@ -66,13 +66,13 @@ def denoising_score_matching(
     Source: Vincent (2011); Karras et al. (2022), eq. 2 and section 5.
     """
     check.function("denoiser", denoiser)
-    reduction = common.reduction_name(reduction)
-    level = common.levels("sigma", sigma, check.state("x0", x0))
+    reduction = terms.reduction_name(reduction)
+    level = terms.levels("sigma", sigma, check.state("x0", x0))
     extra = check.options("extra_args", extra_args)
     weight = edm_weight(sigma_data) if weight is None else check.function("weight", weight)
     # Levels go to a model in float32 at least: float16 would merge sigma = 0.002 with its
     # neighbours.
     dtype = torch.promote_types(x0.dtype, torch.float32)
-    x = common.noised(x0, level, seed, draw, offset)
+    x = terms.noised(x0, level, seed, draw, offset)
     denoised = check.model_output("denoiser", denoiser(x, level.to(dtype), **extra), x0)
-    return common.weigh(l2(denoised, x0), weight(level), reduction)
+    return terms.weigh(l2(denoised, x0), weight(level), reduction)

@@ -1,4 +1,4 @@
-"""Elementary functions for a float and for a tensor alike: one formula serves both.
+"""Elementary functions of a float or of a tensor, so that one formula serves both.
 
 A float stays a float; a tensor becomes float64. So each formula of a process is written once, and
 its types say that alpha(float) is a float and alpha(Tensor) a Tensor.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.processes.ddpm import DDPM
-from cmsolvers.processes.elementary import exact
+from cmsolvers.processes.elementary import Time, exact
 from cmsolvers.processes.sde import Process
 from cmsolvers.schedules.grids import bounds, finish, ramp
 
@@ -49,7 +48,7 @@ def cosine_sigmas(
     return finish(levels, high, low, append_zero)
 
 
-def shift_time(t: Any, shift: float) -> Any:
+def shift_time(t: Time, shift: float) -> Time:
     """Shift times of a rectified flow towards noise: s t / (1 + (s - 1) t).
 
     The level t / (1 - t) becomes s times as large: at s times the resolution along a side, the same

@@ -19,7 +19,7 @@ from torch import Tensor
 Levels: TypeAlias = Tensor | Sequence[float] | npt.NDArray[np.float64] | npt.NDArray[np.float32]
 """What a schedule may be: a 1-D floating tensor or array, or a sequence of numbers."""
 
-F = TypeVar("F", bound=Callable[..., object])
+_F = TypeVar("_F", bound=Callable[..., object])
 
 STATE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _PRECISION = {torch.float64: 3, torch.float32: 2, torch.float16: 1, torch.bfloat16: 1}
@@ -76,14 +76,14 @@ def model_output(name: str, value: object, x: Tensor) -> Tensor:
     return value
 
 
-def function(name: str, value: F | None) -> F:
-    """Something that can be called; None is refused here, so that its type goes too."""
+def function(name: str, value: _F | None) -> _F:
+    """Something that can be called. None is refused too, so its type is gone from the result."""
     if not callable(value):
         raise TypeError(f"{name} must be callable; got {describe(value)}")
     return value
 
 
-def optional_function(name: str, value: F | None) -> F | None:
+def optional_function(name: str, value: _F | None) -> _F | None:
     """None, or something that can be called."""
     return None if value is None else function(name, value)
 

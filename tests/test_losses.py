@@ -448,6 +448,18 @@ def test_bad_input_of_the_others():
         losses.edm_weight(-1)
 
 
+def test_extra_arguments_come_in_any_mapping():
+    def scaled(x: Tensor, sigma: Tensor, *, factor: float = 0.0) -> Tensor:
+        return factor * x
+
+    def value(extra: object) -> Tensor:
+        return losses.denoising_score_matching(scaled, data(), 1.0, seed=1, extra_args=extra)
+
+    assert torch.equal(value(types.MappingProxyType({"factor": 0.5})), value({"factor": 0.5}))
+    with pytest.raises(TypeError, match="extra_args must be None or a dict with str keys"):
+        value(types.MappingProxyType({1: 0.5}))
+
+
 def test_losses_take_samples_of_any_shape():
     def shrink(x, sigma):
         return 0.5 * x

@@ -26,7 +26,7 @@ PairWeight: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def ict_weight(sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """1 / (sigma - sigma_next).
+    """1 / (sigma - sigma_next), both of shape [B]: the weight of improved consistency training.
 
     Source: Song & Dhariwal, "Improved Techniques for Training Consistency Models" (2023), section
         3.1.
@@ -52,9 +52,9 @@ def consistency_distillation(
     teacher_args: Mapping[str, object] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """E w d(f(x, sigma), f^-(x', sigma_next)), x' one teacher step from x.
+    """E w d(f(x, sigma), f^-(x', sigma_next)), where x' is one teacher step from x.
 
-    x = x0 + sigma z, and the teacher moves it to sigma_next.
+    x = x0 + sigma z, and the teacher moves it to x' at sigma_next along its probability-flow ODE.
 
     Args:
         student: f(x, sigma, **extra_args), gets the gradient; usually a `ConsistencyFunction`.
@@ -70,8 +70,8 @@ def consistency_distillation(
         seed: seed or `noise.Key` of the noise.
         draw: which draw of the training-noise stream, usually the training step.
         offset: id of the first sample, for shards.
-        extra_args: handed to student and target.
-        teacher_args: handed to the teacher; None is `extra_args`.
+        extra_args: passed to student and target.
+        teacher_args: passed to the teacher; None is `extra_args`.
         reduction: "mean", "sum" or "none" (a tensor [B]).
 
     Returns:
@@ -119,10 +119,31 @@ def consistency_training(
 ) -> Tensor:
     """E w d(f(x0 + sigma z, sigma), f^-(x0 + sigma_next z, sigma_next)), the same z in both.
 
-    Arguments, result and errors are those of `consistency_distillation`; there is no teacher. The
-    defaults are those of improved consistency training: no EMA target (pass `target=None`), the
+    The defaults are those of improved consistency training: no EMA target (pass `target=None`), the
     pseudo-Huber distance, weights 1 / (sigma - sigma_next). `distance="l2", weight=None` and an EMA
     target give the original.
+
+    Args:
+        student: f(x, sigma, **extra_args), gets the gradient; usually a `ConsistencyFunction`.
+        target: f^-, usually around an EMA of the student's network; None is the student itself
+            without gradient.
+        x0: clean data [B, ...].
+        sigma: the larger levels, a number or a tensor [] or [B].
+        sigma_next: the smaller levels, positive.
+        distance: "l1", "l2", "pseudo_huber", "lpips", or a callable (a, b) -> [B].
+        weight: w(sigma, sigma_next) -> [B], both [B] in float64; None is 1.
+        seed: seed or `noise.Key` of the noise.
+        draw: which draw of the training-noise stream, usually the training step.
+        offset: id of the first sample, for shards.
+        extra_args: passed to student and target.
+        reduction: "mean", "sum" or "none" (a tensor [B]).
+
+    Returns:
+        The loss, in float32 at least.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: wrong shapes, sigma not above sigma_next, unknown names.
 
     Source: Song et al., "Consistency Models" (2023), algorithm 3; Song & Dhariwal (2023), section
         3.

@@ -27,24 +27,28 @@ def _size(a: Tensor) -> int:
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference of each sample: [B, ...] twice -> [B]."""
+    """Mean absolute difference per sample: a, b of shape [B, ...] -> [B], in float32 at least."""
     return _difference(a, b).abs().mean(1)
 
 
 def l2(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared difference of each sample: [B, ...] twice -> [B]."""
+    """Mean squared difference per sample: a, b of shape [B, ...] -> [B], in float32 at least."""
     return _difference(a, b).square().mean(1)
 
 
 def pseudo_huber(c: float | None = None) -> Distance:
-    """d(a, b) = sqrt(|a - b|^2 + c^2) - c, with |.| the norm over a whole sample.
+    """d(a, b) = sqrt(|a - b|^2 + c^2) - c, with |.| the norm per sample.
 
     Quadratic below c, linear above it, so single bad targets weigh less than with `l2`.
 
     Args:
         c: positive; None is 0.00054 sqrt(d) for samples of d elements.
 
+    Returns:
+        d, from a and b of shape [B, ...] to [B], in float32 at least.
+
     Raises:
+        TypeError: c is no number.
         ValueError: c is not positive and finite.
 
     Source: Song & Dhariwal, "Improved Techniques for Training Consistency Models" (2023), eq. 8.
@@ -68,8 +72,13 @@ def lpips_distance(net: str = "vgg", *, model: Distance | None = None, size: int
         model: an `lpips.LPIPS` (or any callable of two batches) to use in place of a new one.
         size: images are resized to at least size x size, which its features were made for.
 
+    Returns:
+        d, from a and b of shape [B, 1 or 3, H, W] to [B]; it raises ValueError for other shapes.
+
     Raises:
         ImportError: the package is missing and no model was given.
+        TypeError: a model that cannot be called, or a size that is no int.
+        ValueError: size below 1.
 
     Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric"
         (2018).

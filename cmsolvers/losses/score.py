@@ -14,7 +14,19 @@ from cmsolvers.losses.distances import l2
 
 
 def edm_weight(sigma_data: float = 0.5) -> Callable[[Tensor], Tensor]:
-    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2: at first the loss is 1 everywhere.
+    """w(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, which is 1 / c_out^2 of EDM.
+
+    With it the loss of an untrained network (F = 0) is 1 at all levels.
+
+    Args:
+        sigma_data: standard deviation of the data, positive.
+
+    Returns:
+        w, from levels of any shape to weights of that shape.
+
+    Raises:
+        TypeError: sigma_data is no number.
+        ValueError: sigma_data is not positive and finite.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
         (2022), table 1.
@@ -53,7 +65,7 @@ def denoising_score_matching(
         seed: seed or `noise.Key` of the noise; sample i of draw k gets the same noise in any batch.
         draw: which draw of the training-noise stream, usually the training step.
         offset: id of the first sample, for shards.
-        extra_args: handed to the denoiser.
+        extra_args: passed to the denoiser.
         reduction: "mean", "sum" or "none" (a tensor [B]).
 
     Returns:

@@ -38,12 +38,10 @@ class _Beta(Process):
 
     @property
     def t_max(self) -> float:
-        """1."""
         return 1.0
 
     @property
     def prior_std(self) -> float:
-        """1."""
         return 1.0
 
     def beta(self, t: Time) -> Time:
@@ -75,7 +73,12 @@ class _Beta(Process):
 class VP(_Beta):
     """Variance-preserving process, dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw on [0, 1].
 
+    Args:
+        beta_min: beta at t = 0, not negative.
+        beta_max: beta at t = 1, positive and not below beta_min.
+
     Raises:
+        TypeError: a beta that is no number.
         ValueError: a negative or infinite beta, or beta_min above beta_max.
 
     Source: Song et al., "Score-Based Generative Modeling through SDEs" (2021), eq. 11 and 32-33.
@@ -108,7 +111,12 @@ class SubVP(_Beta):
 
     dx = -beta x / 2 dt + sqrt(beta (1 - exp(-2 integral))) dw, sigma(t) = 1 - exp(-integral).
 
+    Args:
+        beta_min: beta at t = 0, not negative.
+        beta_max: beta at t = 1, positive and not below beta_min.
+
     Raises:
+        TypeError: a beta that is no number.
         ValueError: a negative or infinite beta, or beta_min above beta_max.
 
     Source: Song et al., "Score-Based Generative Modeling through SDEs" (2021), eq. 12 and 29.
@@ -141,7 +149,12 @@ class VE(Process):
 
     t in [0, 1]; at t = 0 the path already carries sigma_min, as in the published code.
 
+    Args:
+        sigma_min: level at t = 0, positive.
+        sigma_max: level at t = 1, above sigma_min.
+
     Raises:
+        TypeError: a level that is no number.
         ValueError: levels that are not positive and finite, or sigma_min not below sigma_max.
 
     Source: Song et al., "Score-Based Generative Modeling through SDEs" (2021), eq. 9 and 30.
@@ -168,16 +181,13 @@ class VE(Process):
 
     @property
     def t_max(self) -> float:
-        """1."""
         return 1.0
 
     @property
     def prior_std(self) -> float:
-        """sigma_max."""
         return self.sigma_max
 
     def alpha(self, t: Time) -> Time:
-        """1."""
         return 1.0 + 0.0 * exact(t)
 
     def sigma(self, t: Time) -> Time:
@@ -186,7 +196,6 @@ class VE(Process):
         return self.sigma_min * maths(t).exp(self._rate * t)
 
     def drift_factor(self, t: Time) -> Time:
-        """0."""
         return 0.0 * exact(t)
 
     def diffusion(self, t: Time) -> Time:
@@ -201,11 +210,16 @@ class VE(Process):
 
 @dataclass(frozen=True)
 class Karras(Process):
-    """EDM's own coordinates, sigma(t) = t: dx = sqrt(2 t) dw on [sigma_min, sigma_max].
+    """The coordinates of EDM, sigma(t) = t: dx = sqrt(2 t) dw on [sigma_min, sigma_max].
 
     Its ODE is dx/dt = -t score(x, t).
 
+    Args:
+        sigma_min: level at the start, `t_min`, positive.
+        sigma_max: level at the prior, `t_max`, above sigma_min.
+
     Raises:
+        TypeError: a level that is no number.
         ValueError: levels that are not positive and finite, or sigma_min not below sigma_max.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
@@ -224,36 +238,28 @@ class Karras(Process):
 
     @property
     def t_min(self) -> float:
-        """sigma_min."""
         return self.sigma_min
 
     @property
     def t_max(self) -> float:
-        """sigma_max."""
         return self.sigma_max
 
     @property
     def prior_std(self) -> float:
-        """sigma_max."""
         return self.sigma_max
 
     def alpha(self, t: Time) -> Time:
-        """1."""
         return 1.0 + 0.0 * exact(t)
 
     def sigma(self, t: Time) -> Time:
-        """The time itself."""
         return exact(t)
 
     def drift_factor(self, t: Time) -> Time:
-        """0."""
         return 0.0 * exact(t)
 
     def diffusion(self, t: Time) -> Time:
-        """sqrt(2 t)."""
         t = exact(t)
         return maths(t).sqrt(2 * t)
 
     def t_of_sigma(self, sigma_hat: Time) -> Time:
-        """sigma_hat."""
         return exact(sigma_hat)

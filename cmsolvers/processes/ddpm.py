@@ -52,7 +52,7 @@ def _rounded(t: Time) -> Time:
 class DDPM(Process):
     """The chain of DDPM: betas, levels, and the variance-preserving process through them.
 
-    Time is what networks of this kind are handed: 0 to num_steps - 1, where index t has met t + 1
+    Time is what networks of this kind get: 0 to num_steps - 1, where index t has met t + 1
     noisings; -1 is the clean sample. The process goes through the chain's alphas_bar at every
     integer and is continuous in between, so its transitions from one integer to another are those
     of the chain. Between two integers ln sigma_hat is linear in t, as the well-known samplers
@@ -144,7 +144,6 @@ class DDPM(Process):
 
     @property
     def t_min(self) -> float:
-        """0."""
         return 0.0
 
     @property
@@ -154,7 +153,6 @@ class DDPM(Process):
 
     @property
     def prior_std(self) -> float:
-        """1."""
         return 1.0
 
     def _point(self, t: Time) -> _Point[Time]:
@@ -241,7 +239,7 @@ class DDPM(Process):
         return t
 
     def network_time(self, sigma_hat: Time) -> Time:
-        """`t_of_sigma` within [0, num_steps - 1]: what a network is handed, a fraction in general.
+        """`t_of_sigma` within [0, num_steps - 1]: what a network gets, a fraction in general.
 
         The `c_noise` of `from_eps(net, process=DDPM())` and its siblings.
         """

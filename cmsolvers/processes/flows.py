@@ -29,7 +29,6 @@ class RectifiedFlow(Process):
 
     @property
     def t_min(self) -> float:
-        """1e-3."""
         return 1e-3
 
     @property
@@ -39,15 +38,12 @@ class RectifiedFlow(Process):
 
     @property
     def prior_std(self) -> float:
-        """1."""
         return 1.0
 
     def alpha(self, t: Time) -> Time:
-        """1 - t."""
         return 1.0 - exact(t)
 
     def sigma(self, t: Time) -> Time:
-        """The time itself."""
         return exact(t)
 
     def drift_factor(self, t: Time) -> Time:
@@ -113,11 +109,9 @@ class TrigFlow(Process):
 
     @property
     def prior_std(self) -> float:
-        """sigma_data."""
         return self.sigma_data
 
     def alpha(self, t: Time) -> Time:
-        """The cosine."""
         t = exact(t)
         return maths(t).cos(t)
 
@@ -127,7 +121,6 @@ class TrigFlow(Process):
         return self.sigma_data * maths(t).sin(t)
 
     def drift_factor(self, t: Time) -> Time:
-        """-tan t."""
         t = exact(t)
         return -maths(t).tan(t)
 

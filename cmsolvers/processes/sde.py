@@ -1,4 +1,4 @@
-"""SDEs as objects: a user's own, a process, and its reverse SDE or probability-flow ODE."""
+"""SDEs as objects: one that a user defines, a process, its reverse SDE or probability-flow ODE."""
 
 from __future__ import annotations
 
@@ -82,7 +82,10 @@ class ScoreSDE:
         return self.process.drift_factor(t), -0.5 * g * g, 0.0 * g
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """Forward drift less g^2 score (SDE) or g^2 score / 2 (ODE); t is a number or [B]."""
+        """a(t) x + b(t) score(x, t), shape of x; t is a number or a tensor [] or [B].
+
+        It is the forward drift less g^2 score (SDE) or g^2 score / 2 (ODE).
+        """
         a, b, _ = self.terms(t)
         times = t if isinstance(t, Tensor) and t.ndim else x.new_full((x.shape[0],), float(t))
         return broadcastable(a, x) * x + broadcastable(b, x) * self.score(x, times)
@@ -94,30 +97,41 @@ class ScoreSDE:
 
 @dataclass(frozen=True)
 class Process(ABC):
-    """What the processes have in common."""
+    """A Gaussian path x_t = alpha(t) x_0 + sigma(t) z; the base class of all processes.
+
+    A function of time takes a number, or a tensor of any shape, and returns a float, or a float64
+    tensor of that shape. What reads a state too takes a number or a tensor [] or [B], and raises
+    ValueError for a tensor [n] with n other than B.
+
+    A process of your own defines the three properties and the five functions that are abstract
+    here, and `sigma_hat` where sigma / alpha loses digits.
+
+    Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential
+    Equations" (2021), section 3.
+    """
 
     @property
     @abstractmethod
     def t_min(self) -> float:
-        """The smallest time at which a score is usually asked for."""
+        """The smallest time at which a score is usually evaluated."""
 
     @property
     @abstractmethod
     def t_max(self) -> float:
-        """The time of the prior."""
+        """The time of the prior, where sampling starts."""
 
     @property
     @abstractmethod
     def prior_std(self) -> float:
-        """Standard deviation of the prior at t_max."""
+        """Standard deviation of the prior N(0, prior_std^2) at t_max."""
 
     @abstractmethod
     def alpha(self, t: Time) -> Time:
-        """Scale of the data at t."""
+        """Scale of the data at t, positive or 0."""
 
     @abstractmethod
     def sigma(self, t: Time) -> Time:
-        """Standard deviation of the noise at t."""
+        """Standard deviation of the noise at t, positive or 0."""
 
     @abstractmethod
     def drift_factor(self, t: Time) -> Time:
@@ -129,7 +143,7 @@ class Process(ABC):
 
     @abstractmethod
     def t_of_sigma(self, sigma_hat: Time) -> Time:
-        """The time at which sigma / alpha is `sigma_hat`."""
+        """The time at which sigma / alpha is `sigma_hat`: the inverse of the function."""
 
     def sigma_hat(self, t: Time) -> Time:
         """Ratio sigma / alpha: the noise level in Karras coordinates x / alpha."""
@@ -142,8 +156,17 @@ class Process(ABC):
     def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Time]:
         """Mean alpha(t) x0 and standard deviation sigma(t) of x_t given x0.
 
-        t is a number or a tensor [] or [B]. The deviation is a float, or a tensor in the
-        dtype of x0 that broadcasts against it.
+        Args:
+            x0: clean data [B, ...].
+            t: a number, or a tensor [] or [B].
+
+        Returns:
+            The mean, shape and dtype of x0, and the deviation: a float, or a tensor in the dtype
+            of x0 that broadcasts against it.
+
+        Raises:
+            TypeError: x0 is no floating tensor.
+            ValueError: x0 without a batch dimension, or a tensor t [n] with n other than B.
         """
         check.state("x0", x0)
         return broadcastable(self.alpha(t), x0) * x0, broadcastable(self.sigma(t), x0)
@@ -161,13 +184,16 @@ class Process(ABC):
 
         Args:
             shape: [B, ...].
-            seed: int, int64 tensor [B], torch.Generator or None, as everywhere.
-            offset: index of the first sample, for shards.
+            seed: see `noise.key`.
+            offset: id of the first sample, for shards.
             dtype: floating dtype of the result.
             device: device of the result.
 
         Returns:
             Tensor of the given shape.
+
+        Raises:
+            TypeError, ValueError: as `noise.normal`.
         """
         latent = noise.normal(
             shape, seed, stream=noise.LATENT, offset=offset, dtype=dtype, device=device
@@ -180,18 +206,45 @@ class Process(ABC):
         Args:
             score: `score(x, t)`, gradient of ln p_t in the coordinates of this process; t of shape
                 [B].
+
+        Returns:
+            What the t-space solvers integrate, for instance `euler_maruyama`.
+
+        Raises:
+            TypeError: score cannot be called.
+
+        Source: Anderson, "Reverse-time diffusion equation models" (1982); Song et al. (2021), eq.
+        6.
         """
         return ScoreSDE(self, check.function("score", score), True)
 
     def probability_flow(self, score: ScoreFunction) -> ScoreSDE:
-        """The ODE with the marginals of this process (diffusion 0); arguments as in `reverse`."""
+        """The ODE with the marginals of this process: a `ScoreSDE` whose diffusion is 0.
+
+        Args:
+            score: as in `reverse`.
+
+        Raises:
+            TypeError: score cannot be called.
+
+        Source: Song et al. (2021), eq. 13.
+        """
         return ScoreSDE(self, check.function("score", score), False)
 
     def score_of(self, denoiser: Callable[..., Tensor]) -> ScoreFunction:
         """`score(x, t)` in the coordinates of this process, from D(x / alpha, sigma / alpha).
 
-        The score raises TypeError or ValueError where the denoiser returns no tensor of the shape,
-        the device and at most the precision of x.
+        Args:
+            denoiser: `D(x_hat, sigma_hat, **extra_args)` in Karras coordinates; gets sigma_hat of
+                shape [B] in the dtype of x.
+
+        Returns:
+            `score(x, t, **extra_args)`, shape and dtype of x; t is a number or a tensor [] or [B].
+            It raises TypeError or ValueError where the denoiser returns no tensor of the shape,
+            the device and at most the precision of x.
+
+        Raises:
+            TypeError: denoiser cannot be called.
         """
         check.function("denoiser", denoiser)
 
@@ -210,10 +263,14 @@ class Process(ABC):
         return score
 
     def to_karras(self, x: Tensor, t: Time) -> tuple[Tensor, Time]:
-        """Take x at time t to (x / alpha, sigma / alpha): what a denoiser reads."""
+        """(x, t) -> (x / alpha, sigma / alpha): what a denoiser reads.
+
+        x is [B, ...], t a number or a tensor [] or [B]; x / alpha keeps the dtype of x, the level
+        is a float or a float64 tensor of the shape of t.
+        """
         return x / broadcastable(self.alpha(t), x), self.sigma_hat(exact(t))
 
     def from_karras(self, x_hat: Tensor, sigma_hat: Time) -> tuple[Tensor, Time]:
-        """(x / alpha, sigma / alpha) -> (x, t): the inverse of `to_karras`."""
+        """(x / alpha, sigma / alpha) -> (x, t): the inverse of `to_karras`, shapes as there."""
         t = self.t_of_sigma(exact(sigma_hat))
         return x_hat * broadcastable(self.alpha(t), x_hat), t

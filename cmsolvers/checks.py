@@ -8,17 +8,24 @@ the wrong value of the right kind.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import SupportsFloat, TypeAlias, TypeGuard, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Levels: TypeAlias = Tensor | Sequence[float] | npt.NDArray[np.float64] | npt.NDArray[np.float32]
+"""What a schedule may be: a 1-D floating tensor or array, or a sequence of numbers."""
+
+_F = TypeVar("_F", bound=Callable[..., object])
 
 STATE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _PRECISION = {torch.float64: 3, torch.float32: 2, torch.float16: 1, torch.bfloat16: 1}
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """A short description of a value for an error text, without printing its contents."""
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {list(value.shape)} on {value.device}"
@@ -27,7 +34,7 @@ def describe(value: Any) -> str:
     return f"an object of type {type(value).__name__}"
 
 
-def tensor(name: str, value: Any) -> Tensor:
+def tensor(name: str, value: object) -> Tensor:
     """A tensor of one of the four floating dtypes, on a device that holds data."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {describe(value)}")
@@ -38,16 +45,17 @@ def tensor(name: str, value: Any) -> Tensor:
     return value
 
 
-def state(name: str, value: Any) -> Tensor:
+def state(name: str, value: object) -> Tensor:
     """A batched floating tensor, shape [B, ...]."""
-    if tensor(name, value).ndim == 0:
+    x = tensor(name, value)
+    if x.ndim == 0:
         raise ValueError(
             f"{name} must have a batch dimension, shape [B, ...]; got a tensor of shape []"
         )
-    return value  # type: ignore[no-any-return]
+    return x
 
 
-def model_output(name: str, value: Any, x: Tensor) -> Tensor:
+def model_output(name: str, value: object, x: Tensor) -> Tensor:
     """What a callable returned for state x: shape and device of x, its precision or a lower one."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must return a torch.Tensor; it returned {describe(value)}")
@@ -68,47 +76,51 @@ def model_output(name: str, value: Any, x: Tensor) -> Tensor:
     return value
 
 
-def function(name: str, value: Any) -> Any:
-    """Something that can be called."""
+def function(name: str, value: _F | None) -> _F:
+    """Something that can be called. None is refused too, so its type is gone from the result."""
     if not callable(value):
         raise TypeError(f"{name} must be callable; got {describe(value)}")
     return value
 
 
-def optional_function(name: str, value: Any) -> Any:
+def optional_function(name: str, value: _F | None) -> _F | None:
     """None, or something that can be called."""
     return None if value is None else function(name, value)
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: object) -> bool:
     """A bool, not something that happens to be true."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False; got {describe(value)}")
     return value
 
 
-def flags(**values: Any) -> None:
+def flags(**values: object) -> None:
     """Several flags at once."""
     for name, value in values.items():
         flag(name, value)
 
 
-def real(name: str, value: Any) -> float:
+def _is_number(value: object) -> TypeGuard[SupportsFloat]:
+    """An int, a float, or a tensor or array of shape []."""
+    if isinstance(value, (int, float)):
+        return not isinstance(value, bool)
+    return hasattr(value, "__float__") and getattr(value, "ndim", None) == 0
+
+
+def real(name: str, value: object) -> float:
     """A number that is not NaN (infinity passes)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        if not (hasattr(value, "__float__") and getattr(value, "ndim", None) == 0) or isinstance(
-            value, bool
-        ):
-            raise TypeError(f"{name} must be a number; got {describe(value)}")
-        if isinstance(value, Tensor) and value.device.type == "meta":
-            raise ValueError(f"{name} must be on a device that holds data; got device meta")
+    if not _is_number(value):
+        raise TypeError(f"{name} must be a number; got {describe(value)}")
+    if isinstance(value, Tensor) and value.device.type == "meta":
+        raise ValueError(f"{name} must be on a device that holds data; got device meta")
     number = float(value)
     if math.isnan(number):
         raise ValueError(f"{name} must be a number; got nan")
     return number
 
 
-def finite(name: str, value: Any) -> float:
+def finite(name: str, value: object) -> float:
     """A finite number."""
     number = real(name, value)
     if math.isinf(number):
@@ -116,7 +128,7 @@ def finite(name: str, value: Any) -> float:
     return number
 
 
-def positive(name: str, value: Any) -> float:
+def positive(name: str, value: object) -> float:
     """A finite number above 0."""
     number = finite(name, value)
     if number <= 0:
@@ -124,7 +136,7 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
-def non_negative(name: str, value: Any, *, infinite: bool = False) -> float:
+def non_negative(name: str, value: object, *, infinite: bool = False) -> float:
     """A number at or above 0; `infinite` lets infinity pass."""
     number = real(name, value) if infinite else finite(name, value)
     if number < 0:
@@ -132,7 +144,7 @@ def non_negative(name: str, value: Any, *, infinite: bool = False) -> float:
     return number
 
 
-def within(name: str, value: Any, low: float, high: float) -> float:
+def within(name: str, value: object, low: float, high: float) -> float:
     """A number in [low, high]."""
     number = real(name, value)
     if not low <= number <= high:
@@ -146,7 +158,7 @@ def below(low_name: str, low: float, high_name: str, high: float) -> None:
         raise ValueError(f"{low_name} must be below {high_name}; got {low:g} and {high:g}")
 
 
-def count(name: str, value: Any, *, least: int = 1, most: int | None = None) -> int:
+def count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
     """An int of at least `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; got {describe(value)}")
@@ -157,7 +169,7 @@ def count(name: str, value: Any, *, least: int = 1, most: int | None = None) -> 
     return value
 
 
-def choice(name: str, value: Any, known: Sequence[str]) -> str:
+def choice(name: str, value: object, known: Sequence[str]) -> str:
     """One of the strings in `known`."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str; got {describe(value)}")
@@ -166,7 +178,7 @@ def choice(name: str, value: Any, known: Sequence[str]) -> str:
     return value
 
 
-def floats(name: str, value: Any) -> list[float]:
+def floats(name: str, value: object) -> list[float]:
     """A 1-D grid as Python floats (float64), read once."""
     if isinstance(value, Tensor):
         if not value.dtype.is_floating_point:
@@ -190,7 +202,7 @@ def floats(name: str, value: Any) -> list[float]:
     return grid
 
 
-def sigmas(name: str, value: Any, *, least: int = 2) -> tuple[float, ...]:
+def sigmas(name: str, value: object, *, least: int = 2) -> tuple[float, ...]:
     """Noise levels: finite, strictly descending, not negative, 0 only as the last of several."""
     grid = floats(name, value)
     if len(grid) < least:
@@ -212,7 +224,7 @@ def sigmas(name: str, value: Any, *, least: int = 2) -> tuple[float, ...]:
     return tuple(grid)
 
 
-def times(name: str, value: Any) -> tuple[float, ...]:
+def times(name: str, value: object) -> tuple[float, ...]:
     """Times: finite, at least two, strictly ascending or strictly descending."""
     grid = floats(name, value)
     if len(grid) < 2:
@@ -227,7 +239,7 @@ def times(name: str, value: Any) -> tuple[float, ...]:
     return tuple(grid)
 
 
-def level(name: str, value: Any, x: Tensor, *, zero: bool = False) -> float | Tensor:
+def level(name: str, value: object, x: Tensor, *, zero: bool = False) -> float | Tensor:
     """A noise level for state x: a number, or a floating tensor [] or [B] on the device of x.
 
     Numbers are checked for sign; the entries of a tensor are not read, because that would wait for
@@ -251,10 +263,12 @@ def per_sample(name: str, value: Tensor, x: Tensor) -> Tensor:
     return value
 
 
-def options(name: str, value: Any) -> dict[str, Any]:
-    """None, or a dict with str keys: further keyword arguments for a user's callable."""
+def options(name: str, value: object) -> dict[str, object]:
+    """None, or a mapping with str keys: further keyword arguments for a user's callable."""
     if value is None:
         return {}
+    if not isinstance(value, dict):
+        value = dict(value) if isinstance(value, Mapping) else value
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise TypeError(f"{name} must be None or a dict with str keys; got {describe(value)}")
     return value

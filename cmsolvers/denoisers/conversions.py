@@ -18,7 +18,8 @@ from cmsolvers import checks as check
 from cmsolvers.denoisers.preconditioning import identity_noise, noise_input
 from cmsolvers.denoisers.scalings import InProcess, Row, Target, edm_scalings
 from cmsolvers.processes import VP, Karras, Process, RectifiedFlow, TrigFlow
-from cmsolvers.processes.sde import exact, maths, per_sample
+from cmsolvers.processes.elementary import broadcastable as per_sample
+from cmsolvers.processes.elementary import exact, maths
 
 __all__ = [
     "Prediction",

@@ -24,7 +24,8 @@ from cmsolvers.denoisers.preconditioning import (
 )
 from cmsolvers.denoisers.scalings import InProcess, Target, edm_scalings
 from cmsolvers.processes import VP, Karras, RectifiedFlow, TrigFlow
-from cmsolvers.processes.sde import Process, maths
+from cmsolvers.processes.elementary import maths
+from cmsolvers.processes.sde import Process
 
 __all__ = [
     "EDM",

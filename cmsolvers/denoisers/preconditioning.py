@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 
 from cmsolvers import checks as check
 from cmsolvers import ops
-from cmsolvers.processes.sde import exact, maths, per_sample
+from cmsolvers.processes.elementary import broadcastable as per_sample
+from cmsolvers.processes.elementary import exact, maths
 
 Network: TypeAlias = Callable[..., Tensor]
 NoiseInput: TypeAlias = str | Callable[[Any], Any] | None
@@ -51,7 +52,7 @@ def noise_input(name: str, value: NoiseInput) -> Callable[[Any], Any]:
             known = ", ".join(repr(key) for key in _NOISE_INPUTS)
             raise ValueError(f"{name} must be {known} or a callable; got {value!r}")
         return _NOISE_INPUTS[value]
-    return check.function(name, value)  # type: ignore[no-any-return]
+    return check.function(name, value)
 
 
 def _differentiated(sigma: Any) -> bool:

@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from cmsolvers.processes.ddpm import DDPM
-from cmsolvers.processes.sde import Process, maths
+from cmsolvers.processes.elementary import maths
+from cmsolvers.processes.sde import Process
 
 Row: TypeAlias = tuple[Any, Any, Any, Any]
 Target: TypeAlias = Literal["eps", "v", "x0", "score", "flow"]

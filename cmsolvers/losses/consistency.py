@@ -9,24 +9,24 @@ both levels, which is a one-sample estimate of the same step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise, ops
-from cmsolvers.losses import _common as common
+from cmsolvers.losses import terms
 from cmsolvers.losses.distances import Distance, get_distance
 from cmsolvers.losses.randomness import SameRandomness
 
-Model = Callable[..., Tensor]
-PairWeight = Callable[[Tensor, Tensor], Tensor]
+Model: TypeAlias = Callable[..., Tensor]
+PairWeight: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def ict_weight(sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """1 / (sigma - sigma_next).
+    """1 / (sigma - sigma_next), both of shape [B]: the weight of improved consistency training.
 
     Source: Song & Dhariwal, "Improved Techniques for Training Consistency Models" (2023), section
         3.1.
@@ -45,16 +45,16 @@ def consistency_distillation(
     distance: str | Distance = "l2",
     weight: PairWeight | None = None,
     solver: str | Callable[..., Tensor] = "heun",
-    seed: Any = None,
+    seed: noise.SeedLike = None,
     draw: int = 0,
     offset: int = 0,
-    extra_args: dict[str, Any] | None = None,
-    teacher_args: dict[str, Any] | None = None,
+    extra_args: Mapping[str, object] | None = None,
+    teacher_args: Mapping[str, object] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """E w d(f(x, sigma), f^-(x', sigma_next)), x' one teacher step from x.
+    """E w d(f(x, sigma), f^-(x', sigma_next)), where x' is one teacher step from x.
 
-    x = x0 + sigma z, and the teacher moves it to sigma_next.
+    x = x0 + sigma z, and the teacher moves it to x' at sigma_next along its probability-flow ODE.
 
     Args:
         student: f(x, sigma, **extra_args), gets the gradient; usually a `ConsistencyFunction`.
@@ -70,8 +70,8 @@ def consistency_distillation(
         seed: seed or `noise.Key` of the noise.
         draw: which draw of the training-noise stream, usually the training step.
         offset: id of the first sample, for shards.
-        extra_args: handed to student and target.
-        teacher_args: handed to the teacher; None is `extra_args`.
+        extra_args: passed to student and target.
+        teacher_args: passed to the teacher; None is `extra_args`.
         reduction: "mean", "sum" or "none" (a tensor [B]).
 
     Returns:
@@ -88,7 +88,7 @@ def consistency_distillation(
     check.optional_function("weight", weight)
     teacher_extra = extra if teacher_args is None else check.options("teacher_args", teacher_args)
     step = _teacher_step(solver)
-    x = common.noised(x0, high, seed, draw, offset)
+    x = terms.noised(x0, high, seed, draw, offset)
     dtype = torch.promote_types(x.dtype, torch.float32)
 
     def denoise(state: Tensor, level: Tensor) -> Tensor:
@@ -111,18 +111,39 @@ def consistency_training(
     *,
     distance: str | Distance = "pseudo_huber",
     weight: PairWeight | None = ict_weight,
-    seed: Any = None,
+    seed: noise.SeedLike = None,
     draw: int = 0,
     offset: int = 0,
-    extra_args: dict[str, Any] | None = None,
+    extra_args: Mapping[str, object] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """E w d(f(x0 + sigma z, sigma), f^-(x0 + sigma_next z, sigma_next)), the same z in both.
 
-    Arguments, result and errors are those of `consistency_distillation`; there is no teacher. The
-    defaults are those of improved consistency training: no EMA target (pass `target=None`), the
+    The defaults are those of improved consistency training: no EMA target (pass `target=None`), the
     pseudo-Huber distance, weights 1 / (sigma - sigma_next). `distance="l2", weight=None` and an EMA
     target give the original.
+
+    Args:
+        student: f(x, sigma, **extra_args), gets the gradient; usually a `ConsistencyFunction`.
+        target: f^-, usually around an EMA of the student's network; None is the student itself
+            without gradient.
+        x0: clean data [B, ...].
+        sigma: the larger levels, a number or a tensor [] or [B].
+        sigma_next: the smaller levels, positive.
+        distance: "l1", "l2", "pseudo_huber", "lpips", or a callable (a, b) -> [B].
+        weight: w(sigma, sigma_next) -> [B], both [B] in float64; None is 1.
+        seed: seed or `noise.Key` of the noise.
+        draw: which draw of the training-noise stream, usually the training step.
+        offset: id of the first sample, for shards.
+        extra_args: passed to student and target.
+        reduction: "mean", "sum" or "none" (a tensor [B]).
+
+    Returns:
+        The loss, in float32 at least.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: wrong shapes, sigma not above sigma_next, unknown names.
 
     Source: Song et al., "Consistency Models" (2023), algorithm 3; Song & Dhariwal (2023), section
         3.
@@ -147,18 +168,18 @@ def consistency_training(
 
 
 def _prepare(
-    student: Any,
-    target: Any,
-    x0: Any,
-    sigma: Any,
-    sigma_next: Any,
-    extra_args: Any,
-    reduction: Any,
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    student: Model,
+    target: Model | None,
+    x0: Tensor,
+    sigma: float | Tensor,
+    sigma_next: float | Tensor,
+    extra_args: Mapping[str, object] | None,
+    reduction: str,
+) -> tuple[Tensor, Tensor, dict[str, object]]:
     check.function("student", student)
     check.optional_function("target", target)
-    common.reduction_name(reduction)
-    high, low = common.pair(sigma, sigma_next, check.state("x0", x0))
+    terms.reduction_name(reduction)
+    high, low = terms.pair(sigma, sigma_next, check.state("x0", x0))
     return high, low, check.options("extra_args", extra_args)
 
 
@@ -171,7 +192,7 @@ def _compare(
     low: Tensor,
     distance: Distance,
     weight: PairWeight | None,
-    extra: dict[str, Any],
+    extra: dict[str, object],
     reduction: str,
 ) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -180,8 +201,8 @@ def _compare(
     with torch.no_grad(), same.replay():
         model = student if target is None else target
         aim = check.model_output("target", model(x_next, low.to(dtype), **extra), x)
-    apart = common.per_sample("distance", distance(value, aim), x)
-    return common.weigh(apart, None if weight is None else weight(high, low), reduction)
+    apart = terms.distances("distance", distance(value, aim), x)
+    return terms.weigh(apart, None if weight is None else weight(high, low), reduction)
 
 
 def _teacher_step(solver: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -191,7 +212,7 @@ def _teacher_step(solver: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
         return _euler
     if isinstance(solver, str):
         raise ValueError(f'solver must be "heun", "euler" or a callable; got {solver!r}')
-    return check.function("solver", solver)  # type: ignore[no-any-return]
+    return check.function("solver", solver)
 
 
 def _euler(teacher: Model, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:

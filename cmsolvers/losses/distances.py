@@ -1,11 +1,11 @@
-"""Distances d(a, b) -> [B] between two batches, one number a sample."""
+"""Distances d(a, b) -> [B] between two batches, one number per sample."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,35 +16,39 @@ Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
-    """A - b as [B, d], in float32 at least: the square of sigma_max = 80 leaves float16."""
+    """The difference as [B, d], in float32 at least: float16 cannot hold 80^2 = sigma_max^2."""
     work = torch.promote_types(a.dtype, torch.float32)
     return (a.to(work) - b.to(work)).reshape(a.shape[0], _size(a))
 
 
 def _size(a: Tensor) -> int:
-    """Elements a sample."""
+    """Elements per sample."""
     return math.prod(a.shape[1:])
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference of each sample: [B, ...] twice -> [B]."""
+    """Mean absolute difference per sample: a, b of shape [B, ...] -> [B], in float32 at least."""
     return _difference(a, b).abs().mean(1)
 
 
 def l2(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared difference of each sample: [B, ...] twice -> [B]."""
+    """Mean squared difference per sample: a, b of shape [B, ...] -> [B], in float32 at least."""
     return _difference(a, b).square().mean(1)
 
 
 def pseudo_huber(c: float | None = None) -> Distance:
-    """d(a, b) = sqrt(|a - b|^2 + c^2) - c, with |.| the norm over a whole sample.
+    """d(a, b) = sqrt(|a - b|^2 + c^2) - c, with |.| the norm per sample.
 
     Quadratic below c, linear above it, so single bad targets weigh less than with `l2`.
 
     Args:
         c: positive; None is 0.00054 sqrt(d) for samples of d elements.
 
+    Returns:
+        d, from a and b of shape [B, ...] to [B], in float32 at least.
+
     Raises:
+        TypeError: c is no number.
         ValueError: c is not positive and finite.
 
     Source: Song & Dhariwal, "Improved Techniques for Training Consistency Models" (2023), eq. 8.
@@ -60,7 +64,7 @@ def pseudo_huber(c: float | None = None) -> Distance:
     return distance
 
 
-def lpips_distance(net: str = "vgg", *, model: Any = None, size: int = 224) -> Distance:
+def lpips_distance(net: str = "vgg", *, model: Distance | None = None, size: int = 224) -> Distance:
     """LPIPS on images in [-1, 1], the distance of the published models; needs the lpips package.
 
     Args:
@@ -68,8 +72,13 @@ def lpips_distance(net: str = "vgg", *, model: Any = None, size: int = 224) -> D
         model: an `lpips.LPIPS` (or any callable of two batches) to use in place of a new one.
         size: images are resized to at least size x size, which its features were made for.
 
+    Returns:
+        d, from a and b of shape [B, 1 or 3, H, W] to [B]; it raises ValueError for other shapes.
+
     Raises:
         ImportError: the package is missing and no model was given.
+        TypeError: a model that cannot be called, or a size that is no int.
+        ValueError: size below 1.
 
     Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric"
         (2018).
@@ -126,4 +135,4 @@ def get_distance(distance: str | Distance) -> Distance:
             known = ", ".join(repr(name) for name in _NAMED)
             raise ValueError(f"distance must be {known} or a callable; got {distance!r}")
         return _named(distance)
-    return check.function("distance", distance)  # type: ignore[no-any-return]
+    return check.function("distance", distance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -33,7 +33,8 @@ class SameRandomness:
         self._device: tuple[int, torch.Tensor] | None = None
         if device.type not in ("cpu", "meta"):
             module = torch.get_device_module(device)
-            given: Any = device.index  # None is the current device, which torch's types deny.
+            # None is the current device, which torch's types deny.
+            given = cast("int | None", device.index)
             index = module.current_device() if given is None else given
             self._device = index, module.get_rng_state(index)
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses import _common as common
+from cmsolvers import noise
+from cmsolvers.losses import terms
 from cmsolvers.losses.distances import l2
 
 
 def edm_weight(sigma_data: float = 0.5) -> Callable[[Tensor], Tensor]:
-    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2: at first the loss is 1 everywhere.
+    """w(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, which is 1 / c_out^2 of EDM.
+
+    With it the loss of an untrained network (F = 0) is 1 at all levels.
+
+    Args:
+        sigma_data: standard deviation of the data, positive.
+
+    Returns:
+        w, from levels of any shape to weights of that shape.
+
+    Raises:
+        TypeError: sigma_data is no number.
+        ValueError: sigma_data is not positive and finite.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
         (2022), table 1.
@@ -34,13 +46,13 @@ def denoising_score_matching(
     *,
     weight: Callable[[Tensor], Tensor] | None = None,
     sigma_data: float = 0.5,
-    seed: Any = None,
+    seed: noise.SeedLike = None,
     draw: int = 0,
     offset: int = 0,
-    extra_args: dict[str, Any] | None = None,
+    extra_args: Mapping[str, object] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """E w(sigma) |D(x0 + sigma z, sigma) - x0|^2, the mean taken over the elements of a sample.
+    """E w(sigma) |D(x0 + sigma z, sigma) - x0|^2, the mean over the elements of each sample.
 
     Its minimiser is the exact denoiser E[x0 | x], and so the score (D - x) / sigma^2.
 
@@ -53,7 +65,7 @@ def denoising_score_matching(
         seed: seed or `noise.Key` of the noise; sample i of draw k gets the same noise in any batch.
         draw: which draw of the training-noise stream, usually the training step.
         offset: id of the first sample, for shards.
-        extra_args: handed to the denoiser.
+        extra_args: passed to the denoiser.
         reduction: "mean", "sum" or "none" (a tensor [B]).
 
     Returns:
@@ -66,13 +78,13 @@ def denoising_score_matching(
     Source: Vincent (2011); Karras et al. (2022), eq. 2 and section 5.
     """
     check.function("denoiser", denoiser)
-    reduction = common.reduction_name(reduction)
-    level = common.levels("sigma", sigma, check.state("x0", x0))
+    reduction = terms.reduction_name(reduction)
+    level = terms.levels("sigma", sigma, check.state("x0", x0))
     extra = check.options("extra_args", extra_args)
     weight = edm_weight(sigma_data) if weight is None else check.function("weight", weight)
     # Levels go to a model in float32 at least: float16 would merge sigma = 0.002 with its
     # neighbours.
     dtype = torch.promote_types(x0.dtype, torch.float32)
-    x = common.noised(x0, level, seed, draw, offset)
+    x = terms.noised(x0, level, seed, draw, offset)
     denoised = check.model_output("denoiser", denoiser(x, level.to(dtype), **extra), x0)
-    return common.weigh(l2(denoised, x0), weight(level), reduction)
+    return terms.weigh(l2(denoised, x0), weight(level), reduction)

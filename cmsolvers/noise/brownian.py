@@ -21,7 +21,7 @@ Time = float | Tensor
 
 
 class BrownianPath:
-    """W on [t0, t1], one path for each element: `path(a, b)` is W(b) - W(a).
+    """W on [t0, t1], one path per element: `path(a, b)` is W(b) - W(a).
 
     A function of (seed, sample id, element) and of the times alone. Nothing is stored: a query is
     one kernel, and neither the order of the queries, nor the batch, device, dtype (before the cast)
@@ -31,8 +31,8 @@ class BrownianPath:
     construction down to 2^depth cells; in a cell of length h, at the fraction f, W is the line
     between the cell's ends plus sqrt(h f (1 - f)) z, the exact law of a bridge at one time. So
     increments over any times of which no two share a cell are exactly those of a Brownian motion,
-    at those very times: nothing is rounded to a grid. Two times within one cell are each right but
-    too much alike.
+    at those very times: nothing is rounded to a grid. Two times within one cell each have the right
+    law, but their bridges share one z and are fully correlated.
 
     A query sums about two normals for each level of the tree, so fewer levels are quicker. Where
     all times are known to be some `spacing` apart, that is enough to choose the depth; without it
@@ -63,8 +63,7 @@ class BrownianPath:
     Raises:
         TypeError: an argument of the wrong kind.
         ValueError: times that are not finite or not in order, or apart by less than 1e-60 or more
-            than 1e60; a spacing, seed, offset, ids or shape that
-            does not fit.
+            than 1e60; a spacing, seed, offset, ids or shape that does not fit.
 
     Source:
         Levy (1948), Processus stochastiques et mouvement brownien; Karatzas and Shreve (1991),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from cmsolvers import checks as check
+
+Array: TypeAlias = npt.NDArray[np.float64]
 
 _ENDS = {"linear": (1e-4, 0.02), "scaled_linear": (8.5e-4, 0.012)}
 _OFFSET = 0.008  # s of the cosine schedule
@@ -17,8 +20,8 @@ _CAP = 0.999  # its largest beta
 
 def betas_of(
     n: int, schedule: str | Sequence[float], start: float | None, end: float | None
-) -> Any:
-    """The n betas; arguments and errors are told at `DDPM`."""
+) -> Array:
+    """The n betas; arguments and errors are documented in `DDPM`."""
     if isinstance(schedule, str) and schedule in _ENDS:
         usual = _ENDS[schedule]
         first = check.positive("beta_start", usual[0] if start is None else start)
@@ -30,7 +33,7 @@ def betas_of(
             )
         if schedule == "linear":
             return np.linspace(first, last, n)
-        return np.linspace(math.sqrt(first), math.sqrt(last), n) ** 2
+        return np.square(np.linspace(math.sqrt(first), math.sqrt(last), n))
     for name, value in (("beta_start", start), ("beta_end", end)):
         if value is not None:
             raise ValueError(f"{name} must be None for this schedule; got {check.describe(value)}")
@@ -49,14 +52,15 @@ def betas_of(
     return np.array(schedule, dtype=np.float64)
 
 
-def _cosine(n: int) -> Any:
+def _cosine(n: int) -> Array:
     """1 - cos^2 b / cos^2 a between neighbouring angles, without the cancellation."""
     angles = (np.arange(n + 1) / n + _OFFSET) / (1 + _OFFSET) * (math.pi / 2)
     a, b = angles[:-1], angles[1:]
-    return np.minimum(np.sin(b - a) * np.sin(b + a) / np.cos(a) ** 2, _CAP)
+    betas: Array = np.minimum(np.sin(b - a) * np.sin(b + a) / np.cos(a) ** 2, _CAP)
+    return betas
 
 
-def levels_of(betas: Any, zero_terminal_snr: bool) -> Any:
+def levels_of(betas: Array, zero_terminal_snr: bool) -> Array:
     """sqrt((1 - alphas_bar) / alphas_bar), ascending; the last is infinite without signal."""
     with np.errstate(divide="ignore", over="ignore"):
         logs = 0.5 * np.cumsum(np.log1p(-betas))  # ln sqrt(alphas_bar)
@@ -64,9 +68,9 @@ def levels_of(betas: Any, zero_terminal_snr: bool) -> Any:
             return np.sqrt(np.expm1(-2.0 * logs))
         alphas, missing = np.exp(logs), -np.expm1(logs)
         first, last = alphas[0], alphas[-1]
-        scaled = first * (alphas - last) / (first - last)
+        scaled: Array = first * (alphas - last) / (first - last)
         # 1 - scaled, from what is missing to 1 instead of from what is left
-        rest = (first * missing - last * missing[0]) / (first - last)
+        rest: Array = (first * missing - last * missing[0]) / (first - last)
         return np.sqrt(rest * (1.0 + scaled)) / scaled
 
 

@@ -7,16 +7,16 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.processes.betas import betas_of, levels_of, spaced
-from cmsolvers.processes.flows import ratio
-from cmsolvers.processes.sde import Process, Time, exact, maths
+from cmsolvers.processes.betas import Array, betas_of, levels_of, spaced
+from cmsolvers.processes.elementary import Time, exact, maths, ratio
+from cmsolvers.processes.sde import Process
 
 
 class _Table(NamedTuple):
@@ -24,41 +24,35 @@ class _Table(NamedTuple):
 
     levels: list[float]
     slopes: list[float]
-    level_array: Any
-    slope_array: Any
+    level_array: Array
+    slope_array: Array
 
 
-class _Point(NamedTuple):
-    """Where the path is: sigma_hat = p / q, with the derivatives of p and q in time.
+_Point: TypeAlias = tuple[Time, Time, Time, Time]
+"""Where the path is: sigma_hat = p / q, as (p, q, dp/dt, dq/dt).
 
-    Two numbers instead of one keep alpha = q / h and sigma = p / h, h = sqrt(p^2 + q^2), finite and
-    exact where sigma_hat is 0 and where it is infinite.
-    """
-
-    p: Any
-    q: Any
-    dp: Any
-    dq: Any
-
-    @property
-    def square(self) -> Any:
-        """h^2."""
-        return self.p * self.p + self.q * self.q
+Two numbers instead of one keep alpha = q / h and sigma = p / h, h = sqrt(p^2 + q^2), finite and
+exact where sigma_hat is 0 and where it is infinite.
+"""
 
 
-def _within(t: Any, end: float) -> Any:
-    return t.clamp(0.0, end) if isinstance(t, Tensor) else min(max(t, 0.0), end)
+def _within(t: Time, end: float) -> Time:
+    if isinstance(t, Tensor):
+        return t.clamp(0.0, end)
+    return min(max(t, 0.0), end)
 
 
-def _rounded(t: Any) -> Any:
-    return t.round() if isinstance(t, Tensor) else float(round(t))
+def _rounded(t: Time) -> Time:
+    if isinstance(t, Tensor):
+        return t.round()
+    return float(round(t))
 
 
 @dataclass(frozen=True)
 class DDPM(Process):
     """The chain of DDPM: betas, levels, and the variance-preserving process through them.
 
-    Time is what networks of this kind are handed: 0 to num_steps - 1, where index t has met t + 1
+    Time is what networks of this kind get: 0 to num_steps - 1, where index t has met t + 1
     noisings; -1 is the clean sample. The process goes through the chain's alphas_bar at every
     integer and is continuous in between, so its transitions from one integer to another are those
     of the chain. Between two integers ln sigma_hat is linear in t, as the well-known samplers
@@ -102,11 +96,11 @@ class DDPM(Process):
         self._table  # noqa: B018 - refuses bad arguments here and not at first use
 
     @cached_property
-    def _betas(self) -> Any:
+    def _betas(self) -> Array:
         return betas_of(self.num_steps, self.schedule, self.beta_start, self.beta_end)
 
     @cached_property
-    def _levels(self) -> Any:
+    def _levels(self) -> Array:
         return levels_of(self._betas, self.zero_terminal_snr)
 
     @cached_property
@@ -150,7 +144,6 @@ class DDPM(Process):
 
     @property
     def t_min(self) -> float:
-        """0."""
         return 0.0
 
     @property
@@ -160,23 +153,22 @@ class DDPM(Process):
 
     @property
     def prior_std(self) -> float:
-        """1."""
         return 1.0
 
-    def _point(self, t: Any) -> _Point:
+    def _point(self, t: Time) -> _Point[Time]:
         if isinstance(t, Tensor):
             return self._points(t.double())
         t, (levels, slopes, *_) = float(t), self._table
         last = len(levels) - 1
         if t < 0.0:
-            return _Point(levels[0] * max(t + 1.0, 0.0), 1.0, levels[0], 0.0)
+            return levels[0] * max(t + 1.0, 0.0), 1.0, levels[0], 0.0
         if t >= last and self._ends_without_signal:
-            return _Point(levels[-1], max(self.num_steps - 1.0 - t, 0.0), 0.0, -1.0)
+            return levels[-1], max(self.num_steps - 1.0 - t, 0.0), 0.0, -1.0
         k = min(int(t), last)
         level = levels[k] * math.exp((t - k) * slopes[k])
-        return _Point(level, 1.0, level * slopes[k], 0.0)
+        return level, 1.0, level * slopes[k], 0.0
 
-    def _points(self, t: Tensor) -> _Point:
+    def _points(self, t: Tensor) -> _Point[Tensor]:
         levels, slopes = self._tensors(t)
         k = t.floor().clamp(0, len(levels) - 1).long()
         p = levels[k] * torch.exp((t - k) * slopes[k])
@@ -189,7 +181,7 @@ class DDPM(Process):
             p = torch.where(late, levels[-1], p)
             q = torch.where(late, (self.num_steps - 1 - t).clamp_min(0), q)
             dp, dq = dp.masked_fill(late, 0.0), dq.masked_fill(late, -1.0)
-        return _Point(p, q, dp, dq)
+        return p, q, dp, dq
 
     def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """The table on the device of `like`."""
@@ -198,35 +190,37 @@ class DDPM(Process):
 
     def alpha(self, t: Time) -> Time:
         """sqrt(alphas_bar)."""
-        at = self._point(t)
-        return at.q / maths(t).sqrt(at.square)  # type: ignore[no-any-return]
+        p, q, _, _ = self._point(t)
+        return q / maths(t).sqrt(p * p + q * q)
 
     def sigma(self, t: Time) -> Time:
         """sqrt(1 - alphas_bar)."""
-        at = self._point(t)
-        return at.p / maths(t).sqrt(at.square)  # type: ignore[no-any-return]
+        p, q, _, _ = self._point(t)
+        return p / maths(t).sqrt(p * p + q * q)
 
     def sigma_hat(self, t: Time) -> Time:
         """sqrt((1 - alphas_bar) / alphas_bar)."""
-        at = self._point(t)
-        return ratio(at.p, at.q)  # type: ignore[no-any-return]
+        p, q, _, _ = self._point(t)
+        return ratio(p, q)
 
     def drift_factor(self, t: Time) -> Time:
         """The derivative of ln alpha."""
-        at = self._point(t)
-        return ratio(at.p * (at.dq * at.p - at.dp * at.q) / at.square, at.q)  # type: ignore[no-any-return]
+        p, q, dp, dq = self._point(t)
+        return ratio(p * (dq * p - dp * q) / (p * p + q * q), q)
 
     def diffusion(self, t: Time) -> Time:
         """sqrt(-2 d ln alpha / dt)."""
         rate = -2.0 * self.drift_factor(t)
-        return maths(rate).sqrt(rate)  # type: ignore[no-any-return]
+        return maths(rate).sqrt(rate)
 
     def t_of_sigma(self, sigma_hat: Time) -> Time:
         """The inverse of `sigma_hat`; -1 for a level of 0."""
         level = exact(sigma_hat)
-        return self._times(level) if isinstance(level, Tensor) else self._time(level)  # type: ignore[no-any-return]
+        if isinstance(level, Tensor):
+            return self._times(level)
+        return self._time(level)
 
-    def _time(self, level: float) -> Any:
+    def _time(self, level: float) -> float:
         levels, slopes, *_ = self._table
         if level < levels[0]:
             return level / levels[0] - 1.0
@@ -235,7 +229,7 @@ class DDPM(Process):
         k = bisect_right(levels, level) - 1
         return k + math.log(level / levels[k]) / slopes[k]
 
-    def _times(self, level: Tensor) -> Any:
+    def _times(self, level: Tensor) -> Tensor:
         levels, slopes = self._tensors(level)
         k = (torch.searchsorted(levels, level.detach(), right=True) - 1).clamp_min(0)
         t = k + torch.log(level / levels[k]) / slopes[k]
@@ -245,11 +239,11 @@ class DDPM(Process):
         return t
 
     def network_time(self, sigma_hat: Time) -> Time:
-        """`t_of_sigma` within [0, num_steps - 1]: what a network is handed, a fraction in general.
+        """`t_of_sigma` within [0, num_steps - 1]: what a network gets, a fraction in general.
 
         The `c_noise` of `from_eps(net, process=DDPM())` and its siblings.
         """
-        return _within(self.t_of_sigma(sigma_hat), self.num_steps - 1.0)  # type: ignore[no-any-return]
+        return _within(self.t_of_sigma(sigma_hat), self.num_steps - 1.0)
 
     def nearest_time(self, sigma_hat: Time) -> Time:
         """`network_time` rounded to the nearest integer, half to even, as a float.
@@ -257,7 +251,7 @@ class DDPM(Process):
         For networks that look t up in a table: `from_eps(net, process=chain,
         c_noise=chain.nearest_time)`.
         """
-        return _rounded(self.network_time(sigma_hat))  # type: ignore[no-any-return]
+        return _rounded(self.network_time(sigma_hat))
 
     def timesteps(self, n: int, spacing: str = "trailing", offset: int = 0) -> Tensor:
         """A subset of the chain's times, the largest first.

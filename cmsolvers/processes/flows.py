@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from cmsolvers import checks as check
-from cmsolvers.processes.sde import Process, Time, exact, maths
-
-
-def ratio(over: Any, under: Any) -> Any:
-    """The quotient; a float over 0 is infinite, as it is for tensors."""
-    if isinstance(under, float) and under == 0.0:
-        return math.copysign(math.inf, over)
-    return over / under
+from cmsolvers.processes.elementary import Time, exact, maths, ratio
+from cmsolvers.processes.sde import Process
 
 
 @dataclass(frozen=True)
@@ -36,7 +29,6 @@ class RectifiedFlow(Process):
 
     @property
     def t_min(self) -> float:
-        """1e-3."""
         return 1e-3
 
     @property
@@ -46,34 +38,31 @@ class RectifiedFlow(Process):
 
     @property
     def prior_std(self) -> float:
-        """1."""
         return 1.0
 
     def alpha(self, t: Time) -> Time:
-        """1 - t."""
-        return 1.0 - exact(t)  # type: ignore[no-any-return]
+        return 1.0 - exact(t)
 
     def sigma(self, t: Time) -> Time:
-        """The time itself."""
-        return exact(t)  # type: ignore[no-any-return]
+        return exact(t)
 
     def drift_factor(self, t: Time) -> Time:
         """-1 / (1 - t)."""
-        return ratio(-1.0, self.alpha(t))  # type: ignore[no-any-return]
+        return ratio(-1.0, self.alpha(t))
 
     def diffusion(self, t: Time) -> Time:
         """sqrt(2 t / (1 - t))."""
         square = 2.0 * self.sigma_hat(t)
-        return maths(square).sqrt(square)  # type: ignore[no-any-return]
+        return maths(square).sqrt(square)
 
     def sigma_hat(self, t: Time) -> Time:
         """The ratio t / (1 - t)."""
-        return ratio(exact(t), self.alpha(t))  # type: ignore[no-any-return]
+        return ratio(exact(t), self.alpha(t))
 
     def t_of_sigma(self, sigma_hat: Time) -> Time:
         """sigma_hat / (1 + sigma_hat), the inverse."""
         level = exact(sigma_hat)
-        return level / (1.0 + level)  # type: ignore[no-any-return]
+        return level / (1.0 + level)
 
 
 @dataclass(frozen=True)
@@ -120,35 +109,32 @@ class TrigFlow(Process):
 
     @property
     def prior_std(self) -> float:
-        """sigma_data."""
         return self.sigma_data
 
     def alpha(self, t: Time) -> Time:
-        """The cosine."""
         t = exact(t)
-        return maths(t).cos(t)  # type: ignore[no-any-return]
+        return maths(t).cos(t)
 
     def sigma(self, t: Time) -> Time:
         """sigma_data sin t."""
         t = exact(t)
-        return self.sigma_data * maths(t).sin(t)  # type: ignore[no-any-return]
+        return self.sigma_data * maths(t).sin(t)
 
     def drift_factor(self, t: Time) -> Time:
-        """-tan t."""
         t = exact(t)
-        return -maths(t).tan(t)  # type: ignore[no-any-return]
+        return -maths(t).tan(t)
 
     def diffusion(self, t: Time) -> Time:
         """sigma_data sqrt(2 tan t)."""
         t = exact(t)
-        return self.sigma_data * maths(t).sqrt(2.0 * maths(t).tan(t))  # type: ignore[no-any-return]
+        return self.sigma_data * maths(t).sqrt(2.0 * maths(t).tan(t))
 
     def sigma_hat(self, t: Time) -> Time:
         """sigma_data tan t."""
         t = exact(t)
-        return self.sigma_data * maths(t).tan(t)  # type: ignore[no-any-return]
+        return self.sigma_data * maths(t).tan(t)
 
     def t_of_sigma(self, sigma_hat: Time) -> Time:
         """arctan(sigma_hat / sigma_data)."""
         level = exact(sigma_hat)
-        return maths(level).atan(level / self.sigma_data)  # type: ignore[no-any-return]
+        return maths(level).atan(level / self.sigma_data)

@@ -1,53 +1,32 @@
-"""SDEs as objects: a user's own, a process, and its reverse SDE or probability-flow ODE."""
+"""SDEs as objects: one that a user defines, a process, its reverse SDE or probability-flow ODE."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
+from cmsolvers.processes.elementary import Time, broadcastable, exact
 
-Time = TypeVar("Time", float, Tensor)
 ScoreFunction: TypeAlias = Callable[..., Tensor]
-
-
-def exact(t: Any) -> Any:
-    """A float as it is, a tensor in float64."""
-    return t.double() if isinstance(t, Tensor) else float(t)
-
-
-def maths(t: Any) -> Any:
-    """The module with the elementary functions for t."""
-    return torch if isinstance(t, Tensor) else math
-
-
-def per_sample(value: Any, x: Tensor) -> Any:
-    """A float as it is; a tensor [] or [B] made to broadcast against x, in the dtype of x."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.ndim == 1 and value.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"time or level must have shape [] or [B] = [{x.shape[0]}]; got {list(value.shape)}"
-        )
-    return value.to(dtype=x.dtype).reshape(value.shape + (1,) * (x.ndim - value.ndim))
 
 
 @runtime_checkable
 class SDELike(Protocol):
     """What `euler_maruyama` integrates: dx = drift(x, t) dt + diffusion(t) dw, t of shape [B]."""
 
-    def drift(self, x: Tensor, t: Any) -> Tensor:
+    def drift(self, x: Tensor, t: Tensor, /) -> Tensor:
         """The drift, shape of x."""
 
-    def diffusion(self, t: Any) -> Any:
-        """The diffusion: a number, [B], or the shape of x."""
+    @property
+    def diffusion(self) -> Callable[..., float | Tensor]:
+        """`diffusion(t)`, or `diffusion(x, t)` with state_dependent: a number, [B], or like x."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +47,10 @@ class SDE:
         TypeError: drift, diffusion or its derivative cannot be called.
     """
 
-    drift: Callable[[Tensor, Any], Tensor]
-    diffusion: Callable[..., Any]
+    drift: Callable[..., Tensor]
+    diffusion: Callable[..., float | Tensor]
     state_dependent: bool = False
-    diffusion_derivative: Callable[..., Any] | None = None
+    diffusion_derivative: Callable[..., float | Tensor] | None = None
 
     def __post_init__(self) -> None:
         check.optional_function("diffusion_derivative", self.diffusion_derivative)
@@ -95,51 +74,64 @@ class ScoreSDE:
     score: ScoreFunction
     stochastic: bool
 
-    def terms(self, t: Any) -> tuple[Any, Any, Any]:
+    def terms(self, t: Time) -> tuple[Time, Time, Time]:
         """(a, b, g): the drift's factors of x and of the score, and the diffusion."""
         g = self.process.diffusion(t)
         if self.stochastic:
             return self.process.drift_factor(t), -(g * g), g
         return self.process.drift_factor(t), -0.5 * g * g, 0.0 * g
 
-    def drift(self, x: Tensor, t: Any) -> Tensor:
-        """Forward drift less g^2 score (SDE) or g^2 score / 2 (ODE); t is a number or [B]."""
+    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """a(t) x + b(t) score(x, t), shape of x; t is a number or a tensor [] or [B].
+
+        It is the forward drift less g^2 score (SDE) or g^2 score / 2 (ODE).
+        """
         a, b, _ = self.terms(t)
         times = t if isinstance(t, Tensor) and t.ndim else x.new_full((x.shape[0],), float(t))
-        result: Tensor = per_sample(a, x) * x + per_sample(b, x) * self.score(x, times)
-        return result
+        return broadcastable(a, x) * x + broadcastable(b, x) * self.score(x, times)
 
     def diffusion(self, t: Time) -> Time:
         """g(t), or 0 for the ODE."""
-        return self.terms(t)[2]  # type: ignore[no-any-return]
+        return self.terms(t)[2]
 
 
 @dataclass(frozen=True)
 class Process(ABC):
-    """What the processes have in common."""
+    """A Gaussian path x_t = alpha(t) x_0 + sigma(t) z; the base class of all processes.
+
+    A function of time takes a number, or a tensor of any shape, and returns a float, or a float64
+    tensor of that shape. What reads a state too takes a number or a tensor [] or [B], and raises
+    ValueError for a tensor [n] with n other than B.
+
+    A process of your own defines the three properties and the five functions that are abstract
+    here, and `sigma_hat` where sigma / alpha loses digits.
+
+    Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential
+    Equations" (2021), section 3.
+    """
 
     @property
     @abstractmethod
     def t_min(self) -> float:
-        """The smallest time at which a score is usually asked for."""
+        """The smallest time at which a score is usually evaluated."""
 
     @property
     @abstractmethod
     def t_max(self) -> float:
-        """The time of the prior."""
+        """The time of the prior, where sampling starts."""
 
     @property
     @abstractmethod
     def prior_std(self) -> float:
-        """Standard deviation of the prior at t_max."""
+        """Standard deviation of the prior N(0, prior_std^2) at t_max."""
 
     @abstractmethod
     def alpha(self, t: Time) -> Time:
-        """Scale of the data at t."""
+        """Scale of the data at t, positive or 0."""
 
     @abstractmethod
     def sigma(self, t: Time) -> Time:
-        """Standard deviation of the noise at t."""
+        """Standard deviation of the noise at t, positive or 0."""
 
     @abstractmethod
     def drift_factor(self, t: Time) -> Time:
@@ -151,30 +143,38 @@ class Process(ABC):
 
     @abstractmethod
     def t_of_sigma(self, sigma_hat: Time) -> Time:
-        """The time at which sigma / alpha is `sigma_hat`."""
+        """The time at which sigma / alpha is `sigma_hat`: the inverse of the function."""
 
     def sigma_hat(self, t: Time) -> Time:
         """Ratio sigma / alpha: the noise level in Karras coordinates x / alpha."""
         return self.sigma(t) / self.alpha(t)
 
-    def drift(self, x: Tensor, t: Any) -> Tensor:
+    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         """a(t) x, shape of x; t is a number or a tensor of shape [] or [B]."""
-        factor: Tensor = per_sample(self.drift_factor(t), x) * x
-        return factor
+        return broadcastable(self.drift_factor(t), x) * x
 
-    def marginal(self, x0: Tensor, t: Any) -> tuple[Tensor, Any]:
+    def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Time]:
         """Mean alpha(t) x0 and standard deviation sigma(t) of x_t given x0.
 
-        t is a number or a tensor [] or [B]. The deviation is a float, or a tensor in the
-        dtype of x0 that broadcasts against it.
+        Args:
+            x0: clean data [B, ...].
+            t: a number, or a tensor [] or [B].
+
+        Returns:
+            The mean, shape and dtype of x0, and the deviation: a float, or a tensor in the dtype
+            of x0 that broadcasts against it.
+
+        Raises:
+            TypeError: x0 is no floating tensor.
+            ValueError: x0 without a batch dimension, or a tensor t [n] with n other than B.
         """
         check.state("x0", x0)
-        return per_sample(self.alpha(t), x0) * x0, per_sample(self.sigma(t), x0)
+        return broadcastable(self.alpha(t), x0) * x0, broadcastable(self.sigma(t), x0)
 
     def prior(
         self,
         shape: Sequence[int],
-        seed: Any = None,
+        seed: noise.SeedLike = None,
         *,
         offset: int = 0,
         dtype: torch.dtype = torch.float32,
@@ -184,13 +184,16 @@ class Process(ABC):
 
         Args:
             shape: [B, ...].
-            seed: int, int64 tensor [B], torch.Generator or None, as everywhere.
-            offset: index of the first sample, for shards.
+            seed: see `noise.key`.
+            offset: id of the first sample, for shards.
             dtype: floating dtype of the result.
             device: device of the result.
 
         Returns:
             Tensor of the given shape.
+
+        Raises:
+            TypeError, ValueError: as `noise.normal`.
         """
         latent = noise.normal(
             shape, seed, stream=noise.LATENT, offset=offset, dtype=dtype, device=device
@@ -203,22 +206,49 @@ class Process(ABC):
         Args:
             score: `score(x, t)`, gradient of ln p_t in the coordinates of this process; t of shape
                 [B].
+
+        Returns:
+            What the t-space solvers integrate, for instance `euler_maruyama`.
+
+        Raises:
+            TypeError: score cannot be called.
+
+        Source: Anderson, "Reverse-time diffusion equation models" (1982); Song et al. (2021), eq.
+        6.
         """
         return ScoreSDE(self, check.function("score", score), True)
 
     def probability_flow(self, score: ScoreFunction) -> ScoreSDE:
-        """The ODE with the marginals of this process (diffusion 0); arguments as in `reverse`."""
+        """The ODE with the marginals of this process: a `ScoreSDE` whose diffusion is 0.
+
+        Args:
+            score: as in `reverse`.
+
+        Raises:
+            TypeError: score cannot be called.
+
+        Source: Song et al. (2021), eq. 13.
+        """
         return ScoreSDE(self, check.function("score", score), False)
 
     def score_of(self, denoiser: Callable[..., Tensor]) -> ScoreFunction:
         """`score(x, t)` in the coordinates of this process, from D(x / alpha, sigma / alpha).
 
-        The score raises TypeError or ValueError where the denoiser returns no tensor of the shape,
-        the device and at most the precision of x.
+        Args:
+            denoiser: `D(x_hat, sigma_hat, **extra_args)` in Karras coordinates; gets sigma_hat of
+                shape [B] in the dtype of x.
+
+        Returns:
+            `score(x, t, **extra_args)`, shape and dtype of x; t is a number or a tensor [] or [B].
+            It raises TypeError or ValueError where the denoiser returns no tensor of the shape,
+            the device and at most the precision of x.
+
+        Raises:
+            TypeError: denoiser cannot be called.
         """
         check.function("denoiser", denoiser)
 
-        def score(x: Tensor, t: Any, **extra_args: Any) -> Tensor:
+        def score(x: Tensor, t: float | Tensor, **extra_args: object) -> Tensor:
             x_hat, level = self.to_karras(x, t)
             if not isinstance(level, Tensor) or not level.ndim:
                 level = x_hat.new_full((len(x),), float(level))
@@ -227,17 +257,20 @@ class Process(ABC):
             alpha, sigma = self.alpha(t), self.sigma(t)
             # In float32 at least: float16 has no digits left for the square of a small sigma.
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            score = clean.to(wide.dtype) * per_sample(alpha, wide) - wide
-            result: Tensor = (score / per_sample(sigma * sigma, wide)).to(x.dtype)
-            return result
+            score = clean.to(wide.dtype) * broadcastable(alpha, wide) - wide
+            return (score / broadcastable(sigma * sigma, wide)).to(x.dtype)
 
         return score
 
-    def to_karras(self, x: Tensor, t: Any) -> tuple[Tensor, Any]:
-        """Take x at time t to (x / alpha, sigma / alpha): what a denoiser reads."""
-        return x / per_sample(self.alpha(t), x), self.sigma_hat(exact(t))
+    def to_karras(self, x: Tensor, t: Time) -> tuple[Tensor, Time]:
+        """(x, t) -> (x / alpha, sigma / alpha): what a denoiser reads.
 
-    def from_karras(self, x_hat: Tensor, sigma_hat: Any) -> tuple[Tensor, Any]:
-        """(x / alpha, sigma / alpha) -> (x, t): the inverse of `to_karras`."""
+        x is [B, ...], t a number or a tensor [] or [B]; x / alpha keeps the dtype of x, the level
+        is a float or a float64 tensor of the shape of t.
+        """
+        return x / broadcastable(self.alpha(t), x), self.sigma_hat(exact(t))
+
+    def from_karras(self, x_hat: Tensor, sigma_hat: Time) -> tuple[Tensor, Time]:
+        """(x / alpha, sigma / alpha) -> (x, t): the inverse of `to_karras`, shapes as there."""
         t = self.t_of_sigma(exact(sigma_hat))
-        return x_hat * per_sample(self.alpha(t), x_hat), t
+        return x_hat * broadcastable(self.alpha(t), x_hat), t

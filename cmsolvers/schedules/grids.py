@@ -9,7 +9,7 @@ from cmsolvers import checks as check
 
 
 def bounds(n: int, sigma_min: float, sigma_max: float) -> tuple[int, float, float]:
-    """N and the ends of a grid, checked."""
+    """The number of levels and the ends of a grid, checked."""
     n = check.count("n", n)
     low, high = check.positive("sigma_min", sigma_min), check.positive("sigma_max", sigma_max)
     if n > 1:

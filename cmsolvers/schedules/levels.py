@@ -53,7 +53,18 @@ def exponential_sigmas(
 ) -> Tensor:
     """Levels evenly spaced in ln sigma; the limit of `karras_sigmas` as rho grows.
 
-    Arguments, result and errors are those of `karras_sigmas`.
+    Args:
+        n: how many levels above 0, at least 1; a single level is sigma_max.
+        sigma_min: smallest level above 0.
+        sigma_max: largest level.
+        append_zero: end with 0.
+
+    Returns:
+        float64 tensor of shape [n + 1], or [n] without the zero, strictly descending.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: n < 1, a bound that is not positive and finite, sigma_min not below sigma_max.
 
     Source: the VE grid of Song et al., "Score-Based Generative Modeling through SDEs" (2021),
     appendix C.
@@ -71,8 +82,22 @@ def polyexponential_sigmas(
     """Levels with ln sigma polynomial in the index.
 
     ln sigma = ln sigma_min + r^rho ln(sigma_max / sigma_min), where r falls evenly from 1 to 0;
-    rho > 1 puts more levels near sigma_min. The other arguments, the result and the errors
-    are those of `karras_sigmas`.
+    rho > 1 puts more levels near sigma_min.
+
+    Args:
+        n: how many levels above 0, at least 1; a single level is sigma_max.
+        sigma_min: smallest level above 0.
+        sigma_max: largest level.
+        rho: positive; 1 is `exponential_sigmas`.
+        append_zero: end with 0.
+
+    Returns:
+        float64 tensor of shape [n + 1], or [n] without the zero, strictly descending.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: n < 1, a bound or rho that is not positive and finite, sigma_min not below
+            sigma_max.
 
     Source: the polyexponential grid of the k-diffusion library.
     """

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.processes.ddpm import DDPM
-from cmsolvers.processes.sde import Process, exact
+from cmsolvers.processes.elementary import Time, exact
+from cmsolvers.processes.sde import Process
 from cmsolvers.schedules.grids import bounds, finish, ramp
 
 
@@ -36,10 +36,11 @@ def cosine_sigmas(
 
     Raises:
         TypeError: an argument of the wrong kind.
-        ValueError: as in `karras_sigmas`.
+        ValueError: n < 1, a bound or shift that is not positive and finite, sigma_min not below
+            sigma_max.
 
     Source: Nichol & Dhariwal (2021), eq. 17, without its offset; Hoogeboom et al., "simple
-    diffusion" (2023), section 3.1, whose shift of log SNR by 2 ln(64 / d) this is.
+    diffusion" (2023), section 3.1, where shift is a shift of log SNR by 2 ln(64 / d).
     """
     n, low, high = bounds(n, sigma_min, sigma_max)
     scale = check.positive("shift", shift)
@@ -48,7 +49,7 @@ def cosine_sigmas(
     return finish(levels, high, low, append_zero)
 
 
-def shift_time(t: Any, shift: float) -> Any:
+def shift_time(t: Time, shift: float) -> Time:
     """Shift times of a rectified flow towards noise: s t / (1 + (s - 1) t).
 
     The level t / (1 - t) becomes s times as large: at s times the resolution along a side, the same
@@ -155,7 +156,7 @@ def beta_sigmas(
 
     Args:
         n: how many levels above 0, at least 1; a single level is that of t_max.
-        process: whose times, from t_max to t_min.
+        process: its times from t_max to t_min are used.
         alpha: of the distribution, positive; below 1 puts more steps at small levels.
         beta: of the distribution, positive; below 1 puts more steps at large levels.
         append_zero: end with 0.

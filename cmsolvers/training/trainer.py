@@ -236,7 +236,7 @@ class Trainer:
         value = loss.detach().reshape(()).clone()
         if self._window == 1:
             _require_finite(float(value), k)
-        loss.backward()
+        torch.autograd.backward(loss)
         if settings.clip > 0:
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         self._whole = False

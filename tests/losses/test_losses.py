@@ -410,7 +410,7 @@ BAD = [
     ({"student": lambda x, s: None}, TypeError, "student must return"),
     ({"distance": "l3"}, ValueError, "distance must be"),
     ({"distance": 4}, TypeError, "distance must be callable"),
-    ({"distance": lambda a, b: (a - b).sum()}, ValueError, "one number a sample"),
+    ({"distance": lambda a, b: (a - b).sum()}, ValueError, "one number per sample"),
     ({"weight": lambda s, t: torch.ones(2)}, ValueError, "weight must return"),
     ({"reduction": "max"}, ValueError, "reduction must be"),
     ({"extra_args": 3}, TypeError, "extra_args"),
@@ -446,6 +446,18 @@ def test_bad_input_of_the_others():
         losses.pseudo_huber(0.0)
     with pytest.raises(ValueError, match="sigma_data"):
         losses.edm_weight(-1)
+
+
+def test_extra_arguments_come_in_any_mapping():
+    def scaled(x: Tensor, sigma: Tensor, *, factor: float = 0.0) -> Tensor:
+        return factor * x
+
+    def value(extra: object) -> Tensor:
+        return losses.denoising_score_matching(scaled, data(), 1.0, seed=1, extra_args=extra)
+
+    assert torch.equal(value(types.MappingProxyType({"factor": 0.5})), value({"factor": 0.5}))
+    with pytest.raises(TypeError, match="extra_args must be None or a dict with str keys"):
+        value(types.MappingProxyType({1: 0.5}))
 
 
 def test_losses_take_samples_of_any_shape():

@@ -1,9 +1,8 @@
-"""What the losses share: checks of levels, weights and the final reduction."""
+"""What every loss is made of: levels per sample, noised data, weights and the reduction."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,12 +10,11 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import noise, ops
 
-Weight: TypeAlias = Callable[..., Tensor] | None
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def levels(name: str, value: Any, x: Tensor) -> Tensor:
-    """Positive noise levels, one a sample: a number or a tensor [] or [B] -> float64 [B]."""
+def levels(name: str, value: object, x: Tensor) -> Tensor:
+    """Positive noise levels, one per sample: a number or a tensor [] or [B] -> float64 [B]."""
     level = check.level(name, value, x)
     if not isinstance(level, Tensor):
         return torch.full((x.shape[0],), level, dtype=torch.float64, device=x.device)
@@ -27,7 +25,7 @@ def levels(name: str, value: Any, x: Tensor) -> Tensor:
     return level.detach().double().expand(x.shape[0])
 
 
-def pair(sigma: Any, sigma_next: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def pair(sigma: object, sigma_next: object, x: Tensor) -> tuple[Tensor, Tensor]:
     """Two levels with sigma > sigma_next; entries on a GPU, or compiled, are not read."""
     high, low = levels("sigma", sigma, x), levels("sigma_next", sigma_next, x)
     if (
@@ -43,13 +41,13 @@ def pair(sigma: Any, sigma_next: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return high, low
 
 
-def noised(x0: Tensor, sigma: Tensor, seed: Any, draw: int, offset: int) -> Tensor:
+def noised(x0: Tensor, sigma: Tensor, seed: noise.SeedLike, draw: int, offset: int) -> Tensor:
     """x0 + sigma z with training noise."""
     x = ops.add_noise(x0, sigma, seed=seed, stream=noise.TRAINING, draw=draw, offset=offset)
     return cast(Tensor, x)
 
 
-def weigh(value: Tensor, weight: Any, reduction: str) -> Tensor:
+def weigh(value: Tensor, weight: object, reduction: str) -> Tensor:
     """Per-sample values [B] times weights [B], reduced."""
     if weight is not None:
         if not isinstance(weight, Tensor) or weight.shape not in (value.shape, torch.Size([])):
@@ -63,18 +61,18 @@ def weigh(value: Tensor, weight: Any, reduction: str) -> Tensor:
     return value.mean() if reduction == "mean" else value.sum()
 
 
-def reduction_name(reduction: Any) -> str:
+def reduction_name(reduction: object) -> str:
     """One of "mean", "sum", "none"."""
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction must be "mean", "sum" or "none"; got {reduction!r}')
     return str(reduction)
 
 
-def per_sample(name: str, value: Any, x: Tensor) -> Tensor:
-    """What a distance returned: one number a sample."""
+def distances(name: str, value: object, x: Tensor) -> Tensor:
+    """What a distance returned: one number per sample, shape [B]."""
     if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
         raise ValueError(
-            f"{name} must return one number a sample, shape [{x.shape[0]}]; "
+            f"{name} must return one number per sample, shape [{x.shape[0]}]; "
             f"it returned {check.describe(value)}"
         )
     return value

@@ -2,149 +2,201 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.engine.adaptive.attempts import Run
-from cmsolvers.engine.adaptive.control import PIControl
-from cmsolvers.engine.adaptive.improved_euler import ImprovedEuler
-from cmsolvers.engine.adaptive.method import Mode, fraction, landings, read_settings, working
-from cmsolvers.engine.adaptive.sample_noise import SampleNoise
-from cmsolvers.engine.catalogue import described
-from cmsolvers.engine.time_fields import check_sde
-from cmsolvers.processes.sde import ScoreSDE, SDELike
+from cmsolvers import noise as noises
+from cmsolvers.engine.adaptive.control import PIControl, scaled_error
+from cmsolvers.engine.adaptive.loop import AdaptiveInfo, Settings
+from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
+from cmsolvers.engine.adaptive.solver import (
+    fraction,
+    optional_size,
+    read_times,
+    run,
+    solver,
+    tolerances,
+)
+from cmsolvers.engine.fields import check_sde, checked_diffusion
+from cmsolvers.engine.forms import ZERO, Form, Weight
+from cmsolvers.engine.live import held
+from cmsolvers.engine.options import Option
+from cmsolvers.processes.sde import ScoreSDE
+
+if TYPE_CHECKING:
+    from cmsolvers.checks import Levels
+    from cmsolvers.processes.sde import SDELike
 
 _MIN_FACTOR, _MAX_FACTOR = 0.1, 10.0
 
 
-@described(
+class ImprovedEuler(Method):
+    """x' = x + h f + g dW, x'' = x + h (f + f') / 2 + (g + g') dW / 2, f' and g' at (x', t + h).
+
+    Args:
+        sde: what is integrated.
+        model: its score where it is one of the library's, else its drift.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        noise: of the batch; None for an ODE.
+        ends: where the run starts and ends.
+    """
+
+    name = "adaptive_sde"
+    evaluations = 1
+    remembers = True
+
+    def __init__(
+        self,
+        sde: SDELike,
+        model: Model,
+        *,
+        rtol: float,
+        atol: float,
+        noise: SampleNoise | None,
+        ends: tuple[float, float],
+    ) -> None:
+        self.model, self._sde, self._noise, self._ends = model, sde, noise, ends
+        self._rtol, self._atol = rtol, atol
+
+    def attempt(self, step: Step) -> Outcome:
+        """Both steps on the same increment; the error is their difference."""
+        x, h, dw = step.x, step.h, self._increment(step)
+        f, g = self._terms(step, x, step.t)
+        euler = x + h * f + g * dw
+        f_next, g_next = self._terms(step, euler, step.t_next)
+        improved = x + 0.5 * h * (f + f_next) + 0.5 * (g * dw + g_next * dw)
+        compared = step.value(euler)
+        error = scaled_error(
+            step.value(euler - improved),
+            compared,
+            step.previous,
+            rtol=self._rtol,
+            atol=self._atol,
+            larger=True,
+        )
+        return Outcome(step.value(improved), error, previous=compared.detach())
+
+    def shown(self, step: Step) -> dict[str, Any]:
+        """x, t, t_next and the output of drift or score."""
+        return {
+            "x": step.lanes.x,
+            "t": step.t,
+            "t_next": step.t_next,
+            "output": step.first.tensor,
+        }
+
+    def _terms(self, step: Step, y: Form, t: Tensor) -> tuple[Form, Weight]:
+        """Drift and diffusion at y."""
+        output = step.output(y, t)
+        if type(self._sde) is ScoreSDE:
+            a, b, g = self._sde.terms(t)
+            return a * y + b * output, g
+        x = step.lanes.x
+        return output, checked_diffusion(self._sde.diffusion(t.to(x.device, self.model.dtype)), x)
+
+    def _increment(self, step: Step) -> Form:
+        """W(t_next) - W(t) of every sample, on its own path: a rejected try is bridged."""
+        x, (start, end) = step.lanes.x, self._ends
+        if self._noise is None:
+            return ZERO
+        if not self._noise.built_in:
+            z = self._noise.sampled(step.lanes, step.t, step.t_next, end)
+            return step.h.abs().sqrt() * held(z, "z")
+        path = noises.BrownianPath(
+            self._noise.key(step.lanes.ids),
+            min(start, end),
+            max(start, end),
+            x.shape,
+            dtype=x.dtype,
+            device=x.device,
+        )
+        return held(path(step.t.to(x.device), step.t_next.to(x.device)), "dW")
+
+
+@dataclass(frozen=True)
+class SDESettings(Settings):
+    """With the options of `adaptive_sde`."""
+
+    first_step: float | None
+    safety: float
+    exponent: float
+
+
+OPTIONS = (
+    *tolerances(0.01, 0.0078),
+    Option(
+        "first_step",
+        None,
+        optional_size,
+        "first step size, positive; None is a hundredth of the whole time.",
+        float | None,
+    ),
+    Option("safety", 0.9, fraction, "factor on a new step size, in (0, 1)."),
+    Option(
+        "exponent",
+        0.9,
+        check.positive,
+        "r of h' = h safety error^-r, positive; 0.5 to 1 in the paper.",
+    ),
+)
+
+
+@solver(
+    SDESettings,
+    OPTIONS,
     order="1 strong, additive noise",
-    nfe="adaptive",
     noise="Brownian",
     space="time",
-    adaptive=True,
     source="Jolicoeur-Martineau et al., Gotta Go Fast (2021), algorithm 1",
 )
 def adaptive_sde(
-    sde: SDELike,
-    x: Tensor,
-    ts: Any,
-    *,
-    rtol: float = 0.01,
-    atol: float = 0.0078,
-    first_step: float | None = None,
-    safety: float = 0.9,
-    exponent: float = 0.9,
-    seed: Any = None,
-    noise_sampler: Callable[[Tensor, Tensor], Tensor] | None = None,
-    max_steps: int = 4096,
-    mode: Mode = "compact",
-    check_every: int | None = 16,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict[str, Any]], Any] | None = None,
-    progress: bool = False,
-    return_info: bool = False,
-    check_nan: bool = True,
-    trajectory: Any = None,
-) -> Any:
+    sde: SDELike, x: Tensor, ts: Levels, settings: SDESettings
+) -> tuple[Tensor, AdaptiveInfo]:
     """Integrate dx = drift(x, t) dt + diffusion(t) dw to a tolerance, with steps for each sample.
 
     The error is the difference of an Euler-Maruyama and an improved Euler step on the same
     increment; the latter is the result (strong order 1 for noise that does not depend on the state,
     which is what diffusion models have). A try costs 2 evaluations, 1 after a rejection. Increments
-    come from a Brownian path for each sample, so a step that is tried again smaller is on the same
-    path: nothing is drawn anew, and rejection does not bias the noise. Samples do not depend on
-    their companions, as in `rk_pf_ode`.
-
-    Args:
-        sde: as in `euler_maruyama`, with a diffusion that does not depend on the state; asked for
-            the samples under way, so a diffusion of the shape of x must follow the shape of t.
-        x: [B, ...] at ts[0], in the coordinates of the SDE. Never written to.
-        ts: strictly ascending or descending; only the ends are used, unless `trajectory` asks for
-            times in between.
-        rtol: relative tolerance of a step, not negative.
-        atol: absolute tolerance, positive; the default is for images in [-1, 1].
-        first_step: first step size, positive; None is a hundredth of the whole time.
-        safety: factor on a new step size, in (0, 1).
-        exponent: r of h' = h safety error^-r, positive; 0.5 to 1 in the paper.
-        seed: as in `euler_pf_ode`; the path is `noise.BrownianPath(seed, t0, t1, ...)`.
-        noise_sampler: `noise_sampler(t, t_next)` with float64 [B] each, unit normal in the shape of
-            x; asked once a try, rejected ones too, so it should be a path's increment over
-            sqrt|t_next - t|. Samples that have ended have t_next = t.
-        max_steps: as in `rk_pf_ode`.
-        mode: as there.
-        check_every: as there.
-        extra_args: further keyword arguments for the drift or the score; see there.
-        callback: called before each try with dict(i, samples, x, t, t_next, output).
-        progress: as there.
-        return_info: return (x, AdaptiveInfo); the NFE counts drifts or scores.
-        check_nan: as there.
-        trajectory: True or some of `ts`; as in `rk_pf_ode`.
-
-    Returns:
-        x at ts[-1], in the dtype, layout and device of x; with `return_info` or `trajectory` also
-        an `AdaptiveInfo`.
+    come from a Brownian path for each sample, `noise.BrownianPath(seed, t0, t1, ...)`, so a step
+    that is tried again smaller is on the same path: nothing is drawn anew, and rejection does not
+    bias the noise. Samples do not depend on their companions, to the bit, where the SDE treats them
+    apart. The default atol is for images in [-1, 1].
 
     Raises:
-        SolverError: as in `rk_pf_ode`, with the times reached.
-        TypeError, ValueError: as in `euler_maruyama`, options out of range, a diffusion that
-            depends on the state.
+        ValueError: a diffusion that depends on the state.
 
     Source: Jolicoeur-Martineau et al., "Gotta Go Fast When Generating Data with Score-Based Models"
     (2021), algorithm 1; Lamba, "An adaptive timestepping algorithm for stochastic differential
     equations" (2003), for the error of an embedded pair.
     """
-    check.state("x", x)
     check_sde(sde)
     if getattr(sde, "state_dependent", False):
         raise ValueError("sde must have a diffusion that does not depend on the state")
-    times = check.times("ts", ts)
-    stops, recorder = landings(times, trajectory)
-    settings = read_settings(
-        max_steps=max_steps,
-        mode=mode,
-        check_every=check_every,
-        extra_args=extra_args,
-        callback=callback,
-        progress=progress,
-        return_info=return_info,
-        check_nan=check_nan,
-        min_factor=_MIN_FACTOR,
-    )
+    grid = read_times(ts, settings.trajectory)
+    start, end = grid.stops[0], grid.stops[-1]
     control = PIControl(
-        k=1 / check.positive("exponent", exponent),
+        k=1 / settings.exponent,
         pcoeff=0.0,
         icoeff=1.0,
-        safety=fraction("safety", safety),
+        safety=settings.safety,
         min_factor=_MIN_FACTOR,
         max_factor=_MAX_FACTOR,
     )
-    size = abs(times[-1] - times[0]) / 100
-    if first_step is not None:
-        size = check.positive("first_step", first_step)
-    tolerance = {
-        "rtol": check.non_negative("rtol", rtol),
-        "atol": check.positive("atol", atol),
-    }
     noisy = not (type(sde) is ScoreSDE and not sde.stochastic)
-    noise = SampleNoise(seed, x, noise_sampler, wanted=noisy)
+    noise = SampleNoise(settings.seed, x, settings.noise_sampler, wanted=noisy)
+    name, function = ("score", sde.score) if type(sde) is ScoreSDE else ("drift", sde.drift)
     steps = ImprovedEuler(
         sde,
-        x,
-        **tolerance,
+        Model(name, function, x.dtype, look=settings.check_nan),
+        rtol=settings.rtol,
+        atol=settings.atol,
         noise=noise if noisy else None,
-        ends=(times[0], times[-1]),
+        ends=(start, end),
     )
-    run = Run(steps, control, working(x), x, stops, settings, keep_states=recorder.wanted)
-    run.now.h = torch.full_like(run.now.t, size)
-    last = run.go()
-    if not (return_info or recorder.wanted):
-        return last
-    if run.states is not None:
-        for state in (x, *run.states.to(x.dtype)):
-            recorder.add(state)
-    return last, run.info(0, *recorder.result())
+    size = settings.first_step or abs(end - start) / 100
+    return run(steps, control, x, grid, settings, size)

@@ -3,236 +3,254 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers import ops
-from cmsolvers.engine.adaptive.control import FilterControl
-from cmsolvers.engine.adaptive.error_norms import scaled_error
-from cmsolvers.engine.adaptive.exponential_stages import NODES, ExponentialStages
-from cmsolvers.engine.adaptive.method import Mode, Outcome, Trial, read_settings
-from cmsolvers.engine.adaptive.rows import Rows
-from cmsolvers.engine.adaptive.sample_noise import SampleNoise
-from cmsolvers.engine.adaptive.sigma_space import SigmaMethod, read_levels, run_levels
-from cmsolvers.engine.catalogue import described
+from cmsolvers.engine import options
+from cmsolvers.engine.adaptive.control import FilterControl, scaled_error
+from cmsolvers.engine.adaptive.loop import AdaptiveInfo, Settings
+from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
+from cmsolvers.engine.adaptive.solver import read_levels, run, solver, tolerances
+from cmsolvers.engine.forms import Form
+from cmsolvers.engine.live import held
+from cmsolvers.engine.options import S_NOISE, Option
 
-_MIN_FACTOR = 0.2
+if TYPE_CHECKING:
+    from cmsolvers.checks import Levels
+    from cmsolvers.denoisers.protocol import Denoiser
 
 
-class DPMSolver(SigmaMethod):
-    """Steps of DPM-Solver in t = -ln sigma, two orders at once.
+@dataclass(frozen=True)
+class Ancestral:
+    """The noise of ancestral steps.
 
-    Args:
-        order: of the result; the comparison is one lower.
-        denoiser: D.
-        like: the user's x.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
-        eta: share of the step's variance that is fresh noise.
+    Attributes:
+        eta: share of the step's variance that is fresh noise, positive.
         s_noise: factor on the noise.
-        noise: of the batch; None where eta is 0.
+        noise: of the batch.
         t_end: where the run ends.
     """
 
+    eta: float
+    s_noise: float
+    noise: SampleNoise
+    t_end: float
+
+    def down(self, step: Step) -> Tensor:
+        """The part of a step that the ODE takes, all but the variance that noise will bring.
+
+        It leads to sigma_down = sigma e^-h, but not below the last level.
+        """
+        h = step.h - 0.5 * torch.log1p(self.eta**2 * torch.expm1(-2.0 * step.h))
+        return torch.minimum(h, self.t_end - step.t)
+
+    def kick(self, step: Step, h: Tensor) -> Form:
+        """Up to the level of t_next: sqrt(sigma_next^2 - sigma_down^2) z."""
+        more = (h - step.h).clamp_min(0.0)
+        spread = torch.exp(-step.t_next) * torch.sqrt(-torch.expm1(-2.0 * more)) * self.s_noise
+        if self.noise.built_in:
+            z = self.noise.fresh(step.lanes)
+        else:
+            levels = torch.exp(-step.t), torch.exp(-step.t_next)
+            z = self.noise.sampled(step.lanes, *levels, math.exp(-self.t_end))
+        return spread * held(z, "z")
+
+
+class DPMSolver(Method):
+    """Steps of DPM-Solver in t = -ln sigma, two orders at once.
+
+    Args:
+        order: of the result, 2 or 3; the comparison is one lower.
+        model: D.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        ancestral: the noise; None for the ODE.
+    """
+
     name = "dpm_adaptive"
-    reuses_last = False
     remembers = True
 
     def __init__(
         self,
         order: int,
-        denoiser: Any,
-        like: Tensor,
+        model: Model,
         *,
         rtol: float,
         atol: float,
-        eta: float,
-        s_noise: float,
-        noise: SampleNoise | None,
-        t_end: float,
+        ancestral: Ancestral | None = None,
     ) -> None:
-        super().__init__(denoiser, like)
-        self._nodes = NODES[order]
-        self._rtol, self._atol = rtol, atol
-        self._eta, self._s_noise, self._noise, self._t_end = eta, s_noise, noise, t_end
+        self.model, self._order = model, order
+        self._rtol, self._atol, self._ancestral = rtol, atol, ancestral
         self.evaluations = order - 1
 
     def level(self, t: Tensor) -> Tensor:
         """Sigma."""
         return torch.exp(-t)
 
-    def attempt(self, trial: Trial) -> Outcome:
+    def place(self, level: float) -> float:
+        """The t of a sigma."""
+        return -math.log(level)
+
+    def attempt(self, step: Step) -> Outcome:
         """Both orders over the part of the step that the ODE takes, then the noise."""
-        x, sigma, h = trial.x, self.level(trial.t), trial.h
-        if self._eta:
-            # All but the variance that noise will bring: sigma_down = sigma e^-h.
-            h = h - 0.5 * torch.log1p(self._eta**2 * torch.expm1(-2.0 * h))
-            h = torch.minimum(h, self._t_end - trial.t)
-        stages = ExponentialStages(sigma, h)
-        rows = Rows(x.shape[0], len(self._nodes), h.device, x.device)
-        outputs, row = [trial.first], None
-        rows.evaluated(None, sigma)
-        for k in range(1, len(self._nodes)):
-            row = rows.state(stages.inner(self._nodes, k))
-            level = sigma * torch.exp(-self._nodes[k] * h)
-            outputs.append(self.denoised(rows.apply(row, x, outputs), level, trial.extra))
-            rows.evaluated(row, level)
-        high, low = (
-            rows.apply(rows.state(multiples), x, outputs)
-            for multiples in stages.results(self._nodes)
-        )
-        assert trial.previous is not None
+        noisy = self._ancestral
+        h = step.h if noisy is None else noisy.down(step)
+        high, low = (_second if self._order == 2 else _third)(_Stages(step, h))
+        compared = step.value(low)
+        wrong = step.value(low - high)
+        new = step.value(high if noisy is None else high + noisy.kick(step, h))
         error = scaled_error(
-            low - high, low, trial.previous, rtol=self._rtol, atol=self._atol, larger=True
+            wrong, compared, step.previous, rtol=self._rtol, atol=self._atol, larger=True
         )
-        if self._noise is not None:
-            high = self._noised(high, trial, h)
-        return Outcome(high, error, previous=low.detach())
-
-    def _noised(self, high: Tensor, trial: Trial, h: Tensor) -> Tensor:
-        """Up to the level of t_next: sqrt(sigma_next^2 - sigma_down^2) z."""
-        assert self._noise is not None
-        more = (h - trial.h).clamp_min(0.0)
-        spread = self.level(trial.t_next) * torch.sqrt(-torch.expm1(-2.0 * more)) * self._s_noise
-        if self._noise.built_in:
-            z = self._noise.steps(high, trial.ids, trial.accepted)
-        else:
-            levels = self.level(trial.t), self.level(trial.t_next)
-            z = self._noise.sampled(high, trial.ids, *levels, math.exp(-self._t_end))
-        return ops.weighted_step(high, (z,), (1.0, spread.to(high.device)))
+        return Outcome(new, error, previous=compared.detach())
 
 
-@described(
+class _Stages:
+    """A step of size h from x: what its formulas are made of, with alpha = 1.
+
+    In the coordinates of the library sigma_r (e^(r h) - 1) is -sigma (e^(-r h) - 1).
+    """
+
+    def __init__(self, step: Step, h: Tensor) -> None:
+        self._step, self._h, self._sigma = step, h, torch.exp(-step.t)
+        self.x = step.x
+
+    def eps(self, y: Form, r: float = 0.0) -> Form:
+        """(y - D) / sigma_r, at the share r of the step."""
+        sigma = self._sigma * torch.exp(-r * self._h) if r else self._sigma
+        return (y - self._step.output(y, sigma)) / sigma
+
+    def first(self, r: float = 1.0) -> Tensor:
+        """-sigma_r (e^(r h) - 1)."""
+        return self._sigma * torch.expm1(-r * self._h)
+
+    def second(self, r: float = 1.0) -> Tensor:
+        """-sigma_r ((e^(r h) - 1) / (r h) - 1), 0 at h = 0."""
+        size = r * self._h
+        value = self.first(r) / size + self._sigma * torch.exp(-size)
+        return torch.where(size > 0, value, 0.0)
+
+
+def _second(s: _Stages) -> tuple[Form, Form]:
+    """Algorithm 1 with r = 1/2, and DPM-Solver-1."""
+    r = 1 / 2
+    e = s.eps(s.x)
+    d = s.eps(s.x + s.first(r) * e, r) - e
+    low = s.x + s.first() * e
+    return low + s.first() / (2 * r) * d, low
+
+
+def _third(s: _Stages) -> tuple[Form, Form]:
+    """Algorithm 2 with r_1 = 1/3 and r_2 = 2/3, and algorithm 1 with r = r_1."""
+    r_1, r_2 = 1 / 3, 2 / 3
+    e = s.eps(s.x)
+    d_1 = s.eps(s.x + s.first(r_1) * e, r_1) - e
+    u = s.x + s.first(r_2) * e + s.second(r_2) * (r_2 / r_1) * d_1
+    d_2 = s.eps(u, r_2) - e
+    straight = s.x + s.first() * e
+    return straight + s.second() / r_2 * d_2, straight + s.first() / (2 * r_1) * d_1
+
+
+@dataclass(frozen=True)
+class DPMSettings(Settings):
+    """With the options of `dpm_adaptive`."""
+
+    order: int
+    h_init: float
+    pcoeff: float
+    icoeff: float
+    dcoeff: float
+    accept_safety: float
+    eta: float
+    s_noise: float
+
+
+def _order(_: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value not in (2, 3):
+        raise ValueError(f"order must be 2 or 3; got {value!r}")
+    return value
+
+
+def _safety(name: str, value: object) -> float:
+    number = check.real(name, value)
+    if not 0 < number <= 1:
+        raise ValueError(f"{name} must lie in (0, 1]; got {number:g}")
+    return number
+
+
+OPTIONS = (
+    Option("order", 3, _order, "2 or 3.", Literal[2, 3]),
+    *tolerances(0.05, 0.0078),
+    Option("h_init", 0.05, check.positive, "first step size in -ln sigma, positive."),
+    Option(
+        "pcoeff",
+        0.0,
+        check.non_negative,
+        "proportional part of the step size control, not negative.",
+    ),
+    Option(
+        "icoeff",
+        1.0,
+        check.non_negative,
+        "integral part, not negative; pcoeff + icoeff + dcoeff must be positive.",
+    ),
+    Option("dcoeff", 0.0, check.non_negative, "derivative part, not negative."),
+    Option(
+        "accept_safety",
+        0.81,
+        _safety,
+        "a step is accepted if the step size would change by at least this factor; in (0, 1].",
+    ),
+    options.eta(
+        0.0,
+        "0 is the ODE, 1 an ancestral step: the ODE goes down to sigma_down and noise up to "
+        "sigma_next; in [0, 1]. Near the end sigma_down is cut at the last level. An ancestral "
+        "step keeps the law of x for a step size that x has no part in; chosen by x, the law is "
+        "right to the first order in the step only, which the error estimate does not see: for "
+        "statistics use a small tolerance.",
+        share=True,
+    ),
+    S_NOISE,
+)
+
+
+@solver(
+    DPMSettings,
+    OPTIONS,
     order="2 or 3 (order)",
-    nfe="adaptive",
     noise="fresh",
-    adaptive=True,
     source="Lu et al., DPM-Solver (2022), algorithms 1 and 2 and appendix C",
 )
 def dpm_adaptive(
-    denoiser: Any,
-    x: Tensor,
-    sigmas: Any,
-    *,
-    order: Literal[2, 3] = 3,
-    rtol: float = 0.05,
-    atol: float = 0.0078,
-    h_init: float = 0.05,
-    pcoeff: float = 0.0,
-    icoeff: float = 1.0,
-    dcoeff: float = 0.0,
-    accept_safety: float = 0.81,
-    eta: float = 0.0,
-    s_noise: float = 1.0,
-    seed: Any = None,
-    noise_sampler: Callable[[Tensor, Tensor], Tensor] | None = None,
-    max_steps: int = 4096,
-    mode: Mode = "compact",
-    check_every: int | None = 16,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict[str, Any]], Any] | None = None,
-    progress: bool = False,
-    return_info: bool = False,
-    check_nan: bool = True,
-    trajectory: Any = None,
-) -> Any:
+    denoiser: Denoiser, x: Tensor, sigmas: Levels, settings: DPMSettings
+) -> tuple[Tensor, AdaptiveInfo]:
     """DPM-Solver with steps in -ln sigma that each sample chooses for itself.
 
     DPM-Solver-12 (order 2) or DPM-Solver-23 (order 3): the result has that order, its difference
     from the order below is the error. A try costs 2 or 3 evaluations, one less after a rejection.
-    Like `rk_pf_ode`, a sample's result does not depend on its companions, noise included.
-
-    Args:
-        denoiser: as in `rk_pf_ode`.
-        x: as in `rk_pf_ode`.
-        sigmas: as in `rk_pf_ode`.
-        order: 2 or 3.
-        rtol: relative tolerance of a step, not negative.
-        atol: absolute tolerance of a step, positive.
-        h_init: first step size in -ln sigma, positive.
-        pcoeff: proportional part of the step size control, not negative.
-        icoeff: integral part, not negative; pcoeff + icoeff + dcoeff must be positive.
-        dcoeff: derivative part, not negative.
-        accept_safety: a step is accepted if the step size would change by at least this factor; in
-            (0, 1].
-        eta: 0 is the ODE, 1 an ancestral step: the ODE goes down to sigma_down and noise up to
-            sigma_next; in [0, 1]. Near the end sigma_down is cut at the last level. An ancestral
-            step keeps the law of x for a step size that x has no part in; chosen by x, the law is
-            right to the first order in the step only, which the error estimate does not see: for
-            statistics use a small tolerance.
-        s_noise: factor on the noise.
-        seed: as in `euler_pf_ode`. The k-th accepted step of a sample uses draw k of stream 1, also
-            in the tries before.
-        noise_sampler: `noise_sampler(sigma, sigma_next)` with float64 [B] each, unit normal in the
-            shape of x; asked once a try. Samples that have ended have sigma_next = sigma.
-        max_steps: as in `rk_pf_ode`, as all that follow.
-        mode: as there.
-        check_every: as there.
-        extra_args: as there.
-        callback: as there.
-        progress: as there.
-        return_info: as there.
-        check_nan: as there.
-        trajectory: as there.
-
-    Returns:
-        As `rk_pf_ode`.
-
-    Raises:
-        SolverError, TypeError, ValueError: as `rk_pf_ode`.
+    With a denoiser that treats samples apart, a sample's result does not depend on its companions,
+    to the bit, noise included: the k-th accepted step of a sample uses draw k of stream 1, also in
+    the tries before.
 
     Source: Lu et al., "DPM-Solver" (2022), algorithms 1 and 2 and appendix C; Soderlind & Wang
     (2006) for the step size control; ancestral steps as in Song et al. (2021), "DDIM", eq. 16.
     """
-    check.state("x", x)
     check.function("denoiser", denoiser)
-    levels = read_levels(sigmas, trajectory)
-    if isinstance(order, bool) or order not in NODES:
-        raise ValueError(f"order must be 2 or 3; got {order!r}")
-    settings = read_settings(
-        max_steps=max_steps,
-        mode=mode,
-        check_every=check_every,
-        extra_args=extra_args,
-        callback=callback,
-        progress=progress,
-        return_info=return_info,
-        check_nan=check_nan,
-        min_factor=_MIN_FACTOR,
-    )
-    names = {"pcoeff": pcoeff, "icoeff": icoeff, "dcoeff": dcoeff}
-    parts = {name: check.non_negative(name, value) for name, value in names.items()}
-    check.positive("pcoeff + icoeff + dcoeff", sum(parts.values()))
-    size, least = check.positive("h_init", h_init), check.real("accept_safety", accept_safety)
-    if not 0 < least <= 1:
-        raise ValueError(f"accept_safety must lie in (0, 1]; got {least:g}")
-    share = check.within("eta", eta, 0.0, 1.0)
-    numbers = {
-        "rtol": check.non_negative("rtol", rtol),
-        "atol": check.positive("atol", atol),
-        "s_noise": check.non_negative("s_noise", s_noise),
-    }
-    noise = SampleNoise(seed, x, noise_sampler, wanted=share > 0)
+    grid = read_levels(sigmas, settings.trajectory)
+    parts = {"pcoeff": settings.pcoeff, "icoeff": settings.icoeff, "dcoeff": settings.dcoeff}
+    check.positive(" + ".join(parts), sum(parts.values()))
+    noise = SampleNoise(settings.seed, x, settings.noise_sampler, wanted=settings.eta > 0)
+    t_end = -math.log(grid.stops[-1])
     steps = DPMSolver(
-        order,
-        denoiser,
-        x,
-        **numbers,
-        eta=share,
-        noise=noise if share else None,
-        t_end=-math.log(levels.stops[-1]),
+        settings.order,
+        Model("denoiser", denoiser, x.dtype, look=settings.check_nan),
+        rtol=settings.rtol,
+        atol=settings.atol,
+        ancestral=Ancestral(settings.eta, settings.s_noise, noise, t_end) if settings.eta else None,
     )
-    return run_levels(
-        steps,
-        FilterControl(order, **parts, accept_safety=least),
-        x,
-        levels,
-        settings,
-        to_t=lambda sigma: -math.log(sigma),
-        begin=lambda run: torch.full_like(run.now.t, size),
-        return_info=return_info,
-    )
+    control = FilterControl(settings.order, **parts, accept_safety=settings.accept_safety)
+    return run(steps, control, x, grid, settings, settings.h_init)

@@ -1,4 +1,4 @@
-"""Step size control: from the errors of a sample's last steps to its next step size.
+"""From the error of a sample's step to the size of its next one.
 
 Powers are written exp(p log e): torch's pow takes another path for the tail of a vector, which
 would make the last bit of a sample's step size depend on its place in the batch; exp, log and atan
@@ -15,12 +15,36 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from cmsolvers.ops.norms import root_mean_square
+
 Memory: TypeAlias = tuple[Tensor, ...]
 """Logarithms of the errors of earlier accepted steps, float64 [B] each, latest first; NaN where
 there was none."""
 
 _LEAST_ERROR = 1e-10
 _LEAST_REMEMBERED = math.log(1e-4)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
+def scaled_error(
+    error: Tensor, a: Tensor, b: Tensor, *, rtol: float, atol: float, larger: bool = False
+) -> Tensor:
+    """Root mean square of error / (atol + rtol max(|a|, |b|)), float64 [B].
+
+    Args:
+        error: [B, ...].
+        a: a state, like error.
+        b: another.
+        rtol: relative tolerance.
+        atol: absolute tolerance, positive.
+        larger: divide by the larger of the two tolerances, not by their sum.
+
+    Source: Hairer, Norsett & Wanner (1993), eq. II.4.11; Lu et al. (2022), appendix C.4, for the
+    larger one.
+    """
+    scale = torch.maximum(a.detach().abs(), b.detach().abs()).mul_(rtol)
+    scale = scale.clamp_min_(atol) if larger else scale.add_(atol)
+    return root_mean_square(torch.div(error.detach(), scale, out=scale))
 
 
 class Decision(NamedTuple):
@@ -38,7 +62,13 @@ class Decision(NamedTuple):
 
 
 class Control(ABC):
-    """Decides, for each sample by itself."""
+    """Decides, for each sample by itself.
+
+    Attributes:
+        min_factor: what a step size changes by where the error is not a number.
+    """
+
+    min_factor: float
 
     @abstractmethod
     def decide(self, error: Tensor, memory: Memory, retry: Tensor) -> Decision:
@@ -77,7 +107,7 @@ class PIControl(Control):
     max_factor: float
 
     def decide(self, error: Tensor, memory: Memory, retry: Tensor) -> Decision:
-        """As told at the class."""
+        """As documented in the class."""
         now = torch.log(error.clamp_min(_LEAST_ERROR))
         (earlier,) = memory or (torch.full_like(now, math.nan),)
         last = torch.where(earlier.isnan(), now, earlier)
@@ -106,6 +136,7 @@ class FilterControl(Control):
         icoeff: i.
         dcoeff: d.
         accept_safety: the smallest factor of an accepted step.
+        min_factor: see `Control`.
 
     Source: Soderlind, "Digital filters in adaptive time-stepping" (2003), section 3; Soderlind &
     Wang, "Adaptive time-stepping and computational stability" (2006), section 3, for the limiter.
@@ -116,9 +147,10 @@ class FilterControl(Control):
     icoeff: float
     dcoeff: float
     accept_safety: float
+    min_factor: float = 0.2
 
     def decide(self, error: Tensor, memory: Memory, retry: Tensor) -> Decision:
-        """As told at the class; `retry` is not read."""
+        """As documented in the class; `retry` is not read."""
         p, i, d = (c / self.k for c in (self.pcoeff, self.icoeff, self.dcoeff))
         now = torch.log(error + 1e-8)
         latest, older = memory or (torch.full_like(now, math.nan),) * 2

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cmsolvers.engine.adaptive.control import Memory
+from cmsolvers.engine.live import Held
 
-STATES = ("x", "first", "previous")
+_CONTROL = ("ids", "t", "h", "leg", "retry", "fresh", "failure", "accepted", "rejected", "nfe")
 
 
 @dataclass
@@ -47,28 +47,26 @@ class Lanes:
     nfe: Tensor
     memory: Memory
     x: Tensor
-    first: Tensor | None = None
+    first: Held | None = None
     previous: Tensor | None = None
 
     def select(self, index: Tensor) -> Lanes:
         """The rows of an index on the control device."""
         there = index.to(self.x.device)
-
-        def rows(name: str, value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(v[index] for v in value)
-            if value is None:
-                return None
-            # Indexing keeps the memory format, index_select does not.
-            return value[there if name in STATES else index]
-
-        return replace(self, **{f.name: rows(f.name, getattr(self, f.name)) for f in fields(self)})
+        # Indexing keeps the memory format, index_select does not.
+        return Lanes(
+            **{name: getattr(self, name)[index] for name in _CONTROL},
+            memory=tuple(m[index] for m in self.memory),
+            x=self.x[there],
+            first=None if self.first is None else Held(self.first.tensor[there]),
+            previous=None if self.previous is None else self.previous[there],
+        )
 
 
 def start(x: Tensor, t: float, stops: int, device: torch.device) -> Lanes:
     """All samples at time t; `stops` of 0 would mean that they are there already."""
 
-    def whole(value: Any, dtype: torch.dtype) -> Tensor:
+    def whole(value: float, dtype: torch.dtype) -> Tensor:
         return torch.full((x.shape[0],), value, dtype=dtype, device=device)
 
     return Lanes(

@@ -1,153 +1,255 @@
-"""What the adaptive loop asks of a solver: a step, and its error."""
+"""What a method of the adaptive solvers may ask in a step, and what it gives back."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.engine.launch import Recorder
+from cmsolvers import noise
+from cmsolvers.engine.adaptive.lanes import Lanes
+from cmsolvers.engine.forms import Form, form_of
+from cmsolvers.engine.live import Held, Live, held
+from cmsolvers.engine.machine import transformed
+from cmsolvers.engine.outputs import Outputs
+from cmsolvers.ops.noise_sum import noise_sum
 
-Mode: TypeAlias = Literal["compact", "masked"]
+NoiseSampler: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""`noise_sampler(start, end)` with one level or time per sample, float64 [B] each."""
+
+# More calls than a step has, and than a network's compiler looks at before it settles on a buffer.
+_YOUNG = 8
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A step to try.
+class Model:
+    """A user's denoiser, drift or score, as a run calls it.
+
+    Args:
+        name: for error texts.
+        function: `function(x, level, **extra)`.
+        dtype: of its arguments: that of the user's x.
+        look: whether samples whose output is not finite are noted.
 
     Attributes:
-        x: [b, ...], states.
-        first: the model's outputs there.
-        previous: what the last accepted step left as such, x before; None if not remembered.
-        t: float64 [b] on the control device.
-        h: float64 [b], signed; t + h is t_next. 0 for a sample that has ended.
-        t_next: float64 [b].
-        ids: int64 [b], places in the batch.
-        accepted: int64 [b], steps so far.
-        extra: further keyword arguments for the model.
+        dtype: of its arguments.
+        extra: further keyword arguments, those of the samples under way.
+        calls: so far.
+        bad: bool [b], samples with an output that was not finite since `forget`; None if there is
+            nothing to say.
     """
 
-    x: Tensor
-    first: Tensor
-    previous: Tensor | None
-    t: Tensor
-    h: Tensor
-    t_next: Tensor
-    ids: Tensor
-    accepted: Tensor
-    extra: dict[str, Any]
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Tensor],
+        dtype: torch.dtype,
+        *,
+        look: bool = False,
+    ) -> None:
+        self.name, self.function, self.dtype, self._look = name, function, dtype, look
+        self.extra: Mapping[str, Any] = {}
+        self.calls = 0
+        self.bad: Tensor | None = None
+        self._kept: list[Held] = []
+        # Addresses cannot be asked for under a transform.
+        self._outputs = None if transformed() else Outputs(_YOUNG)
+
+    def __call__(self, y: Tensor, level: Tensor) -> Held:
+        """Its output at y, level [b] on any device; no later call overwrites it until `forget`."""
+        y = y.to(self.dtype)
+        out = self.function(y, level.to(device=y.device, dtype=self.dtype), **self.extra)
+        out = check.model_output(self.name, out, y)
+        self.calls += 1
+        if self._look:
+            size = math.prod(out.shape[1:])
+            bad = ~out.detach().isfinite().reshape(out.shape[0], size).all(1)
+            self.bad = bad if self.bad is None else self.bad | bad
+        answer = Held(out, self.name)
+        if self._outputs is not None:
+            self._outputs.returned(self.name, (out,))
+            answer.tensor = self._outputs.hold(out, partial(setattr, answer, "tensor"))
+            self._kept.append(answer)
+        return answer
+
+    def forget(self, keep: Held | None = None) -> None:
+        """Nothing reads the outputs so far any more, but for one."""
+        self.bad = None
+        if self._outputs is not None:
+            for answer in self._kept:
+                if answer is not keep:
+                    self._outputs.release(answer.tensor)
+            self._kept = [answer for answer in self._kept if answer is keep]
+
+
+class Step:
+    """A step to try, for all samples under way.
+
+    Args:
+        model: what is integrated.
+        lanes: where the samples are; `first` is known.
+        t_next: float64 [b] on the control device, where the step leads; t of a sample that has
+            ended.
+
+    Attributes:
+        x: the states.
+        first: the model's output there.
+        newest: its latest output.
+        t: float64 [b] on the control device.
+        h: float64 [b], t_next - t.
+    """
+
+    def __init__(self, model: Model, lanes: Lanes, t_next: Tensor) -> None:
+        assert lanes.first is not None
+        self.lanes, self.t_next = lanes, t_next
+        self.t, self.h = lanes.t, t_next - lanes.t
+        self.x = held(lanes.x, "x")
+        self.first = self.newest = lanes.first
+        self._model, self._live = model, Live(lanes.x)
+        self._made: tuple[Form, Tensor] = (self.x, lanes.x)
+
+    @property
+    def previous(self) -> Tensor:
+        """What the last accepted step left as such, the first state before."""
+        assert self.lanes.previous is not None
+        return self.lanes.previous
+
+    def output(self, y: Form, level: Tensor) -> Form:
+        """What the model answers at y; at x it is known already."""
+        if y is self.x:
+            return form_of(self.first)
+        self.newest = self._model(self.value(y), level)
+        return form_of(self.newest)
+
+    def value(self, form: Form) -> Tensor:
+        """The value of a form; one launch, none if it is the last one that was asked for."""
+        if form is not self._made[0]:
+            self._made = (form, self._live.tensor(form))
+        return self._made[1]
 
 
 class Outcome(NamedTuple):
-    """What a trial gave: the new state, its error [b] (1 is the tolerance), what to keep of it."""
+    """What a step gave.
+
+    Attributes:
+        x: the new states.
+        error: float64 [b], 1 is the tolerance.
+        first: the model's output at the new states, where it is known.
+        previous: a state that the next step is measured against, if any.
+    """
 
     x: Tensor
     error: Tensor
-    first: Tensor | None = None
+    first: Held | None = None
     previous: Tensor | None = None
 
 
 class Method(ABC):
-    """A solver of one step with an error estimate.
+    """One step with an error estimate.
 
     Attributes:
         name: of the solver.
-        evaluations: calls of the model in a trial, beside the one at x.
-        reuses_last: whether a trial gives the model's output at the new state.
-        remembers: whether a trial gives a state that the next one is measured against.
+        model: what is integrated.
+        evaluations: calls of the model in a step, beside the one at x.
+        reuses_last: whether a step gives the model's output at the new state.
+        remembers: whether a step gives a state that the next one is measured against.
     """
 
     name: str
+    model: Model
     evaluations: int
-    reuses_last: bool
-    remembers: bool = False
+    reuses_last = False
+    remembers = False
 
     @abstractmethod
-    def first(self, x: Tensor, t: Tensor, extra: dict[str, Any]) -> Tensor:
-        """The model's output at x."""
-
-    @abstractmethod
-    def attempt(self, trial: Trial) -> Outcome:
+    def attempt(self, step: Step) -> Outcome:
         """Try a step."""
 
     def level(self, t: Tensor) -> Tensor:
-        """What users call t: sigma, or t itself."""
+        """What the model gets for t: sigma, or t itself."""
         return t
 
-    @abstractmethod
-    def shown(self, trial: Trial) -> dict[str, Any]:
-        """A callback's view of a trial."""
+    def place(self, level: float) -> float:
+        """The t of a level."""
+        return level
+
+    def shown(self, step: Step) -> dict[str, Any]:
+        """A callback's view of a step: that of a denoiser's."""
+        sigma = self.level(step.t)
+        return {
+            "x": step.lanes.x,
+            "sigma": sigma,
+            "sigma_hat": sigma,
+            "sigma_next": self.level(step.t_next),
+            "denoised": step.first.tensor,
+        }
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a run goes; told at `rk_pf_ode`."""
+class SampleNoise:
+    """The noise of a whole batch, for any of its samples.
 
-    max_steps: int
-    mode: str
-    check_every: int | None
-    extra: dict[str, Any]
-    callback: Callable[[dict[str, Any]], Any] | None
-    progress: bool
-    check_nan: bool
-    min_factor: float
-
-
-def read_settings(
-    *,
-    max_steps: Any,
-    mode: Any,
-    check_every: Any,
-    extra_args: Any,
-    callback: Any,
-    progress: Any,
-    return_info: Any,
-    check_nan: Any,
-    min_factor: float,
-) -> Settings:
-    """The shared options, checked."""
-    check.flags(progress=progress, return_info=return_info, check_nan=check_nan)
-    return Settings(
-        max_steps=check.count("max_steps", max_steps),
-        mode=check.choice("mode", mode, ("compact", "masked")),
-        check_every=None if check_every is None else check.count("check_every", check_every),
-        extra=check.options("extra_args", extra_args),
-        callback=check.optional_function("callback", callback),
-        progress=progress,
-        check_nan=check_nan,
-        min_factor=min_factor,
-    )
-
-
-def landings(
-    levels: tuple[float, ...], trajectory: Any, *, last: int = 1
-) -> tuple[tuple[float, ...], Recorder]:
-    """Where a run lands, and the recorder of the states there that are wanted.
-
-    These are the first level, the last ones, and those that a trajectory asks for in between.
+    Args:
+        seed: see `noise.key`; drawn from only without a noise sampler.
+        like: the user's x, [B, ...].
+        noise_sampler: in place of the built-in noise: unit normal in the shape of x. Samples that
+            have ended have start = end.
+        wanted: whether noise will be asked for; if not, no seed is drawn.
     """
-    recorder = Recorder("trajectory", trajectory, levels)
-    chosen: Collection[float] = ()
-    if recorder.wanted:
-        chosen = levels if trajectory is True else check.floats("trajectory", trajectory)
-    between = (level for level in levels[1:-last] if level in chosen)
-    visited = (levels[0], *between, *levels[-last:])
-    return visited, Recorder("trajectory", trajectory, visited)
 
+    def __init__(
+        self,
+        seed: noise.SeedLike,
+        like: Tensor,
+        noise_sampler: NoiseSampler | None,
+        *,
+        wanted: bool = True,
+    ) -> None:
+        self._like, self._sampler = like, noise_sampler
+        batch, device = like.shape[0], like.device
+        self._table: Tensor | None = None
+        drawn = seed is None or isinstance(seed, torch.Generator)
+        if drawn and not (wanted and self._sampler is None):
+            return
+        key = noise.key(seed, batch, device=device)
+        places = torch.arange(batch, device=device)
+        if key.table is None:
+            seeds = torch.full_like(places, key.seed)
+            self._table = torch.stack((seeds, places + key.offset), dim=1)
+        elif key.table.shape[0] == 1 != batch:
+            seeds, ids = key.table.to(device).expand(batch, 2).unbind(1)
+            self._table = torch.stack((seeds, ids + places), dim=1)
+        else:
+            self._table = key.table.to(device)
 
-def fraction(name: str, value: Any) -> float:
-    """A number in (0, 1)."""
-    number = check.real(name, value)
-    if not 0 < number < 1:
-        raise ValueError(f"{name} must lie in (0, 1); got {number:g}")
-    return number
+    @property
+    def built_in(self) -> bool:
+        """Whether no noise sampler was given."""
+        return self._sampler is None
 
+    def key(self, ids: Tensor) -> noise.Key:
+        """The key of some places of the batch."""
+        assert self._table is not None
+        return noise.Key(table=self._table[ids.to(self._table.device)])
 
-def working(x: Tensor) -> Tensor:
-    """X in the dtype that steps are computed in: half precision is widened to float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    def fresh(self, lanes: Lanes) -> Tensor:
+        """Unit normals: draw k of the stream of sampler steps for a sample's step k."""
+        draws = lanes.accepted.double()
+        table = torch.stack((draws, torch.ones_like(draws)), dim=1)[:, None].to(lanes.x.device)
+        out = torch.empty_like(lanes.x, requires_grad=False)
+        return noise_sum(out, [], [], table=table, key=self.key(lanes.ids), stream=noise.STEPS)
+
+    def sampled(self, lanes: Lanes, start: Tensor, end: Tensor, last: float) -> Tensor:
+        """What the noise sampler gives; samples that have left the batch are at `last`."""
+        batch, x = self._like.shape[0], lanes.x
+        spans = []
+        for value in (start, end):
+            whole = torch.full((batch,), last, dtype=torch.float64, device=value.device)
+            spans.append(whole.index_put((lanes.ids,), value).to(x.device))
+        assert self._sampler is not None
+        z = check.model_output("noise_sampler", self._sampler(*spans), self._like)
+        return z[lanes.ids.to(z.device)].to(x.dtype)

@@ -1,0 +1,340 @@
+"""The one loop of the adaptive solvers: each sample steps, is accepted and ends by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cmsolvers import noise
+from cmsolvers.checks import Levels
+from cmsolvers.denoisers.composed import all_samples
+from cmsolvers.denoisers.pairing import take
+from cmsolvers.engine.adaptive import lanes
+from cmsolvers.engine.adaptive.control import Control
+from cmsolvers.engine.adaptive.lanes import Lanes
+from cmsolvers.engine.adaptive.method import Method, NoiseSampler, Outcome, Step
+from cmsolvers.engine.live import Held
+from cmsolvers.engine.observers import bar
+
+Mode: TypeAlias = Literal["compact", "masked"]
+
+NOT_FINITE, UNDERFLOW, BAD_OUTPUT = 1, 2, 3
+_MEANS = {
+    NOT_FINITE: "its error is not a number, however small the step: the model gives NaN or infinity",
+    BAD_OUTPUT: "an output of the model is not finite",
+    UNDERFLOW: "its step size fell below what moves it; rtol or atol may be below the rounding of "
+    "its dtype, or the model is not smooth",
+}
+_LEAST_STEP = 16 * 2.0**-52
+
+
+@dataclass(frozen=True)
+class AdaptiveInfo:
+    """What a run cost, sample by sample.
+
+    Attributes:
+        nfe: int64 [B], evaluations of the model that the sample made use of.
+        accepted: int64 [B], steps taken.
+        rejected: int64 [B], steps tried and given up.
+        finished: bool [B], whether the sample reached the end. Only False in a `SolverError`, or
+            where nobody looked (masked mode while a graph is captured).
+        calls: calls of the model for the whole batch.
+        attempts: rounds of the loop: the largest accepted + rejected, or more in masked mode.
+        trajectory: the states asked for, [K, B, ...]; None if none were.
+        levels: where those states are: K levels, or times.
+    """
+
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    finished: Tensor
+    calls: int
+    attempts: int
+    trajectory: Tensor | None = None
+    levels: tuple[float, ...] | None = None
+
+
+class SolverError(RuntimeError):
+    """An adaptive run that could not go on; the text names a sample and where it stands.
+
+    Attributes:
+        x: [B, ...], the state that each sample reached, in the dtype and layout of the input.
+        level: float64 [B], where: sigma of a sigma-space solver, t of a t-space one.
+        info: the counts so far.
+    """
+
+    def __init__(self, message: str, x: Tensor, level: Tensor, info: AdaptiveInfo) -> None:
+        super().__init__(message)
+        self.x, self.level, self.info = x, level, info
+
+    @property
+    def sigma(self) -> Tensor:
+        """The level of each sample, of a sigma-space solver."""
+        return self.level
+
+    @property
+    def t(self) -> Tensor:
+        """The time of each sample, of a t-space solver."""
+        return self.level
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of every adaptive solver, checked; their texts are in `solver`."""
+
+    rtol: float
+    atol: float
+    max_steps: int
+    mode: Mode
+    check_every: int | None
+    seed: noise.SeedLike
+    noise_sampler: NoiseSampler | None
+    extra_args: Mapping[str, Any] | None
+    callback: Callable[[dict[str, Any]], object] | None
+    progress: bool
+    return_info: bool
+    check_nan: bool
+    trajectory: bool | Levels | None
+    grad: bool
+
+    @property
+    def compact(self) -> bool:
+        """Whether samples that have ended leave the batch."""
+        return self.mode == "compact"
+
+
+class Run:
+    """One run.
+
+    Args:
+        method: the steps.
+        control: the step sizes.
+        x: the user's x, [B, ...], whose dtype and layout results have.
+        times: the start and one or more stops, monotone; a step lands on every stop.
+        settings: how.
+        keep_states: whether the states at the stops are kept.
+
+    Attributes:
+        now: the samples under way; their step sizes `h` must be set before `go`.
+        states: [K, B, ...] at the stops, if they are kept.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        control: Control,
+        x: Tensor,
+        times: Sequence[float],
+        settings: Settings,
+        *,
+        keep_states: bool = False,
+    ) -> None:
+        self.method, self.settings, self.times = method, settings, times
+        self._control, self._like = control, x
+        self._compact = settings.compact
+        self._extra: dict[str, Any] = dict(settings.extra_args or {})
+        if self._compact:
+            self._extra = {**all_samples(method.model.function, x), **self._extra}
+        method.model.extra = self._extra
+        # Half precision is widened: errors and small steps need the digits.
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        # Compact mode waits for the errors anyway, and small arithmetic is quicker on the host.
+        device = torch.device("cpu") if self._compact else x.device
+        self.now = lanes.start(x, times[0], len(times) - 1, device)
+        self.now.previous = x if method.remembers else None
+        self._stops = torch.tensor(times[1:], dtype=torch.float64, device=device)
+        self._sign = 1.0 if times[-1] > times[0] else -1.0
+        self._least = _LEAST_STEP * max(map(abs, times))
+        self._gone: list[Lanes] = []
+        self._attempts = 0
+        shape = (len(times) - 1, *x.shape)
+        self.states = x.new_empty(shape) if keep_states else None
+
+    def evaluate_first(self) -> None:
+        """The model's output where the samples are, if any is new there."""
+        now, model = self.now, self.method.model
+        if self._compact and not bool(now.fresh.any()):
+            return
+        model.forget()
+        now.first = model(now.x, self.method.level(now.t))
+        self.count(now.fresh & self._active())
+        now.fresh = torch.zeros_like(now.fresh)
+
+    def count(self, used: Tensor, calls: int = 1) -> None:
+        """The samples of a mask made use of some evaluations."""
+        self.now.nfe = self.now.nfe + used * calls
+
+    def go(self) -> Tensor:
+        """Run to the end; the result is on the last stop, in the order of the batch.
+
+        Raises:
+            SolverError: a sample failed or did not get there in max_steps.
+        """
+        settings, method = self.settings, self.method
+        every = 1 if self._compact else settings.check_every
+        with bar(settings.progress, method.name, None) as shown:
+            for i in range(settings.max_steps):
+                if self.now.x.shape[0] == 0:
+                    break
+                self._attempt(i)
+                if every is not None and (i + 1) % every == 0:
+                    if settings.progress:
+                        level = method.level(self.now.t).mean().item()
+                        shown.advance("level", level, method.model.calls)
+                    if self._ended():
+                        break
+        capturing = self._like.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not capturing and not self._ended():
+            self._fail(self._active().nonzero()[0], "it needs more than max_steps steps")
+        return self.result(self.whole("x"))
+
+    def denoised(self, level: float) -> Tensor:
+        """The model's output at the result of a run that has ended at a level."""
+        model, x = self.method.model, self.whole("x")
+        model.extra = self._extra
+        levels = torch.full((x.shape[0],), level, dtype=torch.float64, device=x.device)
+        output = model(x, levels).tensor
+        for part in (*self._gone, self.now):
+            part.nfe = part.nfe + 1
+        if model.bad is not None and bool(model.bad.any()):
+            raise self._failure(int(model.bad.nonzero()[0]), level, _MEANS[BAD_OUTPUT])
+        return self.result(output)
+
+    def result(self, x: Tensor) -> Tensor:
+        """A state as users get it: a tensor of its own, like theirs."""
+        return torch.empty_like(self._like, requires_grad=False).copy_(x)
+
+    def whole(self, name: str) -> Tensor:
+        """An attribute of the lanes for the whole batch."""
+        return lanes.join([*self._gone, self.now])(name)
+
+    def info(
+        self, trajectory: Tensor | None = None, levels: tuple[float, ...] | None = None
+    ) -> AdaptiveInfo:
+        """The counts so far."""
+        device = self._like.device
+        nfe, accepted, rejected, leg = (
+            self.whole(name).to(device) for name in ("nfe", "accepted", "rejected", "leg")
+        )
+        return AdaptiveInfo(
+            nfe=nfe,
+            accepted=accepted,
+            rejected=rejected,
+            finished=leg == len(self._stops),
+            calls=self.method.model.calls,
+            attempts=self._attempts,
+            trajectory=trajectory,
+            levels=levels,
+        )
+
+    def _active(self) -> Tensor:
+        return (self.now.leg < len(self._stops)) & (self.now.failure == 0)
+
+    def _attempt(self, i: int) -> None:
+        now, method = self.now, self.method
+        if now.first is None or not (method.reuses_last or i == 0):
+            self.evaluate_first()
+        active = self._active()
+        step, landing = self._step(active)
+        if self.settings.callback is not None:
+            self.settings.callback({"i": i, "samples": now.ids, **method.shown(step)})
+        outcome = method.attempt(step)
+        self._attempts += 1
+        self.count(active, method.evaluations)
+        error = outcome.error.to(now.t.device)
+        decision = self._control.decide(error, now.memory, now.retry)
+        accept = decision.accept & active
+        factor = torch.where(error < math.inf, decision.factor, self._control.min_factor)
+        proposed = step.h.abs() * factor
+        # A step cut to land on a stop says nothing against the size that was proposed before.
+        h = torch.where(accept & landing, torch.maximum(proposed, now.h), proposed)
+        refused = active & ~accept
+        why = torch.where(error.isnan(), NOT_FINITE, UNDERFLOW)
+        failure = torch.where(refused & (h < self._least), why, 0)
+        if method.model.bad is not None:
+            failure = torch.where(active & method.model.bad.to(failure.device), BAD_OUTPUT, failure)
+        self._keep(accept, outcome)
+        now.t = torch.where(accept, step.t_next, now.t)
+        now.h = torch.where(active, h, now.h)
+        now.failure = torch.maximum(now.failure, failure)
+        now.memory, now.retry, now.fresh = decision.memory, refused, now.fresh | accept
+        now.accepted, now.rejected = now.accepted + accept, now.rejected + refused
+        if self.states is not None:
+            self._record(accept & landing)
+        now.leg = now.leg + (accept & landing)
+        method.model.forget(now.first)
+
+    def _step(self, active: Tensor) -> tuple[Step, Tensor]:
+        """The step to try, and whether it lands on a stop."""
+        now = self.now
+        target = self._stops[now.leg.clamp_max(len(self._stops) - 1)]
+        remaining = (target - now.t) * self._sign
+        # A sliver of a step after this one would be all rounding.
+        landing = now.h + self._least >= remaining
+        # A step too small to change t would never be followed by a larger one.
+        t_next = now.t + now.h.clamp_min(self._least) * self._sign
+        t_next = torch.where(landing, target, t_next)
+        t_next = torch.where(active, t_next, now.t)
+        return Step(self.method.model, now, t_next), landing
+
+    def _keep(self, accept: Tensor, outcome: Outcome) -> None:
+        """Make the outcome the state of the samples that accept it."""
+        now = self.now
+        if self._compact and not bool(accept.any()):
+            return
+        every = self._compact and bool(accept.all())
+
+        def chosen(new: Tensor, old: Tensor | None) -> Tensor:
+            assert old is not None
+            return new if every else lanes.choose(accept, new, old)
+
+        now.x = chosen(outcome.x, now.x)
+        if outcome.previous is not None:
+            now.previous = chosen(outcome.previous, now.previous)
+        if outcome.first is not None:
+            assert now.first is not None
+            first = chosen(outcome.first.tensor, now.first.tensor)
+            now.first = outcome.first if every else Held(first)
+
+    def _record(self, landed: Tensor) -> None:
+        """Keep the states of samples that are on a stop now."""
+        if self._compact and not bool(landed.any()):
+            return
+        states, now = self.states, self.now
+        assert states is not None
+        where = now.leg.clamp_max(len(self._stops) - 1).to(states.device)
+        ids = now.ids.to(states.device)
+        states.index_put_((where, ids), lanes.choose(landed, now.x, states[where, ids]))
+
+    def _ended(self) -> bool:
+        """Whether no sample is under way; raises if one failed. The only wait for the device."""
+        now = self.now
+        failed = now.failure.nonzero()
+        if failed.numel():
+            self._fail(failed[0], _MEANS[int(now.failure[failed[0]])])
+        active = self._active()
+        if self._compact and not bool(active.all()):
+            self._gone.append(now.select((~active).nonzero()[:, 0]))
+            self._gone[-1].first = self._gone[-1].previous = None
+            self.now = now.select(active.nonzero()[:, 0])
+            self.method.model.extra = take(self._extra, self._like.shape[0], self.now.ids)
+            self.method.model.forget(self.now.first)
+            return self.now.x.shape[0] == 0
+        return not bool(active.any())
+
+    def _fail(self, row: Tensor, why: str) -> NoReturn:
+        level = self.method.level(self.now.t)[row].item()
+        raise self._failure(int(self.now.ids[row]), level, why)
+
+    def _failure(self, sample: int, level: float, why: str) -> SolverError:
+        return SolverError(
+            f"{self.method.name} gave up on sample {sample} at {level:g}: {why}",
+            self.result(self.whole("x")),
+            self.method.level(self.whole("t")),
+            self.info(),
+        )

@@ -5,33 +5,48 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise as noises
-from cmsolvers.engine.adaptive.control import PIControl, scaled_error
-from cmsolvers.engine.adaptive.loop import AdaptiveInfo, Settings
+from cmsolvers.engine.adaptive.control import PIControl
+from cmsolvers.engine.adaptive.loop import AdaptiveInfo, run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
-from cmsolvers.engine.adaptive.solver import (
+from cmsolvers.engine.adaptive.options import (
+    ATOL,
+    RTOL,
+    Settings,
     fraction,
-    optional_size,
+    option,
+    optional,
     read_times,
-    run,
     solver,
-    tolerances,
 )
 from cmsolvers.engine.fields import check_sde, checked_diffusion
 from cmsolvers.engine.forms import ZERO, Form, Weight
 from cmsolvers.engine.live import held
-from cmsolvers.engine.options import Option
 from cmsolvers.processes.sde import ScoreSDE
 
 if TYPE_CHECKING:
     from cmsolvers.checks import Levels
     from cmsolvers.processes.sde import SDELike
 
-_MIN_FACTOR, _MAX_FACTOR = 0.1, 10.0
+
+@dataclass(frozen=True)
+class SDESettings(Settings):
+    """The options of `adaptive_sde`."""
+
+    rtol: float = option(0.01, check.non_negative, RTOL)
+    atol: float = option(0.0078, check.positive, ATOL)
+    first_step: float | None = option(
+        None,
+        optional(check.positive),
+        "first step size, positive; None is a hundredth of the whole time.",
+    )
+    safety: float = option(0.9, fraction, "factor on a new step size, in (0, 1).")
+    exponent: float = option(
+        0.9, check.positive, "r of h' = h safety error^-r, positive; 0.5 to 1 in the paper."
+    )
 
 
 class ImprovedEuler(Method):
@@ -40,8 +55,7 @@ class ImprovedEuler(Method):
     Args:
         sde: what is integrated.
         model: its score where it is one of the library's, else its drift.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
+        settings: the tolerances.
         noise: of the batch; None for an ODE.
         ends: where the run starts and ends.
     """
@@ -54,14 +68,12 @@ class ImprovedEuler(Method):
         self,
         sde: SDELike,
         model: Model,
-        *,
-        rtol: float,
-        atol: float,
+        settings: SDESettings,
         noise: SampleNoise | None,
         ends: tuple[float, float],
     ) -> None:
-        self.model, self._sde, self._noise, self._ends = model, sde, noise, ends
-        self._rtol, self._atol = rtol, atol
+        super().__init__(model, settings)
+        self._sde, self._noise, self._ends = sde, noise, ends
 
     def attempt(self, step: Step) -> Outcome:
         """Both steps on the same increment; the error is their difference."""
@@ -71,14 +83,7 @@ class ImprovedEuler(Method):
         f_next, g_next = self._terms(step, euler, step.t_next)
         improved = x + 0.5 * h * (f + f_next) + 0.5 * (g * dw + g_next * dw)
         compared = step.value(euler)
-        error = scaled_error(
-            step.value(euler - improved),
-            compared,
-            step.previous,
-            rtol=self._rtol,
-            atol=self._atol,
-            larger=True,
-        )
+        error = self.norm(step.value(euler - improved), compared, step.previous)
         return Outcome(step.value(improved), error, previous=compared.detach())
 
     def shown(self, step: Step) -> dict[str, Any]:
@@ -106,7 +111,8 @@ class ImprovedEuler(Method):
             return ZERO
         if not self._noise.built_in:
             z = self._noise.sampled(step.lanes, step.t, step.t_next, end)
-            return step.h.abs().sqrt() * held(z, "z")
+            # A tensor, not a form: a diffusion may have weights of another shape.
+            return held(step.value(step.h.abs().sqrt() * held(z, "z")), "dW")
         path = noises.BrownianPath(
             self._noise.key(step.lanes.ids),
             min(start, end),
@@ -118,37 +124,8 @@ class ImprovedEuler(Method):
         return held(path(step.t.to(x.device), step.t_next.to(x.device)), "dW")
 
 
-@dataclass(frozen=True)
-class SDESettings(Settings):
-    """With the options of `adaptive_sde`."""
-
-    first_step: float | None
-    safety: float
-    exponent: float
-
-
-OPTIONS = (
-    *tolerances(0.01, 0.0078),
-    Option(
-        "first_step",
-        None,
-        optional_size,
-        "first step size, positive; None is a hundredth of the whole time.",
-        float | None,
-    ),
-    Option("safety", 0.9, fraction, "factor on a new step size, in (0, 1)."),
-    Option(
-        "exponent",
-        0.9,
-        check.positive,
-        "r of h' = h safety error^-r, positive; 0.5 to 1 in the paper.",
-    ),
-)
-
-
 @solver(
     SDESettings,
-    OPTIONS,
     order="1 strong, additive noise",
     noise="Brownian",
     space="time",
@@ -177,26 +154,20 @@ def adaptive_sde(
     check_sde(sde)
     if getattr(sde, "state_dependent", False):
         raise ValueError("sde must have a diffusion that does not depend on the state")
-    grid = read_times(ts, settings.trajectory)
+    grid = read_times(ts, settings)
     start, end = grid.stops[0], grid.stops[-1]
+    name, function, noisy = "drift", sde.drift, True
+    if type(sde) is ScoreSDE:
+        name, function, noisy = "score", sde.score, sde.stochastic
+    noise = SampleNoise(settings, x, wanted=noisy)
+    model = Model(name, function, x.dtype, look=settings.check_nan)
+    steps = ImprovedEuler(sde, model, settings, noise if noisy else None, (start, end))
     control = PIControl(
         k=1 / settings.exponent,
         pcoeff=0.0,
         icoeff=1.0,
         safety=settings.safety,
-        min_factor=_MIN_FACTOR,
-        max_factor=_MAX_FACTOR,
+        min_factor=0.1,
+        max_factor=10.0,
     )
-    noisy = not (type(sde) is ScoreSDE and not sde.stochastic)
-    noise = SampleNoise(settings.seed, x, settings.noise_sampler, wanted=noisy)
-    name, function = ("score", sde.score) if type(sde) is ScoreSDE else ("drift", sde.drift)
-    steps = ImprovedEuler(
-        sde,
-        Model(name, function, x.dtype, look=settings.check_nan),
-        rtol=settings.rtol,
-        atol=settings.atol,
-        noise=noise if noisy else None,
-        ends=(start, end),
-    )
-    size = settings.first_step or abs(end - start) / 100
-    return run(steps, control, x, grid, settings, size)
+    return run(steps, control, x, grid, settings.first_step or abs(end - start) / 100)

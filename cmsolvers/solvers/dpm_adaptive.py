@@ -4,88 +4,102 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.engine import options
-from cmsolvers.engine.adaptive.control import FilterControl, scaled_error
-from cmsolvers.engine.adaptive.loop import AdaptiveInfo, Settings
+from cmsolvers.engine.adaptive.control import FilterControl
+from cmsolvers.engine.adaptive.loop import AdaptiveInfo, run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
-from cmsolvers.engine.adaptive.solver import read_levels, run, solver, tolerances
+from cmsolvers.engine.adaptive.options import (
+    ATOL,
+    RTOL,
+    Settings,
+    like,
+    option,
+    read_levels,
+    solver,
+)
 from cmsolvers.engine.forms import Form
 from cmsolvers.engine.live import held
-from cmsolvers.engine.options import S_NOISE, Option
 
 if TYPE_CHECKING:
     from cmsolvers.checks import Levels
     from cmsolvers.denoisers.protocol import Denoiser
 
 
+def _order(_: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value not in (2, 3):
+        raise ValueError(f"order must be 2 or 3; got {value!r}")
+    return value
+
+
+def _safety(name: str, value: object) -> float:
+    number = check.real(name, value)
+    if not 0 < number <= 1:
+        raise ValueError(f"{name} must lie in (0, 1]; got {number:g}")
+    return number
+
+
 @dataclass(frozen=True)
-class Ancestral:
-    """The noise of ancestral steps.
+class DPMSettings(Settings):
+    """The options of `dpm_adaptive`."""
 
-    Attributes:
-        eta: share of the step's variance that is fresh noise, positive.
-        s_noise: factor on the noise.
-        noise: of the batch.
-        t_end: where the run ends.
-    """
-
-    eta: float
-    s_noise: float
-    noise: SampleNoise
-    t_end: float
-
-    def down(self, step: Step) -> Tensor:
-        """The part of a step that the ODE takes, all but the variance that noise will bring.
-
-        It leads to sigma_down = sigma e^-h, but not below the last level.
-        """
-        h = step.h - 0.5 * torch.log1p(self.eta**2 * torch.expm1(-2.0 * step.h))
-        return torch.minimum(h, self.t_end - step.t)
-
-    def kick(self, step: Step, h: Tensor) -> Form:
-        """Up to the level of t_next: sqrt(sigma_next^2 - sigma_down^2) z."""
-        more = (h - step.h).clamp_min(0.0)
-        spread = torch.exp(-step.t_next) * torch.sqrt(-torch.expm1(-2.0 * more)) * self.s_noise
-        if self.noise.built_in:
-            z = self.noise.fresh(step.lanes)
-        else:
-            levels = torch.exp(-step.t), torch.exp(-step.t_next)
-            z = self.noise.sampled(step.lanes, *levels, math.exp(-self.t_end))
-        return spread * held(z, "z")
+    order: int = option(3, _order, "2 or 3.")
+    rtol: float = option(0.05, check.non_negative, RTOL)
+    atol: float = option(0.0078, check.positive, ATOL)
+    h_init: float = option(0.05, check.positive, "first step size in -ln sigma, positive.")
+    pcoeff: float = option(
+        0.0, check.non_negative, "proportional part of the step size control, not negative."
+    )
+    icoeff: float = option(
+        1.0,
+        check.non_negative,
+        "integral part, not negative; pcoeff + icoeff + dcoeff must be positive.",
+    )
+    dcoeff: float = option(0.0, check.non_negative, "derivative part, not negative.")
+    accept_safety: float = option(
+        0.81,
+        _safety,
+        "a step is accepted if the step size would change by at least this factor; in (0, 1].",
+    )
+    eta: float = like(
+        options.eta(
+            0.0,
+            "0 is the ODE, 1 an ancestral step: the ODE goes down to sigma_down and noise up to "
+            "sigma_next; in [0, 1]. Near the end sigma_down is cut at the last level. An ancestral "
+            "step keeps the law of x for a step size that x has no part in; chosen by x, the law "
+            "is right to the first order in the step only, which the error estimate does not see: "
+            "for statistics use a small tolerance.",
+            share=True,
+        )
+    )
+    s_noise: float = like(options.S_NOISE)
 
 
 class DPMSolver(Method):
     """Steps of DPM-Solver in t = -ln sigma, two orders at once.
 
     Args:
-        order: of the result, 2 or 3; the comparison is one lower.
         model: D.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
-        ancestral: the noise; None for the ODE.
+        settings: order, eta and tolerances.
+        noise: of the batch, for eta > 0.
+        t_end: where the run ends.
     """
 
     name = "dpm_adaptive"
     remembers = True
 
     def __init__(
-        self,
-        order: int,
-        model: Model,
-        *,
-        rtol: float,
-        atol: float,
-        ancestral: Ancestral | None = None,
+        self, model: Model, settings: DPMSettings, noise: SampleNoise, t_end: float
     ) -> None:
-        self.model, self._order = model, order
-        self._rtol, self._atol, self._ancestral = rtol, atol, ancestral
-        self.evaluations = order - 1
+        super().__init__(model, settings)
+        self._order, self._eta, self._s_noise = settings.order, settings.eta, settings.s_noise
+        self._noise, self._t_end = noise, t_end
+        self.evaluations = settings.order - 1
 
     def level(self, t: Tensor) -> Tensor:
         """Sigma."""
@@ -97,16 +111,30 @@ class DPMSolver(Method):
 
     def attempt(self, step: Step) -> Outcome:
         """Both orders over the part of the step that the ODE takes, then the noise."""
-        noisy = self._ancestral
-        h = step.h if noisy is None else noisy.down(step)
+        h = self._down(step) if self._eta else step.h
         high, low = (_second if self._order == 2 else _third)(_Stages(step, h))
         compared = step.value(low)
         wrong = step.value(low - high)
-        new = step.value(high if noisy is None else high + noisy.kick(step, h))
-        error = scaled_error(
-            wrong, compared, step.previous, rtol=self._rtol, atol=self._atol, larger=True
-        )
-        return Outcome(new, error, previous=compared.detach())
+        new = step.value(high + self._kick(step, h) if self._eta else high)
+        return Outcome(new, self.norm(wrong, compared, step.previous), previous=compared.detach())
+
+    def _down(self, step: Step) -> Tensor:
+        """What the ODE takes of a step: all but the variance that noise will bring.
+
+        It leads to sigma_down = sigma e^-h, but not below the last level.
+        """
+        h = step.h - 0.5 * torch.log1p(self._eta**2 * torch.expm1(-2.0 * step.h))
+        return torch.minimum(h, self._t_end - step.t)
+
+    def _kick(self, step: Step, h: Tensor) -> Form:
+        """Up to the level of t_next: sqrt(sigma_next^2 - sigma_down^2) z."""
+        sigma, sigma_next = self.level(step.t), self.level(step.t_next)
+        more = (h - step.h).clamp_min(0.0)
+        spread = sigma_next * torch.sqrt(-torch.expm1(-2.0 * more)) * self._s_noise
+        if self._noise.built_in:
+            return spread * held(self._noise.fresh(step.lanes), "z")
+        last = math.exp(-self._t_end)
+        return spread * held(self._noise.sampled(step.lanes, sigma, sigma_next, last), "z")
 
 
 class _Stages:
@@ -155,72 +183,8 @@ def _third(s: _Stages) -> tuple[Form, Form]:
     return straight + s.second() / r_2 * d_2, straight + s.first() / (2 * r_1) * d_1
 
 
-@dataclass(frozen=True)
-class DPMSettings(Settings):
-    """With the options of `dpm_adaptive`."""
-
-    order: int
-    h_init: float
-    pcoeff: float
-    icoeff: float
-    dcoeff: float
-    accept_safety: float
-    eta: float
-    s_noise: float
-
-
-def _order(_: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value not in (2, 3):
-        raise ValueError(f"order must be 2 or 3; got {value!r}")
-    return value
-
-
-def _safety(name: str, value: object) -> float:
-    number = check.real(name, value)
-    if not 0 < number <= 1:
-        raise ValueError(f"{name} must lie in (0, 1]; got {number:g}")
-    return number
-
-
-OPTIONS = (
-    Option("order", 3, _order, "2 or 3.", Literal[2, 3]),
-    *tolerances(0.05, 0.0078),
-    Option("h_init", 0.05, check.positive, "first step size in -ln sigma, positive."),
-    Option(
-        "pcoeff",
-        0.0,
-        check.non_negative,
-        "proportional part of the step size control, not negative.",
-    ),
-    Option(
-        "icoeff",
-        1.0,
-        check.non_negative,
-        "integral part, not negative; pcoeff + icoeff + dcoeff must be positive.",
-    ),
-    Option("dcoeff", 0.0, check.non_negative, "derivative part, not negative."),
-    Option(
-        "accept_safety",
-        0.81,
-        _safety,
-        "a step is accepted if the step size would change by at least this factor; in (0, 1].",
-    ),
-    options.eta(
-        0.0,
-        "0 is the ODE, 1 an ancestral step: the ODE goes down to sigma_down and noise up to "
-        "sigma_next; in [0, 1]. Near the end sigma_down is cut at the last level. An ancestral "
-        "step keeps the law of x for a step size that x has no part in; chosen by x, the law is "
-        "right to the first order in the step only, which the error estimate does not see: for "
-        "statistics use a small tolerance.",
-        share=True,
-    ),
-    S_NOISE,
-)
-
-
 @solver(
     DPMSettings,
-    OPTIONS,
     order="2 or 3 (order)",
     noise="fresh",
     source="Lu et al., DPM-Solver (2022), algorithms 1 and 2 and appendix C",
@@ -240,17 +204,11 @@ def dpm_adaptive(
     (2006) for the step size control; ancestral steps as in Song et al. (2021), "DDIM", eq. 16.
     """
     check.function("denoiser", denoiser)
-    grid = read_levels(sigmas, settings.trajectory)
+    grid = read_levels(sigmas, settings)
     parts = {"pcoeff": settings.pcoeff, "icoeff": settings.icoeff, "dcoeff": settings.dcoeff}
     check.positive(" + ".join(parts), sum(parts.values()))
-    noise = SampleNoise(settings.seed, x, settings.noise_sampler, wanted=settings.eta > 0)
-    t_end = -math.log(grid.stops[-1])
-    steps = DPMSolver(
-        settings.order,
-        Model("denoiser", denoiser, x.dtype, look=settings.check_nan),
-        rtol=settings.rtol,
-        atol=settings.atol,
-        ancestral=Ancestral(settings.eta, settings.s_noise, noise, t_end) if settings.eta else None,
-    )
+    noise = SampleNoise(settings, x, wanted=settings.eta > 0)
+    model = Model("denoiser", denoiser, x.dtype, look=settings.check_nan)
+    steps = DPMSolver(model, settings, noise, t_end=-math.log(grid.stops[-1]))
     control = FilterControl(settings.order, **parts, accept_safety=settings.accept_safety)
-    return run(steps, control, x, grid, settings, settings.h_init)
+    return run(steps, control, x, grid, settings.h_init)

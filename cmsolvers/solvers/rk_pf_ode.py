@@ -5,35 +5,65 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.engine.adaptive.control import PIControl, scaled_error
-from cmsolvers.engine.adaptive.loop import AdaptiveInfo, Run, Settings
+from cmsolvers.engine.adaptive.control import PIControl
+from cmsolvers.engine.adaptive.loop import AdaptiveInfo, Run, run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
-from cmsolvers.engine.adaptive.solver import (
+from cmsolvers.engine.adaptive.options import (
     Grid,
+    Settings,
     checked,
     fraction,
-    optional_size,
+    option,
+    optional,
     read_levels,
-    run,
     solver,
 )
 from cmsolvers.engine.adaptive.tableaux import TABLEAUX, Tableau
 from cmsolvers.engine.forms import ZERO, Form
 from cmsolvers.engine.observers import Recorder
-from cmsolvers.engine.options import Option, chosen
+from cmsolvers.engine.options import chosen
 from cmsolvers.ops.norms import root_mean_square
 
 if TYPE_CHECKING:
     from cmsolvers.checks import Levels
     from cmsolvers.denoisers.protocol import Denoiser
 
-_MIN_FACTOR, _MAX_FACTOR = 0.2, 10.0
+
+@dataclass(frozen=True)
+class RungeKuttaSettings(Settings):
+    """The options of `rk_pf_ode`."""
+
+    method: str = option(
+        "dopri54", chosen(*TABLEAUX), 'the pair: "heun21", "bosh32", "dopri54" or "tsit54".'
+    )
+    coordinate: str = option(
+        "log_sigma",
+        chosen("log_sigma", "sigma"),
+        'what steps are measured in. The pairs of order 5 gain by "log_sigma", the others by '
+        '"sigma".',
+    )
+    safety: float = option(0.9, fraction, "factor on a new step size, in (0, 1).")
+    pcoeff: float = option(
+        0.2, check.non_negative, "proportional part of the step size control, not negative."
+    )
+    icoeff: float = option(
+        0.65,
+        check.positive,
+        "integral part, positive. The exponents of the error and of the last one are (pcoeff + "
+        "icoeff)/k and pcoeff/k with k one more than the lower order; the defaults are those of "
+        "DOPRI5. pcoeff = 0, icoeff = 1 is the elementary control.",
+    )
+    first_step: float | None = option(
+        None,
+        optional(check.positive),
+        "first step size in the coordinate, positive; None finds one.",
+    )
 
 
 class RungeKutta(Method):
@@ -42,24 +72,16 @@ class RungeKutta(Method):
     Args:
         tableau: the pair.
         model: D.
-        log: whether t is ln sigma.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
+        settings: coordinate and tolerances.
         name: of the solver.
     """
 
     def __init__(
-        self,
-        tableau: Tableau,
-        model: Model,
-        *,
-        log: bool,
-        rtol: float,
-        atol: float,
-        name: str = "rk_pf_ode",
+        self, tableau: Tableau, model: Model, settings: RungeKuttaSettings, name: str = "rk_pf_ode"
     ) -> None:
-        self.name, self.model, self.tableau = name, model, tableau
-        self._log, self._rtol, self._atol = log, rtol, atol
+        super().__init__(model, settings)
+        self.name, self.tableau = name, tableau
+        self._log = settings.coordinate == "log_sigma"
         self.reuses_last = tableau.reuses_last
         self.evaluations = len(tableau.a)
 
@@ -89,7 +111,7 @@ class RungeKutta(Method):
             y = x + h * _sum(table.b, f)
         new = step.value(y)
         wrong = step.value(h * _sum(table.error, f))
-        error = scaled_error(wrong, step.lanes.x, new, rtol=self._rtol, atol=self._atol)
+        error = self.norm(wrong, step.lanes.x, new)
         return Outcome(new, error, step.newest if table.reuses_last else None)
 
     @torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
@@ -98,8 +120,8 @@ class RungeKutta(Method):
 
         Source: Hairer, Norsett & Wanner (1993), section II.4, "starting step size".
         """
-        now, ends = one.now, one.times
-        scale = now.x.detach().abs().mul_(self._rtol).add_(self._atol)
+        now, ends, settings = one.now, one.times, self.settings
+        scale = now.x.detach().abs().mul_(settings.rtol).add_(settings.atol)
 
         def norm(step: Step, form: Form) -> Tensor:
             return root_mean_square(step.value(form).detach() / scale).to(now.t.device)
@@ -125,62 +147,8 @@ def _sum(weights: Sequence[float], slopes: Sequence[Form]) -> Form:
     return sum((w * f for w, f in zip(weights, slopes, strict=True) if w), ZERO)
 
 
-@dataclass(frozen=True)
-class RungeKuttaSettings(Settings):
-    """With the options of `rk_pf_ode`."""
-
-    method: str
-    coordinate: str
-    safety: float
-    pcoeff: float
-    icoeff: float
-    first_step: float | None
-
-
-OPTIONS = (
-    Option(
-        "method",
-        "dopri54",
-        chosen(*TABLEAUX),
-        'the pair: "heun21", "bosh32", "dopri54" or "tsit54".',
-        Literal["dopri54", "tsit54", "bosh32", "heun21"],
-    ),
-    Option(
-        "coordinate",
-        "log_sigma",
-        chosen("log_sigma", "sigma"),
-        'what steps are measured in. The pairs of order 5 gain by "log_sigma", the others by '
-        '"sigma".',
-        Literal["log_sigma", "sigma"],
-    ),
-    Option("safety", 0.9, fraction, "factor on a new step size, in (0, 1)."),
-    Option(
-        "pcoeff",
-        0.2,
-        check.non_negative,
-        "proportional part of the step size control, not negative.",
-    ),
-    Option(
-        "icoeff",
-        0.65,
-        check.positive,
-        "integral part, positive. The exponents of the error and of the last one are (pcoeff + "
-        "icoeff)/k and pcoeff/k with k one more than the lower order; the defaults are those of "
-        "DOPRI5. pcoeff = 0, icoeff = 1 is the elementary control.",
-    ),
-    Option(
-        "first_step",
-        None,
-        optional_size,
-        "first step size in the coordinate, positive; None finds one.",
-        float | None,
-    ),
-)
-
-
 @solver(
     RungeKuttaSettings,
-    OPTIONS,
     order="2 to 5 (method)",
     noise="none",
     source="Dormand & Prince (1980), Tsitouras (2011), Bogacki & Shampine (1989); Hairer, Norsett "
@@ -197,22 +165,18 @@ def rk_pf_ode(
     sample: with a denoiser that treats samples apart, a sample's result does not depend on its
     companions, to the bit.
 
-    Args:
-        seed: checked and not used, as in every sampler without noise.
-
     Source: Hairer, Norsett & Wanner, "Solving Ordinary Differential Equations I" (1993), section
     II.4, with the pairs of Dormand & Prince (1980), Tsitouras (2011), Bogacki & Shampine (1989).
     """
     check.function("denoiser", denoiser)
-    SampleNoise(settings.seed, x, settings.noise_sampler, wanted=False)
-    grid = read_levels(sigmas, settings.trajectory)
-    return _run(denoiser, x, grid, settings, "rk_pf_ode")
+    SampleNoise(settings, x, wanted=False)  # checks the seed
+    return _run(denoiser, x, read_levels(sigmas, settings), settings, "rk_pf_ode")
 
 
 def solve(
     denoiser: Denoiser, x: Tensor, levels: tuple[float, float], *, name: str, **options: Any
 ) -> tuple[Tensor, AdaptiveInfo]:
-    """`rk_pf_ode` for other solvers of the library: upwards too, under a name of theirs.
+    """`rk_pf_ode` for other parts of the library: upwards too, under a name of theirs.
 
     Args:
         denoiser: D.
@@ -225,32 +189,25 @@ def solve(
         (x at levels[1], AdaptiveInfo).
 
     Raises:
-        SolverError, TypeError, ValueError: see `rk_pf_ode`.
+        SolverError, TypeError, ValueError: documented in `rk_pf_ode`.
     """
-    settings = RungeKuttaSettings(**checked(OPTIONS, options))
+    settings = checked(RungeKuttaSettings, options)
     with torch.no_grad():
-        grid = Grid(levels, Recorder("trajectory", None, levels))
-        return _run(denoiser, x, grid, settings, name)
+        return _run(denoiser, x, Grid(levels, Recorder("", None, levels)), settings, name)
 
 
 def _run(
     denoiser: Denoiser, x: Tensor, grid: Grid, settings: RungeKuttaSettings, name: str
 ) -> tuple[Tensor, AdaptiveInfo]:
     table = TABLEAUX[settings.method]
-    steps = RungeKutta(
-        table,
-        Model("denoiser", denoiser, x.dtype, look=settings.check_nan),
-        log=settings.coordinate == "log_sigma",
-        rtol=settings.rtol,
-        atol=settings.atol,
-        name=name,
-    )
+    model = Model("denoiser", denoiser, x.dtype, look=settings.check_nan)
+    steps = RungeKutta(table, model, settings, name)
     control = PIControl(
         k=table.embedded_order + 1,
         pcoeff=settings.pcoeff,
         icoeff=settings.icoeff,
         safety=settings.safety,
-        min_factor=_MIN_FACTOR,
-        max_factor=_MAX_FACTOR,
+        min_factor=0.2,
+        max_factor=10.0,
     )
-    return run(steps, control, x, grid, settings, settings.first_step or steps.first_step)
+    return run(steps, control, x, grid, settings.first_step or steps.first_step)

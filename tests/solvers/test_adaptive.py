@@ -8,7 +8,7 @@ from scipy.integrate import solve_ivp
 
 from cmsolvers import noise
 from cmsolvers.denoisers.oracles import GaussianMixture
-from cmsolvers.engine.adaptive import runge_kutta as runge_kutta_module
+from cmsolvers.engine.adaptive import method as method_module
 from cmsolvers.engine.adaptive.tableaux import TABLEAUX
 from cmsolvers.ops.norms import root_mean_square
 from cmsolvers.solvers import dpm_adaptive, rk_pf_ode
@@ -239,9 +239,9 @@ def test_a_sample_does_not_depend_on_its_companions(name, mode, dtype):
 
 def test_a_norm_over_the_batch_fails(monkeypatch):
     x, options = companions_case("dopri54", F64)
-    right = runge_kutta_module.scaled_error
+    right = method_module.scaled_error
     monkeypatch.setattr(
-        runge_kutta_module,
+        method_module,
         "scaled_error",
         lambda *a, **o: right(*a, **o).square().mean().sqrt().expand(len(a[0])),
     )

@@ -254,7 +254,7 @@ def test_trajectory_in_time():
 def test_a_diffusion_with_a_parameter_has_its_gradient(shape):
     def end(g):
         sde = cm.SDE(lambda x, t: -x, lambda t: (g * (1 + t.mean())).expand(shape))
-        options = {"rtol": 1e3, "atol": 1e3, "first_step": 0.25, "mode": "masked"}
+        options = {"rtol": 1e3, "atol": 1e3, "first_step": 0.25, "mode": "masked", "grad": True}
         return adaptive_sde(sde, START, [0.0, 1.0], seed=1, **options).sum()
 
     g = torch.tensor(0.3, dtype=F64, requires_grad=True)

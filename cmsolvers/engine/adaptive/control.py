@@ -48,13 +48,7 @@ def scaled_error(
 
 
 class Decision(NamedTuple):
-    """What follows from the error of a step.
-
-    Attributes:
-        accept: bool [B].
-        factor: float64 [B], by which the step size changes.
-        memory: what the next decision needs.
-    """
+    """Whether to accept a step [B], by what to change its size [B], and what to remember of it."""
 
     accept: Tensor
     factor: Tensor
@@ -72,12 +66,10 @@ class Control(ABC):
 
     @abstractmethod
     def decide(self, error: Tensor, memory: Memory, retry: Tensor) -> Decision:
-        """What to do about a step.
+        """What follows from an error, float64 [B], 1 is the tolerance.
 
-        Args:
-            error: float64 [B], 1 is the tolerance.
-            memory: of the decision before, () at the first.
-            retry: bool [B], whether the step before was rejected.
+        `memory` is that of the decision before, () at the first; `retry` [B] says whether the step
+        before was rejected.
         """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch import Tensor
 from cmsolvers.engine.adaptive.control import Memory
 from cmsolvers.engine.live import Held
 
-_CONTROL = ("ids", "t", "h", "leg", "retry", "fresh", "failure", "accepted", "rejected", "nfe")
+_COUNTS = ("leg", "failure", "accepted", "rejected", "nfe")
+_CONTROL = ("ids", "t", "h", "retry", "fresh", *_COUNTS)
 
 
 @dataclass
@@ -54,8 +56,9 @@ class Lanes:
         """The rows of an index on the control device."""
         there = index.to(self.x.device)
         # Indexing keeps the memory format, index_select does not.
+        control: dict[str, Any] = {name: getattr(self, name)[index] for name in _CONTROL}
         return Lanes(
-            **{name: getattr(self, name)[index] for name in _CONTROL},
+            **control,
             memory=tuple(m[index] for m in self.memory),
             x=self.x[there],
             first=None if self.first is None else Held(self.first.tensor[there]),
@@ -63,18 +66,18 @@ class Lanes:
         )
 
 
-def start(x: Tensor, t: float, stops: int, device: torch.device) -> Lanes:
-    """All samples at time t; `stops` of 0 would mean that they are there already."""
+def start(x: Tensor, t: float, device: torch.device) -> Lanes:
+    """All samples at time t."""
 
     def whole(value: float, dtype: torch.dtype) -> Tensor:
         return torch.full((x.shape[0],), value, dtype=dtype, device=device)
 
+    zero: dict[str, Any] = {name: whole(0, torch.int64) for name in _COUNTS}
     return Lanes(
+        **zero,
         ids=torch.arange(x.shape[0], device=device),
         t=whole(t, torch.float64),
         h=whole(0.0, torch.float64),
-        **{name: whole(0, torch.int64) for name in ("leg", "failure")},
-        **{name: whole(0, torch.int64) for name in ("accepted", "rejected", "nfe")},
         retry=whole(False, torch.bool),
         fresh=whole(True, torch.bool),
         memory=(),

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from cmsolvers import noise
-from cmsolvers.checks import Levels
 from cmsolvers.denoisers.composed import all_samples
 from cmsolvers.denoisers.pairing import take
 from cmsolvers.engine.adaptive import lanes
 from cmsolvers.engine.adaptive.control import Control
 from cmsolvers.engine.adaptive.lanes import Lanes
-from cmsolvers.engine.adaptive.method import Method, NoiseSampler, Outcome, Step
+from cmsolvers.engine.adaptive.method import Method, Outcome, Step
+from cmsolvers.engine.adaptive.options import Grid
 from cmsolvers.engine.live import Held
 from cmsolvers.engine.observers import bar
 
-Mode: TypeAlias = Literal["compact", "masked"]
-
 NOT_FINITE, UNDERFLOW, BAD_OUTPUT = 1, 2, 3
 _MEANS = {
-    NOT_FINITE: "its error is not a number, however small the step: the model gives NaN or infinity",
+    NOT_FINITE: "its error is not a number, however small the step: the model gives NaN or "
+    "infinity",
     BAD_OUTPUT: "an output of the model is not finite",
     UNDERFLOW: "its step size fell below what moves it; rtol or atol may be below the rounding of "
     "its dtype, or the model is not smooth",
@@ -83,31 +81,6 @@ class SolverError(RuntimeError):
         return self.level
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The options of every adaptive solver, checked; their texts are in `solver`."""
-
-    rtol: float
-    atol: float
-    max_steps: int
-    mode: Mode
-    check_every: int | None
-    seed: noise.SeedLike
-    noise_sampler: NoiseSampler | None
-    extra_args: Mapping[str, Any] | None
-    callback: Callable[[dict[str, Any]], object] | None
-    progress: bool
-    return_info: bool
-    check_nan: bool
-    trajectory: bool | Levels | None
-    grad: bool
-
-    @property
-    def compact(self) -> bool:
-        """Whether samples that have ended leave the batch."""
-        return self.mode == "compact"
-
-
 class Run:
     """One run.
 
@@ -115,28 +88,17 @@ class Run:
         method: the steps.
         control: the step sizes.
         x: the user's x, [B, ...], whose dtype and layout results have.
-        times: the start and one or more stops, monotone; a step lands on every stop.
-        settings: how.
-        keep_states: whether the states at the stops are kept.
+        grid: a step lands on every stop.
 
     Attributes:
         now: the samples under way; their step sizes `h` must be set before `go`.
-        states: [K, B, ...] at the stops, if they are kept.
+        times: the stops as the method has them.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        control: Control,
-        x: Tensor,
-        times: Sequence[float],
-        settings: Settings,
-        *,
-        keep_states: bool = False,
-    ) -> None:
-        self.method, self.settings, self.times = method, settings, times
-        self._control, self._like = control, x
-        self._compact = settings.compact
+    def __init__(self, method: Method, control: Control, x: Tensor, grid: Grid) -> None:
+        self.method, self._control, self._like, self._grid = method, control, x, grid
+        self._settings = settings = method.settings
+        self._compact = settings.mode == "compact"
         self._extra: dict[str, Any] = dict(settings.extra_args or {})
         if self._compact:
             self._extra = {**all_samples(method.model.function, x), **self._extra}
@@ -145,15 +107,16 @@ class Run:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         # Compact mode waits for the errors anyway, and small arithmetic is quicker on the host.
         device = torch.device("cpu") if self._compact else x.device
-        self.now = lanes.start(x, times[0], len(times) - 1, device)
+        self.times = times = [method.place(level) for level in grid.stops]
+        self.now = lanes.start(x, times[0], device)
         self.now.previous = x if method.remembers else None
         self._stops = torch.tensor(times[1:], dtype=torch.float64, device=device)
         self._sign = 1.0 if times[-1] > times[0] else -1.0
         self._least = _LEAST_STEP * max(map(abs, times))
         self._gone: list[Lanes] = []
         self._attempts = 0
-        shape = (len(times) - 1, *x.shape)
-        self.states = x.new_empty(shape) if keep_states else None
+        shape = (len(self._stops), *x.shape)
+        self._states = x.new_empty(shape) if grid.recorder.wanted else None
 
     def evaluate_first(self) -> None:
         """The model's output where the samples are, if any is new there."""
@@ -169,13 +132,13 @@ class Run:
         """The samples of a mask made use of some evaluations."""
         self.now.nfe = self.now.nfe + used * calls
 
-    def go(self) -> Tensor:
-        """Run to the end; the result is on the last stop, in the order of the batch.
+    def go(self) -> tuple[Tensor, AdaptiveInfo]:
+        """Run to the end of the grid; the result is in the order of the batch.
 
         Raises:
             SolverError: a sample failed or did not get there in max_steps.
         """
-        settings, method = self.settings, self.method
+        settings, method, grid = self._settings, self.method, self._grid
         every = 1 if self._compact else settings.check_every
         with bar(settings.progress, method.name, None) as shown:
             for i in range(settings.max_steps):
@@ -191,11 +154,18 @@ class Run:
         capturing = self._like.is_cuda and torch.cuda.is_current_stream_capturing()
         if not capturing and not self._ended():
             self._fail(self._active().nonzero()[0], "it needs more than max_steps steps")
-        return self.result(self.whole("x"))
+        last = self._denoised() if grid.denoise else self._result(self._whole("x"))
+        if self._states is not None:
+            ends = [last] if grid.denoise else []
+            for state in (self._like, *self._states.to(last.dtype), *ends):
+                grid.recorder.add(state)
+        return last, self._info(*grid.recorder.result())
 
-    def denoised(self, level: float) -> Tensor:
-        """The model's output at the result of a run that has ended at a level."""
-        model, x = self.method.model, self.whole("x")
+    def _denoised(self) -> Tensor:
+        """The model's output at the last stop."""
+        model, x, level = self.method.model, self._whole("x"), self._grid.stops[-1]
+        if x.shape[0] == 0:
+            return self._result(x)
         model.extra = self._extra
         levels = torch.full((x.shape[0],), level, dtype=torch.float64, device=x.device)
         output = model(x, levels).tensor
@@ -203,23 +173,23 @@ class Run:
             part.nfe = part.nfe + 1
         if model.bad is not None and bool(model.bad.any()):
             raise self._failure(int(model.bad.nonzero()[0]), level, _MEANS[BAD_OUTPUT])
-        return self.result(output)
+        return self._result(output)
 
-    def result(self, x: Tensor) -> Tensor:
+    def _result(self, x: Tensor) -> Tensor:
         """A state as users get it: a tensor of its own, like theirs."""
         return torch.empty_like(self._like, requires_grad=False).copy_(x)
 
-    def whole(self, name: str) -> Tensor:
+    def _whole(self, name: str) -> Tensor:
         """An attribute of the lanes for the whole batch."""
         return lanes.join([*self._gone, self.now])(name)
 
-    def info(
+    def _info(
         self, trajectory: Tensor | None = None, levels: tuple[float, ...] | None = None
     ) -> AdaptiveInfo:
         """The counts so far."""
         device = self._like.device
         nfe, accepted, rejected, leg = (
-            self.whole(name).to(device) for name in ("nfe", "accepted", "rejected", "leg")
+            self._whole(name).to(device) for name in ("nfe", "accepted", "rejected", "leg")
         )
         return AdaptiveInfo(
             nfe=nfe,
@@ -241,8 +211,8 @@ class Run:
             self.evaluate_first()
         active = self._active()
         step, landing = self._step(active)
-        if self.settings.callback is not None:
-            self.settings.callback({"i": i, "samples": now.ids, **method.shown(step)})
+        if self._settings.callback is not None:
+            self._settings.callback({"i": i, "samples": now.ids, **method.shown(step)})
         outcome = method.attempt(step)
         self._attempts += 1
         self.count(active, method.evaluations)
@@ -264,7 +234,7 @@ class Run:
         now.failure = torch.maximum(now.failure, failure)
         now.memory, now.retry, now.fresh = decision.memory, refused, now.fresh | accept
         now.accepted, now.rejected = now.accepted + accept, now.rejected + refused
-        if self.states is not None:
+        if self._states is not None:
             self._record(accept & landing)
         now.leg = now.leg + (accept & landing)
         method.model.forget(now.first)
@@ -305,7 +275,7 @@ class Run:
         """Keep the states of samples that are on a stop now."""
         if self._compact and not bool(landed.any()):
             return
-        states, now = self.states, self.now
+        states, now = self._states, self.now
         assert states is not None
         where = now.leg.clamp_max(len(self._stops) - 1).to(states.device)
         ids = now.ids.to(states.device)
@@ -334,7 +304,23 @@ class Run:
     def _failure(self, sample: int, level: float, why: str) -> SolverError:
         return SolverError(
             f"{self.method.name} gave up on sample {sample} at {level:g}: {why}",
-            self.result(self.whole("x")),
-            self.method.level(self.whole("t")),
-            self.info(),
+            self._result(self._whole("x")),
+            self.method.level(self._whole("t")),
+            self._info(),
         )
+
+
+def run(
+    method: Method,
+    control: Control,
+    x: Tensor,
+    grid: Grid,
+    first_step: float | Callable[[Run], Tensor],
+) -> tuple[Tensor, AdaptiveInfo]:
+    """Run to the end of a grid, with a first step size or what finds those of all samples."""
+    one = Run(method, control, x, grid)
+    if x.shape[0]:
+        one.evaluate_first()
+        size = first_step(one) if callable(first_step) else first_step
+        one.now.h = one.now.h + size
+    return one.go()

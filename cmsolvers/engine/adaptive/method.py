@@ -6,22 +6,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
+from cmsolvers.engine.adaptive.control import scaled_error
 from cmsolvers.engine.adaptive.lanes import Lanes
+from cmsolvers.engine.adaptive.options import Settings
 from cmsolvers.engine.forms import Form, form_of
 from cmsolvers.engine.live import Held, Live, held
 from cmsolvers.engine.machine import transformed
 from cmsolvers.engine.outputs import Outputs
 from cmsolvers.ops.noise_sum import noise_sum
-
-NoiseSampler: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""`noise_sampler(start, end)` with one level or time per sample, float64 [B] each."""
 
 # More calls than a step has, and than a network's compiler looks at before it settles on a buffer.
 _YOUNG = 8
@@ -152,19 +151,24 @@ class Outcome(NamedTuple):
 class Method(ABC):
     """One step with an error estimate.
 
+    Args:
+        model: what is integrated.
+        settings: the tolerances among them.
+
     Attributes:
         name: of the solver.
-        model: what is integrated.
         evaluations: calls of the model in a step, beside the one at x.
         reuses_last: whether a step gives the model's output at the new state.
         remembers: whether a step gives a state that the next one is measured against.
     """
 
     name: str
-    model: Model
     evaluations: int
     reuses_last = False
     remembers = False
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model, self.settings = model, settings
 
     @abstractmethod
     def attempt(self, step: Step) -> Outcome:
@@ -178,8 +182,13 @@ class Method(ABC):
         """The t of a level."""
         return level
 
+    def norm(self, wrong: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """The size of an error under the tolerances, float64 [b]; a and b are states."""
+        rtol, atol = self.settings.rtol, self.settings.atol
+        return scaled_error(wrong, a, b, rtol=rtol, atol=atol, larger=self.remembers)
+
     def shown(self, step: Step) -> dict[str, Any]:
-        """A callback's view of a step: that of a denoiser's."""
+        """A callback's view of a step of a denoiser."""
         sigma = self.level(step.t)
         return {
             "x": step.lanes.x,
@@ -194,37 +203,26 @@ class SampleNoise:
     """The noise of a whole batch, for any of its samples.
 
     Args:
-        seed: see `noise.key`; drawn from only without a noise sampler.
+        settings: seed and noise sampler.
         like: the user's x, [B, ...].
-        noise_sampler: in place of the built-in noise: unit normal in the shape of x. Samples that
-            have ended have start = end.
         wanted: whether noise will be asked for; if not, no seed is drawn.
     """
 
-    def __init__(
-        self,
-        seed: noise.SeedLike,
-        like: Tensor,
-        noise_sampler: NoiseSampler | None,
-        *,
-        wanted: bool = True,
-    ) -> None:
-        self._like, self._sampler = like, noise_sampler
-        batch, device = like.shape[0], like.device
+    def __init__(self, settings: Settings, like: Tensor, *, wanted: bool = True) -> None:
+        self._like, self._sampler = like, settings.noise_sampler
         self._table: Tensor | None = None
-        drawn = seed is None or isinstance(seed, torch.Generator)
-        if drawn and not (wanted and self._sampler is None):
+        drawn = settings.seed is None or isinstance(settings.seed, torch.Generator)
+        if drawn and not (wanted and self.built_in):
             return
-        key = noise.key(seed, batch, device=device)
-        places = torch.arange(batch, device=device)
+        key = noise.key(settings.seed, like.shape[0], device=like.device)
+        places = torch.arange(like.shape[0], device=like.device)
         if key.table is None:
             seeds = torch.full_like(places, key.seed)
             self._table = torch.stack((seeds, places + key.offset), dim=1)
-        elif key.table.shape[0] == 1 != batch:
-            seeds, ids = key.table.to(device).expand(batch, 2).unbind(1)
-            self._table = torch.stack((seeds, ids + places), dim=1)
-        else:
-            self._table = key.table.to(device)
+            return
+        self._table = key.table.to(like.device)
+        if key.table.shape[0] == 1:
+            self._table = self._table + torch.stack((torch.zeros_like(places), places), dim=1)
 
     @property
     def built_in(self) -> bool:

@@ -26,6 +26,10 @@ class Held(Symbol):
         super().__init__(name)
         self.tensor = tensor
 
+    def put(self, tensor: Tensor) -> None:
+        """Hold another tensor of the same value."""
+        self.tensor = tensor
+
 
 class Normal(Symbol):
     """A unit normal: built in, named by its draw, or a user's tensor.
@@ -118,8 +122,10 @@ class Live:
             else:
                 assert isinstance(symbol, Held)
                 tensor = symbol.tensor
-            if elementwise(weight):
-                tensor, weight = (weight * tensor).to(like.dtype), 1.0
+            if isinstance(weight, Tensor) and elementwise(weight):
+                column = [-1] + [1] * (like.ndim - 1)
+                factor = weight.reshape(column) if weight.ndim == 1 else weight
+                tensor, weight = (factor * tensor).to(like.dtype), 1.0
             tensors.append(tensor)
             row.append(weight)
         x, tensors, row = self._base(tensors, row)

@@ -146,6 +146,7 @@ class _Lowering:
         self._x = first.x if first.churn is None else State("x")
         self._kept: set[Symbol] = set()
         self._inline: set[Symbol] = set()
+        self._shared: Form | None = None
 
     def _answered(self, ask: Ask) -> _Answer:
         found = _Answer(dtype=self._dtype)
@@ -157,7 +158,7 @@ class _Lowering:
         first = self._x
         lifted = [step.churn is not None for step in self._trace.steps[1:]] + [True]
         for i, step in enumerate(self._trace.steps):
-            self._code = []
+            self._code, self._shared = [], None
             after = None if lifted[i] else self._trace.steps[i + 1]
             ends.append(State(f"x{i + 1}") if after is None else after.x)
             self._step(i, step, ends[-1], after)
@@ -179,8 +180,11 @@ class _Lowering:
                 inline = self._first_answer(ask, step)
             if self._shown and j == 0:
                 self._show(i, step, ask)
+        if self._shown and not step.asks:
+            self._code.append(Show(step.x, None, *self._trace.entry(i)))
         wish = None if after is None else self._wish(after)
-        self._emit(self._expand(step.result), end, wish, inline)
+        result = step.result if self._shared is None else self._shared
+        self._emit(self._expand(result), end, wish, inline)
         self._x = end
 
     def _ask(self, i: int, j: int, ask: Ask, step: TracedStep) -> None:
@@ -197,6 +201,7 @@ class _Lowering:
                 noisy or found.plain() or found.clamps or len(wanted) != 1 or self._way == "tensors"
             )
             self._emit(y, state if own else None, (state, *wanted[0]) if wanted else None)
+            self._share_noise(y, step)
             base = form_of(state) if noisy or found.clamps or self._way == "tensors" else y
         for leaf, c_in, c_noise, dtype, outs in found.calls:
             while len(self._tables) <= leaf:
@@ -213,6 +218,27 @@ class _Lowering:
         self._means[ask] = d
         if self._way == "tensors" or (found.clamps and (j or len(step.asks) > 1)):
             self._means[ask] = form_of(self._tensor(self._settled(d), f"D{i}.{j}"))
+
+    def _share_noise(self, y: Form, step: TracedStep) -> None:
+        """Leave the noise of y, with the state, to a step that reads two normals.
+
+        A launch makes one normal. Where the end of the step needs that of y and another one, the
+        launch of y also makes the part of x and its own normal.
+        """
+        made = [s for s in y.terms if isinstance(s, Noise)]
+        total = self._expand(step.result)
+        both = [s for s in total.terms if isinstance(s, Noise)]
+        launch = self._code[-1]
+        if not self._fused or len(both) < 2 or made != both[:1] or not isinstance(launch, Launch):
+            return
+        if launch.x is not step.x or launch.second is not None:
+            return
+        base = State("x and its noise")
+        launch.second = ("pair", total.terms.get(step.x, 0.0), total.terms[made[0]])
+        launch.other, launch.dtype = base, self._dtype
+        self._shared = Form(
+            {base: 1.0} | {s: w for s, w in total.terms.items() if s not in (step.x, made[0])}
+        )
 
     def _first_answer(self, ask: Ask, step: TracedStep) -> _Inline | None:
         """Keep the answer for later steps, or let the step's launch make it, where it must."""
@@ -261,8 +287,7 @@ class _Lowering:
         if known is None or known in self._inline:
             plain = found.form.replace(lambda s: form_of(step.x) if s is found.y else None)
             known = self._tensor(plain, "D")
-        entry = {"i": i, "sigma": step.sigma, "sigma_hat": step.start}
-        self._code.append(Show(step.x, known, entry))
+        self._code.append(Show(step.x, known, *self._trace.entry(i)))
 
     # --- forms ------------------------------------------------------------------------------------
 

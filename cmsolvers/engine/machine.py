@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -14,6 +15,7 @@ from cmsolvers import noise, ops
 from cmsolvers.denoisers.pairing import alike, halves, twice
 from cmsolvers.engine.answers import Leaf
 from cmsolvers.engine.observers import BadOutputs
+from cmsolvers.engine.outputs import Outputs
 from cmsolvers.engine.program import Call, Draw, Launch, Program, Show
 from cmsolvers.ops import step as fast
 
@@ -65,8 +67,9 @@ class Machine:
         if key is not None:
             self._seed = key.seed & fast.MASK64 if key.table is None else key.table
             self._offset = key.offset
-        self._held: dict[int, tuple[Tensor, Tensor | None]] = {}
-        self._static, self._calls = False, 0
+        # Addresses cannot be asked for under a transform.
+        watched = program.depth > 0 and not self._transformed
+        self._outputs = Outputs(program.depth) if watched else None
 
     def step(self, i: int) -> Tensor:
         """Run step i; the state after it."""
@@ -80,8 +83,9 @@ class Machine:
             else:
                 self._show(op)
             for slot in op.frees:
+                if self._outputs is not None:
+                    self._outputs.release(self._tensors[slot])
                 self._tensors[slot] = None
-                self._held.pop(slot, None)
         return self._tensors[self._program.states[i]]  # type: ignore[no-any-return]
 
     # --- instructions -----------------------------------------------------------------------------
@@ -100,37 +104,16 @@ class Machine:
         if self._bad is not None:
             for out in outs:
                 self._bad.add(op.evaluation, out)
-        if self._program.depth and not self._transformed:
-            outs = self._protected(op, outs)
+        if self._outputs is not None:
+            self._outputs.returned(leaf.name, outs)
+            if op.held:
+                put = t.__setitem__
+                outs = tuple(
+                    self._outputs.hold(out, partial(put, slot))
+                    for slot, out in zip(op.outs, outs, strict=True)
+                )
         for slot, out in zip(op.outs, outs, strict=True):
             t[slot] = out
-
-    def _protected(self, op: Call, outs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Outputs that later calls do not overwrite.
-
-        A network may return the same buffer on every call (a captured graph, another runtime). Its
-        address tells so at the second call, when the first output is lost already: so outputs are
-        copied until enough calls have shown that addresses change.
-        """
-        addresses = [out.data_ptr() for out in outs]
-        for slot, (held, copy) in tuple(self._held.items()):
-            if held.data_ptr() and held.data_ptr() in addresses:
-                if copy is None:
-                    raise RuntimeError(
-                        f"{self._leaves[op.leaf].name} must not return memory that an earlier "
-                        "output of the same run lies in, or do so from the second call on"
-                    )
-                self._tensors[slot], self._static = copy, True
-                del self._held[slot]
-        young = self._calls <= self._program.depth + 1
-        self._calls += 1
-        if not op.held:
-            return outs
-        if self._static:
-            return tuple(out.clone() for out in outs)
-        for slot, out in zip(op.outs, outs, strict=True):
-            self._held[slot] = (out, out.clone() if young else None)
-        return outs
 
     def _draw(self, op: Draw) -> None:
         assert self._noise_sampler is not None
@@ -140,7 +123,8 @@ class Machine:
     def _show(self, op: Show) -> None:
         assert self._callback is not None
         t = self._tensors
-        self._callback({**op.entry, "x": t[op.x], "denoised": t[op.denoised]})
+        shown = None if op.answer is None else t[op.answer]
+        self._callback({**op.entry, "x": t[op.x], op.name: shown})
 
     def _launch(self, op: Launch) -> None:
         t = self._tensors

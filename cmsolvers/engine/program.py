@@ -142,20 +142,21 @@ class Show:
 
     Attributes:
         x: the state at the start of the step.
-        denoised: the answer there.
-        entry: the numbers of the callback's dict.
+        answer: the model's answer there; None where it is not asked.
+        name: what the answer is called in the callback's dict.
+        entry: the numbers of that dict.
         frees: slots of outputs that nothing reads after this instruction.
     """
 
     x: Place
-    denoised: Place
+    answer: Place
+    name: str
     entry: dict[str, float]
     frees: tuple[int, ...] = ()
 
     def reads(self) -> Iterator[Symbol]:
         """Symbols that must be there."""
-        yield self.x
-        yield self.denoised
+        yield from (s for s in (self.x, self.answer) if s is not None)
 
     def writes(self) -> Iterator[Symbol]:
         """No symbols."""
@@ -283,4 +284,4 @@ def _place(op: Instruction, slot: Callable[[Symbol], int]) -> None:
     elif isinstance(op, Draw):
         op.out = of(op.out)
     else:
-        op.x, op.denoised = of(op.x), of(op.denoised)
+        op.x, op.answer = of(op.x), of(op.answer)

@@ -73,9 +73,10 @@ def run(
                 y = machine.step(i)
                 recorder.add(y)
                 done += len(step.asks)
-                progress_bar.advance("sigma", step.to, done)
+                progress_bar.advance(traced.coordinate, step.to, done)
         if bad is not None:
-            bad.check(model, "sigma", program.places)
+            said = f"{model} must return" if traced.coordinate == "sigma" else "sde must give"
+            bad.check(said, traced.coordinate, program.places)
         if not (return_info or recorder.wanted):
             return y
         return y, Info(done, len(traced.steps), *recorder.result())

@@ -184,10 +184,19 @@ class Trace:
     Attributes:
         steps: in order.
         brownian: whether the built-in noise is one Brownian path, not fresh normals.
+        coordinate: "sigma", or "t" of an SDE.
     """
 
     steps: tuple[TracedStep, ...]
     brownian: bool = False
+    coordinate: str = "sigma"
+
+    def entry(self, i: int) -> tuple[str, dict[str, float]]:
+        """For the callback: what the model's answer is called, and where step i is."""
+        step = self.steps[i]
+        if self.coordinate == "t":
+            return "output", {"i": i, "t": step.start, "t_next": step.to}
+        return "denoised", {"i": i, "sigma": step.sigma, "sigma_hat": step.start}
 
     @property
     def noisy(self) -> bool:

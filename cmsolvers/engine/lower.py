@@ -365,6 +365,14 @@ class _Lowering:
     ) -> None:
         """Launch a form; `wish` is an input of the next call, which comes as second output."""
         terms = dict(form.terms)
+        normals = [s for s in terms if isinstance(s, Noise)]
+        if self._fused and len(normals) > 1:  # a launch makes one of them
+            if self._way != "tensors":
+                raise _TooWide
+            part, last = State("part"), {normals[-1]: terms.pop(normals[-1])}
+            self._emit(Form(terms), part, inline=inline, x=x)
+            self._emit(Form({part: 1.0} | last), out, wish, x=part)
+            return
         w_z, draw = self._noise(terms)
         if x is None:
             states = [
@@ -404,8 +412,6 @@ class _Lowering:
                     self._drawn.add(normal)
                     self._code.append(Draw(normal.span, normal))
             return 0.0, 0
-        if len(normals) > 1:
-            raise _TooWide
         return (terms.pop(normals[0]), normals[0].draw) if normals else (0.0, 0)
 
 

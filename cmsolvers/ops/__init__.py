@@ -14,7 +14,6 @@ from cmsolvers.ops.named import (
     pf_ode_step,
     scale_input,
 )
-from cmsolvers.ops.random import normal, uniform
 from cmsolvers.ops.step import weighted_step
 
 __all__ = [
@@ -24,9 +23,7 @@ __all__ = [
     "consistency_output",
     "euler_maruyama_step",
     "heun_step",
-    "normal",
     "pf_ode_step",
     "scale_input",
-    "uniform",
     "weighted_step",
 ]

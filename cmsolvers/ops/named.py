@@ -14,13 +14,22 @@ from cmsolvers.ops.rules import (
     EULER_MARUYAMA,
     HEUN,
     PF_ODE,
+    WEIGHTS,
     Weight,
     consistency,
     euler_maruyama,
     heun,
     pf_ode,
 )
-from cmsolvers.ops.step import FAST, scaled_to, step_by_rule, tracing, weighted_step
+from cmsolvers.ops.step import (
+    FAST,
+    keyed,
+    scaled_to,
+    step_by_rule,
+    tracing,
+    usual_outputs,
+    weighted_step,
+)
 
 INFINITY = math.inf
 AT_ZERO = "sigma_next must be positive for the corrector; got 0 (there the predictor is the step)"
@@ -60,7 +69,8 @@ def euler_maruyama_step(
     if type(diffusion) is float and type(dt) is float:
         w_z = euler_maruyama(diffusion, dt)
         if FAST is not None and not tracing():
-            done = FAST(x, (drift,), (1.0, dt), w_z, seed, stream, draw, offset, out)
+            key, first = keyed(seed, offset)
+            done = FAST(x, (drift,), (1.0, dt), w_z, key, stream, draw, first, out)
             if done is not None:
                 return done  # type: ignore[no-any-return]
         _check(x, (drift,), diffusion=diffusion, dt=dt)
@@ -229,6 +239,15 @@ def scale_input(
     Raises:
         TypeError, ValueError: as `weighted_step`.
     """
+    if FAST is not None and not tracing() and isinstance(x, Tensor):
+        done = None
+        if dtype is None or dtype == x.dtype:
+            done = FAST(x, (), (c_in,), 0.0, None, 0, 0, 0, out)
+        elif out is None or out.dtype == dtype:
+            where = dtype if out is None else out
+            done = FAST(x, (), (0.0,), 0.0, None, 0, 0, 0, False, WEIGHTS, (c_in, 0.0), where)
+        if done is not None:
+            return done  # type: ignore[no-any-return]
     _check(x, (), c_in=c_in)
     if dtype is None or dtype == x.dtype:
         return weighted_step(x, (), (c_in,), out=out)
@@ -268,11 +287,13 @@ def add_noise(
     Raises:
         TypeError, ValueError: as `weighted_step`.
     """
+    second = None if sigma_next is None else (alpha, sigma_next)
+    if FAST is not None and not tracing() and usual_outputs(x, out, None, None):
+        key, first = keyed(seed, offset)
+        done = FAST(x, (), (alpha,), sigma, key, stream, draw, first, out, WEIGHTS, second)
+        if done is not None:
+            return done  # type: ignore[no-any-return]
     if sigma_next is None:
-        if FAST is not None and not tracing():
-            done = FAST(x, (), (alpha,), sigma, seed, stream, draw, offset, out)
-            if done is not None:
-                return done  # type: ignore[no-any-return]
         _check(x, (), sigma=sigma, alpha=alpha)
         return weighted_step(
             x, (), (alpha,), w_z=sigma, seed=seed, stream=stream, draw=draw, offset=offset, out=out

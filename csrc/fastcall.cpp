@@ -153,7 +153,12 @@ bool take_columns(StepParams& p, Given& given, int count, PyObject* object) {
 bool read_modes(StepParams& p, Given& given, PyObject* const* args) {
   PyObject *second = args[kSecond], *basis = args[kBasis], *clamp = args[kClamp];
   const bool weights = p.rule == Rule::weights;
-  if (!weights && (basis != Py_None || clamp != Py_None || second != Py_None)) return false;
+  if (!weights) {
+    double scale = 1.0;  // the rule of the network's input makes its own, for another dtype
+    if (second != Py_None) p.second = Second::pair;
+    const bool own = p.rule == Rule::edm_input && real(second, scale) && scale == 1.0;
+    return (second == Py_None || own) && basis == Py_None && clamp == Py_None;
+  }
   if (clamp != Py_None) {
     if (!PyTuple_CheckExact(clamp) || PyTuple_GET_SIZE(clamp) != 2 ||
         !real(PyTuple_GET_ITEM(clamp, 0), p.low) || !real(PyTuple_GET_ITEM(clamp, 1), p.high) ||
@@ -196,12 +201,13 @@ bool read_arguments(StepParams& p, Given& given, PyObject* const* args) {
   if (PyTuple_CheckExact(arguments)) {
     if (PyTuple_GET_SIZE(arguments) != count) return false;
     for (int j = 0; j < count; ++j)
-      if (!take_argument(p, given, j, PyTuple_GET_ITEM(arguments, j))) return false;
+      if (!take_argument(p, given, j, PyTuple_GET_ITEM(arguments, j)) ||
+          (p.arguments[j].data != nullptr && j >= tensor_count(p.rule, p.n_inputs)))
+        return false;
   } else if (!weights || !take_columns(p, given, count, arguments)) {
     return false;
   }
   if (weights && !take_argument(p, given, kZ, args[kNoiseWeight])) return false;
-  if (p.rule == Rule::consistency && (p.arguments[1].data || p.arguments[2].data)) return false;
   if (!read_modes(p, given, args)) return false;
   const auto present = [&](int j) { return p.arguments[j].data != nullptr || p.numbers[j] != 0.0; };
   p.noise = weights ? present(kZ) || (p.second == Second::pair && present(kS1))

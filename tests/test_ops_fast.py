@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cmsolvers import noise, ops
-from cmsolvers.ops import step
+from cmsolvers.ops import named, rules, step
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 DTYPES = [F64, F32, F16, BF16]
@@ -42,6 +42,17 @@ def general() -> Iterator[None]:
         yield
     finally:
         step.FAST = kept
+
+
+@contextmanager
+def without_fast() -> Iterator[None]:
+    """Without the short way anywhere."""
+    kept, named.FAST = named.FAST, None
+    try:
+        with general():
+            yield
+    finally:
+        named.FAST = kept
 
 
 # Keywords of ops.weighted_step, and the same as FAST takes them: (seed, second, basis, clamp).
@@ -156,6 +167,24 @@ class TestSameBits:
             want = ops.weighted_step(x, (f,), (1.0, 0.25), w_z=w_z, **place)
         assert_same_bits(got, want)
 
+    @pytest.mark.parametrize("second", DTYPES, ids=str)
+    @pytest.mark.parametrize("state", DTYPES, ids=str)
+    @pytest.mark.parametrize("sigma", [0.3, 0.0, levels(2), levels(1, F32)], ids=str)
+    def test_edm(self, state, second, sigma):
+        """Numbers, rows, and the input in a dtype of its own; and only this as a second output."""
+        x, f = values(0, state), values(1, state)
+        quick = ops.edm_input(x, sigma, dtype=second), ops.edm_output(x, f, sigma)
+        with without_fast():
+            slow = ops.edm_input(x, sigma, dtype=second), ops.edm_output(x, f, sigma)
+        assert_same_bits(quick, slow)
+        assert_same_bits(ops.edm_input(x, sigma, dtype=second, out=quick[0]), slow[0])
+        call = (x, (), (sigma, 0.5), *NO_NOISE, False, rules.EDM_INPUT)
+        assert_same_bits(FAST(*call, 1.0, second), slow[0])
+        assert FAST(*call, 0.5, second) is None
+        assert FAST(x, (f,), (0.5, sigma), *NO_NOISE, None, rules.EDM_OUTPUT, 1.0) is None
+        tensors = FAST(x, (f,), (sigma, levels(0)), *NO_NOISE, None, rules.EDM_OUTPUT)
+        assert tensors is None  # sigma_data is a number
+
     def test_a_table_of_weights_and_no_dimension(self):
         table = values(4, F64, (5, 2))
         x, m = values(0), values(1)
@@ -202,9 +231,9 @@ WRONG: dict[str, tuple[Any, ...]] = {  # out, rule, second, second_out, basis, c
     "second in the place of x": (None, 0, 0.3, X),
     "second in the place of an input": (None, 0, 0.3, M),
     "second in the place of x, alone": (False, 0, 0.3, X),
-    "second with a rule": (None, 1, 0.3),
-    "clamp with a rule": (None, 1, None, None, None, (0.0, 1.0)),
-    "rule folded": (None, 5, 0.3),
+    "second with a rule": (None, rules.PF_ODE, 0.3),
+    "clamp with a rule": (None, rules.PF_ODE, None, None, None, (0.0, 1.0)),
+    "rule folded": (None, rules.FOLDED, 0.3),
     "second not finite": (None, 0, float("inf")),
     "second False": (None, 0, False),
     "second a word": (None, 0, "x0"),

@@ -9,6 +9,8 @@ from cmsolvers.ops.keys import Key
 from cmsolvers.ops.named import (
     add_noise,
     consistency_output,
+    edm_input,
+    edm_output,
     euler_maruyama_step,
     heun_step,
     pf_ode_step,
@@ -21,6 +23,8 @@ __all__ = [
     "add_noise",
     "build_info",
     "consistency_output",
+    "edm_input",
+    "edm_output",
     "euler_maruyama_step",
     "heun_step",
     "pf_ode_step",

@@ -37,8 +37,8 @@ contiguous, no derivative, no transform) straight into the kernel.
   WEIGHTS (w_x, w_1, ..., w_n), or one tensor [B, 1 + n].
 - seed: an int, or the table of a Key (`offset` is not read then). Not read where w_z is 0.
 - out: a tensor, None (a new one is made), or False: the first output is not wanted.
-- second, for the rule WEIGHTS: None; s (a number or a tensor [B]): s x'; True: D; (p, q):
-  p x + q z.
+- second: None; s (a number or a tensor [B]): s x'; True: D; (p, q): p x + q z. With another rule
+  than WEIGHTS only None, and for EDM_INPUT 1.0: x' in the dtype of the second output.
 - second_out: a tensor, a dtype (a new tensor of it is made), or None (one of x's dtype is).
 - basis, clamp: `x0` and `clamp` of weighted_step.
 
@@ -269,25 +269,36 @@ def step_by_rule(
         check_weight(name, value, x)
     noisy = rule == EULER_MARUYAMA
     noise = _noise(x, seed, stream, draw, offset) if noisy else ([], None)
-    return _run(x, inputs, rule, list(arguments.values()), noise=noise, out=out)  # type: ignore[no-any-return]
+    return run_rule(x, inputs, rule, list(arguments.values()), noise=noise, out=out)
 
 
-def scaled_to(x: Tensor, scale: Weight, dtype: torch.dtype, out: Tensor | None) -> Tensor:
-    """Scale x, as the second output of a step; no first one is made unless something follows it.
+def run_rule(
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    rule: int,
+    arguments: Sequence[Weight],
+    *,
+    noise: tuple[list[int], Tensor | None] = ([], None),
+    out: Tensor | None = None,
+) -> Tensor:
+    """The general way of a step with one output, on checked arguments."""
+    return _run(x, inputs, rule, arguments, noise=noise, out=out)  # type: ignore[no-any-return]
 
-    The general way of `ops.scale_input`, for another dtype than x's.
-    """
-    columns: list[Weight] = [0.0, 0.0, 0.0, 1.0, scale, 0.0]
+
+def second_alone(
+    x: Tensor, rule: int, arguments: Sequence[Weight], dtype: torch.dtype, out: Tensor | None
+) -> Tensor:
+    """s0 x in another dtype, on checked arguments; no first output is made unless x is followed."""
     options: dict[str, Any] = {"kind": reference.PAIR, "second_dtype": dtype, "second_out": out}
     if _followed(x):
-        return _run(x, (), WEIGHTS, columns, **options)[1]  # type: ignore[no-any-return]
+        return _run(x, (), rule, arguments, **options)[1]  # type: ignore[no-any-return]
     dtype = second_dtype_for(dtype, x, True)
     if out is None:
         out = torch.empty_like(x, dtype=dtype)
     else:
         check_outputs(x, (), None, out, dtype, True)
     step = torch.ops.cmsolvers.weighted_step_out
-    step(None, out, x, [], *_split(columns, x), WEIGHTS, [], None, [], reference.PAIR)
+    step(None, out, x, [], *_split(arguments, x), rule, [], None, [], reference.PAIR)
     return out
 
 

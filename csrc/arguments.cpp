@@ -45,12 +45,18 @@ bool disjoint(const at::Tensor& a, const at::Tensor& b) {
 
 int input_count(Rule rule, int given) {
   if (rule == Rule::weights || rule == Rule::folded) return given;
-  return rule == Rule::heun ? 2 : 1;
+  return rule == Rule::heun ? 2 : rule == Rule::edm_input ? 0 : 1;
 }
 
 int argument_count(Rule rule, int n_inputs) {
   if (rule == Rule::weights || rule == Rule::folded) return n_inputs + 6;
   return rule == Rule::consistency ? 3 : 2;
+}
+
+int tensor_count(Rule rule, int n_inputs) {
+  const bool level_alone =
+      rule == Rule::consistency || rule == Rule::edm_input || rule == Rule::edm_output;
+  return level_alone ? 1 : argument_count(rule, n_inputs);
 }
 
 int argument_place(Rule rule, int j, int n_inputs) {
@@ -89,7 +95,7 @@ void fill_arguments(StepParams& p, const Arguments& given, const at::Tensor& x,
   const int64_t batch = x.dim() == 0 ? 1 : x.size(0);
   for (size_t i = 0; i < given.tensors.size(); ++i) {
     const int64_t j = given.places[i];
-    TORCH_CHECK_VALUE(j >= 0 && j < (p.rule == Rule::consistency ? 1 : count),
+    TORCH_CHECK_VALUE(j >= 0 && j < tensor_count(p.rule, n),
                       "places must name arguments that may be tensors; got ", j);
     at::Tensor value = given.tensors[i];
     TORCH_CHECK_VALUE(value.device() == x.device(), "tensors[", i, "] must be on the device of x");

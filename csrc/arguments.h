@@ -15,6 +15,9 @@ int input_count(Rule rule, int given);
 // How many arguments a rule takes with n inputs.
 int argument_count(Rule rule, int n_inputs);
 
+// How many arguments, the first ones, may be tensors.
+int tensor_count(Rule rule, int n_inputs);
+
 // Where argument j stands among kWeights.
 int argument_place(Rule rule, int j, int n_inputs);
 

@@ -32,10 +32,12 @@ enum class Rule : int8_t {
   pf_ode,          // 0 sigma, 1 sigma'; the weights of ops.pf_ode_step
   heun,            // 0 sigma, 1 sigma'; those of the corrector of ops.heun_step
   consistency,     // 0 sigma, 1 sigma_data, 2 sigma_min; those of ops.consistency_output
+  edm_input,       // 0 sigma, 1 sigma_data; that of ops.edm_input, as s0 too
+  edm_output,      // 0 sigma, 1 sigma_data; those of ops.edm_output
   euler_maruyama,  // 0 diffusion, 1 dt; those of ops.euler_maruyama_step
   folded           // the weights, with c_skip and c_out still to be put into w_x and w_1
 };
-constexpr int kRules = 6;
+constexpr int kRules = 8;
 
 // An argument that is a tensor: data[sample * stride], on the device of x.
 struct Argument {

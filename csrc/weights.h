@@ -37,7 +37,7 @@ CMS_HD double read_argument(const Argument& argument, int64_t sample) {
 // Arguments in their places (see Rule) become the weights in theirs.
 CMS_HD void apply_rule(Rule rule, double (&w)[kWeights]) {
   if (rule == Rule::weights) return;
-  double x = 0.0, first = 0.0, other = 0.0, z = 0.0;
+  double x = 0.0, first = 0.0, other = 0.0, z = 0.0, second = 0.0;
   if (rule == Rule::folded) {
     w[kX] = w[kX] + w[kInput] * w[kSkip];
     w[kInput] = w[kInput] * w[kOut];
@@ -59,6 +59,13 @@ CMS_HD void apply_rule(Rule rule, double (&w)[kWeights]) {
     const double shifted = sigma - w[2], variance = data * data;
     x = variance / (shifted * shifted + variance);
     first = shifted * data / square_root(sigma * sigma + variance);
+  } else if (rule == Rule::edm_input) {
+    x = second = 1.0 / square_root(w[0] * w[0] + w[1] * w[1]);
+  } else if (rule == Rule::edm_output) {
+    const double sigma = w[0], data = w[1];
+    const double variance = data * data, spread = sigma * sigma + variance;
+    x = variance / spread;
+    first = sigma * data / square_root(spread);
   } else if (rule == Rule::euler_maruyama) {
     x = 1.0;
     first = w[1];
@@ -73,6 +80,7 @@ CMS_HD void apply_rule(Rule rule, double (&w)[kWeights]) {
   w[kInput + 1] = other;
   w[kZ] = z;
   w[kOut] = 1.0;
+  w[kS0] = second;
 }
 
 // The weights of one sample; where no argument is a tensor they stand in p.numbers.

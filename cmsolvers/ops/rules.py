@@ -15,10 +15,16 @@ from torch import Tensor
 
 Weight: TypeAlias = float | Tensor
 
-WEIGHTS, PF_ODE, HEUN, CONSISTENCY, EULER_MARUYAMA, FOLDED = range(6)
-"""The weights themselves: (w_x, w_1..w_n, w_z, c_skip, c_out, s0, s1). (sigma, sigma') of the Euler
-step, and of Heun's corrector. (sigma, sigma_data, sigma_min). (diffusion, dt). The weights, with
-c_skip and c_out still to be put into w_x and w_1."""
+WEIGHTS, PF_ODE, HEUN, CONSISTENCY, EDM_INPUT, EDM_OUTPUT, EULER_MARUYAMA, FOLDED = range(8)
+"""What the arguments of a step are.
+
+- WEIGHTS: the weights themselves, (w_x, w_1..w_n, w_z, c_skip, c_out, s0, s1).
+- PF_ODE, HEUN: (sigma, sigma'), of the Euler step and of Heun's corrector.
+- CONSISTENCY: (sigma, sigma_data, sigma_min).
+- EDM_INPUT, EDM_OUTPUT: (sigma, sigma_data).
+- EULER_MARUYAMA: (diffusion, dt).
+- FOLDED: the weights, with c_skip and c_out still to be put into w_x and w_1.
+"""
 
 
 def pf_ode(sigma: Any, sigma_next: Any) -> tuple[Any, Any]:
@@ -38,6 +44,18 @@ def consistency(sigma: Any, sigma_data: float, boundary: Any) -> tuple[Any, Any]
     spread = sigma * sigma + variance
     root = math.sqrt(spread) if type(spread) is float else _root(spread)
     return variance / (shifted * shifted + variance), shifted * sigma_data / root
+
+
+def edm_input(sigma: Any, sigma_data: float) -> Any:
+    """c_in."""
+    return 1.0 / _root(sigma * sigma + sigma_data * sigma_data)
+
+
+def edm_output(sigma: Any, sigma_data: float) -> tuple[Any, Any]:
+    """(c_skip, c_out)."""
+    variance = sigma_data * sigma_data
+    spread = sigma * sigma + variance
+    return variance / spread, sigma * sigma_data / _root(spread)
 
 
 def euler_maruyama(diffusion: Any, dt: Any) -> Any:
@@ -75,6 +93,11 @@ def canonical(
         return [*pf_ode(*given), 0.0, *rest]
     if rule == HEUN:
         return [*heun(*given), 0.0, *rest]
+    if rule == EDM_INPUT:
+        c_in = edm_input(*given)
+        return [c_in, 0.0, *rest[:2], c_in, 0.0]
+    if rule == EDM_OUTPUT:
+        return [*edm_output(*given), 0.0, *rest]
     if rule == EULER_MARUYAMA:
         return [1.0, given[1], euler_maruyama(*given), *rest]
     sigma, sigma_data, boundary = given

@@ -115,6 +115,8 @@ STEPS: dict[str, Step] = {
     "noise pair, levels": lambda x, m, s: ops.add_noise(
         x, _levels(x, F32, 0.1, 0.9), sigma_next=_levels(x, F64, 0.2, 1.0), seed=s
     ),
+    "edm_input to float16": lambda x, m, s: ops.edm_input(x, _levels(x, F32, 0.1, 9.0), dtype=F16),
+    "edm_output, levels": lambda x, m, s: ops.edm_output(x, m[0], _levels(x, F64, 0.1, 9.0)),
     "scale to float16": lambda x, m, s: ops.scale_input(x, _levels(x, F32, 0.1, 0.9), dtype=F16),
     "everything": _everything,
 }

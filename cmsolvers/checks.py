@@ -50,9 +50,8 @@ def state(name: str, value: Any) -> Tensor:
 def model_output(name: str, value: Any, x: Tensor) -> Tensor:
     """What a callable returned for state x: shape and device of x, its precision or a lower one."""
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{name} must return a torch.Tensor; it returned {describe(value)}{_inside(name, value)}"
-        )
+        found = describe(value) + _inside(name, value)
+        raise TypeError(f"{name} must return a torch.Tensor; it returned {found}")
     if value.shape != x.shape:
         raise ValueError(
             f"{name} must return the shape of x, {list(x.shape)}; it returned {list(value.shape)}"

@@ -41,7 +41,7 @@ class Composed(nn.Module, ABC):
 
     @property
     def signature(self) -> Hashable | None:
-        """What a run settles on the host about it, with the meaning of `Preconditioned.signature`."""
+        """What a run settles on the host about it; see `Preconditioned.signature`."""
         return self._settled() if opens(self) else CALLED
 
     def _settled(self) -> Hashable | None:
@@ -54,7 +54,8 @@ class Composed(nn.Module, ABC):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor: ...
+        def __call__(self, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor:
+            """As `forward`, with the hooks of a module."""
 
     def forward(self, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor:
         """x0 for x at level sigma.
@@ -137,7 +138,7 @@ def folds(denoiser: object) -> TypeGuard[Preconditioned]:
 
 
 def signature(denoiser: object) -> Hashable | None:
-    """Of any denoiser: its own, or that of a callable, of which nothing is settled before a call."""
+    """Signature of any denoiser; nothing of a plain callable is settled before a call."""
     if isinstance(denoiser, (Preconditioned, Composed)):
         return denoiser.signature
     return CALLED

@@ -46,7 +46,10 @@ __all__ = [
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
-_ARGUMENTS = """\
+_SHARED = """\
+Args:
+    net: `net(x_t, t, **extra_args) -> {output}`, x_t in the coordinates of `process`, t of shape
+        [B]. A module becomes a submodule of the result.
     process: whose coordinates and time the network was trained in: `Karras()` is (x, sigma),
         `DDPM()` a chain, with t from 0 to its last index.
     c_noise: what the network gets as its second argument: None the time of the process (of a
@@ -55,9 +58,8 @@ _ARGUMENTS = """\
         once per level) as well as a float64 tensor.
     dtype: dtype of the network's input; None is that of x.
     time_dtype: torch.int64 or torch.int32 for a network that looks its time up in a table: it gets
-        the index of the chain that is nearest to the level. None is a floating time."""
+        the index of the chain that is nearest to the level. None is a floating time.
 
-_ERRORS = """\
 Returns:
     A denoiser `D(x, sigma, **extra_args)`, a module around `net`.
 
@@ -67,13 +69,16 @@ Raises:
     ValueError: an unknown c_noise, or one beside time_dtype."""
 
 
-def _documented(function: _Function) -> _Function:
+def _documented(output: str) -> Callable[[_Function], _Function]:
     """Put into a docstring what all of `from_*` share, so that each is complete by itself."""
-    if function.__doc__ is not None:  # None under python -OO
-        text = inspect.cleandoc(function.__doc__)
-        text = text.replace("    (arguments)", _ARGUMENTS).replace("(errors)", _ERRORS)
-        function.__doc__ = text
-    return function
+
+    def fill(function: _Function) -> _Function:
+        if function.__doc__ is not None:  # it is None under python -OO
+            text = inspect.cleandoc(function.__doc__)
+            function.__doc__ = text.replace("(arguments)", _SHARED.format(output=output))
+        return function
+
+    return fill
 
 
 def _in_process(
@@ -109,7 +114,7 @@ _VP = VP()
 _FLOW = RectifiedFlow()
 
 
-@_documented
+@_documented("eps")
 def from_eps(
     net: Network,
     *,
@@ -120,19 +125,14 @@ def from_eps(
 ) -> Preconditioned:
     """D = x - sigma eps, from a network that predicts the noise.
 
-    Args:
-        net: `net(x_t, t, **extra_args) -> eps`, x_t in the coordinates of `process`, t of
-            shape [B].
-        (arguments)
-
-    (errors)
+    (arguments)
 
     Source: Ho et al., "Denoising Diffusion Probabilistic Models" (2020), eq. 15.
     """
     return _in_process(net, "eps", process, c_noise, dtype, time_dtype)
 
 
-@_documented
+@_documented("v")
 def from_v(
     net: Network,
     *,
@@ -145,19 +145,14 @@ def from_v(
 
     x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2): the process need not keep the variance.
 
-    Args:
-        net: `net(x_t, t, **extra_args) -> v`, x_t in the coordinates of `process`, t of
-            shape [B].
-        (arguments)
-
-    (errors)
+    (arguments)
 
     Source: Salimans & Ho, "Progressive Distillation" (2022), section 4 and appendix D.
     """
     return _in_process(net, "v", process, c_noise, dtype, time_dtype)
 
 
-@_documented
+@_documented("x_0")
 def from_x0(
     net: Network,
     *,
@@ -168,19 +163,14 @@ def from_x0(
 ) -> Preconditioned:
     """D = net, a network that predicts the clean data.
 
-    Args:
-        net: `net(x_t, t, **extra_args) -> x_0`, x_t in the coordinates of `process`, t of
-            shape [B].
-        (arguments)
-
-    (errors)
+    (arguments)
 
     Source: Ho et al. (2020), section 3.2, the alternative to predicting the noise.
     """
     return _in_process(net, "x0", process, c_noise, dtype, time_dtype)
 
 
-@_documented
+@_documented("score")
 def from_score(
     net: Network,
     *,
@@ -191,19 +181,14 @@ def from_score(
 ) -> Preconditioned:
     """D = x + (sigma^2 / alpha) score, the score in the coordinates of the process (Tweedie).
 
-    Args:
-        net: `net(x_t, t, **extra_args) -> score`, x_t in the coordinates of `process`, t of
-            shape [B].
-        (arguments)
-
-    (errors)
+    (arguments)
 
     Source: Efron, "Tweedie's formula and selection bias" (2011); Song et al. (2021).
     """
     return _in_process(net, "score", process, c_noise, dtype, time_dtype)
 
 
-@_documented
+@_documented("u")
 def from_flow(
     net: Network,
     *,
@@ -218,12 +203,7 @@ def from_flow(
     counts time the other way is `lambda x, t: -net(x, 1 - t)`, one that was handed 1000 t is
     `lambda x, t: net(x, 1000 * t)`.
 
-    Args:
-        net: `net(x_t, t, **extra_args) -> u`, x_t in the coordinates of `process`, t of
-            shape [B].
-        (arguments)
-
-    (errors)
+    (arguments)
 
     Source: Lipman et al., "Flow Matching for Generative Modeling" (2023), eq. 15; Liu et al., "Flow
     Straight and Fast" (2023), eq. 1.
@@ -296,7 +276,7 @@ class EDM(Preconditioned):
 
 
 class ConsistencyFunction(Preconditioned):
-    """The consistency function f(x, sigma) = c_skip x + c_out F with f(x, sigma_min) = x to the bit.
+    """Consistency function f(x, sigma) = c_skip x + c_out F, with f(x, sigma_min) = x to the bit.
 
     sigma_min rounded to float32, as a float32 tensor of levels holds it, is sigma_min too.
     c_skip = sd^2 / ((s - e)^2 + sd^2), c_out = (s - e) sd / sqrt(s^2 + sd^2),

@@ -167,7 +167,8 @@ class Preconditioned(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor: ...
+        def __call__(self, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor:
+            """As `forward`, with the hooks of a module."""
 
     def forward(self, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor:
         """x0 for x at level sigma.

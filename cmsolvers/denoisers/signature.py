@@ -27,7 +27,7 @@ class _Same:
         return id(self._value)
 
 
-class _Changing(Exception):
+class _ChangingError(Exception):
     """A part whose answers training changes."""
 
 
@@ -39,13 +39,13 @@ def signature_of(*parts: object) -> Hashable | None:
     """
     try:
         return tuple(map(_key, parts))
-    except _Changing:
+    except _ChangingError:
         return None
 
 
 def _key(value: object) -> Hashable:
     if isinstance(value, nn.Module):  # a learned c_noise
-        raise _Changing
+        raise _ChangingError
     if isinstance(value, partial):
         parts = value.func, *value.args, *value.keywords, *value.keywords.values()
     elif isinstance(value, MethodType):

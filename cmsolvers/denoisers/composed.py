@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cmsolvers import checks as check
 from cmsolvers.denoisers.pairing import take
 from cmsolvers.denoisers.preconditioning import Preconditioned, as_written, training_mode
-from cmsolvers.denoisers.protocol import Denoiser, Extra
+from cmsolvers.denoisers.protocol import Arguments, Denoiser, Extra
 from cmsolvers.denoisers.signature import CALLED
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ def opens(denoiser: object) -> TypeGuard[Composed]:
     return isinstance(denoiser, Composed) and as_written(denoiser, Composed.forward)
 
 
-def all_samples(denoiser: object, x: Tensor) -> dict[str, Any]:
+def all_samples(denoiser: object, x: Tensor) -> Arguments:
     """The extra argument that says that x is the whole batch, where the denoiser takes it."""
     if not isinstance(denoiser, Composed):
         return {}
@@ -98,7 +98,7 @@ def all_samples(denoiser: object, x: Tensor) -> dict[str, Any]:
 
 
 def own_rows(value: T, extra: Extra) -> T:
-    """Of what a denoiser holds for a whole batch, the rows of the samples that it is asked for."""
+    """Of what a denoiser holds for a whole batch, the rows of the samples that it is called for."""
     samples = extra.get(SAMPLES)
     return value if samples is None else take(value, samples["batch"], samples["places"])
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from cmsolvers.denoisers.composed import (
 )
 from cmsolvers.denoisers.pairing import Weight, alike, asked, halves, joined_arguments, twice
 from cmsolvers.denoisers.preconditioning import training_mode
-from cmsolvers.denoisers.protocol import Denoiser, Extra
+from cmsolvers.denoisers.protocol import Arguments, Denoiser, Extra
 
 __all__ = ["Guided", "autoguided", "guided"]
 
@@ -46,7 +45,7 @@ class Guided(Composed):
     def __init__(
         self,
         sides: tuple[Denoiser, Denoiser],
-        own: tuple[dict[str, Any], dict[str, Any]],
+        own: tuple[Arguments, Arguments],
         scale: float | Tensor,
         interval: tuple[float, float],
         rescale: float = 0.0,
@@ -81,7 +80,7 @@ class Guided(Composed):
         return "guide", self._pair, interval, how, behind
 
     def weights(self, level: float) -> tuple[Weight, Weight]:
-        """Weights of D_c and D_u at a level; a side of weight 0.0 is not asked."""
+        """Weights of D_c and D_u at a level; a side of weight 0.0 is not called."""
         return self._pair if self._covers(level) else (1.0, 0.0)
 
     def _covers(self, level: float) -> bool:
@@ -94,7 +93,7 @@ class Guided(Composed):
     def _weights_of(
         self, sigma: Tensor, level: float | None, extra: Extra
     ) -> tuple[Weight, Weight]:
-        """The same for the samples asked for, at levels that perhaps only the device knows."""
+        """The same for the samples at hand, at levels that perhaps only the device knows."""
         pair: tuple[Weight, Weight] = own_rows(self._pair, extra)
         _check_scale(pair[0], sigma)
         if level is not None:
@@ -105,7 +104,7 @@ class Guided(Composed):
         w = torch.where(inside, pair[0], 1.0).double()
         return w, 1.0 - w
 
-    def arguments(self, extra: Extra) -> tuple[dict[str, Any], dict[str, Any]]:
+    def arguments(self, extra: Extra) -> tuple[Arguments, Arguments]:
         """Extra arguments of both sides; their own replace what the caller hands to both."""
         first, second = own_rows(self.own, extra)
         return {**extra, **first}, {**extra, **second}
@@ -137,8 +136,8 @@ def guided(
     denoiser: Denoiser,
     scale: float | Tensor,
     *,
-    conditional: dict[str, Any] | None = None,
-    unconditional: dict[str, Any] | None = None,
+    conditional: Arguments | None = None,
+    unconditional: Arguments | None = None,
     weak: Denoiser | None = None,
     interval: tuple[float, float] = (0.0, math.inf),
     rescale: float = 0.0,
@@ -172,7 +171,9 @@ def guided(
             that does not treat samples alone may give other values than in two calls.
 
     Returns:
-        A denoiser.
+        A denoiser, and a module: denoisers that are modules are its submodules "denoiser" and
+        "weak". Tensors among conditional and unconditional and a tensor as scale are no buffers:
+        they stay as they are when the module moves, and out of its state_dict.
 
     Raises:
         TypeError: a denoiser that cannot be called, arguments of the wrong kind, neither
@@ -203,14 +204,19 @@ def autoguided(
     Args:
         denoiser: `D(x, sigma, **extra_args)`.
         weak: the same, of a smaller or less trained model; both get the same extra arguments.
-        scale: w, as in `guided`.
-        interval: as in `guided`.
+        scale: w, a number or a floating tensor [B] on the device of x, without a gradient. 1 is
+            the denoiser, 0 is the weak one; the side of weight 0 is then not called.
+        interval: (low, high): guidance where low < sigma <= high, the denoiser alone elsewhere;
+            there the weak one is not called, unless levels come as a tensor (adaptive solvers),
+            whose entries the host does not know.
 
     Returns:
-        A denoiser.
+        A denoiser, and a module: denoisers that are modules are its submodules "denoiser" and
+        "weak". A tensor as scale stays where it is when the module moves.
 
     Raises:
-        TypeError, ValueError: as `guided`.
+        TypeError: a denoiser that cannot be called, a scale or an interval of the wrong kind.
+        ValueError: a scale that is not finite or requires a gradient, an interval that is empty.
 
     Source: Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself" (2024).
     """

@@ -80,7 +80,7 @@ def training_mode(*parts: object) -> bool:
 
 
 def _differentiated(sigma: float | Tensor) -> bool:
-    """Whether a derivative in sigma is asked for, in reverse or forward mode."""
+    """Whether a derivative in sigma is wanted, in reverse or forward mode."""
     if not isinstance(sigma, Tensor):
         return False
     if sigma.requires_grad:

@@ -7,10 +7,13 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Denoiser", "Extra", "Scalar"]
+__all__ = ["Arguments", "Denoiser", "Extra", "Scalar"]
+
+Arguments: TypeAlias = dict[str, Any]
+"""Keyword arguments to call a network or a denoiser with."""
 
 Extra: TypeAlias = Mapping[str, Any]
-"""Extra arguments of a network or a denoiser, by name."""
+"""The same where they are only read."""
 
 Scalar: TypeAlias = Any
 """A float, or a float64 tensor of shape [] or [B] with one value per sample. The same formulas take

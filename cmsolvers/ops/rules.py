@@ -40,10 +40,31 @@ def heun(sigma: Any, sigma_next: Any) -> tuple[Any, Any, Any]:
 
 def consistency(sigma: Any, sigma_data: float, boundary: Any) -> tuple[Any, Any]:
     """(c_skip, c_out) with the shifted boundary: (1, 0) there."""
+    return consistency_parts(sigma, sigma_data, boundary)[:2]
+
+
+def consistency_parts(sigma: Any, sigma_data: float, boundary: Any) -> tuple[Any, Any, Any]:
+    """(c_skip, c_out, 1 / c_in)."""
     shifted, variance = sigma - boundary, sigma_data * sigma_data
     spread = sigma * sigma + variance
     root = math.sqrt(spread) if type(spread) is float else _root(spread)
-    return variance / (shifted * shifted + variance), shifted * sigma_data / root
+    return variance / (shifted * shifted + variance), shifted * sigma_data / root, root
+
+
+def held(sigma_min: float) -> float:
+    """sigma_min as a float32 tensor of levels holds it."""
+    return torch.tensor(sigma_min, dtype=torch.float32, device="cpu").item()
+
+
+def boundary_at(sigma: Any, sigma_min: float, rounded: float) -> Any:
+    """The boundary for a level: sigma_min, but its `held` value where sigma is exactly that.
+
+    So the function is the identity at both, and every other level keeps the sigma_min it was given.
+    """
+    at_end = sigma == rounded
+    if isinstance(sigma, Tensor):
+        return torch.full_like(sigma, sigma_min).masked_fill(at_end, rounded)
+    return rounded if at_end else sigma_min
 
 
 def edm_input(sigma: Any, sigma_data: float) -> Any:

@@ -27,7 +27,8 @@ from cmsolvers import (
     noise,
     ops,
 )
-from cmsolvers.demo import digits, style
+from cmsolvers.demo import digits
+from cmsolvers.demo import picture_style as style
 from cmsolvers.tasks.editing import Colorize, Inpaint, Operator, SuperResolve, denoise, edit, stroke
 from cmsolvers.tasks.interpolation import interpolate
 from cmsolvers.training.images import Scale

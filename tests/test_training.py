@@ -593,13 +593,13 @@ class TestTrainCommand:
         common = ("--data", tmp_path / "data.npy", "--out", tmp_path, "--batch", 8)
         assert cli.main([*map(str, ("train", *common, "--steps", 2, "--quiet"))]) == 0
         cd = (*common, "--model", "cd", "--teacher", score)
-        assert "--network must not" in self.refused(capsys, *cd, "--network", "mlp")
-        assert "--sigma-max must not" in self.refused(capsys, *cd, "--sigma-max", 80)
-        assert "--data must be" in self.refused(capsys, *cd, "--data", other)
-        assert "--data must be" in self.refused(capsys, *cd, "--data", tmp_path / "small.npy")
+        assert "network must not" in self.refused(capsys, *cd, "--network", "mlp")
+        assert "sigma_max must not" in self.refused(capsys, *cd, "--sigma-max", 80)
+        assert "data must be" in self.refused(capsys, *cd, "--data", other)
+        assert "data must be" in self.refused(capsys, *cd, "--data", tmp_path / "small.npy")
         for kind in ("score", "ct"):
             error = self.refused(capsys, *common, "--model", kind, "--teacher", score)
-            assert f"--teacher is for --model cd; got --model {kind}" in error
+            assert f"teacher must be left out unless model is 'cd'; got model {kind!r}" in error
         assert "every must be at least 0" in self.refused(
             capsys, *common, "--model", "ct", "--every", -1
         )

@@ -16,12 +16,12 @@ class EMA:
 
     The average lives in `module`, a copy of the network in evaluation mode, without gradients,
     whose float16 and bfloat16 tensors became float32: with mu = 0.9999 a step is smaller than what
-    half precision can add. Floating buffers are averaged too; others (counters) are copied. As the
-    target of a consistency loss with dropout put it in training mode (`ema.module.train()`), or its
-    pass has no mask to share with the student's.
+    half precision can add. Floating buffers are averaged too; others (counters) are copied. If the
+    average is the target of a consistency loss with dropout, put it in training mode
+    (`ema.module.train()`): student and target then drop the same units.
 
     Args:
-        network: what to follow; it is copied, not changed.
+        network: any module, such as a network or a denoiser around one; copied, not changed.
         decay: mu, in [0, 1).
         warmup: start with mu_k = min(mu, (1 + k) / (10 + k)), so that the first weights are soon
             forgotten.
@@ -55,7 +55,9 @@ class EMA:
             mu = min(mu, (1 + self.steps) / (10 + self.steps))
         mine, theirs = _tensors(self.module), _tensors(network)
         if [t.shape for t in mine] != [t.shape for t in theirs]:
-            raise ValueError("network must have the parameters and buffers of the one averaged")
+            raise ValueError(
+                "network must have the parameters and buffers of the network that is averaged"
+            )
         floating = [(a, b) for a, b in zip(mine, theirs, strict=True) if a.is_floating_point()]
         for a, b in zip(mine, theirs, strict=True):
             if not a.is_floating_point():

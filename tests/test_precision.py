@@ -14,8 +14,8 @@ from cmsolvers.demo.work_precision import FIRST, LAST, Problem
 @pytest.fixture(scope="module")
 def points():
     patch = pytest.MonkeyPatch()
-    patch.setattr(precision, "STEPS", (8, 32))
-    patch.setattr(precision, "TOLERANCES", (1e-2, 1e-6))
+    patch.setattr(work_precision, "STEPS", (8, 32))
+    patch.setattr(work_precision, "TOLERANCES", (1e-2, 1e-6))
     try:
         yield work_precision.measure(Problem(count=256))
     finally:
@@ -53,8 +53,8 @@ def test_what_adds_noise_is_told(points):
 
 
 def test_the_command_writes_numbers_and_picture(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(precision, "STEPS", (8,))
-    monkeypatch.setattr(precision, "TOLERANCES", (1e-2,))
+    monkeypatch.setattr(work_precision, "STEPS", (8,))
+    monkeypatch.setattr(work_precision, "TOLERANCES", (1e-2,))
     assert main(["precision", "--out", str(tmp_path), "--count", "64", "--quiet"]) == 0
     found = json.loads((tmp_path / "precision.json").read_text())
     assert len(found["points"]) == len(work_precision.shown_solvers())

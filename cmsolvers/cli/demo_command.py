@@ -1,4 +1,4 @@
-"""`cmsolvers demo`."""
+"""`cmsolvers demo`: the digits from training to a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cmsolvers evaluate`."""
+"""`cmsolvers evaluate`: samples in a file, measured against data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cmsolvers info`."""
+"""`cmsolvers info`: what was built, and what is in use."""
 
 from __future__ import annotations
 

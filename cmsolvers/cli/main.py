@@ -28,8 +28,10 @@ COMMANDS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
-    top = argparse.ArgumentParser(prog="cmsolvers", description=__doc__)
+    """The parser of the command line, with every command in it."""
+    top = argparse.ArgumentParser(
+        prog="cmsolvers", description="Train, sample and measure diffusion and consistency models."
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.parse(commands.add_parser(command.name, help=command.text))

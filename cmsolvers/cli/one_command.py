@@ -24,10 +24,10 @@ class Command:
 
     Attributes:
         name: what the user types.
-        text: what it does, in a line.
+        text: what it does, in one line.
         options: adds the options to a parser.
-        run: runs it on the parsed options and returns the exit status. torch and all that needs it
-            are imported in there, so that the help is not kept waiting for more than it shows.
+        run: runs it on the parsed options and returns the exit status. It imports what it needs, so
+            that help and the other commands do not wait for that.
         out: default folder for results, and with it come --out, --seed and --quiet; None for a
             command that only prints.
     """
@@ -39,7 +39,7 @@ class Command:
     out: str | None = None
 
     def parse(self, parser: argparse.ArgumentParser) -> None:
-        """Set up the command's parser."""
+        """Give a parser the description and the options of this command."""
         parser.description = self.text
         parser.formatter_class = _Defaults
         if self.out is not None:

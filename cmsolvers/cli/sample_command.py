@@ -1,4 +1,4 @@
-"""`cmsolvers sample`."""
+"""`cmsolvers sample`: samples of a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cmsolvers solvers`."""
+"""`cmsolvers solvers`: the table of all solvers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cmsolvers.cli.one_command import Command
 
 
 def _options(parser: ArgumentParser) -> None:
-    """There are none."""
+    """Nothing to choose: the table is always whole."""
 
 
 def _run(options: Namespace) -> int:

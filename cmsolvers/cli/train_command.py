@@ -1,4 +1,4 @@
-"""`cmsolvers train`."""
+"""`cmsolvers train`: a score or consistency model on images."""
 
 from __future__ import annotations
 

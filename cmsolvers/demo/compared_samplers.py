@@ -26,7 +26,7 @@ Solver: TypeAlias = Callable[..., tuple[Tensor, Info | AdaptiveInfo]]
 
 
 class Common(TypedDict):
-    """Arguments that every sampler takes."""
+    """Keyword arguments that `draw` hands to any sampler."""
 
     seed: noise.SeedLike
     callback: Callback | None
@@ -35,7 +35,7 @@ class Common(TypedDict):
 
 @dataclass(frozen=True)
 class Method:
-    """One sampler of the comparison.
+    """One sampler of the comparison, and how the report shows it.
 
     Attributes:
         key: name in files.
@@ -109,7 +109,7 @@ def draw(
     callback: Callback | None = None,
     progress: bool = False,
 ) -> tuple[Tensor, int]:
-    """Samples and NFE.
+    """Samples of a model by a named sampler, and their NFE.
 
     Args:
         sampler: "em" or what `solver_of` knows for a score model; "cd", "ct" or "consistency"

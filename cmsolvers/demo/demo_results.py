@@ -81,7 +81,7 @@ class Measured(TypedDict):
 
 
 class Results(Measured):
-    """What metrics.json holds."""
+    """What metrics.json holds: all measurements, and the targets."""
 
     targets: list[Target]
 

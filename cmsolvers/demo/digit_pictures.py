@@ -41,7 +41,7 @@ def _vp_view(x_hat: Tensor, sigma: float, data: Digits) -> tuple[NDArray[np.floa
 
 
 def _noised(x: Tensor, sigma: float, seed: int, sample: int) -> Tensor:
-    """x at a noise level, with the noise of one of the samples of a seed."""
+    """x at a noise level, with the noise that sample number `sample` of the seed has."""
     noisy = ops.add_noise(x, sigma, seed=seed, stream=noise.LATENT, offset=sample)
     assert isinstance(noisy, Tensor)
     return noisy

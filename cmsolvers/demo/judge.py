@@ -73,7 +73,7 @@ class Judge:
 
     @staticmethod
     def load(path: Path, data: Digits) -> Judge:
-        """From the classifier's checkpoint.
+        """A judge with the classifier of a checkpoint.
 
         Raises:
             FileNotFoundError: no such file.

@@ -50,7 +50,7 @@ class Toy:
         return Toy(VP(0.1, 8.0), GaussianMixture(means, STD, list(WEIGHTS)), seed + 12)
 
     def density(self, times: Tensor, x: Tensor) -> Tensor:
-        """p_t(x), [len(x), len(times)]."""
+        """The density p_t(x) of the noised data, [len(x), len(times)]."""
         columns = []
         for t in times.tolist():
             alpha, level = self.process.alpha(t), self.process.sigma_hat(t)
@@ -152,7 +152,7 @@ def draw_paths(axes: Sequence[Axes], toy: Toy) -> None:
 
 
 def draw_consistency(ax: Axes, toy: Toy, bend: float = 0.24) -> None:
-    """The consistency function: colour tells where a point ends, arrows show the jump."""
+    """Draw the consistency function: colour shows where a point ends, arrows show the jumps."""
     times = torch.linspace(END, 1, 56, dtype=torch.float64)
     x = torch.linspace(-REACH, REACH, 220, dtype=torch.float64)
     ends = toy.consistency(times, x).numpy()

@@ -134,7 +134,7 @@ def write(
         mixture=image(
             pictures["mixture"],
             "Dark: where the data are likely at each time. Orange: random paths. Blue: "
-            "ODE trajectories. Bottom right: colour tells where a point ends; arrows are the "
+            "ODE trajectories. Bottom right: colour shows where a point ends; arrows are the "
             "consistency function, from every point of a trajectory to its end.",
         ),
         strips=image(

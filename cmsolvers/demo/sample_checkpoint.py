@@ -18,7 +18,7 @@ from cmsolvers.training.recipes import load_model
 
 @dataclass(frozen=True)
 class Sampled:
-    """What `sample_checkpoint` wrote.
+    """The files that `sample_checkpoint` wrote, and what they cost.
 
     Attributes:
         count: of the samples.
@@ -54,7 +54,7 @@ def sample_checkpoint(
         steps: of the sampler; not for consistency models.
         levels: for consistency models, where f is called after sigma_max.
         count: samples.
-        offset: number of the first: the samples of a seed are numbered, so parts fit together.
+        offset: number of the first sample; sample 17 of a seed is the same in any run.
         seed: an int.
         progress: show a bar.
 

@@ -43,7 +43,7 @@ class Problem:
 
     @cached_property
     def data(self) -> GaussianMixture:
-        """Three modes of different widths."""
+        """The exact denoiser of a mixture with three modes of different widths."""
         return GaussianMixture([-1.0, 0.2, 1.1], [0.3, 0.2, 0.4], [0.3, 0.3, 0.4])
 
     def quantiles(self, sigma: float) -> Tensor:
@@ -93,7 +93,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Point:
-    """One run.
+    """Cost and errors of one run of a solver.
 
     Attributes:
         name: of the solver.
@@ -155,7 +155,7 @@ def measure(problem: Problem, shown: Callable[[str], object] = lambda name: None
 
 
 def save(path: Path, points: list[Point], problem: Problem) -> Path:
-    """Write the points as JSON."""
+    """Write the points, and what the problem was, as JSON."""
     facts = {"first": FIRST, "last": LAST, "count": problem.count, "floor": problem.floor}
     rows = [asdict(point) for point in points]
     path.write_text(json.dumps({**facts, "points": rows}, indent=1) + "\n")

@@ -30,7 +30,7 @@ _OFFSETS = {"[-1, 1]": 7.0, "[0, 1]": 8.0}
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """What `log_likelihood` returns.
+    """Log densities with their errors, as `log_likelihood` returns them.
 
     Attributes:
         log_density: [B], in nats, float64.
@@ -126,7 +126,7 @@ def log_likelihood(
         method: as in `rk_pf_ode`.
         rtol: relative tolerance of a step, for x and for the integral in nats per dimension.
         atol: absolute tolerance; with both at 1e-6 the log density of a mixture is right to some
-            1e-5 nats a dimension.
+            1e-5 nats per dimension.
         max_steps: as in `rk_pf_ode`.
         mode: as in `rk_pf_ode`.
         seed: of the probes (stream 5, draw k for probe k).

@@ -24,7 +24,7 @@ Metric: TypeAlias = Callable[[Tensor], SupportsFloat]
 
 @dataclass(frozen=True)
 class GreedySigmas:
-    """What the search found.
+    """Levels found by `greedy_sigmas`, and what the metric said of them.
 
     Attributes:
         sigmas: float64 [steps], descending, for `consistency_sample`; the first n of them are the

@@ -14,7 +14,7 @@ from cmsolvers import noise
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's input.
+    """Input of one training step.
 
     Attributes:
         x0: the samples [B, ...].
@@ -33,7 +33,7 @@ class Batch:
 
 
 def batch_at(data: Tensor, step: int, total: int, batch_size: int, seed: int) -> Batch:
-    """The batch of step `step`.
+    """The batch of training step `step`, a function of (data, step, seed).
 
     Every pass over the data is a fresh permutation, its incomplete last batch left out.
 

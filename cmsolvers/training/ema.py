@@ -81,7 +81,7 @@ class EMA:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` gave."""
+        """Set the average and its number of updates to what `state_dict` gave."""
         state = dict(state)
         self.steps = int(state.pop("ema_steps"))
         self.module.load_state_dict(state)

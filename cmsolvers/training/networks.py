@@ -15,7 +15,7 @@ class LevelEmbedding(nn.Module):
     """Sines and cosines of c_noise = ln(sigma) / 4, then two layers: [B] -> [B, width].
 
     Frequencies end at 8, low on purpose: consistency models compare neighbouring levels, and
-    an embedding that tells them apart too sharply makes their difference noisy.
+    an embedding that separates them too sharply makes their difference noisy.
     """
 
     def __init__(self, width: int) -> None:

@@ -86,7 +86,7 @@ class Spec:
 
     @staticmethod
     def read(about: object) -> Spec:
-        """The inverse of `about`.
+        """The spec that `about` described: its inverse.
 
         Raises:
             KeyError, TypeError, ValueError: about describes no model.

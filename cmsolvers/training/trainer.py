@@ -72,7 +72,7 @@ class TrainingSettings:
         noise.key(check.count("seed", self.seed, least=0), 1)
 
     def rate(self, step: int) -> float:
-        """Learning rate of step `step`."""
+        """The learning rate of step number `step`, counted from 0."""
         rise = max(1, round(self.warmup * self.steps))
         if step < rise:
             return self.lr * (step + 1) / rise
@@ -80,7 +80,10 @@ class TrainingSettings:
 
 
 class _Interrupts(AbstractContextManager["_Interrupts"]):
-    """Ctrl-C waits for the end of a step, so that checkpoints hold whole steps; twice does not."""
+    """A first Ctrl-C waits for the end of a step, so that checkpoints hold whole steps.
+
+    A second one stops at once.
+    """
 
     def __init__(self) -> None:
         self.wanted = False

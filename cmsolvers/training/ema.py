@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cmsolvers import checks as check
 
+M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
 
-class EMA:
+
+class EMA(Generic[M_co]):
     """Average of a network's parameters and buffers: average <- mu average + (1 - mu) network.
 
     The average lives in `module`, a copy of the network in evaluation mode, without gradients,
@@ -31,13 +33,13 @@ class EMA:
         ValueError: decay outside [0, 1).
     """
 
-    def __init__(self, network: nn.Module, decay: float = 0.999, *, warmup: bool = False) -> None:
+    def __init__(self, network: M_co, decay: float = 0.999, *, warmup: bool = False) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"network must be a torch.nn.Module; got {check.describe(network)}")
         self.decay = _decay(decay)
         self.warmup = check.flag("warmup", warmup)
         self.steps = 0
-        self.module = copy.deepcopy(network).requires_grad_(False).eval()
+        self.module: M_co = copy.deepcopy(network).requires_grad_(False).eval()
         for tensors in (self.module.parameters(), self.module.buffers()):
             for tensor in tensors:
                 if tensor.dtype in (torch.float16, torch.bfloat16):
@@ -95,5 +97,4 @@ def _decay(value: float) -> float:
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    both: Iterable[Tensor] = (*module.parameters(), *module.buffers())
-    return list(both)
+    return [*module.parameters(), *module.buffers()]

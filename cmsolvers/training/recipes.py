@@ -39,7 +39,8 @@ from cmsolvers.training.ema import EMA
 from cmsolvers.training.images import SIGMA_DATA
 from cmsolvers.training.level_distributions import LogNormal, LogNormalPairs, UniformPairs
 from cmsolvers.training.networks import build_network
-from cmsolvers.training.trainer import Trainer, TrainingSettings
+from cmsolvers.training.trainer import Trainer
+from cmsolvers.training.training_settings import TrainingSettings
 
 KINDS = ("score", "cd", "ct")
 
@@ -266,7 +267,7 @@ def _trainer(
     data: Tensor,
     settings: TrainingSettings,
     about: Mapping[str, object] | None,
-    target: EMA | None = None,
+    target: EMA[nn.Module] | None = None,
 ) -> Trainer:
     # The average spans a tenth of a short run, and at most 1,000 steps of a long one.
     decay = min(0.999, 1.0 - 1.0 / max(2.0, 0.1 * settings.steps))

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Self
 
 import torch
@@ -20,7 +17,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cmsolvers import checks as check
-from cmsolvers import noise
 from cmsolvers.training.batches import Batch, batch_at, torch_seed
 from cmsolvers.training.checkpoint import (
     check_finite,
@@ -30,84 +26,11 @@ from cmsolvers.training.checkpoint import (
     write_checkpoint,
 )
 from cmsolvers.training.ema import EMA
+from cmsolvers.training.interrupts import Interrupts
+from cmsolvers.training.training_settings import TrainingSettings
 
 READ_EVERY = 50
 """Losses on a GPU are read every so many steps: reading one waits for all work on the device."""
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """What decides the course of a training run; a resumed run must have the same.
-
-    Attributes:
-        steps: optimiser steps in all.
-        batch_size: samples per step.
-        lr: peak learning rate: a linear rise over `warmup`, then half a cosine down to 0.
-        warmup: share of the steps in which the rate rises, in [0, 1).
-        weight_decay: of AdamW.
-        betas: of AdamW.
-        clip: largest norm of the gradient, 0 for no limit.
-        seed: an int; decides data order, noise, levels and dropout.
-
-    Raises:
-        TypeError, ValueError: a value of the wrong kind or out of range.
-    """
-
-    steps: int
-    batch_size: int = 128
-    lr: float = 1e-3
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check.count("steps", self.steps)
-        check.count("batch_size", self.batch_size)
-        check.positive("lr", self.lr)
-        check.below("warmup", check.non_negative("warmup", self.warmup), "1", 1.0)
-        check.non_negative("weight_decay", self.weight_decay)
-        check.non_negative("clip", self.clip)
-        noise.key(check.count("seed", self.seed, least=0), 1)
-
-    def rate(self, step: int) -> float:
-        """The learning rate of step number `step`, counted from 0."""
-        rise = max(1, round(self.warmup * self.steps))
-        if step < rise:
-            return self.lr * (step + 1) / rise
-        return self.lr * 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
-
-
-class _Interrupts(AbstractContextManager["_Interrupts"]):
-    """A first Ctrl-C waits for the end of a step, so that checkpoints hold whole steps.
-
-    A second one stops at once.
-    """
-
-    def __init__(self) -> None:
-        self.wanted = False
-        # Whoever handles the signal otherwise, or elsewhere, is left alone.
-        self._mine = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )
-
-    def __enter__(self) -> Self:
-        if self._mine:
-            signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def _note(self, *_: object) -> None:
-        if self.wanted:
-            raise KeyboardInterrupt
-        self.wanted = True
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self._mine:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self.wanted and kind is None:
-            raise KeyboardInterrupt
 
 
 class Trainer:
@@ -137,7 +60,7 @@ class Trainer:
         data: Tensor,
         settings: TrainingSettings,
         *,
-        averages: Mapping[str, EMA] | None = None,
+        averages: Mapping[str, EMA[nn.Module]] | None = None,
         decays: Mapping[str, Callable[[int], float]] | None = None,
         about: Mapping[str, object] | None = None,
     ) -> None:
@@ -208,7 +131,7 @@ class Trainer:
         )
         self.network.train()
         try:
-            with bar, torch.random.fork_rng(devices=devices), _Interrupts() as interrupts:
+            with bar, torch.random.fork_rng(devices=devices), Interrupts() as interrupts:
                 while self.step < end and not interrupts.wanted:
                     self._advance()
                     bar.update()

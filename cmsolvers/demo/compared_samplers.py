@@ -129,6 +129,7 @@ def draw(
     if (sampler in CONSISTENT) != (spec.kind != "score"):
         raise ValueError(f"sampler must fit the model, a {spec.kind} model; got {sampler!r}")
     common = Common(seed=seed, callback=callback, progress=progress)
+    info: Info | AdaptiveInfo
     if sampler in CONSISTENT:
         grid = [spec.sigma_max] if levels is None else list(levels)
         x, info = consistency_sample(

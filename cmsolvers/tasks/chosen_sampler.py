@@ -26,7 +26,7 @@ Sampler: TypeAlias = Callable[..., Result]
 
 
 def with_own_end(
-    model: object, sampler: object, options: Mapping[str, object]
+    model: Model, sampler: Sampler, options: Mapping[str, object]
 ) -> dict[str, object]:
     """The options for the sampler, with the sigma_min of a consistency function among them.
 

@@ -44,8 +44,7 @@ from cmsolvers.solvers import (
     stochastic_heun,
     unipc,
 )
-
-__version__ = "0.1.0"
+from cmsolvers.version import __version__
 
 __all__ = [
     "AdaptiveInfo",
@@ -96,4 +95,5 @@ __all__ = [
     "stochastic_heun",
     "unipc",
     "vp_sigmas",
+    "__version__",
 ]

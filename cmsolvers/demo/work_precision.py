@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +14,16 @@ from torch import Tensor
 import cmsolvers
 from cmsolvers import checks as check
 from cmsolvers import karras_sigmas, noise
+from cmsolvers.demo.compared_samplers import Solver
 from cmsolvers.denoisers.oracles import GaussianMixture
 from cmsolvers.engine.catalogue import SOLVERS, Facts
 
 FIRST, LAST = 20.0, 0.01
 STEPS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-OPTIONS: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, object]] = {
     "restart": {"restarts": [(0.1, 1.0, 4, 2)]},  # without any it is Heun's method
 }
-"""What is not left at its default."""
+"""Options of samplers that are not left at their defaults."""
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
@@ -43,7 +43,7 @@ class Problem:
 
     @cached_property
     def data(self) -> GaussianMixture:
-        """Three modes of different widths."""
+        """The exact denoiser of a mixture with three modes of different widths."""
         return GaussianMixture([-1.0, 0.2, 1.1], [0.3, 0.2, 0.4], [0.3, 0.3, 0.4])
 
     def quantiles(self, sigma: float) -> Tensor:
@@ -93,7 +93,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Point:
-    """One run.
+    """Cost and errors of one run of a solver.
 
     Attributes:
         name: of the solver.
@@ -110,7 +110,7 @@ class Point:
     noisy: bool
 
 
-def _grids(facts: Facts) -> Iterator[dict[str, Any]]:
+def _grids(facts: Facts) -> Iterator[dict[str, object]]:
     if facts.adaptive:
         ends = torch.tensor([FIRST, LAST], dtype=torch.float64)
         for tolerance in TOLERANCES:
@@ -121,35 +121,41 @@ def _grids(facts: Facts) -> Iterator[dict[str, Any]]:
 
 
 def shown_solvers() -> dict[str, Facts]:
-    """Those that take a denoiser; a consistency function is a model of another kind."""
+    """The samplers of the catalogue that take a denoiser, by name."""
     chosen = {name: facts for name, facts in SOLVERS.items() if facts.space == "sigma"}
     chosen.pop("consistency_sample", None)
     return chosen
 
 
-def measure(problem: Problem, shown: Callable[[str], Any] = lambda name: None) -> list[Point]:
-    """Run every sigma-space solver of the catalogue on all its grids or tolerances."""
+def measure(problem: Problem, shown: Callable[[str], object] = lambda name: None) -> list[Point]:
+    """Run each of `shown_solvers` on all grids, or with all tolerances where it is adaptive.
+
+    Args:
+        problem: what is sampled.
+        shown: called with the name of each sampler before it runs.
+    """
     check.function("shown", shown)
     points = []
     for name, facts in shown_solvers().items():
         shown(name)
-        solver = partial(getattr(cmsolvers, name), problem.data, return_info=True)
+        solver: Solver = getattr(cmsolvers, name)
+        run = partial(solver, problem.data, return_info=True)
         for grid in _grids(facts):
             options = {**grid, **OPTIONS.get(name, {})}
             seed = {} if facts.noise == "none" else {"seed": problem.seed}
-            x, info = solver(problem.start, **options, **seed)
+            x, info = run(problem.start, **options, **seed)
             nfe = float(torch.as_tensor(info.nfe, dtype=torch.float64).mean())
             noisy = False
             if seed:
                 first = problem.start[:8]
-                noisy = not torch.equal(*(solver(first, **options, seed=k)[0] for k in (1, 2)))
+                noisy = not torch.equal(*(run(first, **options, seed=k)[0] for k in (1, 2)))
             error, distance = problem.path_error(x), problem.distance(x)
             points.append(Point(name, nfe, error, distance, noisy))
     return points
 
 
 def save(path: Path, points: list[Point], problem: Problem) -> Path:
-    """Write the points as JSON."""
+    """Write the points, and what the problem was, as JSON."""
     facts = {"first": FIRST, "last": LAST, "count": problem.count, "floor": problem.floor}
     rows = [asdict(point) for point in points]
     path.write_text(json.dumps({**facts, "points": rows}, indent=1) + "\n")

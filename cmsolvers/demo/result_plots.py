@@ -1,18 +1,18 @@
-"""Quality against cost, and the course of the trainings."""
+"""Plots of the demo: quality against cost, and the losses of the trainings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from cmsolvers.demo import style
-from cmsolvers.demo.methods import METHODS
+from cmsolvers.demo import picture_style as style
+from cmsolvers.demo.compared_samplers import METHODS
+from cmsolvers.demo.demo_results import Results
 
 
-def quality(path: Path, results: Mapping[str, Any], seconds: Mapping[str, float]) -> Path:
+def quality(path: Path, results: Results, seconds: Mapping[str, float]) -> Path:
     """Frechet distance against NFE and against seconds for 1,000 samples."""
     fig = style.figure(11.5, 4.2)
     floor = results["real"]["frechet_floor"]
@@ -60,7 +60,7 @@ def quality(path: Path, results: Mapping[str, Any], seconds: Mapping[str, float]
 
 
 def losses(path: Path, histories: Mapping[str, Sequence[float]]) -> Path:
-    """Training losses, smoothed."""
+    """Training losses of the three models, each as a running mean."""
     titles = {
         "score": "Score model",
         "cd": "Consistency distillation",
@@ -74,7 +74,12 @@ def losses(path: Path, histories: Mapping[str, Sequence[float]]) -> Path:
             window = max(1, len(raw) // 60)
             smooth = np.convolve(raw, np.ones(window) / window, mode="valid")
             steps = np.arange(len(smooth)) + window
-            ax.plot(steps, smooth, color=style.COLORS.get(kind, style.ODE), linewidth=1.5)
+            ax.plot(
+                steps,
+                smooth,
+                color=style.COLORS.get(kind, style.ODE),
+                linewidth=1.5,
+            )
             ax.set_title(title)
             ax.set_xlabel("training step")
             ax.grid(True, color=style.FAINT, linewidth=0.5)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
 from cmsolvers import noise
-from cmsolvers.demo import style
+from cmsolvers.demo import picture_style as style
 from cmsolvers.denoisers.oracles import GaussianMixture
 from cmsolvers.processes import VP
+from cmsolvers.processes.sde import SDELike
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.solvers import euler_maruyama, heun_pf_ode
 
@@ -42,13 +44,13 @@ class Toy:
 
     @staticmethod
     def make(seed: int) -> Toy:
-        """The mixture of the report."""
+        """The mixture of the report, with three modes."""
         means = torch.tensor(MEANS, dtype=torch.float64)[:, None]
         # + 12: with seed 0 every path stays inside the picture.
         return Toy(VP(0.1, 8.0), GaussianMixture(means, STD, list(WEIGHTS)), seed + 12)
 
     def density(self, times: Tensor, x: Tensor) -> Tensor:
-        """p_t(x), [len(x), len(times)]."""
+        """The density p_t(x) of the noised data, [len(x), len(times)]."""
         columns = []
         for t in times.tolist():
             alpha, level = self.process.alpha(t), self.process.sigma_hat(t)
@@ -71,7 +73,7 @@ class Toy:
         times = torch.linspace(1, END, steps + 1, dtype=torch.float64)
         return self._record(self.process.reverse(self.process.score_of(self.oracle)), start, times)
 
-    def _record(self, sde: Any, start: Tensor, times: Tensor) -> Paths:
+    def _record(self, sde: SDELike, start: Tensor, times: Tensor) -> Paths:
         states: list[Tensor] = []
         end = euler_maruyama(
             sde, start, times, seed=self.seed + 2, callback=lambda s: states.append(s["x"].clone())
@@ -103,7 +105,7 @@ class Toy:
         return torch.stack(columns, dim=1)
 
 
-def _background(ax: Any, toy: Toy) -> None:
+def _background(ax: Axes, toy: Toy) -> None:
     times = torch.linspace(END, 1, 160, dtype=torch.float64)
     x = torch.linspace(-REACH, REACH, 260, dtype=torch.float64)
     p = toy.density(times, x)
@@ -118,7 +120,7 @@ def _background(ax: Any, toy: Toy) -> None:
     )
 
 
-def _panel(ax: Any, title: str, backward: bool) -> None:
+def _panel(ax: Axes, title: str, backward: bool) -> None:
     ax.set_title(title)
     ax.set_ylim(-REACH, REACH)
     ax.set_xlim((1, 0) if backward else (0, 1))
@@ -126,14 +128,14 @@ def _panel(ax: Any, title: str, backward: bool) -> None:
     ax.set_yticks([])
     ax.set_xlabel("time t", labelpad=-8)
     data, noise_ = ax.get_xticklabels()
-    data.set_ha("right" if backward else "left")
-    noise_.set_ha("left" if backward else "right")
+    data.set_horizontalalignment("right" if backward else "left")
+    noise_.set_horizontalalignment("left" if backward else "right")
     for side in ("left", "bottom"):
         ax.spines[side].set_visible(False)
 
 
-def draw_paths(axes: Any, toy: Toy) -> None:
-    """Forward SDE, reverse SDE and probability-flow ODE on three axes."""
+def draw_paths(axes: Sequence[Axes], toy: Toy) -> None:
+    """Draw paths of the forward SDE, the reverse SDE and the ODE, one on each of three axes."""
     forward, reverse = toy.forward(10, 300), toy.reverse(10, 300)
     starts = torch.linspace(-1.9, 1.9, 14, dtype=torch.float64)
     flow = toy.flow(starts, 120)
@@ -149,8 +151,8 @@ def draw_paths(axes: Any, toy: Toy) -> None:
     axes[0].set_ylabel("x")
 
 
-def draw_consistency(ax: Any, toy: Toy, bend: float = 0.24) -> None:
-    """The consistency function: colour tells where a point ends, arrows show the jump."""
+def draw_consistency(ax: Axes, toy: Toy, bend: float = 0.24) -> None:
+    """Draw the consistency function: colour shows where a point ends, arrows show the jumps."""
     times = torch.linspace(END, 1, 56, dtype=torch.float64)
     x = torch.linspace(-REACH, REACH, 220, dtype=torch.float64)
     ends = toy.consistency(times, x).numpy()
@@ -172,7 +174,10 @@ def draw_consistency(ax: Any, toy: Toy, bend: float = 0.24) -> None:
     )
     when, states = flow.times.numpy(), flow.states.numpy()
     ax.plot(when, states, color=style.MUTED, linewidth=0.7, alpha=0.6)
-    for which, color, curve in ((1, style.COLORS["cd"], bend), (7, style.COLORS["ct"], -bend)):
+    for which, color, curve in (
+        (1, style.COLORS["cd"], bend),
+        (7, style.COLORS["ct"], -bend),
+    ):
         path = states[:, which]
         ax.plot(when, path, color=color, linewidth=1.8)
         ax.scatter([0], path[-1:], s=46, color=color, zorder=5, clip_on=False)

@@ -1,7 +1,8 @@
-"""One look for all pictures."""
+"""The common style of all pictures: colours, fonts, figures and how they are saved."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 INK = "#1f2430"
 MUTED = "#6b7280"
@@ -30,7 +34,7 @@ DENSITY = LinearSegmentedColormap.from_list(
     "density", ["#ffffff", "#eef1f7", "#cfd8e8", "#9fb0cd", "#6d83ab"]
 )
 
-_RC: Any = {
+_RC: dict[Any, object] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -52,27 +56,33 @@ _RC: Any = {
 }
 
 
-def figure(width: float, height: float, **options: Any) -> Any:
-    """A figure in the common style, in inches."""
-    with plt.rc_context(_RC):
-        return plt.figure(figsize=(width, height), layout="constrained", **options)
+def figure(width: float, height: float) -> Figure:
+    """An empty figure in the common style; its size is in inches."""
+    with styled():
+        return plt.figure(figsize=(width, height), layout="constrained")
 
 
-def styled() -> Any:
-    """Context in which axes are made and drawn."""
+def styled() -> AbstractContextManager[None]:
+    """The context in which axes must be made and drawn to have the common style."""
     return plt.rc_context(_RC)
 
 
-def save(fig: Any, path: Path, **options: Any) -> Path:
-    """Write a PNG whose bytes depend on the picture alone, and close the figure."""
+def save(fig: Figure, path: Path, **options: Any) -> Path:
+    """Write a PNG whose bytes depend on the picture alone, and close the figure.
+
+    Args:
+        fig: the figure.
+        path: the file, which is returned.
+        options: for `Figure.savefig`.
+    """
     with styled():
         fig.savefig(path, metadata={"Software": None}, **options)
     plt.close(fig)
     return path
 
 
-def digit(ax: Any, image: Any, low: float, high: float) -> None:
-    """One small image, dark on white, without axes."""
+def digit(ax: Axes, image: ArrayLike, low: float, high: float) -> None:
+    """Draw one small image, dark on white, with a thin frame and no ticks."""
     ax.imshow(image, cmap=PAPER, vmin=low, vmax=high, interpolation="nearest")
     ax.set_xticks([])
     ax.set_yticks([])

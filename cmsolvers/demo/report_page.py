@@ -8,15 +8,15 @@ from html import escape
 from importlib.resources import files as package_files
 from pathlib import Path
 from string import Template
-from typing import Any
 
-from cmsolvers.demo import style
-from cmsolvers.demo.methods import BY_KEY
-from cmsolvers.demo.pictures import caption
+from cmsolvers.demo import picture_style as style
+from cmsolvers.demo.compared_samplers import BY_KEY
+from cmsolvers.demo.demo_results import Results, SamplerRow
+from cmsolvers.demo.digit_pictures import caption
 
 
 def image(path: Path, text: str) -> str:
-    """A figure with the picture inside."""
+    """HTML of a figure that holds the picture itself, under its caption."""
     data = base64.b64encode(path.read_bytes()).decode()
     return (
         f'<figure><img alt="{escape(text)}" src="data:image/png;base64,{data}">'
@@ -25,7 +25,7 @@ def image(path: Path, text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; cells are HTML."""
+    """HTML of a table: the head is text, the cells are HTML."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
@@ -35,7 +35,7 @@ def _dot(key: str) -> str:
     return f'<span class="dot" style="background:{style.COLORS[key]}"></span>'
 
 
-def _sampler_table(results: Mapping[str, Any], seconds: Mapping[str, float]) -> str:
+def _sampler_table(results: Results, seconds: Mapping[str, float]) -> str:
     rows = []
     for row in results["samplers"]:
         key, shares = row["method"], row["class_shares"]
@@ -68,11 +68,11 @@ def _sampler_table(results: Mapping[str, Any], seconds: Mapping[str, float]) -> 
     return table(head, rows)
 
 
-def _at(row: Mapping[str, Any]) -> str:
+def _at(row: SamplerRow) -> str:
     return f"{row['method']} {row['steps']}"
 
 
-def _seed_table(results: Mapping[str, Any]) -> str:
+def _seed_table(results: Results) -> str:
     rows = []
     for name, row in results["seeds"].items():
         key, steps = name.split()
@@ -82,7 +82,7 @@ def _seed_table(results: Mapping[str, Any]) -> str:
     return table(("sampler", "Fréchet, mean ± deviation", "each seed"), rows)
 
 
-def _target_table(results: Mapping[str, Any]) -> str:
+def _target_table(results: Results) -> str:
     signs = {">=": "at least", "<=": "at most"}
     rows = [
         [
@@ -105,18 +105,26 @@ def _levels(levels: Sequence[Sequence[float]]) -> str:
 
 def write(
     path: Path,
-    results: Mapping[str, Any],
+    results: Results,
     seconds: Mapping[str, float],
     pictures: Mapping[str, Path],
     grids: Mapping[str, Path],
 ) -> Path:
-    """Write the report with everything in it."""
+    """Write the report with pictures and tables inside, as one file.
+
+    Args:
+        path: the HTML file.
+        results: as in metrics.json.
+        seconds: "method steps" -> time of one sampling run.
+        pictures: name -> PNG of the text's pictures.
+        grids: "real" or "method-steps" -> PNG of samples.
+    """
     real, about = results["real"], results["about"]
     captions = {
         "real": "real held-out digits",
         **{name: caption(*_split(name)) for name in grids if name != "real"},
     }
-    text = Template(package_files("cmsolvers.demo").joinpath("page.html").read_text("utf-8"))
+    text = Template(package_files("cmsolvers.demo").joinpath("report_page.html").read_text("utf-8"))
     html = text.substitute(
         overview=image(
             pictures["overview"],
@@ -126,7 +134,7 @@ def write(
         mixture=image(
             pictures["mixture"],
             "Dark: where the data are likely at each time. Orange: random paths. Blue: "
-            "ODE trajectories. Bottom right: colour tells where a point ends; arrows are the "
+            "ODE trajectories. Bottom right: colour shows where a point ends; arrows are the "
             "consistency function, from every point of a trajectory to its end.",
         ),
         strips=image(

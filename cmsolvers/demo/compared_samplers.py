@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -12,25 +12,37 @@ from torch import Tensor
 import cmsolvers
 from cmsolvers import noise
 from cmsolvers.engine import catalogue
+from cmsolvers.engine.adaptive import AdaptiveInfo
+from cmsolvers.engine.run import Info
 from cmsolvers.processes import VP
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.solvers import consistency_sample, euler_maruyama
 from cmsolvers.training.recipes import Model, Spec
 
 CONSISTENT = ("cd", "ct", "consistency")
-Callback = Callable[[dict[str, Any]], Any]
+Callback: TypeAlias = Callable[[dict[str, Any]], object]
+Solver: TypeAlias = Callable[..., tuple[Tensor, Info | AdaptiveInfo]]
+"""A sampler on noise levels, called with return_info=True."""
+
+
+class Common(TypedDict):
+    """Keyword arguments that `draw` hands to any sampler."""
+
+    seed: noise.SeedLike
+    callback: Callback | None
+    progress: bool
 
 
 @dataclass(frozen=True)
 class Method:
-    """One sampler of the comparison.
+    """One sampler of the comparison, and how the report shows it.
 
     Attributes:
         key: name in files.
         label: name in pictures.
-        model: whose checkpoint it samples: "score", "cd" or "ct".
+        model: which checkpoint it samples: "score", "cd" or "ct".
         steps: the numbers of steps that the report compares.
-        shown: the one whose samples are shown in overviews.
+        shown: the number of steps that overviews show.
     """
 
     key: str
@@ -52,7 +64,7 @@ BY_KEY = {method.key: method for method in METHODS}
 
 
 def latents(shape: Sequence[int], n: int, seed: int) -> Tensor:
-    """The initial unit noise that every sampler starts from."""
+    """The unit noise that every sampler starts from, [n, *shape]."""
     return noise.normal((n, *shape), seed, stream=noise.LATENT)
 
 
@@ -67,7 +79,7 @@ SHORT = {"heun": "heun_pf_ode", "euler": "euler_pf_ode", "ddpm": "ddpm_ancestral
 """Short names of samplers."""
 
 
-def solver_of(name: str) -> Callable[..., Any]:
+def solver_of(name: str) -> Solver:
     """A sampler on noise levels by its name or short name.
 
     Raises:
@@ -81,7 +93,8 @@ def solver_of(name: str) -> Callable[..., Any]:
             f"sampler must be one of {', '.join(sorted((*known, *SHORT)))}, em or consistency; "
             f"got {name!r}"
         )
-    return getattr(cmsolvers, full)  # type: ignore[no-any-return]
+    solver: Solver = getattr(cmsolvers, full)
+    return solver
 
 
 @torch.no_grad()
@@ -90,13 +103,13 @@ def draw(
     model: Model,
     z: Tensor,
     steps: int,
-    seed: Any,
+    seed: noise.SeedLike,
     *,
     levels: Sequence[float] | None = None,
     callback: Callback | None = None,
     progress: bool = False,
 ) -> tuple[Tensor, int]:
-    """Samples and NFE.
+    """Samples of a model by a named sampler, and their NFE.
 
     Args:
         sampler: "em" or what `solver_of` knows for a score model; "cd", "ct" or "consistency"
@@ -115,21 +128,20 @@ def draw(
     spec, x = model.spec, z * model.spec.sigma_max
     if (sampler in CONSISTENT) != (spec.kind != "score"):
         raise ValueError(f"sampler must fit the model, a {spec.kind} model; got {sampler!r}")
-    options: dict[str, Any] = {
-        "seed": seed,
-        "callback": callback,
-        "progress": progress,
-        "return_info": True,
-    }
+    common = Common(seed=seed, callback=callback, progress=progress)
+    info: Info | AdaptiveInfo
     if sampler in CONSISTENT:
         grid = [spec.sigma_max] if levels is None else list(levels)
-        x, info = consistency_sample(model.function, x, grid, sigma_min=spec.sigma_min, **options)
+        x, info = consistency_sample(
+            model.function, x, grid, sigma_min=spec.sigma_min, return_info=True, **common
+        )
     elif sampler == "em":
         process, times = VP(), vp_times(spec, steps)
         sde = process.reverse(process.score_of(model.function))
-        x, info = euler_maruyama(sde, z * float(process.sigma(times[0])), times, **options)
+        start = z * float(process.sigma(times[0]))
+        x, info = euler_maruyama(sde, start, times, return_info=True, **common)
         x = x / float(process.alpha(times[-1]))
     else:
         sigmas = karras_sigmas(steps, spec.sigma_min, spec.sigma_max)
-        x, info = solver_of(sampler)(model.function, x, sigmas, **options)
+        x, info = solver_of(sampler)(model.function, x, sigmas, return_info=True, **common)
     return x, int(torch.as_tensor(info.nfe).max())

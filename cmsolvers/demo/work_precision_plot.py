@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cmsolvers.demo import style
-from cmsolvers.demo.precision import Point, Problem
+from matplotlib.axes import Axes
+
+from cmsolvers.demo import picture_style as style
+from cmsolvers.demo.work_precision import Point, Problem
 
 _MARKS = "osD^v<>P*Xhp"
 
@@ -61,11 +63,11 @@ def draw(path: Path, points: Sequence[Point], problem: Problem) -> Path:
 
 
 def _lines(
-    ax: object, points: Sequence[Point], names: Sequence[str], value: Callable[[Point], float]
+    ax: Axes, points: Sequence[Point], names: Sequence[str], value: Callable[[Point], float]
 ) -> None:
     for k, name in enumerate(names):
         row = sorted((p.nfe, value(p)) for p in points if p.name == name)
-        ax.plot(  # type: ignore[attr-defined]
+        ax.plot(
             [nfe for nfe, _ in row],
             [error for _, error in row],
             marker=_MARKS[k % len(_MARKS)],

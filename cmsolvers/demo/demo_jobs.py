@@ -1,7 +1,7 @@
 """The demo's long parts as jobs: pure functions of their arguments and of checkpoint files.
 
 Every job runs on one thread, so that its result does not depend on how many cores there are; two
-jobs run side by side in processes of their own. On two cores that is also faster than one job on
+jobs run side by side, each in its own process. On two cores that is also faster than one job on
 two threads: networks this small spend much of the time waiting at the end of each parallel region.
 """
 
@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cmsolvers.demo import digits
+from cmsolvers.demo.compared_samplers import draw, latents
+from cmsolvers.demo.demo_results import Training
+from cmsolvers.demo.demo_settings import SHAPE, DemoSettings, Files
 from cmsolvers.demo.judge import Judge, classifier_trainer
-from cmsolvers.demo.methods import draw, latents
-from cmsolvers.demo.settings import SHAPE, DemoSettings, Files
 from cmsolvers.schedules import exponential_sigmas
 from cmsolvers.training import TrainingSettings
 from cmsolvers.training.recipes import (
@@ -38,7 +40,10 @@ from cmsolvers.training.recipes import (
 )
 from cmsolvers.training.trainer import Trainer
 
-Outcome: TypeAlias = dict[str, Any]
+Outcome: TypeAlias = dict[str, Training]
+"""The trainings of a job, by the kind of model."""
+Pixels: TypeAlias = NDArray[np.float32]
+R = TypeVar("R")
 
 
 def train_score_and_distil(files: Files, settings: DemoSettings, progress: bool) -> Outcome:
@@ -64,8 +69,8 @@ def train_judge_and_consistency(files: Files, settings: DemoSettings, progress: 
     return outcome | _train(trainer, files, "ct", progress, "consistency training", 1)
 
 
-def _about() -> dict[str, Any]:
-    return {"scale": asdict(digits.load().scale), "data": "digits"}
+def _about() -> dict[str, object]:
+    return {"scale": asdict(digits.load().scale), "data": digits.NAME}
 
 
 def _spec(kind: str, settings: DemoSettings) -> Spec:
@@ -92,10 +97,10 @@ def _model(files: Files, kind: str) -> Model:
 
 
 def search_levels(files: Files, kind: str, settings: DemoSettings) -> list[list[float]]:
-    """Levels for 1 to 4 steps: each time the one more level that gives the best Frechet distance.
+    """Levels for 1 to 4 steps; each adds the one level that gives the smallest Fréchet distance.
 
-    Judged on samples of their own (another seed), against the training digits: the held-out digits
-    and the samples of the report have no part in the choice.
+    The distance is that of samples of another seed to the training digits: the held-out digits and
+    the samples of the report have no part in the choice.
     """
     model, judge = _model(files, kind), Judge.load(files.model("classifier"), digits.load())
     seed = settings.seed + 1000
@@ -121,8 +126,8 @@ def sample(
     n: int,
     seed: int,
     levels: Sequence[float] | None,
-) -> tuple[np.ndarray[Any, Any], int, float]:
-    """(samples, NFE, seconds) of one sampler."""
+) -> tuple[Pixels, int, float]:
+    """(samples, NFE, seconds) of one sampler; the first call, on two samples, is not timed."""
     model, z = _model(files, kind), latents(SHAPE, n, seed)
     draw(key, model, z[:2], steps, seed, levels=levels)
     start = time.perf_counter()
@@ -146,16 +151,17 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def run(self, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """(index, result) of jobs (function, *arguments), as they come in."""
+    def run(self, jobs: Sequence[Callable[[], R]]) -> Iterator[tuple[int, R]]:
+        """(index, result) of each job, in the order in which they end.
+
+        Args:
+            jobs: what another process can be sent, such as `functools.partial` of functions here.
+        """
         if self._pool is None:
-            for i, (function, *arguments) in enumerate(jobs):
-                yield i, function(*arguments)
+            for i, job in enumerate(jobs):
+                yield i, job()
             return
-        futures: dict[Future[Any], int] = {
-            self._pool.submit(function, *arguments): i
-            for i, (function, *arguments) in enumerate(jobs)
-        }
+        futures: dict[Future[R], int] = {self._pool.submit(job): i for i, job in enumerate(jobs)}
         for future in as_completed(futures):
             yield futures[future], future.result()
 
@@ -167,7 +173,7 @@ def _one_thread() -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A block on one thread and with deterministic algorithms; afterwards all is as it was."""
+    """A block on one thread and with deterministic algorithms; both are reset at its end."""
     threads = torch.get_num_threads()
     strict = torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
@@ -179,6 +185,6 @@ def one_thread() -> Iterator[None]:
         torch.use_deterministic_algorithms(strict)
 
 
-def as_tensor(samples: np.ndarray[Any, Any]) -> Tensor:
+def as_tensor(samples: Pixels) -> Tensor:
     """What `sample` returned, as a tensor."""
     return torch.from_numpy(samples)

@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from cmsolvers import noise, ops
-from cmsolvers.demo import mixture, style
+from cmsolvers.demo import mixture_pictures
+from cmsolvers.demo import picture_style as style
+from cmsolvers.demo.compared_samplers import BY_KEY, METHODS, draw, vp_times
+from cmsolvers.demo.demo_settings import Files
 from cmsolvers.demo.digits import Digits
-from cmsolvers.demo.methods import BY_KEY, METHODS, draw, vp_times
-from cmsolvers.demo.settings import Files
 from cmsolvers.processes import VP
 from cmsolvers.solvers import euler_maruyama
 from cmsolvers.training.recipes import Model
@@ -29,7 +32,7 @@ def steps_text(n: int) -> str:
     return f"{n} step" if n == 1 else f"{n} steps"
 
 
-def _vp_view(x_hat: Tensor, sigma: float, data: Digits) -> tuple[Any, float, float]:
+def _vp_view(x_hat: Tensor, sigma: float, data: Digits) -> tuple[NDArray[np.float32], float, float]:
     """An image at a noise level, in VP coordinates, with grey limits that fit signal and noise."""
     alpha = 1.0 / (1.0 + sigma * sigma) ** 0.5
     low, high = float(data.train.min()), float(data.train.max())
@@ -37,13 +40,19 @@ def _vp_view(x_hat: Tensor, sigma: float, data: Digits) -> tuple[Any, float, flo
     return (x_hat * alpha)[0, 0].numpy(), low * alpha - room, high * alpha + room
 
 
+def _noised(x: Tensor, sigma: float, seed: int, sample: int) -> Tensor:
+    """x at a noise level, with the noise that sample number `sample` of the seed has."""
+    noisy = ops.add_noise(x, sigma, seed=seed, stream=noise.LATENT, offset=sample)
+    assert isinstance(noisy, Tensor)
+    return noisy
+
+
 def strips(path: Path, score: Model, distilled: Model, data: Digits, seed: int) -> Path:
     """One digit noised; then brought back by SDE, ODE and consistency function."""
     clean = data.held[4:5]
     # The noise of the twelfth column of the comparison, so the ODE ends at the digit shown there.
-    noisy = [ops.add_noise(clean, s, seed=seed, stream=noise.LATENT, offset=11) for s in SHOWN]
+    noisy = [_noised(clean, s, seed, 11) for s in SHOWN]
     start = noisy[-1]
-    assert isinstance(start, Tensor)
     process, times = VP(), vp_times(score.spec, 160)
     sde_states: list[tuple[float, Tensor]] = []
 
@@ -79,9 +88,13 @@ def strips(path: Path, score: Model, distilled: Model, data: Digits, seed: int) 
     ode = nearest(ode_states)
     with torch.no_grad():
         jumps = [(0.0, distilled.function(x, max(s, 0.002))) for s, x in ode]
-    rows: tuple[tuple[str, str, list[tuple[float, Any]]], ...] = (
+    rows: tuple[tuple[str, str, list[tuple[float, Tensor]]], ...] = (
         ("a real digit\nis noised", style.INK, [(0.0, clean), *forward]),
-        ("reverse SDE:\nnew noise on\nthe way", style.SDE, [*nearest(sde_states), sde_states[-1]]),
+        (
+            "reverse SDE:\nnew noise on\nthe way",
+            style.SDE,
+            [*nearest(sde_states), sde_states[-1]],
+        ),
         ("ODE: the same\nstart, no new\nnoise", style.ODE, [*ode, (0.0, ode_end)]),
         (
             "consistency\nfunction of the\nODE's states",
@@ -125,14 +138,14 @@ def image_grid(path: Path, x: Tensor, low: float, high: float, columns: int = 20
 
 
 def grid(path: Path, x: Tensor, data: Digits, count: int = 100) -> Path:
-    """Digits side by side, as one image."""
+    """Write the first `count` digits, side by side, as one PNG."""
     return image_grid(path, x[:count], float(data.train.min()), float(data.train.max()))
 
 
 def comparison(
-    axes: Any, shown: Sequence[tuple[str, str, Tensor]], data: Digits, columns: int
+    axes: Sequence[Axes], shown: Sequence[tuple[str, str, Tensor]], data: Digits, columns: int
 ) -> None:
-    """A row of digits for every (label, colour, samples): the same noise in every column."""
+    """Draw a row of digits for each (label, colour, samples), with the same noise in a column."""
     low, high = float(data.train.min()), float(data.train.max())
     for ax, (label, color, x) in zip(axes, shown, strict=True):
         padded = torch.full((columns, 8, 11), low)
@@ -162,7 +175,7 @@ def rows_of(
 def all_samplers(
     path: Path, rows: Sequence[tuple[str, str, Tensor]], data: Digits, columns: int = 16
 ) -> Path:
-    """Every sampler from the same initial noise."""
+    """Write a row of digits per sampler, all from the same initial noise."""
     fig = style.figure(11.5, 0.52 * len(rows))
     with style.styled():
         comparison(fig.subplots(len(rows), 1), rows, data, columns)
@@ -173,14 +186,15 @@ def overview(
     path: Path, rows: Sequence[tuple[str, str, Tensor]], data: Digits, seed: int, columns: int = 16
 ) -> Path:
     """The picture of the README: the theory above, its digits below."""
-    toy = mixture.Toy.make(seed)
+    toy = mixture_pictures.Toy.make(seed)
     fig = style.figure(11.5, 6.0)
-    fig.get_layout_engine().set(wspace=0.04)
-    upper, lower = fig.subfigures(2, 1, height_ratios=(2.6, 0.58 * len(rows)))
+    fig.set_layout_engine("constrained", wspace=0.04)
+    ratios = (2.6, 0.58 * len(rows))
+    upper, lower = fig.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
     with style.styled():
         axes = upper.subplots(1, 4)
-        mixture.draw_paths(axes[:3], toy)
-        mixture.draw_consistency(axes[3], toy)
+        mixture_pictures.draw_paths(axes[:3], toy)
+        mixture_pictures.draw_consistency(axes[3], toy)
         for ax, title in zip(
             axes,
             ("Forward SDE", "Reverse SDE", "Probability-flow ODE", "Consistency function"),
@@ -194,7 +208,7 @@ def overview(
 def sample_grids(
     files: Files, samples: Mapping[tuple[str, int], Tensor], data: Digits
 ) -> dict[str, Path]:
-    """A grid for each method and number of steps."""
+    """Write a grid of samples for each method and number of steps; name -> PNG."""
     made = {"real": grid(files.picture("samples-real"), data.held, data)}
     for (key, steps), x in samples.items():
         made[f"{key}-{steps}"] = grid(files.picture(f"samples-{key}-{steps}"), x, data)
@@ -202,5 +216,5 @@ def sample_grids(
 
 
 def caption(key: str, steps: int) -> str:
-    """What a grid shows."""
+    """Method and number of steps in words, under a grid of samples."""
     return f"{BY_KEY[key].label}, {steps_text(steps)}"

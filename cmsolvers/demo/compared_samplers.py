@@ -13,7 +13,7 @@ import cmsolvers
 from cmsolvers import noise
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.adaptive import AdaptiveInfo
-from cmsolvers.engine.run import Info
+from cmsolvers.engine.observers import Info
 from cmsolvers.processes import VP
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.solvers import consistency_sample, euler_maruyama

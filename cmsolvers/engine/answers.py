@@ -17,6 +17,7 @@ from cmsolvers.denoisers.clipping import Clipped
 from cmsolvers.denoisers.composed import Composed, folds
 from cmsolvers.denoisers.guidance import Guided
 from cmsolvers.denoisers.pairing import asked, joined_arguments
+from cmsolvers.denoisers.preconditioning import Preconditioned
 from cmsolvers.engine.forms import Form
 
 
@@ -40,7 +41,7 @@ class Leaf:
         call: the network or denoiser.
         name: what it is called in error texts.
         extra: its keyword arguments.
-        network: whether it gets c_noise and not sigma.
+        dtype: of its second argument.
         composed: whether it is a denoiser of the library that is told the level as a number.
         both: keyword arguments of both sides of guidance in one call on twice the batch.
     """
@@ -48,37 +49,26 @@ class Leaf:
     call: Any
     name: str
     extra: Mapping[str, Any]
-    network: bool = False
+    dtype: torch.dtype
     composed: bool = False
     both: dict[str, Any] | None = None
-
-    def level_dtype(self, x: Tensor) -> torch.dtype:
-        """Of the second argument: that of x, for a network float32 at least."""
-        if not self.network or x.dtype is torch.float64:
-            return x.dtype
-        return torch.float32
-
-    def output(self, x: Tensor, level: Tensor, number: float) -> Tensor:
-        """What it returns."""
-        if self.composed:
-            return self.call.at(x, level, number, self.extra)  # type: ignore[no-any-return]
-        return self.call(x, level, **self.extra)  # type: ignore[no-any-return]
 
 
 def leaves(denoiser: Any, name: str, extra: Mapping[str, Any], x: Tensor) -> list[Leaf]:
     """The callables behind a denoiser, in the order in which `answer` numbers them."""
     if folds(denoiser):
-        return [Leaf(denoiser.network, "net", extra, network=True)]
+        return [Leaf(_network(denoiser), "net", extra, denoiser.noise_dtype(x))]
     if _is_sum(denoiser):
         denoiser.check_batch(x)
         pairs = zip(denoiser.sides, denoiser.arguments(extra), strict=True)
         found = [leaves(side, name, own, x)[0] for side, own in pairs]
         if denoiser.one_call:
-            found[0].both = joined_arguments(*denoiser.arguments(extra), x.shape[0])
+            first, second = denoiser.arguments(extra)
+            found[0].both = joined_arguments(first, second, x.shape[0])
         return found
     if isinstance(denoiser, Clipped):
         return leaves(denoiser.inner, name, extra, x)
-    return [Leaf(denoiser, name, extra, composed=isinstance(denoiser, Composed))]
+    return [Leaf(denoiser, name, extra, x.dtype, isinstance(denoiser, Composed))]
 
 
 def answer(denoiser: Any, ask: Asker, y: Form, level: float, leaf: int = 0) -> Form:
@@ -103,11 +93,10 @@ def answer(denoiser: Any, ask: Asker, y: Form, level: float, leaf: int = 0) -> F
     return c_skip * y + c_out * f
 
 
-def signature(denoiser: Any) -> object:
-    """All that an answer depends on besides the callables; None where it must not be cached."""
-    if folds(denoiser) or isinstance(denoiser, Composed):
-        return getattr(denoiser, "signature", None)
-    return "callable"
+def _network(denoiser: Preconditioned) -> Any:
+    """What is called: the network itself, unless a subclass does something around it."""
+    plain = type(denoiser).network is Preconditioned.network
+    return denoiser.net if plain else denoiser.network
 
 
 def _is_sum(denoiser: Any) -> bool:

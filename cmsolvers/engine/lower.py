@@ -31,7 +31,7 @@ from cmsolvers.ops.step import MAX_INPUTS
 _WAYS = ("forms", "kept", "tensors")
 
 
-class _TooWide(Exception):
+class _TooWideError(Exception):
     """A launch would need more tensors than it takes."""
 
 
@@ -65,7 +65,7 @@ def lower(
     for way in _WAYS:
         try:
             return _Lowering(trace, denoiser, dtype, fused, shown, way).program()
-        except _TooWide:
+        except _TooWideError:
             continue
     raise AssertionError("the last way takes every form")
 
@@ -244,17 +244,16 @@ class _Lowering:
         """Keep the answer for later steps, or let the step's launch make it, where it must."""
         d = self._means[ask]
         clamp = _only(d)
-        kept = self._way != "forms" and step.kept
-        if not (isinstance(clamp, _Clamp) or kept):
+        clamped = isinstance(clamp, _Clamp)
+        kept = bool(step.kept) and (clamped or self._way != "forms")
+        if not (clamped or kept):
             return None
         slope = any(step.kept)
-        if isinstance(clamp, _Clamp):
+        bounds: tuple[float, float] | None = None
+        if isinstance(clamp, _Clamp) and not (kept and slope):
             bounds, inner = clamp.bounds, self._settled(clamp.inner)
-            if kept and slope:  # of the clamped D, which must be there first
-                self._means[ask] = d = form_of(self._tensor(d, "D"))
-                bounds, inner = None, d
-        else:
-            bounds, inner = None, self._settled(d)
+        else:  # the slope of a clamped D needs that D first
+            inner = form_of(self._tensor(d, "D")) if clamped else self._settled(d)
         others = [s for s in inner.terms if s is not step.x]
         if len(others) != 1 or len(step.asks) > 1:
             inner = form_of(self._tensor(inner, "D"))
@@ -368,10 +367,11 @@ class _Lowering:
         normals = [s for s in terms if isinstance(s, Noise)]
         if self._fused and len(normals) > 1:  # a launch makes one of them
             if self._way != "tensors":
-                raise _TooWide
-            part, last = State("part"), {normals[-1]: terms.pop(normals[-1])}
+                raise _TooWideError
+            part, last = State("part"), normals[-1]
+            rest = terms.pop(last)
             self._emit(Form(terms), part, inline=inline, x=x)
-            self._emit(Form({part: 1.0} | last), out, wish, x=part)
+            self._emit(form_of(part) + rest * form_of(last), out, wish, x=part)
             return
         w_z, draw = self._noise(terms)
         if x is None:
@@ -388,7 +388,7 @@ class _Lowering:
         tensors = [inline.source if inline and s is inline.symbol else s for s in inputs]
         if len(tensors) > MAX_INPUTS:
             if self._way != "tensors" or inline is not None:
-                raise _TooWide
+                raise _TooWideError
             part = State("part")
             kept = {s: terms.pop(s) for s in (x, *inputs[:MAX_INPUTS]) if s in terms}
             self._emit(Form(kept), part, x=x)

@@ -27,8 +27,8 @@ class Machine:
     """One run of a program.
 
     The states, and what networks are shown, lie in buffers that the run owns and uses again. With
-    derivatives, transforms or a callback (whose caller may keep what it is shown) every launch makes
-    its own tensors. The user's x is never written to.
+    derivatives, transforms or a callback (whose caller may keep what it is shown) every launch
+    makes its own tensors. The user's x is never written to.
 
     Args:
         program: the instructions.
@@ -54,6 +54,7 @@ class Machine:
         grad: bool,
     ) -> None:
         self._program, self._x, self._leaves = program, x, leaves
+        self._dtype, self._shape = x.dtype, x.shape
         self._key, self._noise_sampler = key, noise_sampler
         self._callback, self._bad = callback, bad
         self._tensors: list[Any] = [None] * len(program.slots)
@@ -99,8 +100,18 @@ class Machine:
             like = self._x.new_empty(1).expand(2 * len(self._x), *self._x.shape[1:])
             outs: tuple[Tensor, ...] = halves(check.model_output(leaf.name, found, like))
         else:
-            found = leaf.output(shown, level, op.level)
-            outs = (check.model_output(leaf.name, found, self._x),)
+            if leaf.composed:
+                found = leaf.call.at(shown, level, op.level, leaf.extra)
+            else:
+                found = leaf.call(shown, level, **leaf.extra)
+            if (
+                type(found) is not Tensor
+                or found.dtype is not self._dtype
+                or self._x.is_cuda
+                or (found.shape != self._shape)
+            ):
+                check.model_output(leaf.name, found, self._x)
+            outs = (found,)
         if self._bad is not None:
             for out in outs:
                 self._bad.add(op.evaluation, out)
@@ -216,7 +227,7 @@ class Machine:
     def _table(self, leaf: int) -> tuple[Tensor, ...]:
         """Second arguments of a leaf's calls as tensors [B], made once for a program."""
         x, values = self._x, self._program.tables[leaf]
-        dtype = self._leaves[leaf].level_dtype(x)
+        dtype = self._leaves[leaf].dtype
         key = (leaf, len(x), dtype, x.device)
         rows = self._program.rows
         if key in rows:

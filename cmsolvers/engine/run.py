@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmsolvers import noise
-from cmsolvers.engine.answers import leaves, signature
+from cmsolvers.denoisers.composed import signature
+from cmsolvers.engine.answers import leaves
 from cmsolvers.engine.lower import lower
 from cmsolvers.engine.machine import Machine, NoiseSampler
 from cmsolvers.engine.observers import BadOutputs, Info, Recorder, bar
@@ -82,8 +84,28 @@ def run(
         return y, Info(done, len(traced.steps), *recorder.result())
 
 
+_KEPT: ContextVar[dict[object, Program] | None] = ContextVar("kept programs", default=None)
+
+
+@contextmanager
+def keeping_programs() -> Iterator[dict[object, Program]]:
+    """Within it a run on the same denoiser has the same program, with the same tensors in it."""
+    programs: dict[object, Program] = {}
+    token = _KEPT.set(programs)
+    try:
+        yield programs
+    finally:
+        _KEPT.reset(token)
+
+
 def program_of(traced: Trace, denoiser: Any, x: Tensor, *, fused: bool, shown: bool) -> Program:
     """The program of a run, kept for the next one with the same steps and kind of denoiser."""
+    kept = _KEPT.get()
+    if kept is not None:
+        own = (traced, id(denoiser), x.dtype, fused, shown)
+        if own not in kept:
+            kept[own] = lower(traced, denoiser, x.dtype, fused=fused, shown=shown)
+        return kept[own]
     kind = signature(denoiser)
     key = (traced, kind, x.dtype, fused, shown)
     if kind is not None and key in _PROGRAMS:

@@ -34,7 +34,7 @@ from cmsolvers.engine.solver import Result, Text, public
 from cmsolvers.engine.trace import Ask, Formula, Noise, State, Trace, TracedStep
 from cmsolvers.processes.sde import ScoreSDE, SDELike
 
-_MOST_TRACES = 64
+_MOST_TRACES, _MOST_STEPS = 64, 1024
 _TRACES: OrderedDict[object, Trace] = OrderedDict()
 
 
@@ -291,7 +291,7 @@ def time_solver(
             if checked is not None:
                 checked(sde, times, **mine)
             library, count = known(sde), draws(**mine)
-            tensors = live or values["noise_sampler"] is not None and count > 1
+            tensors = live or (values["noise_sampler"] is not None and count > 1)
             if library is not None and not (tensors or any(map(callable, mine.values()))):
                 traced = _trace(formula, library, times, mine, count)
                 score = getattr(library, "score", None)
@@ -315,8 +315,9 @@ def _trace(
     key = (formula, process, type(sde), stochastic, times, tuple(values.items()))
     try:
         found = _TRACES.get(key)
+        keep = len(times) <= _MOST_STEPS
     except TypeError:  # a process that is not hashable
-        found, key = None, None
+        found, keep = None, False
     if found is not None:
         _TRACES.move_to_end(key)
         return found
@@ -326,7 +327,7 @@ def _trace(
         step.traced.result = formula(step, **values)
         steps.append(step.traced)
     traced = Trace(tuple(steps), coordinate="t")
-    if key is not None:
+    if keep:
         _TRACES[key] = traced
         if len(_TRACES) > _MOST_TRACES:
             _TRACES.popitem(last=False)

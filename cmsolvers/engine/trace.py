@@ -163,7 +163,7 @@ class Step:
         return self._past(k, slope=True)
 
     def settled(self, y: Form, level: float) -> Form:
-        """The same state at `level`, free of fresh noise, with an exact weight of x; see `settle`."""
+        """A state at `level` that is free of fresh noise, its weight of x made exact: `settle`."""
         return settle(y, self.traced, level)
 
     def _past(self, k: int, *, slope: bool) -> Form:

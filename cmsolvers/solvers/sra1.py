@@ -74,7 +74,8 @@ def _normals(step: TimeStep, area_sampler: NoiseSampler | None) -> tuple[Form, F
     if not step.user_noise and area_sampler is None:
         return step.z(0), step.z(1)
     assert isinstance(step, LiveStep)
-    z, like = step.tensor(step.z(0)), step.tensor(step.x)
+    like = step.tensor(step.x)
+    increment = held(step.tensor(step.z(0)).to(like.dtype))
     if area_sampler is None:
         area = noise.normal(
             like.shape,
@@ -86,8 +87,8 @@ def _normals(step: TimeStep, area_sampler: NoiseSampler | None) -> tuple[Form, F
         )
     else:
         area = check.model_output("area_sampler", area_sampler(step.t, step.to), like)
-    z, area = held(z), held(area.to(like.dtype))
+    other = held(area.to(like.dtype))
     return (
-        held(step.tensor(_ROOT3 / 2 * z + 0.5 * area)),
-        held(step.tensor(0.5 * z - _ROOT3 / 2 * area)),
+        held(step.tensor(_ROOT3 / 2 * increment + 0.5 * other)),
+        held(step.tensor(0.5 * increment - _ROOT3 / 2 * other)),
     )

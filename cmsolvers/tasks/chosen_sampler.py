@@ -14,7 +14,7 @@ from cmsolvers import noise
 from cmsolvers.denoisers import ConsistencyFunction
 from cmsolvers.denoisers.composed import Rewritten
 from cmsolvers.engine.adaptive import AdaptiveInfo
-from cmsolvers.engine.run import Info
+from cmsolvers.engine.observers import Info
 from cmsolvers.solvers.multistep_consistency import consistency_sample
 
 Model: TypeAlias = Callable[..., Tensor]

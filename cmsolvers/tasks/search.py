@@ -14,7 +14,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import noise, ops
 from cmsolvers.denoisers import ConsistencyFunction
-from cmsolvers.engine.launch import bar
+from cmsolvers.engine.observers import bar
 
 __all__ = ["GreedySigmas", "greedy_sigmas"]
 

@@ -228,14 +228,17 @@ class Machine:
         """Second arguments of a leaf's calls as tensors [B], made once for a program."""
         x, values = self._x, self._program.tables[leaf]
         dtype = self._leaves[leaf].dtype
-        key = (leaf, len(x), dtype, x.device)
+        stream = torch.cuda.current_stream(x.device) if x.is_cuda else None
+        key = (leaf, len(x), dtype, x.device, stream)
         rows = self._program.rows
         if key in rows:
             return rows[key]  # type: ignore[no-any-return]
         with torch.inference_mode(False), torch.no_grad():
             column = torch.tensor(values, dtype=torch.float64, device="cpu").to(dtype)[:, None]
-            table = column.expand(len(values), len(x)).contiguous().to(x.device)
-            found = table.unbind(0)
+            table = column.expand(len(values), len(x)).contiguous()
+            if x.is_cuda:  # from pinned memory the copy makes nobody wait
+                table = table.pin_memory().to(x.device, non_blocking=True)
+            found = table.to(x.device).unbind(0)
         if not self._transformed:
             if len(rows) >= _MOST_ROWS:
                 rows.clear()

@@ -164,7 +164,8 @@ class Preconditioned(nn.Module):
 
     def network(self, x_in: Tensor, c_noise: Tensor, **extra_args: Any) -> Tensor:
         """F(x_in, c_noise): what the loop calls when it does the rest itself."""
-        return self.net(x_in, c_noise, **extra_args)
+        net = self._modules.get("net")  # attributes that are modules are slow to read
+        return (self.net if net is None else net)(x_in, c_noise, **extra_args)
 
     if TYPE_CHECKING:
 

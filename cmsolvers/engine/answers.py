@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
 
 from cmsolvers.denoisers.clipping import Clipped
-from cmsolvers.denoisers.composed import Composed, folds
+from cmsolvers.denoisers.composed import folds, opens
 from cmsolvers.denoisers.guidance import Guided
 from cmsolvers.denoisers.pairing import asked, joined_arguments
 from cmsolvers.denoisers.preconditioning import Preconditioned
@@ -66,9 +66,9 @@ def leaves(denoiser: Any, name: str, extra: Mapping[str, Any], x: Tensor) -> lis
             first, second = denoiser.arguments(extra)
             found[0].both = joined_arguments(first, second, x.shape[0])
         return found
-    if isinstance(denoiser, Clipped):
+    if _is_clipped(denoiser):
         return leaves(denoiser.inner, name, extra, x)
-    return [Leaf(denoiser, name, extra, x.dtype, isinstance(denoiser, Composed))]
+    return [Leaf(denoiser, name, extra, x.dtype, opens(denoiser))]
 
 
 def answer(denoiser: Any, ask: Asker, y: Form, level: float, leaf: int = 0) -> Form:
@@ -86,7 +86,7 @@ def answer(denoiser: Any, ask: Asker, y: Form, level: float, leaf: int = 0) -> F
         for k, d in zip(wanted, answers, strict=True):
             total = total + weights[k] * d
         return total
-    if isinstance(denoiser, Clipped):
+    if _is_clipped(denoiser):
         return ask.clamp(answer(denoiser.inner, ask, y, level, leaf), denoiser.bounds)
     c_skip, c_out, c_in, c_noise, dtype = _coefficients(denoiser, level)
     (f,) = ask.call(leaf, c_in, c_noise, dtype)
@@ -99,12 +99,23 @@ def _network(denoiser: Preconditioned) -> Any:
     return denoiser.net if plain else denoiser.network
 
 
-def _is_sum(denoiser: Any) -> bool:
+def _is_sum(denoiser: Any) -> TypeGuard[Guided]:
     """Whether this is guidance of networks or callables: a weighted sum of two outputs."""
     return (
-        isinstance(denoiser, Guided)
+        opens(denoiser)
+        and isinstance(denoiser, Guided)
+        and type(denoiser).at is Guided.at
         and not denoiser.rescale
-        and not any(isinstance(side, Composed) for side in denoiser.sides)
+        and not any(map(opens, denoiser.sides))
+    )
+
+
+def _is_clipped(denoiser: Any) -> TypeGuard[Clipped]:
+    """Whether this is a denoiser limited to bounds, and nothing else."""
+    return (
+        opens(denoiser)
+        and isinstance(denoiser, Clipped)
+        and type(denoiser).rewrite is Clipped.rewrite
     )
 
 

@@ -96,7 +96,8 @@ class CapturedRun:
             for name, slot in self._static.items():
                 slot.copy_(given[name])
             self.graph.replay()
-            return self._y.clone()
+            replayed: Tensor = self._y.clone()
+            return replayed
 
     def _sample(self, x: Tensor, key: noise.Key, extra: Mapping[str, Any], **more: Any) -> Any:
         return self._call(x, self.sigmas, seed=key, extra_args=dict(extra), **more)
@@ -268,9 +269,10 @@ def _check_like(given: Any, captured: Any, name: str = "extra_args") -> None:
                 f"got {check.describe(given)}"
             )
         return
-    for place in old.keys() - new.keys():
-        raise ValueError(f"{place} is missing; the run was captured with it")
-    for place in new.keys() - old.keys():
-        raise ValueError(f"{place} is new; the run was captured without it")
+    for place in new:
+        if place not in old:
+            raise ValueError(f"{place} is new; the run was captured without it")
     for place, entry in old.items():
+        if place not in new:
+            raise ValueError(f"{place} is missing; the run was captured with it")
         _check_like(new[place], entry, place)

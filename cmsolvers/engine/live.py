@@ -26,10 +26,6 @@ class Held(Symbol):
         super().__init__(name)
         self.tensor = tensor
 
-    def put(self, tensor: Tensor) -> None:
-        """Hold another tensor of the same value."""
-        self.tensor = tensor
-
 
 class Normal(Symbol):
     """A unit normal: built in, named by its draw, or a user's tensor.

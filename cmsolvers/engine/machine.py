@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -39,6 +38,7 @@ class Machine:
         callback: what `Show` calls.
         bad: where outputs that are not finite are recorded.
         grad: whether derivatives are wanted.
+        copies: whether outputs that are read after a later call are copied.
     """
 
     def __init__(
@@ -52,8 +52,9 @@ class Machine:
         callback: Callable[[dict[str, Any]], object] | None,
         bad: BadOutputs | None,
         grad: bool,
+        copies: bool,
     ) -> None:
-        self._program, self._x, self._leaves = program, x, leaves
+        self._program, self.x, self._leaves = program, x, leaves
         self._dtype, self._shape = x.dtype, x.shape
         self._key, self._noise_sampler = key, noise_sampler
         self._callback, self._bad = callback, bad
@@ -69,8 +70,8 @@ class Machine:
             self._seed = key.seed & fast.MASK64 if key.table is None else key.table
             self._offset = key.offset
         # Addresses cannot be asked for under a transform.
-        watched = program.depth > 0 and not self._transformed
-        self._outputs = Outputs(program.depth) if watched else None
+        watched = program.holds and not self._transformed
+        self._outputs = Outputs(copies=copies) if watched else None
 
     def step(self, i: int) -> Tensor:
         """Run step i; the state after it."""
@@ -97,7 +98,7 @@ class Machine:
         if op.pair:
             assert leaf.both is not None
             found = leaf.call(twice(shown), twice(level), **leaf.both)
-            like = self._x.new_empty(1).expand(2 * len(self._x), *self._x.shape[1:])
+            like = self.x.new_empty(1).expand(2 * len(self.x), *self.x.shape[1:])
             outs: tuple[Tensor, ...] = halves(check.model_output(leaf.name, found, like))
         else:
             if leaf.composed:
@@ -107,29 +108,26 @@ class Machine:
             if (
                 type(found) is not Tensor
                 or found.dtype is not self._dtype
-                or self._x.is_cuda
+                or self.x.is_cuda
                 or (found.shape != self._shape)
             ):
-                check.model_output(leaf.name, found, self._x)
+                check.model_output(leaf.name, found, self.x)
             outs = (found,)
         if self._bad is not None:
             for out in outs:
                 self._bad.add(op.evaluation, out)
-        if self._outputs is not None:
-            self._outputs.returned(leaf.name, outs)
-            if op.held:
-                put = t.__setitem__
-                outs = tuple(
-                    self._outputs.hold(out, partial(put, slot))
-                    for slot, out in zip(op.outs, outs, strict=True)
-                )
+        if self._outputs is None:
+            for slot, out in zip(op.outs, outs, strict=True):
+                t[slot] = out
+            return
+        self._outputs.returned(outs)
         for slot, out in zip(op.outs, outs, strict=True):
-            t[slot] = out
+            t[slot] = self._outputs.hold(out) if op.held else out
 
     def _draw(self, op: Draw) -> None:
         assert self._noise_sampler is not None
         z = self._noise_sampler(*op.span)
-        self._tensors[op.out] = check.model_output("noise_sampler", z, self._x)
+        self._tensors[op.out] = check.model_output("noise_sampler", z, self.x)
 
     def _show(self, op: Show) -> None:
         assert self._callback is not None
@@ -213,7 +211,7 @@ class Machine:
     def _buffer(self, slot: int) -> Tensor:
         found = self._buffers[slot]
         if found is None:
-            found = torch.empty_like(self._x, dtype=self._program.slots[slot], requires_grad=False)
+            found = torch.empty_like(self.x, dtype=self._program.slots[slot], requires_grad=False)
             self._buffers[slot] = found
         return found
 
@@ -221,12 +219,12 @@ class Machine:
         """A buffer for a result that nobody reads; slot 0 has none of its own."""
         found = self._buffers[0]
         if found is None:
-            found = self._buffers[0] = torch.empty_like(self._x, requires_grad=False)
+            found = self._buffers[0] = torch.empty_like(self.x, requires_grad=False)
         return found
 
     def _table(self, leaf: int) -> tuple[Tensor, ...]:
         """Second arguments of a leaf's calls as tensors [B], made once for a program."""
-        x, values = self._x, self._program.tables[leaf]
+        x, values = self.x, self._program.tables[leaf]
         dtype = self._leaves[leaf].dtype
         stream = torch.cuda.current_stream(x.device) if x.is_cuda else None
         key = (leaf, len(x), dtype, x.device, stream)

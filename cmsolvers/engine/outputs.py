@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 
+class StaticOutputError(Exception):
+    """A function returned the memory of an earlier output that was still needed."""
+
+
 class Outputs:
-    """Notices functions that return the same memory at every call, and copies for them.
+    """Notices functions that return the same memory at every call, or copies for them.
 
     A captured graph or another runtime has one buffer for its output. The address tells so at the
-    second call, when the first output is lost already: so outputs that are needed longer are copied
-    until enough calls have shown that addresses change.
+    next call, when the earlier output is lost already: so the run begins anew, with copies. That
+    is the same run again, since noise is a function of its seed; where a user's noise sampler or a
+    callback would see it, copies are made from the start.
 
     Args:
-        depth: calls between an output and its last reader, at most.
+        copies: whether every output that is held is copied.
     """
 
-    def __init__(self, depth: int) -> None:
-        self._young = depth + 2  # calls
-        self._held: dict[int, tuple[Tensor, Tensor | None, Callable[[Tensor], object]]] = {}
-        self._static = False
+    def __init__(self, *, copies: bool) -> None:
+        self._copies = copies
+        self._held: dict[int, Tensor] = {}
 
-    def returned(self, name: str, outs: Sequence[Tensor]) -> None:
-        """A function has returned: whatever lay in the same memory is replaced by its copy.
+    def returned(self, outs: Sequence[Tensor]) -> None:
+        """A function has returned.
 
         Raises:
-            RuntimeError: there is no copy, since addresses had changed from call to call before.
+            StaticOutputError: in memory that is held.
         """
-        self._young -= 1
-        for out in outs:
-            address = out.data_ptr()
-            if not address or address not in self._held:
-                continue
-            _, copy, replace = self._held.pop(address)
-            if copy is None:
-                raise RuntimeError(
-                    f"{name} must not return memory in which an earlier output of the same run "
-                    "lies, or do so from its second call on"
-                )
-            replace(copy)
-            self._static = True
+        if self._held:
+            for out in outs:
+                if out.data_ptr() in self._held:
+                    raise StaticOutputError
 
-    def hold(self, out: Tensor, replace: Callable[[Tensor], object]) -> Tensor:
-        """An output that is read after a later call; `replace` puts its copy where it is read."""
-        if self._static:
+    def hold(self, out: Tensor) -> Tensor:
+        """The output, which is read after a later call."""
+        if self._copies:
             return out.clone()
-        self._held[out.data_ptr()] = (out, out.clone() if self._young >= 0 else None, replace)
+        address = out.data_ptr()
+        if address:  # 0 where it has no elements
+            self._held[address] = out
         return out
 
     def release(self, out: Tensor) -> None:

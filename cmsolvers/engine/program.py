@@ -178,7 +178,8 @@ class Program:
         tables: for each leaf the second arguments of its calls.
         calls: evaluations of the model.
         places: (step, level) of each evaluation.
-        depth: calls of one network between an output and its last reader, at most.
+        holds: whether an output is read after a later call.
+        static: whether a network is known to return the same memory at every call.
     """
 
     steps: list[list[Instruction]]
@@ -186,7 +187,8 @@ class Program:
     slots: list[torch.dtype | None]
     tables: list[list[float]]
     places: list[tuple[int, float]]
-    depth: int = 0
+    holds: bool = False
+    static: bool = False
     rows: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -218,7 +220,7 @@ def assign(
     slots: list[torch.dtype | None] = [None]
     at: dict[Symbol, int] = {first: 0}
     spare: dict[torch.dtype | None, list[int]] = {}
-    depth = 0
+    holds = False
     alive: list[Symbol] = []
     for k, op in enumerate(code):
         for symbol in op.writes():
@@ -235,15 +237,12 @@ def assign(
             spare[_kind(symbol, dtype)].append(at[symbol])
         op.frees = tuple(at[s] for s in dead if _kind(s, dtype) is None)
         if isinstance(op, Call):
-            later = sum(
-                isinstance(code[j], Call)
-                for j in range(k + 1, max(map(until.__getitem__, op.outs)) + 1)
-            )
-            op.held = later > 0
-            depth = max(depth, later)
+            end = max(map(until.__getitem__, op.outs))
+            op.held = any(isinstance(after, Call) for after in code[k + 1 : end + 1])
+            holds = holds or op.held
         _place(op, at.__getitem__)
     states = [at[end] for end in ends]
-    return Program(list(steps), states, slots, tables, places, depth)
+    return Program(list(steps), states, slots, tables, places, holds)
 
 
 def _kind(symbol: Symbol, dtype: torch.dtype) -> torch.dtype | None:

@@ -185,8 +185,8 @@ class Text:
 
 
 DENOISER = """`D(x, sigma, **extra_args) -> x0`, x in Karras coordinates and sigma of shape [B],
-both in the dtype of x. Where it is made by `cmsolvers.denoisers` the sampler calls its networks itself
-and makes the rest part of the step. It may return the dtype of x or a floating one of lower
+both in the dtype of x. Where it is made by `cmsolvers.denoisers` the sampler calls its networks
+itself and makes the rest part of the step. It may return the dtype of x or a floating one of lower
 precision. It must not write to its arguments; x is a buffer of the run, so clone it to keep it."""
 CONSISTENCY = """`f(x, sigma, **extra_args) -> x` at sigma_min, sigma of shape [B]; a
 `ConsistencyFunction` becomes part of the step."""

@@ -12,7 +12,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from itertools import pairwise
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +28,7 @@ from cmsolvers.engine.live import Held, Live, Normal, held
 from cmsolvers.engine.machine import NoiseSampler, transformed
 from cmsolvers.engine.observers import BadOutputs, Info, Recorder, bar
 from cmsolvers.engine.options import SHARED, Option
-from cmsolvers.engine.outputs import Outputs
+from cmsolvers.engine.outputs import Outputs, StaticOutputError
 from cmsolvers.engine.run import key_of, run
 from cmsolvers.engine.solver import Result, Text, public
 from cmsolvers.engine.trace import Ask, Formula, Noise, State, Trace, TracedStep
@@ -180,12 +180,14 @@ class _LiveRun:
         draws: int,
         key: noise.Key | None,
         options: dict[str, Any],
+        copies: bool,
     ) -> None:
         self.sde, self.x, self.times, self._draws = sde, x, times, draws
         self.noise_sampler: NoiseSampler | None = options["noise_sampler"]
         self._extra, self._callback = options["extra_args"] or {}, options["callback"]
         plain = not transformed()
-        self._outputs = Outputs(2) if plain else None  # addresses cannot be asked for else
+        # Addresses cannot be asked for under a transform.
+        self._outputs = Outputs(copies=copies) if plain else None
         self.live = Live(
             x,
             key,
@@ -202,7 +204,20 @@ class _LiveRun:
         """Evaluations so far."""
         return len(self._places)
 
-    def step(self, formula: Formula, values: dict[str, Any], x: Tensor, index: int) -> Tensor:
+    def go(
+        self, formula: Formula, values: dict[str, Any], recorder: Recorder, name: str | None
+    ) -> tuple[Tensor, Recorder]:
+        """All steps; `name` is that of a progress bar."""
+        x = self.x
+        recorder.add(x)
+        with bar(name is not None, name or "", len(self.times) - 1) as progress_bar:
+            for i, to in enumerate(self.times[1:]):
+                x = self._step(formula, values, x, i)
+                recorder.add(x)
+                progress_bar.advance("t", to, self.nfe)
+        return x, recorder
+
+    def _step(self, formula: Formula, values: dict[str, Any], x: Tensor, index: int) -> Tensor:
         """The state after a step."""
         self.live.begin(x)
         self._normals = {}
@@ -229,8 +244,8 @@ class _LiveRun:
             self._callback(entry)
         symbol = Held(self.live.keep(out), name)
         if self._outputs is not None:
-            self._outputs.returned(name, (out,))
-            symbol.tensor = self._outputs.hold(out, symbol.put)
+            self._outputs.returned((out,))
+            symbol.tensor = self._outputs.hold(out)
         return form_of(symbol)
 
     def normal(self, index: int, k: int, span: tuple[float, float]) -> Normal:
@@ -344,25 +359,26 @@ def _run_live(
     noisy: bool,
     values: dict[str, Any],
 ) -> Result:
-    recorder = Recorder("trajectory", values["trajectory"], times)
-    grad = values["grad"]
-    if not grad and x.requires_grad and torch.is_grad_enabled():
+    record = partial(Recorder, "trajectory", values["trajectory"], times)
+    record()  # checks the argument before anything else is done
+    if not values["grad"] and x.requires_grad and torch.is_grad_enabled():
         warnings.warn(
             f"x requires a gradient, but {formula.__name__} runs without autograd; grad=True "
             "records the run",
             stacklevel=4,
         )
-    with nullcontext() if grad else torch.no_grad():
-        needed = noisy and (values["noise_sampler"] is None or draws > 1)
-        key = key_of(values["seed"], x, needed=needed)
-        going = _LiveRun(sde, x, times, draws, key, values)
-        recorder.add(x)
-        with bar(values["progress"], formula.__name__, len(times) - 1) as progress_bar:
-            for i, (_, to) in enumerate(pairwise(times)):
-                x = going.step(formula, mine, x, i)
-                recorder.add(x)
-                progress_bar.advance("t", to, going.nfe)
-        going.check()
+    with nullcontext() if values["grad"] else torch.no_grad():
+        own = values["noise_sampler"] is not None
+        key = key_of(values["seed"], x, needed=noisy and (not own or draws > 1))
+        going = partial(_LiveRun, sde, x, times, draws, key, values)
+        name = formula.__name__ if values["progress"] else None
+        try:
+            ended = going(copies=own or values["callback"] is not None)
+            y, recorder = ended.go(formula, mine, record(), name)
+        except StaticOutputError:
+            ended = going(copies=True)
+            y, recorder = ended.go(formula, mine, record(), name)
+        ended.check()
         if not (values["return_info"] or recorder.wanted):
-            return x
-        return x, Info(going.nfe, len(times) - 1, *recorder.result())
+            return y
+        return y, Info(ended.nfe, len(times) - 1, *recorder.result())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -198,7 +198,7 @@ class Trace:
             return "output", {"i": i, "t": step.start, "t_next": step.to}
         return "denoised", {"i": i, "sigma": step.sigma, "sigma_hat": step.start}
 
-    @property
+    @cached_property
     def noisy(self) -> bool:
         """Whether any step asks for noise."""
         return any(
@@ -207,12 +207,12 @@ class Trace:
             for form in (step.result, *(ask.y for ask in step.asks))
         )
 
-    @property
+    @cached_property
     def levels(self) -> list[float]:
         """The level of each evaluation, in order."""
         return [ask.level for step in self.steps for ask in step.asks]
 
-    @property
+    @cached_property
     def visited(self) -> tuple[float, ...]:
         """The level of the state at the start and after each step."""
         return (self.steps[0].sigma, *(step.to for step in self.steps))
@@ -271,6 +271,8 @@ def lifted(
 
     Source: Karras et al. (2022), algorithm 2.
     """
+    if not s_churn:
+        return tuple((s, s, to, 0) for s, to in pairwise(sigmas))
     found, count = [], len(sigmas) - 1
     for sigma, to in pairwise(sigmas):
         gamma = min(s_churn / count, math.sqrt(2.0) - 1.0) if s_tmin <= sigma <= s_tmax else 0.0

@@ -60,9 +60,13 @@ class Machine:
         self._callback, self._bad = callback, bad
         self._tensors: list[Any] = [None] * len(program.slots)
         self._tensors[0] = x
-        self._buffers: list[Tensor | None] = [None] * len(program.slots)
         self._transformed = transformed()
         self._reuse = not (grad or callback or self._transformed or forward_ad._current_level >= 0)
+        # Where each slot's tensor is written; None makes a new one every time.
+        self._buffers = [
+            torch.empty_like(x, dtype=dtype, requires_grad=False) if dtype and self._reuse else None
+            for dtype in program.slots
+        ]
         self._rows = [self._table(k) for k in range(len(program.tables))]
         self._seed: Any = None
         self._offset = 0
@@ -120,7 +124,7 @@ class Machine:
             for slot, out in zip(op.outs, outs, strict=True):
                 t[slot] = out
             return
-        self._outputs.returned(outs)
+        self._outputs.returned(outs, shown)
         for slot, out in zip(op.outs, outs, strict=True):
             t[slot] = self._outputs.hold(out) if op.held else out
 
@@ -138,11 +142,9 @@ class Machine:
     def _launch(self, op: Launch) -> None:
         t = self._tensors
         x, inputs = t[op.x], tuple([t[k] for k in op.inputs])
-        out, other = op.out, op.other
-        to = other_to = None
-        if self._reuse:
-            to = None if out is None else self._buffer(out)
-            other_to = None if other is None else self._buffer(other)
+        out, other, buffers = op.out, op.other, self._buffers
+        to = False if out is None else buffers[out]
+        other_to = op.dtype if other is None or buffers[other] is None else buffers[other]
         if fast.FAST is not None:
             made = fast.FAST(
                 x,
@@ -153,10 +155,10 @@ class Machine:
                 noise.STEPS,
                 op.draw,
                 self._offset,
-                False if out is None else to,
+                to,
                 0,
                 op.second,
-                op.dtype if other_to is None else other_to,
+                other_to,
                 op.basis,
                 op.clamp,
             )
@@ -168,25 +170,20 @@ class Machine:
                 else:
                     t[out], t[other] = made
                 return
-        self._launch_slowly(op, x, inputs, to, other_to)
+        self._launch_slowly(op, x, inputs)
 
-    def _launch_slowly(
-        self,
-        op: Launch,
-        x: Tensor,
-        inputs: tuple[Tensor, ...],
-        to: Tensor | None,
-        other_to: Tensor | None,
-    ) -> None:
+    def _launch_slowly(self, op: Launch, x: Tensor, inputs: tuple[Tensor, ...]) -> None:
         """The way that checks, converts and differentiates."""
         t = self._tensors
         if any(m.dtype is not inputs[0].dtype for m in inputs):
             inputs = tuple(alike(inputs, x.dtype))
             for slot, m in zip(op.inputs, inputs, strict=True):
                 t[slot] = m
+        other_to = None if op.other is None else self._buffers[op.other]
         if op.out is None and not inputs:
             t[op.other] = ops.scale_input(x, op.second, dtype=op.dtype, out=other_to)
             return
+        to = None if op.out is None else self._buffers[op.out]
         options: dict[str, Any] = {"out": to}
         if isinstance(op.w_z, Tensor) or op.w_z:
             options.update(w_z=op.w_z, seed=self._key, stream=noise.STEPS, draw=op.draw)
@@ -200,27 +197,13 @@ class Machine:
         second = "x0" if op.second is True else op.second
         options.update(second=second, second_dtype=op.dtype, second_out=other_to)
         if op.out is None and self._reuse:
-            options["out"] = self._spare_buffer()
+            options["out"] = torch.empty_like(x)  # nobody reads it
         made = ops.weighted_step(x, inputs, op.row, **options)
         t[op.other] = made[1]
         if op.out is not None:
             t[op.out] = made[0]
 
     # --- memory -----------------------------------------------------------------------------------
-
-    def _buffer(self, slot: int) -> Tensor:
-        found = self._buffers[slot]
-        if found is None:
-            found = torch.empty_like(self.x, dtype=self._program.slots[slot], requires_grad=False)
-            self._buffers[slot] = found
-        return found
-
-    def _spare_buffer(self) -> Tensor:
-        """A buffer for a result that nobody reads; slot 0 has none of its own."""
-        found = self._buffers[0]
-        if found is None:
-            found = self._buffers[0] = torch.empty_like(self.x, requires_grad=False)
-        return found
 
     def _table(self, leaf: int) -> tuple[Tensor, ...]:
         """Second arguments of a leaf's calls as tensors [B], made once for a program."""

@@ -27,15 +27,17 @@ class Outputs:
         self._copies = copies
         self._held: dict[int, Tensor] = {}
 
-    def returned(self, outs: Sequence[Tensor]) -> None:
-        """A function has returned.
+    def returned(self, outs: Sequence[Tensor], shown: Tensor) -> None:
+        """A function of `shown` has returned.
 
         Raises:
-            StaticOutputError: in memory that is held.
+            StaticOutputError: in memory that is held. What returns its input does no harm: that
+                stays as it is while outputs of it are held.
         """
         if self._held:
             for out in outs:
-                if out.data_ptr() in self._held:
+                address = out.data_ptr()
+                if address in self._held and address != shown.data_ptr():
                     raise StaticOutputError
 
     def hold(self, out: Tensor) -> Tensor:

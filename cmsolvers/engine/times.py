@@ -244,7 +244,7 @@ class _LiveRun:
             self._callback(entry)
         symbol = Held(self.live.keep(out), name)
         if self._outputs is not None:
-            self._outputs.returned((out,))
+            self._outputs.returned((out,), state)
             symbol.tensor = self._outputs.hold(out)
         return form_of(symbol)
 

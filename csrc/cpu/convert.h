@@ -5,8 +5,8 @@
 #include <immintrin.h>
 #endif
 
-#include "../half.h"
-#include "../step.h"
+#include "../contract/half.h"
+#include "../step/params.h"
 
 namespace cmsolvers {
 namespace CMS_ISA {

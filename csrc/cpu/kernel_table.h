@@ -1,7 +1,7 @@
 // One entry a compiled instruction set.
 #pragma once
 
-#include "../step.h"
+#include "../step/params.h"
 
 namespace cmsolvers {
 

@@ -5,7 +5,7 @@
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include "lanes_avx2.h"
 
-#include "noise_sum_kernel.h"
+#include "../noise_sum/cpu_kernel.h"
 
 namespace cmsolvers {
 RunNoiseSum noise_sum_avx2() {

@@ -8,7 +8,7 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include "lanes_avx512.h"
 
-#include "noise_sum_kernel.h"
+#include "../noise_sum/cpu_kernel.h"
 
 namespace cmsolvers {
 RunNoiseSum noise_sum_avx512() {

@@ -2,7 +2,7 @@
 #define CMS_ISA portable
 #include "lanes_portable.h"
 
-#include "noise_sum_kernel.h"
+#include "../noise_sum/cpu_kernel.h"
 #include "noise_sum_table.h"
 
 namespace cmsolvers {

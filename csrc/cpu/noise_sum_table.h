@@ -1,7 +1,7 @@
 // One entry a compiled instruction set.
 #pragma once
 
-#include "../noise_sum.h"
+#include "../noise_sum/params.h"
 
 namespace cmsolvers {
 

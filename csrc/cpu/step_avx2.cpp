@@ -5,7 +5,7 @@
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include "lanes_avx2.h"
 
-#include "kernel.h"
+#include "../step/cpu_kernel.h"
 
 namespace cmsolvers {
 RunRange run_avx2() {

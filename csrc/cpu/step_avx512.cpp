@@ -8,7 +8,7 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include "lanes_avx512.h"
 
-#include "kernel.h"
+#include "../step/cpu_kernel.h"
 
 namespace cmsolvers {
 RunRange run_avx512() {

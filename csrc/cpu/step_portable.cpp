@@ -2,7 +2,7 @@
 #define CMS_ISA portable
 #include "lanes_portable.h"
 
-#include "kernel.h"
+#include "../step/cpu_kernel.h"
 
 namespace cmsolvers {
 RunRange run_portable() {

@@ -2,7 +2,7 @@
 // Philox call, so it never crosses a sample; made on the host, read by every thread.
 #pragma once
 
-#include "../step.h"
+#include "../step/params.h"
 #include "divide.h"
 
 namespace cmsolvers {

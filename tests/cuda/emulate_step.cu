@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "../../csrc/cpu/kernel_table.h"
-#include "../../csrc/cuda/step_thread.h"
+#include "../../csrc/step/thread.h"
 
 using namespace cmsolvers;
 using namespace cmsolvers::cuda;
@@ -153,7 +153,7 @@ void run_thread(const StepParams& p, const Plan& plan, int64_t first, int64_t st
     step_thread<State, Model, kInputs, false, false, false>(p, plan, first, stride);
 }
 
-// One element after the other, in memory order, as step.h defines the step.
+// One element after the other, in memory order, as step/params.h defines the step.
 template <class State, class Model, class Other>
 void run_plainly(const StepParams& p, State* out, Other* second_out) {
   using A = Wide<State>;

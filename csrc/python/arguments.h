@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "step.h"
+#include "../step/params.h"
 
 namespace cmsolvers {
 

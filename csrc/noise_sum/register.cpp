@@ -2,8 +2,8 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
-#include "noise_sum.h"
-#include "prepare.h"
+#include "../python/prepare.h"
+#include "params.h"
 
 #if defined(CMSOLVERS_WITH_CUDA)
 #include <c10/cuda/CUDAStream.h>

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
+#include "../step/weights.h"
 #include "prepare.h"
-#include "weights.h"
 
 namespace cmsolvers {
 namespace {

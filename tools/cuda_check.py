@@ -205,7 +205,7 @@ def main() -> None:
     run(python, "setup.py", "build_ext", *options, env=env, log=log)
     compile_alone(home, "tools/planted_bug.cu")
     emulation = compile_alone(
-        home, "tests/cuda/emulate_step.cu", *(WORK / "temp/csrc/cpu").glob("step_*.o")
+        home, "tests/cuda/emulate_step.cu", *(WORK / "temp/csrc/cpu").glob("kernels_*.o")
     )
     emulated_sums = compile_alone(home, "tests/cuda/emulate_noise_sum.cu")
 

@@ -191,7 +191,7 @@ def weighted_step(
     second: int,
     second_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """The step of csrc/step/params.h; numbers, tensors, places and rule are those of rules.canonical."""
+    """The step of csrc/step/params.h; numbers, tensors, places, rule: see rules.canonical."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     n = len(inputs)
     weights = canonical(numbers, tensors, places, rule, n)

@@ -100,10 +100,6 @@ inline void narrow(const A* from, Half* to, int n) {
   for (; i < n; ++i) to[i] = to_half(static_cast<float>(from[i]));
 }
 
-inline int size_of(DType type) {
-  return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2;
-}
-
 // n elements of `type` at index `first` of `from`, as A: in place where they are A already, else
 // through `buffer`.
 template <class A>

@@ -30,10 +30,6 @@ struct Plan {
   int64_t in_sample[kMaxDims] = {};
 };
 
-inline int64_t size_of(DType type) {
-  return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2;
-}
-
 // Whether kGroup elements at `pointer` can be moved in accesses of 16 bytes, or one if they are
 // less.
 inline bool aligned(const void* pointer, DType type) {

@@ -42,7 +42,4 @@ void fill_arguments(StepParams& params, const Arguments& given, const at::Tensor
 // tensors of one value too) the weights are made now and serve all samples.
 void settle_weights(StepParams& params, bool on_cpu);
 
-// Whether the memory between the first and the last element of both has nothing in common.
-bool disjoint(const at::Tensor& a, const at::Tensor& b);
-
 }  // namespace cmsolvers

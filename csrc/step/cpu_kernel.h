@@ -6,7 +6,6 @@
 #include <algorithm>
 
 #include "../cpu/convert.h"
-#include "../cpu/kernel_table.h"
 #include "../cpu/stream_store.h"
 #include "../cpu/twice.h"
 #include "group.h"

@@ -1,6 +1,6 @@
 """What the arguments of a step are, and the formulas that make weights of them, in float64.
 
-The formulas take numbers and float64 tensors alike. csrc/weights.h has them too, with the same
+The formulas take numbers and float64 tensors alike. csrc/step/weights.h has them too, with the same
 operations in the same order: a level gives the same bits as a number and as an entry of a tensor.
 """
 

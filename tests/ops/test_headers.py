@@ -122,7 +122,7 @@ WEIGHTS_HARNESS = """
 #include <cstring>
 #include <initializer_list>
 #include "cpu/lanes_{name}.h"
-#include "weights.h"
+#include "step/weights.h"
 using namespace cmsolvers;
 using namespace cmsolvers::{name};
 int main() {{

@@ -84,7 +84,7 @@ def test_the_bounds_can_fail(wrong):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_instruction_sets_same_bits(mode):
-    """All sets give the same bits: their order of operations is that of csrc/step_group.h."""
+    """All sets give the same bits: their order of operations is that of csrc/step/group.h."""
     for case in CASES:
         results = []
         for name in SETS:

@@ -29,23 +29,8 @@ at::Tensor in_layout_of(const at::Tensor& value, const at::Tensor& out) {
 
 }  // namespace
 
-DType dtype_of(at::ScalarType type) {
-  switch (type) {
-    case at::kDouble:
-      return DType::f64;
-    case at::kFloat:
-      return DType::f32;
-    case at::kHalf:
-      return DType::f16;
-    case at::kBFloat16:
-      return DType::bf16;
-    default:
-      TORCH_CHECK_TYPE(false, "expected float64, float32, float16 or bfloat16; got ", type);
-  }
-}
-
 void describe_layout(StepParams& p, const at::Tensor& out) {
-  const int64_t batch = out.dim() == 0 ? 1 : out.size(0);
+  const int64_t batch = batch_of(out);
   p.total = out.numel();
   p.count = batch == 0 ? 1 : std::max<int64_t>(p.total / batch, 1);
   p.permuted = false;
@@ -120,9 +105,8 @@ Prepared prepare(const std::optional<at::Tensor>& first_out,
     p.inputs[k] = step.inputs[k].const_data_ptr();
     p.model = dtype_of(m.scalar_type());
   }
-  const bool wider = p.model != p.state &&
-                     (p.model == DType::f64 || p.state == DType::f16 || p.state == DType::bf16);
-  TORCH_CHECK_TYPE(!wider, "inputs must have the dtype of x or one of lower precision");
+  TORCH_CHECK_TYPE(model_fits(p.model, p.state),
+                   "inputs must have the dtype of x or one of lower precision");
   step.x = in_layout_of(x, out);
   p.x = step.x.const_data_ptr();
   if (first_out.has_value()) p.out = out.mutable_data_ptr();
@@ -140,7 +124,6 @@ Prepared prepare(const std::optional<at::Tensor>& first_out,
     p.low = clamp[0];
     p.high = clamp[1];
   }
-  const int64_t batch = x.dim() == 0 ? 1 : x.size(0);
   c10::SmallVector<at::Tensor, 2> written;
   for (const auto* output : {&first_out, &second_out})
     if (output->has_value()) written.push_back(**output);
@@ -153,18 +136,8 @@ Prepared prepare(const std::optional<at::Tensor>& first_out,
     p.offset = static_cast<uint64_t>(noise[1]);
     p.stream = static_cast<uint32_t>(noise[2]);
     p.draw = static_cast<uint32_t>(noise[3]);
-    TORCH_CHECK_VALUE(batch == 0 || x.numel() / batch <= int64_t{1} << 34,
-                      "a sample may hold at most 2^34 elements where noise is drawn");
-    if (key.has_value()) {
-      TORCH_CHECK_VALUE(
-          key->dim() == 2 && key->size(1) == 2 && (key->size(0) == batch || key->size(0) == 1),
-          "key must have shape [", batch, ", 2] or [1, 2]; got ", key->sizes());
-      TORCH_CHECK_TYPE(key->scalar_type() == at::kLong, "key must be int64");
-      TORCH_CHECK_VALUE(key->device() == x.device(), "key must be on the device of x");
-      step.key = key->contiguous();
-      p.key = step.key.const_data_ptr<int64_t>();
-      p.key_per_sample = key->size(0) == batch;
-    }
+    TORCH_CHECK_VALUE(drawable(x), "a sample may hold at most 2^34 elements where noise is drawn");
+    if (key.has_value()) step.key = take_key(p, *key, x);
   }
   describe_layout(p, out);
   return step;
@@ -181,10 +154,6 @@ void launch(const Prepared& step) {
     return;
   }
   launch_step_cpu(step.params);
-}
-
-void mark_written(const at::Tensor& tensor) {
-  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace cmsolvers

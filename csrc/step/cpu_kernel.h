@@ -5,11 +5,10 @@
 
 #include <algorithm>
 
-#include "../step_group.h"
-#include "convert.h"
-#include "kernel_table.h"
-#include "stream_store.h"
-#include "twice.h"
+#include "../cpu/convert.h"
+#include "../cpu/stream_store.h"
+#include "../cpu/twice.h"
+#include "group.h"
 
 namespace cmsolvers {
 namespace CMS_ISA {

@@ -11,6 +11,11 @@ constexpr int kMaxDims = 16;
 
 enum class DType : int8_t { f64, f32, f16, bf16 };
 
+// In bytes.
+constexpr int64_t size_of(DType type) {
+  return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2;
+}
+
 // What the second output is: nothing; s0 x'; D; s0 x + s1 z.
 enum class Second : int8_t { none, scaled, x0, pair };
 
@@ -93,12 +98,5 @@ struct StepParams {
 
 void launch_step_cpu(const StepParams& params);
 void launch_step_cuda(const StepParams& params, int device, void* stream);
-
-// CPU instruction sets: 0 portable, 1 AVX2 + FMA + F16C, 2 AVX-512 (F, DQ, BW, VL).
-int instruction_set();
-int best_instruction_set();
-void set_instruction_set(
-    int level);  // throws std::invalid_argument where this processor or build lacks it
-const char* instruction_set_name(int level);
 
 }  // namespace cmsolvers

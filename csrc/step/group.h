@@ -3,8 +3,8 @@
 // kernel, so the results are equal to the bit.
 #pragma once
 
-#include "philox.h"
-#include "step.h"
+#include "../contract/philox.h"
+#include "params.h"
 #include "weights.h"
 
 namespace cmsolvers {

@@ -3,7 +3,7 @@
 // torch here.
 #pragma once
 
-#include "step.h"
+#include "../step/params.h"
 
 namespace cmsolvers {
 

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "step_thread.h"
+#include "thread.h"
 
 namespace cmsolvers {
 namespace cuda {

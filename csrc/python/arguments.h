@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "step.h"
+#include "../step/params.h"
 
 namespace cmsolvers {
 
@@ -41,8 +41,5 @@ void fill_arguments(StepParams& params, const Arguments& given, const at::Tensor
 // To be called when all arguments are there. Where their values are known (numbers; on the CPU
 // tensors of one value too) the weights are made now and serve all samples.
 void settle_weights(StepParams& params, bool on_cpu);
-
-// Whether the memory between the first and the last element of both has nothing in common.
-bool disjoint(const at::Tensor& a, const at::Tensor& b);
 
 }  // namespace cmsolvers

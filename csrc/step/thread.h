@@ -2,9 +2,9 @@
 // into threads is tested where there is no GPU (tests/cuda/emulate_step.cu).
 #pragma once
 
-#include "../step_group.h"
-#include "elements.h"
-#include "plan.h"
+#include "../cuda/elements.h"
+#include "../cuda/plan.h"
+#include "group.h"
 
 namespace cmsolvers {
 namespace cuda {

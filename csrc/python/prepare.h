@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "arguments.h"
+#include "tensors.h"
 
 namespace cmsolvers {
 
@@ -19,8 +20,6 @@ struct Prepared {
   at::Tensor key;
 };
 
-DType dtype_of(at::ScalarType type);
-
 // Checks what memory safety needs, brings everything into the layout of `out` (or of `second_out`
 // where that alone is wanted), and fills the parameters.
 Prepared prepare(const std::optional<at::Tensor>& out, const std::optional<at::Tensor>& second_out,
@@ -32,9 +31,5 @@ Prepared prepare(const std::optional<at::Tensor>& out, const std::optional<at::T
 void describe_layout(StepParams& params, const at::Tensor& out);
 
 void launch(const Prepared& step);
-
-// Tells autograd that a tensor was written in place, so that a backward pass that saved it refuses
-// to run.
-void mark_written(const at::Tensor& tensor);
 
 }  // namespace cmsolvers

@@ -3,8 +3,8 @@
 // term, so the sums are equal to the bit.
 #pragma once
 
-#include "noise_sum.h"
-#include "step_group.h"
+#include "../step/group.h"
+#include "params.h"
 
 namespace cmsolvers {
 namespace CMS_ISA {

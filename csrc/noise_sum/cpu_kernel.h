@@ -1,9 +1,9 @@
 // Sums of noise on the CPU: for a block of elements, one term after the other into sums that stay
-// in L1. Compiled for one instruction set, as kernel.h.
+// in L1. Compiled for one instruction set, as the kernel of the step is.
 #pragma once
 
-#include "../noise_sum_group.h"
-#include "kernel.h"
+#include "../step/cpu_kernel.h"
+#include "group.h"
 
 namespace cmsolvers {
 namespace CMS_ISA {

@@ -78,17 +78,6 @@ bool natural(PyObject* object, uint64_t limit, uint64_t& value) {
   return value <= limit;
 }
 
-bool supported(at::ScalarType type) {
-  return type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
-}
-
-// A model output goes with a state of its own dtype or of higher precision.
-bool fits(at::ScalarType model, at::ScalarType state) {
-  if (model == state) return true;
-  return supported(model) &&
-         (state == at::kDouble || (state == at::kFloat && model != at::kDouble));
-}
-
 // The arguments of fast_step, by position; the last five may be left out.
 enum Position {
   kState,
@@ -118,8 +107,6 @@ struct Given {
   int n_arguments = 0;
   const at::Tensor* key = nullptr;
   bool grad_mode = true;
-
-  int64_t batch() const { return x->dim() == 0 ? 1 : x->size(0); }
 };
 
 // One argument, a number or a tensor, into its place; false where the case is not plain.
@@ -128,22 +115,23 @@ bool take_argument(StepParams& p, Given& given, int place, PyObject* object) {
   const at::Tensor* value = plain_tensor(object, given.grad_mode);
   if (value == nullptr || value->device() != given.x->device()) return false;
   given.arguments[given.n_arguments++] = value;
-  return describe_argument(p, place, *value, given.batch());
+  return describe_argument(p, place, *value, batch_of(*given.x));
 }
 
 // The columns of one tensor [B, count] as arguments; false where the case is not plain.
 bool take_columns(StepParams& p, Given& given, int count, PyObject* object) {
   const at::Tensor* value = plain_tensor(object, given.grad_mode);
+  DType type;
   if (value == nullptr || value->device() != given.x->device() || value->dim() != 2 ||
-      (value->size(0) != given.batch() && value->size(0) != 1) || value->size(1) != count ||
-      !supported(value->scalar_type()))
+      (value->size(0) != batch_of(*given.x) && value->size(0) != 1) || value->size(1) != count ||
+      !find_dtype(value->scalar_type(), type))
     return false;
   given.arguments[given.n_arguments++] = value;
   const bool one = value->size(0) == 1;
   const auto* data = static_cast<const char*>(value->const_data_ptr());
   const int64_t apart = value->stride(1) * static_cast<int64_t>(value->element_size());
   for (int j = 0; j < count; ++j)
-    p.arguments[j] = {data + j * apart, one ? 0 : value->stride(0), dtype_of(value->scalar_type())};
+    p.arguments[j] = {data + j * apart, one ? 0 : value->stride(0), type};
   p.has_tensors = true;
   p.per_sample = !one;
   return true;
@@ -222,21 +210,15 @@ bool read_noise(StepParams& p, Given& given, PyObject* const* args) {
   uint64_t stream = 0, draw = 0;
   constexpr uint64_t kIds = (uint64_t{1} << 56) - 1;
   if (!natural(args[kStream], 255, stream) || !natural(args[kDraw], 0xFFFFFFFFu, draw) ||
-      given.x->numel() > int64_t{1} << 34)
+      !drawable(*given.x))
     return false;
   p.stream = static_cast<uint32_t>(stream);
   p.draw = static_cast<uint32_t>(draw);
   if (natural(args[kSeed], ~uint64_t{0}, p.seed))
     return natural(args[kFirstId], kIds >> 1, p.offset);
   const at::Tensor* key = plain_tensor(args[kSeed], given.grad_mode);
-  if (key == nullptr || key->scalar_type() != at::kLong || key->device() != given.x->device() ||
-      !key->is_contiguous() || key->dim() != 2 || key->size(1) != 2 ||
-      (key->size(0) != given.batch() && key->size(0) != 1))
-    return false;
   given.key = key;
-  p.key = key->const_data_ptr<int64_t>();
-  p.key_per_sample = key->size(0) == given.batch();
-  return true;
+  return key != nullptr && describe_key(p, *key, *given.x);
 }
 
 // Inputs into the parameters; false where the case is not plain.
@@ -246,15 +228,14 @@ bool read_inputs(StepParams& p, Given& given, PyObject* inputs) {
   const Py_ssize_t n = PyTuple_GET_SIZE(inputs);
   if (n > kMaxInputs) return false;
   p.n_inputs = static_cast<int>(n);
-  p.state = dtype_of(x.scalar_type());
   p.model = p.state;
   for (Py_ssize_t k = 0; k < n; ++k) {
     const at::Tensor* m = plain_tensor(PyTuple_GET_ITEM(inputs, k), given.grad_mode);
     if (m == nullptr || m->device() != x.device() || !m->is_contiguous() ||
-        m->sizes() != x.sizes() || !fits(m->scalar_type(), x.scalar_type()) ||
+        m->sizes() != x.sizes() || !find_dtype(m->scalar_type(), p.model) ||
+        !model_fits(p.model, p.state) ||
         (k > 0 && m->scalar_type() != given.inputs[0]->scalar_type()))
       return false;
-    p.model = dtype_of(m->scalar_type());
     given.inputs[given.n_inputs++] = m;
     p.inputs[k] = m->const_data_ptr();
   }
@@ -305,7 +286,7 @@ bool take_output(Output& output, const Given& given, PyObject* object, bool in_p
 }
 
 // Both outputs, as far as they are wanted; false where the case is not plain.
-bool read_outputs(const StepParams& p, const Given& given, PyObject* const* args, Output& first,
+bool read_outputs(StepParams& p, const Given& given, PyObject* const* args, Output& first,
                   Output& second) {
   const at::ScalarType state = given.x->scalar_type();
   first.wanted = args[kResult] != Py_False;
@@ -320,8 +301,9 @@ bool read_outputs(const StepParams& p, const Given& given, PyObject* const* args
     second.type = reinterpret_cast<THPDtype*>(where)->scalar_type;
   else if (where != Py_None && !take_output(second, given, where, false))
     return false;
-  return supported(second.type) && (first.given == nullptr || second.given == nullptr ||
-                                    disjoint(first.tensor, second.tensor));
+  return find_dtype(second.type, p.second_type) &&
+         (first.given == nullptr || second.given == nullptr ||
+          disjoint(first.tensor, second.tensor));
 }
 
 // Python: see FAST in cmsolvers/ops/step.py.
@@ -334,12 +316,12 @@ PyObject* fast_step(PyObject*, PyObject* const* given_args, Py_ssize_t count) {
   Given given;
   given.grad_mode = c10::GradMode::is_enabled();
   const at::Tensor* x = given.x = plain_tensor(args[kState], given.grad_mode);
-  if (x == nullptr || !supported(x->scalar_type()) || !x->is_contiguous()) Py_RETURN_NONE;
+  Prepared step;
+  StepParams& p = step.params;
+  if (x == nullptr || !find_dtype(x->scalar_type(), p.state) || !x->is_contiguous()) Py_RETURN_NONE;
 #if !defined(CMSOLVERS_WITH_CUDA)
   if (x->is_cuda()) Py_RETURN_NONE;
 #endif
-  Prepared step;
-  StepParams& p = step.params;
   Output first, second;
   if (!read_inputs(p, given, args[kModel]) || !read_arguments(p, given, args) ||
       !read_noise(p, given, args) || !read_outputs(p, given, args, first, second))
@@ -349,10 +331,7 @@ PyObject* fast_step(PyObject*, PyObject* const* given_args, Py_ssize_t count) {
   step.x = *x;
   p.x = x->const_data_ptr();
   if (first.wanted) p.out = first.tensor.mutable_data_ptr();
-  if (second.wanted) {
-    p.second_out = second.tensor.mutable_data_ptr();
-    p.second_type = dtype_of(second.type);
-  }
+  if (second.wanted) p.second_out = second.tensor.mutable_data_ptr();
   describe_layout(p, first.wanted ? first.tensor : second.tensor);
   if (p.total <= 4096) {
     launch(step);

@@ -1,12 +1,9 @@
-// Kernels of the operators whose schemas cmsolvers/ops/registration.py defines, and the Python
-// module.
+// The kernels of the weighted step's operators, whose schemas cmsolvers/ops/registration.py
+// defines.
 #include <ATen/Functions.h>
-#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
-#include "build_facts.h"
-#include "fastcall.h"
-#include "prepare.h"
+#include "../python/prepare.h"
 
 namespace cmsolvers {
 namespace {
@@ -47,34 +44,6 @@ void weighted_step_out(const OptionalTensor& out, const OptionalTensor& second_o
   if (second_out.has_value()) mark_written(*second_out);
 }
 
-pybind11::dict build_info() {
-  const BuildFacts& facts = build_facts();
-  pybind11::dict info;
-  info["built_with_torch"] = facts.torch_version;
-  info["compiler"] = "GCC-compatible " __VERSION__;
-  info["flags"] = facts.flags;
-#if defined(CMSOLVERS_WITH_CUDA)
-  info["cuda"] = true;
-#else
-  info["cuda"] = false;
-#endif
-  info["cuda_version"] = facts.cuda_version;
-  info["cuda_architectures"] = facts.cuda_archs;
-  info["csrc_hash"] = facts.csrc_hash;
-  info["instruction_set"] = instruction_set_name(instruction_set());
-  pybind11::list usable;
-  for (int level = 0; level <= best_instruction_set(); ++level)
-    usable.append(instruction_set_name(level));
-  info["instruction_sets"] = usable;
-  return info;
-}
-
-void use_instruction_set(const std::string& name) {
-  for (int level = 0; level <= best_instruction_set(); ++level)
-    if (name == instruction_set_name(level)) return set_instruction_set(level);
-  throw std::invalid_argument("instruction set must be one that build_info lists; got " + name);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(cmsolvers, CPU, m) {
@@ -90,13 +59,5 @@ TORCH_LIBRARY_IMPL(cmsolvers, CUDA, m) {
   m.impl("weighted_step_out", &weighted_step_out);
 }
 #endif
-
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "Kernels of cmsolvers; use cmsolvers.ops.";
-  m.def("build_info", &build_info);
-  m.def("use_instruction_set", &use_instruction_set,
-        "Run the CPU kernels with another instruction set of build_info()['instruction_sets'].");
-  add_fastcall(m.ptr());
-}
 
 }  // namespace cmsolvers

@@ -1,11 +1,11 @@
 // From the arguments of a step to the weights of one sample, in float64. cmsolvers/ops/rules.py has
 // the same formulas with the same operations in the same order, so that a level gives the same bits
 // as a number and as an entry of a tensor: nothing here may be contracted or reordered (see
-// math.h).
+// ../contract/math.h).
 #pragma once
 
-#include "half.h"
-#include "step.h"
+#include "../contract/half.h"
+#include "params.h"
 
 namespace cmsolvers {
 namespace CMS_ISA {

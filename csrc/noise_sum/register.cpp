@@ -2,8 +2,8 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
-#include "noise_sum.h"
-#include "prepare.h"
+#include "../python/prepare.h"
+#include "params.h"
 
 #if defined(CMSOLVERS_WITH_CUDA)
 #include <c10/cuda/CUDAStream.h>
@@ -13,10 +13,6 @@ namespace cmsolvers {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
-
-int64_t batch_of(const at::Tensor& out) {
-  return out.dim() == 0 ? 1 : out.size(0);
-}
 
 void fill_terms(NoiseSumParams& p, const at::Tensor& out, at::IntArrayRef draws,
                 c10::ArrayRef<double> weights, const OptionalTensor& table) {
@@ -44,29 +40,19 @@ void fill_terms(NoiseSumParams& p, const at::Tensor& out, at::IntArrayRef draws,
   }
 }
 
-void fill_place(StepParams& p, const at::Tensor& out, at::IntArrayRef noise,
-                const OptionalTensor& key) {
-  const int64_t batch = batch_of(out);
+// Returns the table of keys in use, which must outlive the launch.
+at::Tensor fill_place(StepParams& p, const at::Tensor& out, at::IntArrayRef noise,
+                      const OptionalTensor& key) {
   TORCH_CHECK_VALUE(noise.size() == 3, "noise must be (seed, offset, stream)");
-  TORCH_CHECK_VALUE(batch == 0 || out.numel() / batch <= int64_t{1} << 34,
-                    "a sample may hold at most 2^34 elements where noise is drawn");
+  TORCH_CHECK_VALUE(drawable(out), "a sample may hold at most 2^34 elements where noise is drawn");
   p.state = dtype_of(out.scalar_type());
   p.out = out.mutable_data_ptr();
   p.noise = true;
   p.seed = static_cast<uint64_t>(noise[0]);
   p.offset = static_cast<uint64_t>(noise[1]);
   p.stream = static_cast<uint32_t>(noise[2]);
-  if (key.has_value()) {
-    TORCH_CHECK_VALUE(
-        key->dim() == 2 && key->size(1) == 2 && (key->size(0) == batch || key->size(0) == 1),
-        "key must have shape [", batch, ", 2] or [1, 2]; got ", key->sizes());
-    TORCH_CHECK_TYPE(key->scalar_type() == at::kLong, "key must be int64");
-    TORCH_CHECK_VALUE(key->device() == out.device() && key->is_contiguous(),
-                      "key must be contiguous, on the device of out");
-    p.key = key->const_data_ptr<int64_t>();
-    p.key_per_sample = key->size(0) == batch;
-  }
   describe_layout(p, out);
+  return key.has_value() ? take_key(p, *key, out) : at::Tensor();
 }
 
 void noise_sum(const at::Tensor& out, at::IntArrayRef draws, c10::ArrayRef<double> weights,
@@ -76,7 +62,7 @@ void noise_sum(const at::Tensor& out, at::IntArrayRef draws, c10::ArrayRef<doubl
   // On the CPU summing in logical order and a copy are quicker than gathering single elements.
   const bool direct = out.is_cpu() ? out.is_contiguous() : out.is_non_overlapping_and_dense();
   const at::Tensor sums = direct ? out : at::empty(out.sizes(), out.options());
-  fill_place(p.place, sums, noise, key);
+  const at::Tensor kept = fill_place(p.place, sums, noise, key);
   if (out.is_cuda()) {
 #if defined(CMSOLVERS_WITH_CUDA)
     const int device = out.get_device();

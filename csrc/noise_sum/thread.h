@@ -1,8 +1,8 @@
 // What one CUDA thread does in a sum of noise. Host code can call it too.
 #pragma once
 
-#include "../noise_sum_group.h"
-#include "step_thread.h"
+#include "../step/thread.h"
+#include "group.h"
 
 namespace cmsolvers {
 namespace cuda {

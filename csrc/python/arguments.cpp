@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
-#include "prepare.h"
-#include "weights.h"
+#include "../step/weights.h"
+#include "tensors.h"
 
 namespace cmsolvers {
 namespace {
@@ -28,20 +28,7 @@ double as_held(double value, DType type) {
   return value;
 }
 
-int64_t bytes_spanned(const at::Tensor& t) {
-  if (t.numel() == 0) return 0;
-  int64_t last = 0;
-  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
-  return (last + 1) * static_cast<int64_t>(t.element_size());
-}
-
 }  // namespace
-
-bool disjoint(const at::Tensor& a, const at::Tensor& b) {
-  const char* p = static_cast<const char*>(a.const_data_ptr());
-  const char* q = static_cast<const char*>(b.const_data_ptr());
-  return p + bytes_spanned(a) <= q || q + bytes_spanned(b) <= p;
-}
 
 int input_count(Rule rule, int given) {
   if (rule == Rule::weights || rule == Rule::folded) return given;
@@ -65,13 +52,11 @@ int argument_place(Rule rule, int j, int n_inputs) {
 }
 
 bool describe_argument(StepParams& p, int place, const at::Tensor& value, int64_t batch) {
-  const at::ScalarType type = value.scalar_type();
-  const bool readable =
-      type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
-  if (!readable || value.dim() > 1) return false;
+  DType type;
+  if (!find_dtype(value.scalar_type(), type) || value.dim() > 1) return false;
   if (value.dim() == 1 && value.size(0) != 1 && value.size(0) != batch) return false;
   const bool one = value.numel() == 1;
-  p.arguments[place] = {value.const_data_ptr(), one ? 0 : value.stride(0), dtype_of(type)};
+  p.arguments[place] = {value.const_data_ptr(), one ? 0 : value.stride(0), type};
   p.has_tensors = true;
   p.per_sample = p.per_sample || !one;
   return true;
@@ -92,7 +77,7 @@ void fill_arguments(StepParams& p, const Arguments& given, const at::Tensor& x,
   for (int j = 0; j < count; ++j) p.numbers[argument_place(p.rule, j, n)] = given.numbers[j];
   TORCH_CHECK_VALUE(given.places.size() == given.tensors.size(), "places must hold ",
                     given.tensors.size(), " entries, one a tensor; got ", given.places.size());
-  const int64_t batch = x.dim() == 0 ? 1 : x.size(0);
+  const int64_t batch = batch_of(x);
   for (size_t i = 0; i < given.tensors.size(); ++i) {
     const int64_t j = given.places[i];
     TORCH_CHECK_VALUE(j >= 0 && j < tensor_count(p.rule, n),

@@ -9,16 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cmsolvers.solvers.stochastic_rk import Scheme
 from numpy.polynomial.hermite_e import hermegauss
 
 import cmsolvers as cm
-from cmsolvers import noise
+from cmsolvers import milstein, noise, predictor_corrector, sra1, stochastic_heun
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
-from cmsolvers.solvers.milstein import milstein
-from cmsolvers.solvers.predictor_corrector import predictor_corrector
-from cmsolvers.solvers.sra1 import sra1
-from cmsolvers.solvers.stochastic_heun import stochastic_heun
-from cmsolvers.solvers.stochastic_rk import Scheme
 from support.orders import F64, FIRST, LAST, assert_order, grid
 
 PATHS, FINE = 10_000, 1024

@@ -214,7 +214,7 @@ class _Lowering:
                 Call(leaf, shown, outs, len(table) - 1, ask.level, len(self._places), pair)
             )
         self._places.append((i, ask.level))
-        d = found.form.replace(lambda s: base if s is found.y else None)
+        d = _at(found.form, found.y, base)
         self._means[ask] = d
         if self._way == "tensors" or (found.clamps and (j or len(step.asks) > 1)):
             self._means[ask] = form_of(self._tensor(self._settled(d), f"D{i}.{j}"))
@@ -245,6 +245,7 @@ class _Lowering:
         d = self._means[ask]
         clamp = _only(d)
         clamped = isinstance(clamp, _Clamp)
+        # What has bounds is no form over the outputs, so later steps need the tensor.
         kept = bool(step.kept) and (clamped or self._way != "forms")
         if not (clamped or kept):
             return None
@@ -284,8 +285,7 @@ class _Lowering:
         """Make D for the callback."""
         known, found = _only(self._means[ask]), self._answers[ask]
         if known is None or known in self._inline:
-            plain = found.form.replace(lambda s: form_of(step.x) if s is found.y else None)
-            known = self._tensor(plain, "D")
+            known = self._tensor(_at(found.form, found.y, form_of(step.x)), "D")
         self._code.append(Show(step.x, known, *self._trace.entry(i)))
 
     # --- forms ------------------------------------------------------------------------------------
@@ -413,6 +413,17 @@ class _Lowering:
                     self._code.append(Draw(normal.span, normal))
             return 0.0, 0
         return (terms.pop(normals[0]), normals[0].draw) if normals else (0.0, 0)
+
+
+def _at(form: Form, y: Symbol, base: Form) -> Form:
+    """An answer at a state: inside of bounds, too."""
+
+    def meaning(symbol: Symbol) -> Form | None:
+        if isinstance(symbol, _Clamp):
+            return form_of(_Clamp(_at(symbol.inner, y, base), symbol.bounds))
+        return base if symbol is y else None
+
+    return form.replace(meaning)
 
 
 def _only(form: Form) -> Symbol | None:

@@ -237,6 +237,7 @@ def public(
         return call(*args, values)
 
     function.__name__ = function.__qualname__ = name
+    function.__wrapped__ = described  # type: ignore[attr-defined]  # what getsource shows
     function.__module__ = described.__module__
     function.__signature__ = signature  # type: ignore[attr-defined]
     function.__doc__ = _docstring(inspect.getdoc(described) or "", options, text)

@@ -12,7 +12,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +23,7 @@ from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.fields import Library, check_sde, checked_diffusion, is_noisy, known, terms
-from cmsolvers.engine.forms import Form, Weight, form_of
+from cmsolvers.engine.forms import Form, Symbol, Weight, form_of
 from cmsolvers.engine.live import Held, Live, Normal, held
 from cmsolvers.engine.machine import NoiseSampler, transformed
 from cmsolvers.engine.observers import BadOutputs, Info, Recorder, bar
@@ -108,6 +108,69 @@ class _Traced:
 
     def W(self) -> Form:
         return math.sqrt(abs(self.dt)) * self.z()
+
+
+class _Probe(_Traced):
+    """A step of dx = c dt + dw with constant c: every consistent method is exact on it."""
+
+    def __init__(self, times: Sequence[float], draws: int) -> None:
+        super().__init__(_NOTHING, times, 0, draws)
+
+    def drift(self, y: Form, t: float) -> Form:
+        ask = Ask(f"c{len(self.traced.asks)}", y, t)
+        self.traced.asks.append(ask)
+        return form_of(ask)
+
+    def diffusion(self, y: Form, t: float) -> Weight:
+        return 1.0
+
+
+_NOTHING: Any = None
+_TOLERANCE = 1e-14
+
+
+def check_formula(formula: Formula, draws: int, **values: object) -> None:
+    """Check a formula on dx = c dt + dw, forward and backward in time.
+
+    Each state that the drift is asked at must be where its time says, and the step must end with
+    the variance |dt|.
+
+    Raises:
+        ArithmeticError: it does not.
+    """
+    name = getattr(formula, "__name__", "the formula")
+    for times in ((0.25, 0.75), (0.75, 0.25)):
+        step = _Probe(times, draws)
+        result = formula(step, **values)
+        asks = step.traced.asks
+        for row, t in (*((ask.y, ask.level) for ask in asks), (result, step.to)):
+            for kind, wanted in ((State, 1.0), (Ask, t - step.t)):
+                found = _total(row, kind)
+                if not abs(found - wanted) <= _TOLERANCE:
+                    raise ArithmeticError(
+                        f"{name}: weights of {_CALLED[kind]} must sum to {wanted:g} at t = {t:g}; "
+                        f"{row} gives {found!r}"
+                    )
+        variance = math.fsum(
+            _number(w) ** 2 for s, w in result.terms.items() if isinstance(s, Noise)
+        )
+        if not abs(variance - abs(step.dt)) <= _TOLERANCE:
+            raise ArithmeticError(
+                f"{name}: the noise of a step must have the variance {abs(step.dt):g}; "
+                f"{result} gives {variance!r}"
+            )
+
+
+_CALLED: dict[type[Symbol], str] = {State: "the state", Ask: "the drift"}
+
+
+def _total(row: Form, kind: type[Symbol]) -> float:
+    return math.fsum(_number(w) for s, w in row.terms.items() if isinstance(s, kind))
+
+
+def _number(weight: Weight) -> float:
+    assert not isinstance(weight, Tensor)
+    return weight
 
 
 class LiveStep:
@@ -292,11 +355,17 @@ def time_solver(
 
     Returns:
         A decorator of `formula(step, **options) -> Form`; `TimeStep` is what it may ask.
+        The first call runs `check_formula`.
     """
     own = [option.name for option in options]
 
     def decorate(formula: Formula) -> Any:
         name = formula.__name__
+
+        @cache
+        def check_weights() -> None:  # in the first call: helpers may stand below the formula
+            defaults = {option.name: option.default for option in options}
+            check_formula(formula, draws(**defaults), **defaults)
 
         def call(sde: Any, x: Tensor, grid: Any, values: dict[str, Any]) -> Result:
             check.state("x", x)
@@ -305,6 +374,8 @@ def time_solver(
             mine = {key: values.pop(key) for key in own}
             if checked is not None:
                 checked(sde, times, **mine)
+            if not live:
+                check_weights()
             library, count = known(sde), draws(**mine)
             tensors = live or (values["noise_sampler"] is not None and count > 1)
             if library is not None and not (tensors or any(map(callable, mine.values()))):

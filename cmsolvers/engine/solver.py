@@ -126,9 +126,9 @@ def solver(
             return run(traced, denoiser, x, name=formula.__name__, model=model, **values)
 
         text = Text(model, "sigmas", noise)
-        function = public(formula, call, (*options, *extra, *SHARED), text)
+        function: Sampler = public(formula, call, (*options, *extra, *SHARED), text)
         catalogue.enter(function, order=order, nfe=nfe, noise=noise, source=source)
-        return function  # type: ignore[no-any-return]
+        return function
 
     return decorate
 

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ from cmsolvers.engine.run import key_of, run
 from cmsolvers.engine.solver import Result, Text, public
 from cmsolvers.engine.trace import Ask, Formula, Noise, State, Trace, TracedStep
 from cmsolvers.processes.sde import ScoreSDE, SDELike
+
+if TYPE_CHECKING:
+    from cmsolvers.checks import Levels
 
 _MOST_TRACES, _MOST_STEPS = 64, 1024
 _TRACES: OrderedDict[object, Trace] = OrderedDict()
@@ -330,6 +333,34 @@ class _LiveRun:
             self._bad.check("sde must give", "t", self._places)
 
 
+class TimeSolver(Protocol):
+    """A solver of SDEs and ODEs in time."""
+
+    __name__: str
+
+    @overload
+    def __call__(
+        self, sde: SDELike, x: Tensor, ts: Levels, *, return_info: Literal[True], **options: Any
+    ) -> tuple[Tensor, Info]: ...
+
+    @overload
+    def __call__(
+        self,
+        sde: SDELike,
+        x: Tensor,
+        ts: Levels,
+        *,
+        trajectory: Literal[True] | Levels,
+        **options: Any,
+    ) -> tuple[Tensor, Info]: ...
+
+    @overload
+    def __call__(self, sde: SDELike, x: Tensor, ts: Levels, **options: Any) -> Tensor: ...
+
+    def __call__(self, sde: SDELike, x: Tensor, ts: Levels, **options: Any) -> Result:
+        """Integrate: the arguments are documented in each solver."""
+
+
 def time_solver(
     *,
     order: str,
@@ -340,7 +371,7 @@ def time_solver(
     checked: Callable[..., object] | None = None,
     noisy: Callable[..., bool] | None = None,
     live: bool = False,
-) -> Callable[[Formula], Any]:
+) -> Callable[[Formula], TimeSolver]:
     """Make a solver of SDEs in time of a formula: check, run, document, enter in the catalogue.
 
     Args:
@@ -359,7 +390,7 @@ def time_solver(
     """
     own = [option.name for option in options]
 
-    def decorate(formula: Formula) -> Any:
+    def decorate(formula: Formula) -> TimeSolver:
         name = formula.__name__
 
         @cache
@@ -385,7 +416,9 @@ def time_solver(
             drawn = is_noisy(sde) or (noisy is not None and noisy(**mine))
             return _run_live(formula, sde, x, times, mine, count, drawn, values)
 
-        function = public(formula, call, (*options, *SHARED), Text("sde", "ts", "fresh"))
+        function: TimeSolver = public(
+            formula, call, (*options, *SHARED), Text("sde", "ts", "fresh")
+        )
         catalogue.enter(function, order=order, nfe=nfe, noise="fresh", source=source, space="time")
         return function
 

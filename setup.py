@@ -29,7 +29,7 @@ from csrc_hash import csrc_hash  # noqa: E402
 
 DEFAULT_ARCHS = ("8.0", "8.6", "8.9", "9.0")
 
-# IEEE arithmetic only: contraction and fast-math would change the noise (see csrc/math.h).
+# IEEE arithmetic only: contraction and fast-math would change the noise (csrc/contract/math.h).
 CXX_FLAGS = [
     "-O3",
     "-g0",
@@ -155,7 +155,7 @@ def extension_setup() -> dict[str, object]:
         )
 
     use_cuda = cuda_wanted(torch.version.cuda, cpp_extension.CUDA_HOME)
-    files = sources("csrc/*.cpp", "csrc/cpu/*.cpp")
+    files = sources("csrc/**/*.cpp")
     cxx = list(CXX_FLAGS)
     nvcc = list(NVCC_FLAGS)
     # Warnings are for our code: torch's headers count as system headers.
@@ -179,7 +179,7 @@ def extension_setup() -> dict[str, object]:
             Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
         )
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs
-        files += sources("csrc/cuda/*.cu")
+        files += sources("csrc/**/*.cu")
         macros.append(("CMSOLVERS_WITH_CUDA", None))
         extension = cpp_extension.CUDAExtension
     print(f"cmsolvers: CUDA part {'for ' + archs if use_cuda else 'left out'}", flush=True)
@@ -228,7 +228,7 @@ def extension_setup() -> dict[str, object]:
             super().finalize_options()
             self.force = True  # ninja knows what is out of date, headers and flags included
 
-    # No -I csrc: its math.h would then answer for <math.h>. Our includes are relative.
+    # Our includes are relative: with -I csrc/contract its math.h would answer for <math.h>.
     module = extension(
         "cmsolvers._C",
         files,

@@ -2,6 +2,7 @@
 
 from cmsolvers.denoisers import ConsistencyFunction, oracles
 from cmsolvers.engine.adaptive import AdaptiveInfo, SolverError
+from cmsolvers.engine.capture import capture
 from cmsolvers.ops import build_info
 from cmsolvers.processes import DDPM, VE, VP, Karras, RectifiedFlow, SubVP, TrigFlow
 from cmsolvers.processes.sde import SDE
@@ -16,14 +17,14 @@ from cmsolvers.schedules import (
     vp_sigmas,
 )
 from cmsolvers.solvers import (
-    adaptive_sde,
+    # TMP adaptive_sde,
     consistency_sample,
     ddim,
     ddpm_ancestral,
     deis,
     dpm_2,
     dpm_2_ancestral,
-    dpm_adaptive,
+    # TMP dpm_adaptive,
     dpm_fast,
     dpmpp_2m,
     dpmpp_2m_sde,
@@ -39,13 +40,12 @@ from cmsolvers.solvers import (
     milstein,
     predictor_corrector,
     restart,
-    rk_pf_ode,
+    # TMP rk_pf_ode,
     sra1,
     stochastic_heun,
     unipc,
 )
-
-__version__ = "0.1.0"
+from cmsolvers.version import __version__
 
 __all__ = [
     "AdaptiveInfo",
@@ -62,6 +62,7 @@ __all__ = [
     "adaptive_sde",
     "beta_sigmas",
     "build_info",
+    "capture",
     "consistency_sample",
     "cosine_sigmas",
     "ddim",
@@ -96,4 +97,5 @@ __all__ = [
     "stochastic_heun",
     "unipc",
     "vp_sigmas",
+    "__version__",
 ]

@@ -58,7 +58,8 @@ def state(name: str, value: object) -> Tensor:
 def model_output(name: str, value: object, x: Tensor) -> Tensor:
     """What a callable returned for state x: shape and device of x, its precision or a lower one."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must return a torch.Tensor; it returned {describe(value)}")
+        found = describe(value) + _inside(name, value)
+        raise TypeError(f"{name} must return a torch.Tensor; it returned {found}")
     if value.shape != x.shape:
         raise ValueError(
             f"{name} must return the shape of x, {list(x.shape)}; it returned {list(value.shape)}"
@@ -74,6 +75,22 @@ def model_output(name: str, value: object, x: Tensor) -> Tensor:
             f"it returned one on {value.device}"
         )
     return value
+
+
+def _inside(name: str, value: object) -> str:
+    """For an error text: where in the value the tensor is, and how to hand that over."""
+    if isinstance(getattr(value, "sample", None), Tensor):  # the outputs of diffusers
+        place = ".sample"
+    elif isinstance(value, (dict, list, tuple)):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        tensors = [f"[{where!r}]" for where, entry in entries if isinstance(entry, Tensor)]
+        if not tensors:
+            return ""
+        place = tensors[0]
+    else:
+        return ""
+    level = "t" if name == "net" else "sigma"
+    return f": its {place} is one, wrap it as lambda x, {level}: {name}(x, {level}){place}"
 
 
 def function(name: str, value: _F | None) -> _F:

@@ -10,13 +10,13 @@ editing.png. Needs the extra "demo" (scikit-learn, matplotlib).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from cmsolvers import (
@@ -27,7 +27,9 @@ from cmsolvers import (
     noise,
     ops,
 )
-from cmsolvers.demo import digits, style
+from cmsolvers.demo import digits
+from cmsolvers.demo import picture_style as style
+from cmsolvers.tasks.chosen_sampler import Sampler
 from cmsolvers.tasks.editing import Colorize, Inpaint, Operator, SuperResolve, denoise, edit, stroke
 from cmsolvers.tasks.interpolation import interpolate
 from cmsolvers.training.images import Scale
@@ -81,12 +83,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Models:
-    """The two models, and how each is sampled from a level down."""
+    """The two models, and how each is sampled from a given level on."""
 
     f: Model
     score: Model
 
-    def choices(self, top: float) -> list[tuple[Any, list[float], Callable[..., Any]]]:
+    def choices(self, top: float) -> list[tuple[Callable[..., Tensor], list[float], Sampler]]:
         """(model, levels from `top`, sampler) of both."""
         few = [top, *(s for s in LEVELS if s < top)]
         many = [top, *karras_sigmas(40, 0.01, 20.0).tolist()]
@@ -100,7 +102,7 @@ class Models:
 
 
 def train(images: Images, out: Path, seed: int, steps: tuple[int, int], width: int) -> Models:
-    """Both models, from the checkpoints in `out` where they are there."""
+    """Both models, trained unless their checkpoints are in `out` already."""
     shape, about = tuple(images.train.shape[1:]), {"scale": asdict(images.scale)}
     files = {kind: out / f"{kind}.safetensors" for kind in ("score", "cd")}
     for kind, count in zip(files, steps, strict=True):
@@ -119,7 +121,7 @@ def train(images: Images, out: Path, seed: int, steps: tuple[int, int], width: i
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the picture: an image, what is given of it, results of both models."""
+    """One row of the picture: an image, what is given of it, the results of both models."""
 
     name: str
     original: Tensor
@@ -128,7 +130,7 @@ class Row:
 
 
 def edits(models: Models, images: Images, seed: int) -> list[Row]:
-    """Every task on a held-out digit of its own."""
+    """Every task, each on another held-out digit."""
     paper = float(images.train.max())
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[4:] = True
@@ -165,7 +167,7 @@ def edits(models: Models, images: Images, seed: int) -> list[Row]:
 
 
 def denoised(models: Models, images: Images, seed: int, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """(noisy, denoised) by the consistency function, one column a level."""
+    """(noisy, denoised) by the consistency function, one column per level."""
     clean = images.held[SHOWN[0]].expand(len(levels), -1, -1, -1).contiguous()
     noisy = ops.add_noise(clean, levels, seed=seed, stream=noise.OTHER)
     assert isinstance(noisy, Tensor)
@@ -185,11 +187,11 @@ def between(models: Models, seed: int, columns: int) -> list[Tensor]:
 
 
 def draw(path: Path, models: Models, images: Images, seed: int) -> Path:
-    """The picture."""
+    """Write the picture: tasks above, denoising and interpolation below."""
     fig = style.figure(11.5, 7.2)
     columns = 2 + 2 * RESULTS
     with style.styled():
-        upper, lower = fig.subfigures(2, 1, height_ratios=(4.25, 4))
+        upper, lower = fig.subfigures(2, 1, squeeze=False, height_ratios=(4.25, 4))[:, 0]
         tasks = edits(models, images, seed)
         gaps = [1, 1, 0.25, *[1] * RESULTS, 0.25, *[1] * RESULTS]
         axes = upper.subplots(len(tasks), columns + 2, width_ratios=gaps)
@@ -218,14 +220,14 @@ def draw(path: Path, models: Models, images: Images, seed: int) -> Path:
     return style.save(fig, path, dpi=100, pil_kwargs={"optimize": True})
 
 
-def show(axes: Any, x: Tensor, scale: Scale) -> None:
-    """Images [n, 3, H, W], one an axis."""
+def show(axes: Sequence[Axes], x: Tensor, scale: Scale) -> None:
+    """Draw images [n, 3, H, W], one on each axis."""
     for ax, image in zip(axes, scale.to_pixels(x).permute(0, 2, 3, 1), strict=True):
         style.digit(ax, image.numpy(), scale.low, scale.high)
 
 
-def label(ax: Any, text: str) -> None:
-    """What a row shows, at its left."""
+def label(ax: Axes, text: str) -> None:
+    """Write to the left of a row what it shows."""
     ax.set_ylabel(text, rotation=0, ha="right", va="center", labelpad=8)
 
 

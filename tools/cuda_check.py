@@ -187,7 +187,7 @@ def main() -> None:
     python = make_environment(folder, os.environ.get("CUDA_TORCH") or TORCH)
     WORK.mkdir(parents=True, exist_ok=True)
     for old in (WORK / "temp").rglob("*.o"):  # ptxas reports only what is compiled now
-        if (ROOT / "csrc/cuda" / f"{old.stem}.cu").exists():
+        if (ROOT / old.relative_to(WORK / "temp")).with_suffix(".cu").exists():
             old.unlink()
     env = {
         "USE_CUDA": "1",
@@ -205,7 +205,7 @@ def main() -> None:
     run(python, "setup.py", "build_ext", *options, env=env, log=log)
     compile_alone(home, "tools/planted_bug.cu")
     emulation = compile_alone(
-        home, "tests/cuda/emulate_step.cu", *(WORK / "temp/csrc/cpu").glob("step_*.o")
+        home, "tests/cuda/emulate_step.cu", *(WORK / "temp/csrc/cpu").glob("kernels_*.o")
     )
     emulated_sums = compile_alone(home, "tests/cuda/emulate_noise_sum.cu")
 

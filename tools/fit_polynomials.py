@@ -1,4 +1,4 @@
-"""Derive the polynomial coefficients of csrc/math.h (Remez exchange in 60-digit arithmetic).
+"""Derive the polynomials of csrc/contract/math.h (Remez exchange in 60-digit arithmetic).
 
 Run `python tools/fit_polynomials.py`; it prints each polynomial in float32 with its largest
 relative error before rounding. Needs mpmath (it comes with torch).
@@ -62,7 +62,7 @@ def _show(name: str, coefficients: list, error: mp.mpf) -> None:
 
 
 def main() -> None:
-    """Print every polynomial of csrc/math.h."""
+    """Print every polynomial of csrc/contract/math.h."""
     tiny = mp.mpf(10) ** -12
 
     def log_rest(f: mp.mpf) -> mp.mpf:  # (ln(1 + f) - f + f^2/2) / f^3

@@ -187,7 +187,7 @@ def describe_machine(cuda_home: Path) -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": output_of("git", "rev-parse", "HEAD"),
         "versions": {
             "python": platform.python_version(),

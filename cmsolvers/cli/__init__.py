@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: one file per command, put together in `main`."""
 
 from cmsolvers.cli.main import main
 

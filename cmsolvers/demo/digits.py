@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from cmsolvers import noise
-from cmsolvers.training.images import Scale
+from cmsolvers.training.images import Scale, load_images
 
+NAME = "digits"
+"""What stands for these digits where a file of images may be named."""
 HELD_OUT = 360
 SPLIT_SEED = 0
 
@@ -36,7 +38,7 @@ class Digits:
 
 @lru_cache(maxsize=1)
 def load() -> Digits:
-    """The digits. The split is a part of the data and does not depend on the demo's seed."""
+    """The digits; the split belongs to the data and does not depend on the demo's seed."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -48,3 +50,20 @@ def load() -> Digits:
     scale = Scale.of(pixels[rest])
     x = scale.to_model(pixels)
     return Digits(x[rest], labels[rest], x[held], labels[held], scale)
+
+
+def load_data(name: str) -> tuple[Tensor, Scale]:
+    """Training images [n, C, H, W] as models see them, and their scale.
+
+    Args:
+        name: "digits" for the training digits, else the path of an .npy or .npz file.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_images`.
+    """
+    if name == NAME:
+        data = load()
+        return data.train, data.scale
+    pixels = load_images(name)
+    scale = Scale.of(pixels)
+    return scale.to_model(pixels), scale

@@ -1,15 +1,15 @@
-"""What judges samples: a small digit classifier, and the numbers taken with it."""
+"""The judge of samples: a small digit classifier, and the numbers measured with it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cmsolvers import noise, ops
+from cmsolvers.demo.demo_results import Quality, RealQuality
 from cmsolvers.demo.digits import Digits
 from cmsolvers.tasks import metrics
 from cmsolvers.training import Batch, Trainer, TrainingSettings, read_checkpoint
@@ -60,7 +60,7 @@ def classifier_trainer(data: Digits, steps: int, seed: int) -> Trainer:
 
 @dataclass(frozen=True)
 class Judge:
-    """Takes the numbers of the report.
+    """Measures the numbers of the report.
 
     Frechet distances are to the held-out digits, nearest neighbours are looked for in the training
     digits.
@@ -73,7 +73,7 @@ class Judge:
 
     @staticmethod
     def load(path: Path, data: Digits) -> Judge:
-        """From the classifier's checkpoint.
+        """A judge with the classifier of a checkpoint.
 
         Raises:
             FileNotFoundError: no such file.
@@ -95,7 +95,7 @@ class Judge:
         real = self.classifier.features(self.data.train) if to_train else self.held_features
         return metrics.frechet_distance(self.classifier.features(x), real)
 
-    def numbers(self, x: Tensor) -> dict[str, Any]:
+    def numbers(self, x: Tensor) -> Quality:
         """Frechet distance, confidence relative to held-out digits, nearest neighbour, shares."""
         logits = self.classifier(x)
         sure = float(metrics.confidence(logits).mean())
@@ -107,8 +107,8 @@ class Judge:
             "class_shares": metrics.class_shares(logits).tolist(),
         }
 
-    def baseline(self) -> dict[str, Any]:
-        """The same of real digits: accuracy, and the floor of the Frechet distance."""
+    def baseline(self) -> RealQuality:
+        """Numbers of real digits: accuracy, and the floor of the Frechet distance."""
         logits = self.classifier(self.data.held)
         right = (logits.argmax(1) == self.data.held_labels).double().mean()
         return {

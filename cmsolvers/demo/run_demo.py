@@ -1,4 +1,4 @@
-"""The main job: train, distil, sample, judge, and leave a report."""
+"""The demo from end to end: train, distil, sample, judge, and leave a report."""
 
 from __future__ import annotations
 
@@ -7,22 +7,31 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from cmsolvers import checks as check
-from cmsolvers.demo import digits, jobs
+from cmsolvers.demo import demo_jobs, digits
+from cmsolvers.demo.compared_samplers import BY_KEY, METHODS
+from cmsolvers.demo.demo_results import Measured, Results, SamplerRow, Spread, targets
+from cmsolvers.demo.demo_settings import SHAPE, DemoSettings, Files
 from cmsolvers.demo.judge import Judge
-from cmsolvers.demo.methods import BY_KEY, METHODS
-from cmsolvers.demo.settings import SHAPE, DemoSettings, Files, targets
 from cmsolvers.ops import build_info
 from cmsolvers.training.recipes import load_model
 
-REPEATED = (("heun", 18), ("cd", 1), ("cd", 2), ("ct", 1), ("ct", 2))
+Run: TypeAlias = tuple[str, int]
+"""Method and number of steps."""
+Samples: TypeAlias = dict[Run, Tensor]
+Costs: TypeAlias = dict[Run, tuple[int, float]]
+"""NFE and seconds."""
+Repeats: TypeAlias = dict[Run, list[Tensor]]
+
+REPEATED: tuple[Run, ...] = (("heun", 18), ("cd", 1), ("cd", 2), ("ct", 1), ("ct", 2))
 
 
 def run_demo(
@@ -32,7 +41,7 @@ def run_demo(
     workers: int | None = None,
     progress: bool = True,
     report: bool = True,
-) -> dict[str, Any]:
+) -> Results:
     """Train on the digits of scikit-learn, sample, measure, and leave a report in `out`.
 
     Args:
@@ -57,7 +66,7 @@ def run_demo(
     files = Files(Path(out))
     files.folder.mkdir(parents=True, exist_ok=True)
     clock = _Clock()
-    with jobs.one_thread(), jobs.Workers(workers) as pool:
+    with demo_jobs.one_thread(), demo_jobs.Workers(workers) as pool:
         outcome = _train(pool, files, settings, progress)
         clock.lap("training")
         levels = _search(pool, files, settings)
@@ -91,12 +100,12 @@ class _Clock:
 
 
 def _train(
-    pool: jobs.Workers, files: Files, settings: DemoSettings, progress: bool
-) -> dict[str, Any]:
-    outcome: dict[str, Any] = {}
+    pool: demo_jobs.Workers, files: Files, settings: DemoSettings, progress: bool
+) -> demo_jobs.Outcome:
+    outcome: demo_jobs.Outcome = {}
     work = [
-        (jobs.train_score_and_distil, files, settings, progress),
-        (jobs.train_judge_and_consistency, files, settings, progress),
+        partial(job, files, settings, progress)
+        for job in (demo_jobs.train_score_and_distil, demo_jobs.train_judge_and_consistency)
     ]
     for _, part in pool.run(work):
         outcome |= part
@@ -104,26 +113,22 @@ def _train(
 
 
 def _search(
-    pool: jobs.Workers, files: Files, settings: DemoSettings
+    pool: demo_jobs.Workers, files: Files, settings: DemoSettings
 ) -> dict[str, list[list[float]]]:
     kinds = ("cd", "ct")
-    work = [(jobs.search_levels, files, kind, settings) for kind in kinds]
+    work = [partial(demo_jobs.search_levels, files, kind, settings) for kind in kinds]
     found = dict(pool.run(work))
     return {kind: found[i] for i, kind in enumerate(kinds)}
 
 
 def _sample(
-    pool: jobs.Workers,
+    pool: demo_jobs.Workers,
     files: Files,
     settings: DemoSettings,
     levels: dict[str, list[list[float]]],
     progress: bool,
-) -> tuple[
-    dict[tuple[str, int], Tensor],
-    dict[tuple[str, int], tuple[int, float]],
-    dict[tuple[str, int], list[Tensor]],
-]:
-    """Samples of every method, (NFE, seconds), and samples of further seeds for some."""
+) -> tuple[Samples, Costs, Repeats]:
+    """Samples and costs of every method, and for those in REPEATED samples of several seeds."""
     wanted = [(m.key, steps, settings.seed) for m in METHODS for steps in m.steps]
     wanted += [
         (key, steps, settings.seed + k) for key, steps in REPEATED for k in range(1, settings.seeds)
@@ -132,22 +137,24 @@ def _sample(
     for key, steps, seed in wanted:
         kind = BY_KEY[key].model
         chosen = levels[kind][steps - 1] if kind in levels else None
-        work.append((jobs.sample, files, key, kind, steps, settings.samples, seed, chosen))
-    done: dict[int, Any] = {}
+        work.append(
+            partial(demo_jobs.sample, files, key, kind, steps, settings.samples, seed, chosen)
+        )
+    done: dict[int, tuple[demo_jobs.Pixels, int, float]] = {}
     bar = tqdm(total=len(work), desc="sampling", unit="run", disable=not progress)
     with bar:
         for i, result in pool.run(work):
             done[i] = result
             bar.update()
-    samples: dict[tuple[str, int], Tensor] = {}
-    costs: dict[tuple[str, int], tuple[int, float]] = {}
-    repeats: dict[tuple[str, int], list[Tensor]] = {}
+    samples: Samples = {}
+    costs: Costs = {}
+    repeats: Repeats = {}
     for i, (key, steps, seed) in enumerate(wanted):
         array, nfe, seconds = done[i]
         if seed == settings.seed:
-            samples[key, steps], costs[key, steps] = jobs.as_tensor(array), (nfe, seconds)
+            samples[key, steps], costs[key, steps] = demo_jobs.as_tensor(array), (nfe, seconds)
         if (key, steps) in REPEATED:
-            repeats.setdefault((key, steps), []).append(jobs.as_tensor(array))
+            repeats.setdefault((key, steps), []).append(demo_jobs.as_tensor(array))
     return samples, costs, repeats
 
 
@@ -155,13 +162,13 @@ def _judge(
     files: Files,
     settings: DemoSettings,
     levels: dict[str, list[list[float]]],
-    samples: dict[tuple[str, int], Tensor],
-    costs: dict[tuple[str, int], tuple[int, float]],
-    repeats: dict[tuple[str, int], list[Tensor]],
-) -> dict[str, Any]:
+    samples: Samples,
+    costs: Costs,
+    repeats: Repeats,
+) -> Results:
     data = digits.load()
     judge = Judge.load(files.model("classifier"), data)
-    rows = [
+    rows: list[SamplerRow] = [
         {
             "method": key,
             "steps": steps,
@@ -172,7 +179,7 @@ def _judge(
         for (key, steps), x in samples.items()
     ]
     network = load_model(files.model("score")).network
-    results: dict[str, Any] = {
+    measured: Measured = {
         "about": {
             "version": build_info()["version"],
             "torch": torch.__version__,
@@ -190,18 +197,18 @@ def _judge(
             for (key, steps), runs in repeats.items()
         },
     }
-    results["targets"] = targets(results)
-    return dict(_rounded(results))
+    results: Results = {**measured, "targets": targets(measured)}
+    return cast(Results, _rounded(results))
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
+def _spread(values: Sequence[float]) -> Spread:
     values_ = torch.tensor(values, dtype=torch.float64)
     deviation = float(values_.std()) if len(values) > 1 else 0.0
     return {"frechet": list(values), "mean": float(values_.mean()), "std": deviation}
 
 
-def _rounded(value: Any) -> Any:
-    """Every float to 6 significant digits, for reading."""
+def _rounded(value: object) -> object:
+    """The same with every float rounded to 6 significant digits, for readers of metrics.json."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
@@ -214,31 +221,31 @@ def _rounded(value: Any) -> Any:
 def _draw(
     files: Files,
     settings: DemoSettings,
-    results: dict[str, Any],
+    results: Results,
     seconds: dict[str, float],
-    samples: dict[tuple[str, int], Tensor],
-    outcome: dict[str, Any],
-    costs: dict[tuple[str, int], tuple[int, float]],
+    samples: Samples,
+    outcome: demo_jobs.Outcome,
+    costs: Costs,
 ) -> None:
     # Here, so that the training processes need not load matplotlib.
-    from cmsolvers.demo import mixture, page, pictures, plots
+    from cmsolvers.demo import digit_pictures, mixture_pictures, report_page, result_plots
 
     data, seed = digits.load(), settings.seed
     nfe = {at: cost[0] for at, cost in costs.items()}
     score, distilled = load_model(files.model("score")), load_model(files.model("cd"))
-    few = pictures.rows_of(samples, nfe, every=False)
+    few = digit_pictures.rows_of(samples, nfe, every=False)
     made = {
-        "mixture": mixture.picture(files.picture("mixture"), seed),
-        "strips": pictures.strips(files.picture("strips"), score, distilled, data, seed),
-        "samplers": pictures.all_samplers(
-            files.picture("samplers"), pictures.rows_of(samples, nfe, every=True), data
+        "mixture": mixture_pictures.picture(files.picture("mixture"), seed),
+        "strips": digit_pictures.strips(files.picture("strips"), score, distilled, data, seed),
+        "samplers": digit_pictures.all_samplers(
+            files.picture("samplers"), digit_pictures.rows_of(samples, nfe, every=True), data
         ),
-        "overview": pictures.overview(files.picture("overview"), few, data, seed),
-        "quality": plots.quality(files.picture("quality"), results, seconds),
-        "losses": plots.losses(
+        "overview": digit_pictures.overview(files.picture("overview"), few, data, seed),
+        "quality": result_plots.quality(files.picture("quality"), results, seconds),
+        "losses": result_plots.losses(
             files.picture("losses"),
             {kind: outcome[kind]["losses"] for kind in ("score", "cd", "ct")},
         ),
     }
-    grids = pictures.sample_grids(files, samples, data)
-    page.write(files.folder / "report.html", results, seconds, made, grids)
+    grids = digit_pictures.sample_grids(files, samples, data)
+    report_page.write(files.folder / "report.html", results, seconds, made, grids)

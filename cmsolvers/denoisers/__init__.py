@@ -22,11 +22,13 @@ from cmsolvers.denoisers.from_network import (
     published_noise,
 )
 from cmsolvers.denoisers.guidance import autoguided, guided
+from cmsolvers.denoisers.protocol import Denoiser
 
 __all__ = [
     "EDM",
     "Coefficients",
     "ConsistencyFunction",
+    "Denoiser",
     "Preconditioned",
     "autoguided",
     "clipped",

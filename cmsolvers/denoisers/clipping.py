@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import ops
-from cmsolvers.denoisers.composed import Rewritten
+from cmsolvers.denoisers.composed import Rewritten, signature
+from cmsolvers.denoisers.protocol import Denoiser
 
 __all__ = ["Clipped", "Thresholded", "clipped", "thresholded"]
 
 
 class Clipped(Rewritten):
-    """D clamped to [low, high]; made by `clipped`."""
+    """D clamped to [low, high]; made by `clipped`.
 
-    def __init__(self, denoiser: Any, low: float, high: float) -> None:
+    Attributes:
+        inner: the denoiser whose D is clamped.
+        bounds: (low, high).
+    """
+
+    def __init__(self, denoiser: Denoiser, low: float, high: float) -> None:
         super().__init__(denoiser)
         self.bounds = check.finite("low", low), check.finite("high", high)
         check.below("low", self.bounds[0], "high", self.bounds[1])
 
     def rewrite(self, x: Tensor, d: Tensor) -> Tensor:
-        """As in `Rewritten`."""
+        """D clamped to the bounds, whatever x is."""
         return ops.weighted_step(x, (d,), (0.0, 1.0), clamp=self.bounds)
 
+    def _settled(self) -> Hashable | None:
+        inner = signature(self.inner)
+        return None if type(self) is not Clipped or inner is None else ("clip", self.bounds, inner)
 
-def clipped(denoiser: Any, low: float = -1.0, high: float = 1.0) -> Clipped:
+
+def clipped(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Clipped:
     """D clamped to [low, high], the range of the data: static thresholding.
 
-    In a sampler of one evaluation a step the step's own launch clamps; else D is clamped where it
-    is made of the network's output.
+    In a sampler with one evaluation per step the step's own launch clamps; else D is clamped where
+    it is made of the network's output.
 
     Args:
         denoiser: `D(x, sigma, **extra_args)`.
@@ -40,7 +50,7 @@ def clipped(denoiser: Any, low: float = -1.0, high: float = 1.0) -> Clipped:
         high: largest value.
 
     Returns:
-        A denoiser.
+        A denoiser, and a module with `denoiser` as its submodule where that is one.
 
     Raises:
         TypeError: a denoiser that cannot be called.
@@ -55,13 +65,13 @@ def clipped(denoiser: Any, low: float = -1.0, high: float = 1.0) -> Clipped:
 class Thresholded(Rewritten):
     """Dynamic thresholding; made by `thresholded`."""
 
-    def __init__(self, denoiser: Any, quantile: float, floor: float) -> None:
+    def __init__(self, denoiser: Denoiser, quantile: float, floor: float) -> None:
         super().__init__(denoiser)
         self._quantile = check.within("quantile", quantile, 0.0, 1.0)
         self._floor = check.positive("floor", floor)
 
     def rewrite(self, x: Tensor, d: Tensor) -> Tensor:
-        """As in `Rewritten`."""
+        """D clamped to the quantile of each sample's absolute values, and shrunk to the floor."""
         if not d[:1].numel():
             return d
         wide = d if d.dtype is torch.float64 else d.float()
@@ -70,8 +80,14 @@ class Thresholded(Rewritten):
         clamped = torch.minimum(torch.maximum(wide, -limit), limit)
         return (clamped * (self._floor / limit)).to(d.dtype)
 
+    def _settled(self) -> Hashable | None:
+        inner = signature(self.inner)
+        if type(self) is not Thresholded or inner is None:
+            return None
+        return "threshold", self._quantile, self._floor, inner
 
-def thresholded(denoiser: Any, quantile: float = 0.995, floor: float = 1.0) -> Thresholded:
+
+def thresholded(denoiser: Denoiser, quantile: float = 0.995, floor: float = 1.0) -> Thresholded:
     """Dynamic thresholding: a sample that leaves [-floor, floor] is clamped and shrunk back.
 
     With s the larger of `floor` and the quantile of abs(D) over each sample, D becomes
@@ -83,7 +99,8 @@ def thresholded(denoiser: Any, quantile: float = 0.995, floor: float = 1.0) -> T
         floor: the data's range is [-floor, floor]; positive.
 
     Returns:
-        A denoiser; it adds torch operations on D, and no wait for the device.
+        A denoiser, and a module with `denoiser` as its submodule where that is one; it adds torch
+        operations on D, and no wait for the device.
 
     Raises:
         TypeError: a denoiser that cannot be called.

@@ -6,16 +6,17 @@ other by way of a denoiser: `to_v(from_eps(net, process=DDPM()), process=VP())`.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmsolvers import checks as check
-from cmsolvers.denoisers.preconditioning import identity_noise, noise_input
+from cmsolvers.denoisers.preconditioning import identity_noise, noise_input, training_mode
+from cmsolvers.denoisers.protocol import Denoiser, Scalar
 from cmsolvers.denoisers.scalings import InProcess, Row, Target, edm_scalings
 from cmsolvers.processes import VP, Karras, Process, RectifiedFlow, TrigFlow
 from cmsolvers.processes.elementary import broadcastable as per_sample
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 
-def _time(name: str, value: Any, x: Tensor) -> Any:
+def _time(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
     """A time for state x: a finite number, or a tensor [] or [B] of floats or ints, not read."""
     if not isinstance(value, Tensor):
         return check.finite(name, value)
@@ -42,21 +43,37 @@ def _time(name: str, value: Any, x: Tensor) -> Any:
     return check.per_sample(name, value, x)
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(nn.Module):
     """What a network would say that is behind a denoiser: F = (D - c_skip x) / c_out.
 
     Args:
-        denoiser: `D(x, sigma, **extra_args) -> x0` in Karras coordinates, sigma [B].
+        denoiser: `D(x, sigma, **extra_args) -> x0` in Karras coordinates, sigma [B]. A module
+            becomes a submodule.
         scalings: level -> (c_skip, c_out, c_in, c_noise).
         level_of: the time or c_noise of the call -> level.
+
+    Raises:
+        TypeError: an argument that cannot be called.
     """
 
-    denoiser: Callable[..., Tensor]
-    scalings: Callable[[Any], Row]
-    level_of: Callable[[Any], Any]
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scalings: Callable[[Scalar], Row],
+        level_of: Callable[[Scalar], Scalar],
+    ) -> None:
+        super().__init__()
+        self.denoiser: Denoiser = check.function("denoiser", denoiser)
+        self.scalings = check.function("scalings", scalings)
+        self.level_of = check.function("level_of", level_of)
+        self.training = training_mode(denoiser)
 
-    def __call__(self, x: Tensor, t: Any, **extra_args: Any) -> Tensor:
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, t: float | Tensor, **extra_args: Any) -> Tensor:
+            """As `forward`, with the hooks of a module."""
+
+    def forward(self, x: Tensor, t: float | Tensor, **extra_args: Any) -> Tensor:
         """F for the network's input x at its time t.
 
         Args:
@@ -94,11 +111,38 @@ class Prediction:
         return result
 
 
-def _in_process(denoiser: Callable[..., Tensor], target: Target, process: Process) -> Prediction:
-    check.function("denoiser", denoiser)
+def _in_process(denoiser: Denoiser, target: Target, process: Process) -> Prediction:
     if not isinstance(process, Process):
         raise TypeError(f"process must be a Process; got {check.describe(process)}")
     return Prediction(denoiser, InProcess(process, target), process.sigma_hat)
+
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+_SHARED = """\
+Args:
+    denoiser: `D(x, sigma, **extra_args) -> x0` in Karras coordinates, sigma [B]. A module becomes a
+        submodule of the result.
+    process: in whose coordinates and time the result is called. Of a `DDPM` t is the index in the
+        chain.
+
+Returns:
+    `{output}(x_t, t, **extra_args)`, a `Prediction`; t is a number or a tensor of shape [] or [B].
+
+Raises:
+    TypeError: denoiser cannot be called, process is no Process."""
+
+
+def _documented(output: str) -> Callable[[_Function], _Function]:
+    """Put into a docstring what these have in common, so that each is complete by itself."""
+
+    def fill(function: _Function) -> _Function:
+        if function.__doc__ is not None:  # it is None under python -OO
+            text = inspect.cleandoc(function.__doc__)
+            function.__doc__ = text.replace("(arguments)", _SHARED.format(output=output))
+        return function
+
+    return fill
 
 
 _KARRAS = Karras()
@@ -106,65 +150,76 @@ _VP = VP()
 _FLOW = RectifiedFlow()
 
 
-def to_eps(denoiser: Callable[..., Tensor], *, process: Process = _KARRAS) -> Prediction:
-    """The noise: `eps(x_t, t) = (x_t - alpha D) / sigma`.
+@_documented("eps")
+def to_eps(denoiser: Denoiser, *, process: Process = _KARRAS) -> Prediction:
+    """The noise, eps = (x_t - alpha D) / sigma.
 
-    Args:
-        denoiser: `D(x, sigma, **extra_args) -> x0` in Karras coordinates, sigma [B].
-        process: in whose coordinates and time the result is called. Of a `DDPM` t is the
-            index in the chain.
+    (arguments)
 
-    Returns:
-        `eps(x_t, t, **extra_args)`, t a number or a tensor of shape [] or [B]; see `Prediction`.
-
-    Raises:
-        TypeError: denoiser cannot be called, process is no Process.
+    Source: Ho et al., "Denoising Diffusion Probabilistic Models" (2020), eq. 15 solved for eps.
     """
     return _in_process(denoiser, "eps", process)
 
 
-def to_v(denoiser: Callable[..., Tensor], *, process: Process = _VP) -> Prediction:
-    """As v, alpha eps - sigma D; arguments, result and errors as in `to_eps`."""
+@_documented("v")
+def to_v(denoiser: Denoiser, *, process: Process = _VP) -> Prediction:
+    """The v of progressive distillation, v = alpha eps - sigma D.
+
+    (arguments)
+
+    Source: Salimans & Ho, "Progressive Distillation" (2022), section 4 and appendix D.
+    """
     return _in_process(denoiser, "v", process)
 
 
-def to_x0(denoiser: Callable[..., Tensor], *, process: Process = _KARRAS) -> Prediction:
-    """The clean sample D; arguments, result and errors as in `to_eps`."""
+@_documented("x_0")
+def to_x0(denoiser: Denoiser, *, process: Process = _KARRAS) -> Prediction:
+    """The clean data D, called in the coordinates and time of a process.
+
+    (arguments)
+    """
     return _in_process(denoiser, "x0", process)
 
 
-def to_score(denoiser: Callable[..., Tensor], *, process: Process = _KARRAS) -> Prediction:
-    """The score (alpha D - x_t) / sigma^2, what `process.reverse` wants; the rest as in `to_eps`.
+@_documented("score")
+def to_score(denoiser: Denoiser, *, process: Process = _KARRAS) -> Prediction:
+    """The score (alpha D - x_t) / sigma^2, what `process.reverse` wants.
 
     `process.score_of` is the same for times that the caller has checked.
+
+    (arguments)
+
+    Source: Efron, "Tweedie's formula and selection bias" (2011); Song et al. (2021).
     """
     return _in_process(denoiser, "score", process)
 
 
-def to_flow(denoiser: Callable[..., Tensor], *, process: Process = _FLOW) -> Prediction:
+@_documented("u")
+def to_flow(denoiser: Denoiser, *, process: Process = _FLOW) -> Prediction:
     """The velocity alpha' D + sigma' eps of the path: for `RectifiedFlow` eps - D.
 
     It is the right-hand side of the probability-flow ODE in the coordinates of the process.
-    Arguments, result and errors as in `to_eps`.
+
+    (arguments)
+
+    Source: Lipman et al., "Flow Matching for Generative Modeling" (2023), eq. 15.
     """
     return _in_process(denoiser, "flow", process)
 
 
 # What a network was handed -> level, by the names of `noise_input`.
-_LEVELS: dict[str, Callable[[Any], Any]] = {
+_LEVELS: dict[str, Callable[[Scalar], Scalar]] = {
     "edm": lambda c: maths(c).exp(4.0 * c),
     "published": lambda c: maths(c).exp(c / 250.0),
     "sigma": identity_noise,
 }
 
 
-def to_edm(
-    denoiser: Callable[..., Tensor], sigma_data: float = 0.5, *, c_noise: str = "edm"
-) -> Prediction:
+def to_edm(denoiser: Denoiser, sigma_data: float = 0.5, *, c_noise: str = "edm") -> Prediction:
     """EDM's raw network: `F(x_in, c_noise)`, the inverse of `EDM(net, sigma_data)`.
 
     Args:
-        denoiser: as in `to_eps`.
+        denoiser: `D(x, sigma, **extra_args) -> x0` in Karras coordinates, sigma [B].
         sigma_data: standard deviation of the data, positive.
         c_noise: what the result gets as its second argument: "edm" 0.25 ln sigma, "published" 250
             ln sigma, "sigma".
@@ -176,7 +231,6 @@ def to_edm(
         TypeError: denoiser cannot be called.
         ValueError: sigma_data not positive, an unknown c_noise.
     """
-    check.function("denoiser", denoiser)
     sd = check.positive("sigma_data", sigma_data)
     if c_noise not in _LEVELS:
         known = ", ".join(map(repr, _LEVELS))
@@ -185,11 +239,11 @@ def to_edm(
     return Prediction(denoiser, scalings, _LEVELS[c_noise])
 
 
-def to_trigflow(denoiser: Callable[..., Tensor], sigma_data: float = 0.5) -> Prediction:
+def to_trigflow(denoiser: Denoiser, sigma_data: float = 0.5) -> Prediction:
     """TrigFlow's raw network: `F(x_t / sigma_data, t)`, the inverse of `from_trigflow`.
 
     Args:
-        denoiser: as in `to_eps`.
+        denoiser: `D(x, sigma, **extra_args) -> x0` in Karras coordinates, sigma [B].
         sigma_data: standard deviation of the data, positive.
 
     Returns:
@@ -199,7 +253,6 @@ def to_trigflow(denoiser: Callable[..., Tensor], sigma_data: float = 0.5) -> Pre
         TypeError: denoiser cannot be called.
         ValueError: sigma_data not positive.
     """
-    check.function("denoiser", denoiser)
     process = TrigFlow(check.positive("sigma_data", sigma_data))
     scalings = edm_scalings(process.sigma_data, process.t_of_sigma, sign=-1.0)
     return Prediction(denoiser, scalings, process.sigma_hat)

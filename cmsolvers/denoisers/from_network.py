@@ -8,7 +8,9 @@ differentiable in x and in the network. `cmsolvers.conversions` goes the other w
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -22,9 +24,8 @@ from cmsolvers.denoisers.preconditioning import (
     noise_input,
     published_noise,
 )
-from cmsolvers.denoisers.scalings import InProcess, Target, edm_scalings
-from cmsolvers.processes import VP, Karras, RectifiedFlow, TrigFlow
-from cmsolvers.processes.elementary import maths
+from cmsolvers.denoisers.scalings import InProcess, Target, consistency_scalings, edm_scalings
+from cmsolvers.processes import DDPM, VP, Karras, RectifiedFlow, TrigFlow
 from cmsolvers.processes.sde import Process
 
 __all__ = [
@@ -43,13 +44,69 @@ __all__ = [
 ]
 
 
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+_SHARED = """\
+Args:
+    net: `net(x_t, t, **extra_args) -> {output}`, x_t in the coordinates of `process`, t of shape
+        [B]. A module becomes a submodule of the result.
+    process: whose coordinates and time the network was trained in: `Karras()` is (x, sigma),
+        `DDPM()` a chain, with t from 0 to its last index.
+    c_noise: what the network gets as its second argument: None the time of the process (of a
+        `DDPM` held within the chain, a fraction between two of its levels), "edm" 0.25 ln sigma,
+        "published" 250 ln sigma, "sigma", or a callable of sigma that takes a float (samplers,
+        once per level) as well as a float64 tensor.
+    dtype: dtype of the network's input; None is that of x.
+    time_dtype: torch.int64 or torch.int32 for a network that looks its time up in a table: it gets
+        the index of the chain that is nearest to the level. None is a floating time.
+
+Returns:
+    A denoiser `D(x, sigma, **extra_args)`, a module around `net`.
+
+Raises:
+    TypeError: net cannot be called, process is no Process, or no `DDPM` where time_dtype is given;
+        a dtype that is not floating, a time_dtype that is not int64 or int32.
+    ValueError: an unknown c_noise, or one beside time_dtype."""
+
+
+def _documented(output: str) -> Callable[[_Function], _Function]:
+    """Put into a docstring what all of `from_*` share, so that each is complete by itself."""
+
+    def fill(function: _Function) -> _Function:
+        if function.__doc__ is not None:  # it is None under python -OO
+            text = inspect.cleandoc(function.__doc__)
+            function.__doc__ = text.replace("(arguments)", _SHARED.format(output=output))
+        return function
+
+    return fill
+
+
 def _in_process(
-    net: Network, target: Target, process: Process, c_noise: NoiseInput, dtype: torch.dtype | None
+    net: Network,
+    target: Target,
+    process: Process,
+    c_noise: NoiseInput,
+    dtype: torch.dtype | None,
+    time_dtype: torch.dtype | None,
 ) -> Preconditioned:
     if not isinstance(process, Process):
         raise TypeError(f"process must be a Process; got {check.describe(process)}")
     given = None if c_noise is None else noise_input("c_noise", c_noise)
-    return Preconditioned(net, InProcess(process, target, given), dtype=dtype)
+    if time_dtype is not None:
+        if not isinstance(process, DDPM):
+            raise TypeError(
+                "process must be a DDPM, whose times are whole numbers, where time_dtype is given; "
+                f"got {check.describe(process)}"
+            )
+        if c_noise is not None:
+            raise ValueError(
+                "c_noise must be None where time_dtype is given: the network gets the nearest time "
+                f"of the chain; got {check.describe(c_noise)}"
+            )
+        given = process.nearest_time
+    return Preconditioned(
+        net, InProcess(process, target, given), dtype=dtype, time_dtype=time_dtype
+    )
 
 
 _KARRAS = Karras()
@@ -57,97 +114,101 @@ _VP = VP()
 _FLOW = RectifiedFlow()
 
 
+@_documented("eps")
 def from_eps(
     net: Network,
     *,
     process: Process = _KARRAS,
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
+    time_dtype: torch.dtype | None = None,
 ) -> Preconditioned:
     """D = x - sigma eps, from a network that predicts the noise.
 
-    Args:
-        net: `net(x_t, t, **extra_args) -> eps`, x_t in the coordinates of `process`, t of shape
-            [B].
-        process: whose coordinates and time the network was trained in. `Karras()`: (x, sigma);
-            `DDPM()`: a chain, and t from 0 to its last index.
-        c_noise: what the network gets as its second argument: None the time of the process (of
-            a `DDPM` held within the chain, a fraction between two of its levels;
-            `chain.nearest_time` rounds it), "edm" 0.25 ln sigma, "published" 250 ln sigma, "sigma",
-            or a callable of sigma that takes a float (samplers, once a level) as well as a float64
-            tensor.
-        dtype: dtype of the network's input; None is that of x.
-
-    Raises:
-        TypeError: net cannot be called, process is no Process.
-        ValueError: an unknown c_noise.
+    (arguments)
 
     Source: Ho et al., "Denoising Diffusion Probabilistic Models" (2020), eq. 15.
     """
-    return _in_process(net, "eps", process, c_noise, dtype)
+    return _in_process(net, "eps", process, c_noise, dtype, time_dtype)
 
 
+@_documented("v")
 def from_v(
     net: Network,
     *,
     process: Process = _VP,
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
+    time_dtype: torch.dtype | None = None,
 ) -> Preconditioned:
     """D from a network that predicts v = alpha z - sigma x_0.
 
     x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2): the process need not keep the variance.
-    Arguments and errors as in `from_eps`.
+
+    (arguments)
 
     Source: Salimans & Ho, "Progressive Distillation" (2022), section 4 and appendix D.
     """
-    return _in_process(net, "v", process, c_noise, dtype)
+    return _in_process(net, "v", process, c_noise, dtype, time_dtype)
 
 
+@_documented("x_0")
 def from_x0(
     net: Network,
     *,
     process: Process = _KARRAS,
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
+    time_dtype: torch.dtype | None = None,
 ) -> Preconditioned:
-    """D = net, a network that predicts the clean sample; arguments and errors as in `from_eps`."""
-    return _in_process(net, "x0", process, c_noise, dtype)
+    """D = net, a network that predicts the clean data.
+
+    (arguments)
+
+    Source: Ho et al. (2020), section 3.2, the alternative to predicting the noise.
+    """
+    return _in_process(net, "x0", process, c_noise, dtype, time_dtype)
 
 
+@_documented("score")
 def from_score(
     net: Network,
     *,
     process: Process = _KARRAS,
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
+    time_dtype: torch.dtype | None = None,
 ) -> Preconditioned:
     """D = x + (sigma^2 / alpha) score, the score in the coordinates of the process (Tweedie).
 
-    Arguments and errors as in `from_eps`.
+    (arguments)
 
     Source: Efron, "Tweedie's formula and selection bias" (2011); Song et al. (2021).
     """
-    return _in_process(net, "score", process, c_noise, dtype)
+    return _in_process(net, "score", process, c_noise, dtype, time_dtype)
 
 
+@_documented("u")
 def from_flow(
     net: Network,
     *,
     process: Process = _FLOW,
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
+    time_dtype: torch.dtype | None = None,
 ) -> Preconditioned:
     """D from a network that predicts the velocity of the path, alpha'(t) x_0 + sigma'(t) z.
 
     For `RectifiedFlow()` that is u = z - x_0, and x_0 = x_t - t u; t = 1 is noise. A network that
     counts time the other way is `lambda x, t: -net(x, 1 - t)`, one that was handed 1000 t is
-    `lambda x, t: net(x, 1000 * t)`. Arguments and errors as in `from_eps`.
+    `lambda x, t: net(x, 1000 * t)`.
+
+    (arguments)
 
     Source: Lipman et al., "Flow Matching for Generative Modeling" (2023), eq. 15; Liu et al., "Flow
     Straight and Fast" (2023), eq. 1.
     """
-    return _in_process(net, "flow", process, c_noise, dtype)
+    return _in_process(net, "flow", process, c_noise, dtype, time_dtype)
 
 
 def from_trigflow(
@@ -163,11 +224,15 @@ def from_trigflow(
         net: `net(x_t / sigma_data, t, **extra_args) -> F`, t = arctan(sigma / sigma_data) of shape
             [B].
         sigma_data: standard deviation of the data, positive.
-        c_noise: what the network gets instead of t, as in `from_eps`.
+        c_noise: what the network gets instead of t: "edm" 0.25 ln sigma, "published" 250 ln sigma,
+            "sigma", or a callable of sigma that takes a float as well as a float64 tensor.
         dtype: dtype of the network's input; None is that of x.
 
+    Returns:
+        A denoiser `D(x, sigma, **extra_args)`, a module around `net`.
+
     Raises:
-        TypeError: net cannot be called.
+        TypeError: net cannot be called, a dtype that is not floating.
         ValueError: sigma_data not positive, an unknown c_noise.
 
     Source: Lu & Song, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models"
@@ -191,7 +256,7 @@ class EDM(Preconditioned):
         dtype: dtype of the network's input; None is that of x.
 
     Raises:
-        TypeError: net cannot be called.
+        TypeError: net cannot be called, a dtype that is not floating.
         ValueError: sigma_data not positive, an unknown c_noise.
 
     Source: Karras et al. (2022), table 1 and section 5.
@@ -205,13 +270,13 @@ class EDM(Preconditioned):
         c_noise: NoiseInput = "edm",
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.sigma_data = check.positive("sigma_data", sigma_data)
-        self.c_noise = noise_input("c_noise", c_noise)
-        super().__init__(net, edm_scalings(self.sigma_data, self.c_noise), dtype=dtype)
+        sd, given = check.positive("sigma_data", sigma_data), noise_input("c_noise", c_noise)
+        super().__init__(net, edm_scalings(sd, given), dtype=dtype)
+        self.sigma_data, self.c_noise = sd, given
 
 
 class ConsistencyFunction(Preconditioned):
-    """f(x, sigma) = c_skip x + c_out F with f(x, sigma_min) = x to the bit.
+    """Consistency function f(x, sigma) = c_skip x + c_out F, with f(x, sigma_min) = x to the bit.
 
     sigma_min rounded to float32, as a float32 tensor of levels holds it, is sigma_min too.
     c_skip = sd^2 / ((s - e)^2 + sd^2), c_out = (s - e) sd / sqrt(s^2 + sd^2),
@@ -227,7 +292,7 @@ class ConsistencyFunction(Preconditioned):
         dtype: dtype of the network's input; None is that of x.
 
     Raises:
-        TypeError: net cannot be called.
+        TypeError: net cannot be called, a dtype that is not floating.
         ValueError: sigma_data or sigma_min not positive, an unknown c_noise.
 
     Source: Song et al., "Consistency Models" (2023), eq. 5 and appendix C.
@@ -242,17 +307,7 @@ class ConsistencyFunction(Preconditioned):
         *,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.sigma_data = check.positive("sigma_data", sigma_data)
-        self.sigma_min = check.positive("sigma_min", sigma_min)
-        self._rounded = torch.tensor(self.sigma_min, dtype=torch.float32, device="cpu").item()
-        self.c_noise = noise_input("c_noise", c_noise)
-        super().__init__(net, self._boundary, dtype=dtype)
-
-    def _boundary(self, s: Any) -> tuple[Any, Any, Any, Any]:
-        sd, at_end = self.sigma_data, s == self._rounded
-        if isinstance(s, torch.Tensor):
-            step = torch.where(at_end, s - self._rounded, s - self.sigma_min)
-        else:
-            step = s - (self._rounded if at_end else self.sigma_min)
-        root = maths(s).sqrt(s * s + sd * sd)
-        return sd * sd / (step * step + sd * sd), step * sd / root, 1.0 / root, self.c_noise(s)
+        sd, given = check.positive("sigma_data", sigma_data), noise_input("c_noise", c_noise)
+        end = check.positive("sigma_min", sigma_min)
+        super().__init__(net, consistency_scalings(sd, end, given), dtype=dtype)
+        self.sigma_data, self.sigma_min, self.c_noise = sd, end, given

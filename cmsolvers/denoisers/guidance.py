@@ -8,25 +8,35 @@ its table says; a guided one costs two network evaluations each, and one outside
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import ops
-from cmsolvers.denoisers.composed import Composed, all_samples, denoised, folds, own_rows
+from cmsolvers.denoisers.composed import (
+    Composed,
+    all_samples,
+    denoised,
+    folds,
+    own_rows,
+    signature,
+)
 from cmsolvers.denoisers.pairing import Weight, alike, asked, halves, joined_arguments, twice
+from cmsolvers.denoisers.preconditioning import training_mode
+from cmsolvers.denoisers.protocol import Arguments, Denoiser, Extra
 
 __all__ = ["Guided", "autoguided", "guided"]
 
 
 class Guided(Composed):
-    """D = D_u + w (D_c - D_u); made by `guided` and `autoguided`, which tell the arguments.
+    """D = D_u + w (D_c - D_u); made by `guided` and `autoguided`, which document the arguments.
 
     Attributes:
-        sides: the denoisers of D_c and D_u.
+        denoiser: the denoiser of D_c.
+        weak: the denoiser of D_u; None where that is `denoiser` too.
+        sides: both, in this order.
         own: the extra arguments of each.
         one_call: whether both come from one call on a batch of 2 B.
         rescale: phi of CFG-rescale.
@@ -34,22 +44,43 @@ class Guided(Composed):
 
     def __init__(
         self,
-        sides: tuple[Any, Any],
-        own: tuple[dict[str, Any], dict[str, Any]],
-        scale: Any,
-        interval: Any,
-        rescale: Any = 0.0,
-        batched: Any = False,
+        sides: tuple[Denoiser, Denoiser],
+        own: tuple[Arguments, Arguments],
+        scale: float | Tensor,
+        interval: tuple[float, float],
+        rescale: float = 0.0,
+        batched: bool = False,
     ) -> None:
-        self.sides, self.own = sides, own
+        super().__init__()
+        shared = sides[0] is sides[1]
+        # One module under two names would stand in state_dict twice.
+        self.denoiser: Denoiser = sides[0]
+        self.weak: Denoiser | None = None if shared else sides[1]
+        self.own = own
         self._pair = _guidance_weights(scale)
         self._low, self._high = _interval(interval)
         self.rescale = check.within("rescale", rescale, 0.0, 1.0)
-        self.one_call = check.flag("batched", batched) and sides[0] is sides[1]
+        self.one_call = check.flag("batched", batched) and shared
         self.dtype = sides[0].dtype if folds(sides[0]) else None
+        self.training = training_mode(*sides)
+
+    @property
+    def sides(self) -> tuple[Denoiser, Denoiser]:
+        """The denoisers of D_c and D_u, one object twice where they share it."""
+        first, second = self.denoiser, self.weak
+        return first, first if second is None else second
+
+    def _settled(self) -> Hashable | None:
+        first, second = self.sides
+        behind = signature(first), signature(second)
+        if type(self) is not Guided or isinstance(self._pair[0], Tensor) or None in behind:
+            return None
+        interval = self._low, self._high
+        how = self.rescale, self.one_call, first is second
+        return "guide", self._pair, interval, how, behind
 
     def weights(self, level: float) -> tuple[Weight, Weight]:
-        """Weights of D_c and D_u at a level; a side of weight 0.0 is not asked."""
+        """Weights of D_c and D_u at a level; a side of weight 0.0 is not called."""
         return self._pair if self._covers(level) else (1.0, 0.0)
 
     def _covers(self, level: float) -> bool:
@@ -60,9 +91,9 @@ class Guided(Composed):
         _check_scale(self._pair[0], x)
 
     def _weights_of(
-        self, sigma: Tensor, level: float | None, extra: Mapping[str, Any]
+        self, sigma: Tensor, level: float | None, extra: Extra
     ) -> tuple[Weight, Weight]:
-        """The same for the samples asked for, at levels that perhaps only the device knows."""
+        """The same for the samples at hand, at levels that perhaps only the device knows."""
         pair: tuple[Weight, Weight] = own_rows(self._pair, extra)
         _check_scale(pair[0], sigma)
         if level is not None:
@@ -73,40 +104,41 @@ class Guided(Composed):
         w = torch.where(inside, pair[0], 1.0).double()
         return w, 1.0 - w
 
-    def arguments(self, extra: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def arguments(self, extra: Extra) -> tuple[Arguments, Arguments]:
         """Extra arguments of both sides; their own replace what the caller hands to both."""
         first, second = own_rows(self.own, extra)
         return {**extra, **first}, {**extra, **second}
 
-    def at(self, x: Tensor, sigma: Tensor, level: float | None, extra: Mapping[str, Any]) -> Tensor:
-        """As in `Composed`."""
+    def at(self, x: Tensor, sigma: Tensor, level: float | None, extra: Extra) -> Tensor:
+        """D of both sides, or of the one that has a weight; arguments as in `Composed.at`."""
+        sides = self.sides
         if self.one_call:  # a composed side learns that it gets its batch twice
-            extra = {**all_samples(self.sides[0], x), **extra}
+            extra = {**all_samples(sides[0], x), **extra}
         weights = self._weights_of(sigma, level, extra)
         args = self.arguments(extra)
         used = asked(weights)
         if len(used) == 1:
-            return denoised(self.sides[used[0]], x, sigma, level, args[used[0]])
+            return denoised(sides[used[0]], x, sigma, level, args[used[0]])
         if self.one_call:
             both = joined_arguments(*args, x.shape[0])
-            d = denoised(self.sides[0], twice(x), twice(sigma), level, both)
+            d = denoised(sides[0], twice(x), twice(sigma), level, both)
             outputs = halves(d)
         else:
             outputs = (
-                denoised(self.sides[0], x, sigma, level, args[0]),
-                denoised(self.sides[1], x, sigma, level, args[1]),
+                denoised(sides[0], x, sigma, level, args[0]),
+                denoised(sides[1], x, sigma, level, args[1]),
             )
         guided_d = ops.weighted_step(x, alike(outputs, x.dtype), (0.0, *weights))
         return _rescaled(guided_d, outputs[0], self.rescale) if self.rescale else guided_d
 
 
 def guided(
-    denoiser: Any,
+    denoiser: Denoiser,
     scale: float | Tensor,
     *,
-    conditional: dict[str, Any] | None = None,
-    unconditional: dict[str, Any] | None = None,
-    weak: Any = None,
+    conditional: Arguments | None = None,
+    unconditional: Arguments | None = None,
+    weak: Denoiser | None = None,
     interval: tuple[float, float] = (0.0, math.inf),
     rescale: float = 0.0,
     batched: bool = True,
@@ -139,7 +171,9 @@ def guided(
             that does not treat samples alone may give other values than in two calls.
 
     Returns:
-        A denoiser.
+        A denoiser, and a module: denoisers that are modules are its submodules "denoiser" and
+        "weak". Tensors among conditional and unconditional and a tensor as scale are no buffers:
+        they stay as they are when the module moves, and out of its state_dict.
 
     Raises:
         TypeError: a denoiser that cannot be called, arguments of the wrong kind, neither
@@ -159,8 +193,8 @@ def guided(
 
 
 def autoguided(
-    denoiser: Any,
-    weak: Any,
+    denoiser: Denoiser,
+    weak: Denoiser,
     scale: float | Tensor,
     *,
     interval: tuple[float, float] = (0.0, math.inf),
@@ -170,21 +204,26 @@ def autoguided(
     Args:
         denoiser: `D(x, sigma, **extra_args)`.
         weak: the same, of a smaller or less trained model; both get the same extra arguments.
-        scale: w, as in `guided`.
-        interval: as in `guided`.
+        scale: w, a number or a floating tensor [B] on the device of x, without a gradient. 1 is
+            the denoiser, 0 is the weak one; the side of weight 0 is then not called.
+        interval: (low, high): guidance where low < sigma <= high, the denoiser alone elsewhere;
+            there the weak one is not called, unless levels come as a tensor (adaptive solvers),
+            whose entries the host does not know.
 
     Returns:
-        A denoiser.
+        A denoiser, and a module: denoisers that are modules are its submodules "denoiser" and
+        "weak". A tensor as scale stays where it is when the module moves.
 
     Raises:
-        TypeError, ValueError: as `guided`.
+        TypeError: a denoiser that cannot be called, a scale or an interval of the wrong kind.
+        ValueError: a scale that is not finite or requires a gradient, an interval that is empty.
 
     Source: Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself" (2024).
     """
     return guided(denoiser, scale, weak=check.function("weak", weak), interval=interval)
 
 
-def _guidance_weights(scale: Any) -> tuple[Weight, Weight]:
+def _guidance_weights(scale: float | Tensor) -> tuple[Weight, Weight]:
     """(w, 1 - w)."""
     if not isinstance(scale, Tensor):
         w = check.finite("scale", scale)
@@ -206,7 +245,7 @@ def _check_scale(w: Weight, x: Tensor) -> None:
         )
 
 
-def _interval(interval: Any) -> tuple[float, float]:
+def _interval(interval: object) -> tuple[float, float]:
     if not isinstance(interval, Sequence) or isinstance(interval, str) or len(interval) != 2:
         raise TypeError(f"interval must be (low, high); got {check.describe(interval)}")
     low = check.non_negative("interval[0]", interval[0])

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
 
+Data: TypeAlias = Tensor | Sequence[float] | Sequence[Sequence[float]] | float
 
-def _column(name: str, value: Any, x: Tensor, *, zero: bool = True) -> Tensor:
+
+def _column(name: str, value: float | Tensor, x: Tensor, *, zero: bool = True) -> Tensor:
     """A level as [B, 1] or [1, 1], in the dtype of the computation."""
     level = check.level(name, value, x, zero=zero)
     if not isinstance(level, Tensor):
@@ -33,7 +36,7 @@ def _flat(x: Tensor) -> Tensor:
     return check.state("x", x).to(_work(x)).reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
-def _points(name: str, value: Any) -> Tensor:
+def _points(name: str, value: Data) -> Tensor:
     sequence = isinstance(value, (list, tuple, int, float))
     points = torch.as_tensor(value, dtype=torch.float64 if sequence else None)
     if not points.dtype.is_floating_point:
@@ -63,10 +66,17 @@ class Oracle(ABC):
 
     @abstractmethod
     def _size(self) -> int | None:
-        """Elements a sample; None is any number."""
+        """Elements per sample; None is any number."""
 
     def denoiser(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """E[x0 | x], like x; sigma not negative.
+        """E[x0 | x], the exact denoiser.
+
+        Args:
+            x: [B, ...] in Karras coordinates.
+            sigma: not negative; a number or a tensor of shape [] or [B] on the device of x.
+
+        Returns:
+            Tensor like x.
 
         Raises:
             TypeError: x or sigma of the wrong kind.
@@ -77,19 +87,45 @@ class Oracle(ABC):
     __call__ = denoiser
 
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """Gradient of the log density at level sigma, like x; errors as in `denoiser`."""
+        """Gradient of the log density at level sigma.
+
+        Args:
+            x: [B, ...] in Karras coordinates.
+            sigma: a number or a tensor of shape [] or [B] on the device of x; not negative, and
+                positive where the data has no density.
+
+        Returns:
+            Tensor like x.
+
+        Raises:
+            TypeError: x or sigma of the wrong kind.
+            ValueError: wrong shapes, a level out of range, x of another size than the data.
+        """
         flat, level = self._flat(x), _column("sigma", sigma, x, zero=self.smooth)
         return self._score(flat, level).reshape(x.shape).to(x.dtype)
 
     def log_density(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """Log density of x at level sigma, in nats, shape [B]; errors as in `denoiser`."""
+        """Log density of x at level sigma.
+
+        Args:
+            x: [B, ...] in Karras coordinates.
+            sigma: a number or a tensor of shape [] or [B] on the device of x; not negative, and
+                positive where the data has no density.
+
+        Returns:
+            Tensor [B], in nats.
+
+        Raises:
+            TypeError: x or sigma of the wrong kind.
+            ValueError: wrong shapes, a level out of range, x of another size than the data.
+        """
         flat, level = self._flat(x), _column("sigma", sigma, x, zero=self.smooth)
         return self._log_density(flat, level).to(x.dtype)
 
     def _flat(self, x: Tensor) -> Tensor:
         flat, size = _flat(x), self._size()
         if size is not None and flat.shape[1] != size:
-            raise ValueError(f"x must have {size} elements a sample; got shape {list(x.shape)}")
+            raise ValueError(f"x must have {size} elements per sample; got shape {list(x.shape)}")
         return flat
 
 
@@ -129,10 +165,21 @@ class Gaussian(Oracle):
     def consistency(
         self, x: Tensor, sigma: float | Tensor, sigma_min: float | Tensor = 0.002
     ) -> Tensor:
-        """The exact consistency function: where the ODE takes x from sigma to sigma_min, like x.
+        """The exact consistency function: where the ODE takes x from sigma to sigma_min.
 
-        mean + (x - mean) sqrt((std^2 + sigma_min^2) / (std^2 + sigma^2)); sigma_min = 0 is the
-        data itself. Errors as in `denoiser`.
+        It is mean + (x - mean) sqrt((std^2 + sigma_min^2) / (std^2 + sigma^2)).
+
+        Args:
+            x: [B, ...] in Karras coordinates.
+            sigma: not negative; a number or a tensor of shape [] or [B] on the device of x.
+            sigma_min: the same, the level to arrive at; 0 is the data itself.
+
+        Returns:
+            Tensor like x.
+
+        Raises:
+            TypeError: x or a level of the wrong kind.
+            ValueError: wrong shapes, a negative level, x of another size than the data.
         """
         flat = self._flat(x)
         level, end = _column("sigma", sigma, x), _column("sigma_min", sigma_min, x)
@@ -155,7 +202,7 @@ class GaussianMixture(Oracle):
         ValueError: lengths that differ, stds or weights that are not positive.
     """
 
-    def __init__(self, means: Any, stds: Any, weights: Any = None) -> None:
+    def __init__(self, means: Data, stds: Data, weights: Data | None = None) -> None:
         means = _points("means", means)
         k = means.shape[0]
         self.means: Tensor = means.reshape(k, -1)
@@ -221,7 +268,7 @@ class DataSet(Oracle):
 
     smooth = False
 
-    def __init__(self, points: Any, *, chunk: int | None = None) -> None:
+    def __init__(self, points: Data, *, chunk: int | None = None) -> None:
         points = _points("points", points)
         self.points: Tensor = points.reshape(points.shape[0], -1)
         self.chunk = None if chunk is None else check.count("chunk", chunk)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.denoisers.protocol import Arguments, Extra
 
 Weight: TypeAlias = float | Tensor
 
@@ -48,9 +49,7 @@ def take(value: Any, batch: int, index: Tensor) -> Any:
     return value
 
 
-def joined_arguments(
-    first: Mapping[str, Any], second: Mapping[str, Any], batch: int
-) -> dict[str, Any]:
+def joined_arguments(first: Extra, second: Extra, batch: int) -> Arguments:
     """Extra arguments of both sides as those of one batch.
 
     Raises:

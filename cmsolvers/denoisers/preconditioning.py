@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from cmsolvers import checks as check
 from cmsolvers import ops
+from cmsolvers.denoisers.protocol import Extra, Scalar
+from cmsolvers.denoisers.scalings import Row
+from cmsolvers.denoisers.signature import CALLED, signature_of
 from cmsolvers.processes.elementary import broadcastable as per_sample
 from cmsolvers.processes.elementary import exact, maths
 
 Network: TypeAlias = Callable[..., Tensor]
-NoiseInput: TypeAlias = str | Callable[[Any], Any] | None
+NoiseInput: TypeAlias = str | Callable[[Scalar], Scalar] | None
+
+INTEGERS = (torch.int64, torch.int32)
+"""Dtypes of the times that tables of embeddings are looked up with."""
 
 
 class Coefficients(NamedTuple):
     """Preconditioning at one level: floats for a float level, float64 tensors for a tensor."""
 
-    c_skip: Any
-    c_out: Any
-    c_in: Any
-    c_noise: Any
+    c_skip: Scalar
+    c_out: Scalar
+    c_in: Scalar
+    c_noise: Scalar
 
 
-def edm_noise(sigma: Any) -> Any:
+def edm_noise(sigma: Scalar) -> Scalar:
     """0.25 ln sigma: c_noise of EDM."""
     return 0.25 * maths(sigma).log(sigma)
 
 
-def published_noise(sigma: Any) -> Any:
+def published_noise(sigma: Scalar) -> Scalar:
     """250 ln sigma: c_noise of the published consistency checkpoints."""
     return 250.0 * maths(sigma).log(sigma)
 
 
-def identity_noise(sigma: Any) -> Any:
-    """Sigma itself."""
+def identity_noise(sigma: Scalar) -> Scalar:
+    """The level itself: c_noise of networks that are handed sigma."""
     return sigma
 
 
 _NOISE_INPUTS = {"edm": edm_noise, "published": published_noise, "sigma": identity_noise}
 
 
-def noise_input(name: str, value: NoiseInput) -> Callable[[Any], Any]:
+def noise_input(name: str, value: NoiseInput) -> Callable[[Scalar], Scalar]:
     """What the network gets for sigma, from a name or a callable."""
     if isinstance(value, str):
         if value not in _NOISE_INPUTS:
@@ -55,8 +61,27 @@ def noise_input(name: str, value: NoiseInput) -> Callable[[Any], Any]:
     return check.function(name, value)
 
 
-def _differentiated(sigma: Any) -> bool:
-    """Whether a derivative in sigma is asked for, in reverse or forward mode."""
+def as_written(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
+    """Whether calling the module is calling that `forward`, no more: not overridden, no hooks."""
+    kind = type(module)
+    return (
+        kind.forward is forward
+        and kind.__call__ is nn.Module.__call__
+        and "forward" not in module.__dict__
+        and not (module._forward_pre_hooks or module._forward_hooks)
+        and not (module._backward_pre_hooks or module._backward_hooks)
+        and module._compiled_call_impl is None
+    )
+
+
+def training_mode(*parts: object) -> bool:
+    """Of a wrapper around these: in evaluation mode where all the modules among them are."""
+    modes = [part.training for part in parts if isinstance(part, nn.Module)]
+    return any(modes) or not modes
+
+
+def _differentiated(sigma: float | Tensor) -> bool:
+    """Whether a derivative in sigma is wanted, in reverse or forward mode."""
     if not isinstance(sigma, Tensor):
         return False
     if sigma.requires_grad:
@@ -64,8 +89,12 @@ def _differentiated(sigma: Any) -> bool:
     return forward_ad.unpack_dual(sigma).tangent is not None  # type: ignore[no-untyped-call]
 
 
-class Preconditioned:
+class Preconditioned(nn.Module):
     """A denoiser `D(x, sigma, **extra_args)` around a network.
+
+    It is a module, in the training mode of the network: `.to`, `.parameters`, `state_dict` (with
+    the network's names after "net."), copies and averages act on the network, where that is a
+    module; any other callable is simply kept. `.to(dtype)` does not change `dtype`.
 
     Args:
         net: `net(x_in, c_noise, **extra_args) -> F`, with x_in the shape of x, c_noise of shape
@@ -73,9 +102,12 @@ class Preconditioned:
         scalings: sigma -> (c_skip, c_out, c_in, c_noise), for a float and for a float64 tensor.
         dtype: dtype of the network's input; None is the dtype of x. F may be of lower precision
             than x, never of higher.
+        time_dtype: dtype of c_noise: None is float32, or float64 where x is that. The scalings of a
+            network with int64 or int32 times give whole numbers as c_noise.
 
     Raises:
-        TypeError: net cannot be called, dtype is not a floating one.
+        TypeError: net cannot be called, dtype is not a floating one, time_dtype not None, int64 or
+            int32.
     """
 
     #: The smallest level this is meant for; 0 has no bound.
@@ -84,25 +116,63 @@ class Preconditioned:
     def __init__(
         self,
         net: Network,
-        scalings: Callable[[Any], tuple[Any, Any, Any, Any]],
+        scalings: Callable[[Scalar], Row],
         *,
         dtype: torch.dtype | None = None,
+        time_dtype: torch.dtype | None = None,
     ) -> None:
+        super().__init__()
         self.net: Network = check.function("net", net)
         self._scalings = check.function("scalings", scalings)
         if dtype is not None and dtype not in check.STATE_DTYPES:
             raise TypeError(f"dtype must be None or a floating dtype; got {dtype}")
         self.dtype = dtype
+        if time_dtype is not None and time_dtype not in INTEGERS:
+            raise TypeError(
+                f"time_dtype must be None, torch.int64 or torch.int32; got {time_dtype}"
+            )
+        self.time_dtype = time_dtype
+        self.training = training_mode(net)
 
-    def coefficients(self, sigma: Any) -> Coefficients:
+    @property
+    def signature(self) -> Hashable | None:
+        """What a run on the host settles about this denoiser, the network aside.
+
+        Denoisers that were made alike have equal ones, so that a run that was prepared for one
+        serves the other. None: such a run must not be kept, because a part of the coefficients may
+        change.
+        """
+        if not as_written(self, Preconditioned.forward):
+            return CALLED
+        kind = type(self)
+        if (
+            kind.coefficients is not Preconditioned.coefficients
+            or kind.noise_dtype is not Preconditioned.noise_dtype
+        ):
+            return None
+        return signature_of(self._scalings, self.dtype, self.time_dtype)
+
+    def coefficients(self, sigma: Scalar) -> Coefficients:
         """(c_skip, c_out, c_in, c_noise) at a float or at every entry of a tensor; float64."""
         return Coefficients(*self._scalings(exact(sigma)))
 
+    def noise_dtype(self, x: Tensor) -> torch.dtype:
+        """Dtype of the c_noise that the network gets for a state x."""
+        if self.time_dtype is not None:
+            return self.time_dtype
+        return torch.float64 if x.dtype is torch.float64 else torch.float32
+
     def network(self, x_in: Tensor, c_noise: Tensor, **extra_args: Any) -> Tensor:
         """F(x_in, c_noise): what the loop calls when it does the rest itself."""
-        return self.net(x_in, c_noise, **extra_args)
+        net = self._modules.get("net")  # attributes that are modules are slow to read
+        return (self.net if net is None else net)(x_in, c_noise, **extra_args)
 
-    def __call__(self, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor:
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor:
+            """As `forward`, with the hooks of a module."""
+
+    def forward(self, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor:
         """x0 for x at level sigma.
 
         Args:
@@ -121,7 +191,7 @@ class Preconditioned:
         check.state("x", x)
         sigma = check.level("sigma", sigma, x)
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        noise_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+        noise_dtype = self.noise_dtype(x)
         if isinstance(c_noise, Tensor):
             c_noise = c_noise.to(noise_dtype).expand(x.shape[0])
         else:
@@ -137,7 +207,13 @@ class Preconditioned:
         return ops.weighted_step(x, [f], _rows(c_skip, c_out, x))
 
     def _plain(
-        self, x: Tensor, c_skip: Any, c_out: Any, c_in: Any, c_noise: Tensor, extra: dict[str, Any]
+        self,
+        x: Tensor,
+        c_skip: Scalar,
+        c_out: Scalar,
+        c_in: Scalar,
+        c_noise: Tensor,
+        extra: Extra,
     ) -> Tensor:
         """The same in torch, for derivatives in sigma: fused steps take weights as constants."""
         x_in = (x * per_sample(c_in, x)).to(self.dtype or x.dtype)
@@ -146,8 +222,8 @@ class Preconditioned:
         return result
 
 
-def _rows(c_skip: Any, c_out: Any, x: Tensor) -> Any:
-    """Weights of the step that makes D: floats, or one row a sample."""
+def _rows(c_skip: Scalar, c_out: Scalar, x: Tensor) -> tuple[float, float] | Tensor:
+    """Weights of the step that makes D: floats, or one row per sample."""
     if not isinstance(c_skip, Tensor) and not isinstance(c_out, Tensor):
         return c_skip, c_out
     pair = [

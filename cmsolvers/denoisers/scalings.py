@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
+from cmsolvers.denoisers.protocol import Scalar
+from cmsolvers.ops.rules import boundary_at, consistency_parts, held
 from cmsolvers.processes.ddpm import DDPM
 from cmsolvers.processes.elementary import maths
 from cmsolvers.processes.sde import Process
 
-Row: TypeAlias = tuple[Any, Any, Any, Any]
+Row: TypeAlias = tuple[Scalar, Scalar, Scalar, Scalar]
 Target: TypeAlias = Literal["eps", "v", "x0", "score", "flow"]
 
 
@@ -31,15 +33,15 @@ class InProcess:
 
     process: Process
     target: Target
-    c_noise: Callable[[Any], Any] | None = None
+    c_noise: Callable[[Scalar], Scalar] | None = None
 
-    def __call__(self, level: Any) -> Row:
+    def __call__(self, level: Scalar) -> Row:
         """The row at a level."""
         t = self.process.t_of_sigma(level)
         alpha = self.process.alpha(t)
         return (*self._pair(level, t, alpha), alpha, self._handed(level, t))
 
-    def _pair(self, level: Any, t: Any, alpha: Any) -> tuple[Any, Any]:
+    def _pair(self, level: Scalar, t: Scalar, alpha: Scalar) -> tuple[Scalar, Scalar]:
         if self.target == "eps":
             return 1.0, -level
         if self.target == "x0":
@@ -56,15 +58,15 @@ class InProcess:
         growth = 0.5 * (self.process.diffusion(t) / self.process.sigma(t)) ** 2
         return 1.0 + self.process.drift_factor(t) / growth, -1.0 / (alpha * growth)
 
-    def _handed(self, level: Any, t: Any) -> Any:
+    def _handed(self, level: Scalar, t: Scalar) -> Scalar:
         if self.c_noise is not None:
             return self.c_noise(level)
         return self.process.network_time(level) if isinstance(self.process, DDPM) else t
 
 
 def edm_scalings(
-    sigma_data: float, c_noise: Callable[[Any], Any], sign: float = 1.0
-) -> Callable[[Any], Row]:
+    sigma_data: float, c_noise: Callable[[Scalar], Scalar], sign: float = 1.0
+) -> Callable[[Scalar], Row]:
     """c_skip = sd^2 / (s^2 + sd^2), c_out = s sd / sqrt(s^2 + sd^2), c_in = 1 / sqrt(s^2 + sd^2).
 
     Args:
@@ -76,7 +78,32 @@ def edm_scalings(
     return partial(_edm_row, sigma_data, c_noise, sign)
 
 
-def _edm_row(sd: float, c_noise: Callable[[Any], Any], sign: float, level: Any) -> Row:
+def _edm_row(sd: float, c_noise: Callable[[Scalar], Scalar], sign: float, level: Scalar) -> Row:
     total = level * level + sd * sd
     root = maths(level).sqrt(total)
     return sd * sd / total, sign * level * sd / root, 1.0 / root, c_noise(level)
+
+
+def consistency_scalings(
+    sigma_data: float, sigma_min: float, c_noise: Callable[[Scalar], Scalar]
+) -> Callable[[Scalar], Row]:
+    """EDM's with the boundary at sigma_min: c_skip = 1 and c_out = 0 there, exactly.
+
+    Args:
+        sigma_data: standard deviation of the data.
+        sigma_min: the level where the function is the identity; its float32 rounding is too.
+        c_noise: of the level.
+    """
+    return partial(_consistency_row, sigma_data, sigma_min, held(sigma_min), c_noise)
+
+
+def _consistency_row(
+    sd: float,
+    sigma_min: float,
+    rounded: float,
+    c_noise: Callable[[Scalar], Scalar],
+    level: Scalar,
+) -> Row:
+    boundary = boundary_at(level, sigma_min, rounded)
+    c_skip, c_out, root = consistency_parts(level, sd, boundary)
+    return c_skip, c_out, 1.0 / root, c_noise(level)

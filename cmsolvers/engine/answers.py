@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
 
 from cmsolvers.denoisers.clipping import Clipped
-from cmsolvers.denoisers.composed import Composed, folds
+from cmsolvers.denoisers.composed import folds, opens
 from cmsolvers.denoisers.guidance import Guided
 from cmsolvers.denoisers.pairing import asked, joined_arguments
+from cmsolvers.denoisers.preconditioning import Preconditioned
 from cmsolvers.engine.forms import Form
 
 
@@ -40,7 +41,7 @@ class Leaf:
         call: the network or denoiser.
         name: what it is called in error texts.
         extra: its keyword arguments.
-        network: whether it gets c_noise and not sigma.
+        dtype: of its second argument.
         composed: whether it is a denoiser of the library that is told the level as a number.
         both: keyword arguments of both sides of guidance in one call on twice the batch.
     """
@@ -48,37 +49,26 @@ class Leaf:
     call: Any
     name: str
     extra: Mapping[str, Any]
-    network: bool = False
+    dtype: torch.dtype
     composed: bool = False
     both: dict[str, Any] | None = None
-
-    def level_dtype(self, x: Tensor) -> torch.dtype:
-        """Of the second argument: that of x, for a network float32 at least."""
-        if not self.network or x.dtype is torch.float64:
-            return x.dtype
-        return torch.float32
-
-    def output(self, x: Tensor, level: Tensor, number: float) -> Tensor:
-        """What it returns."""
-        if self.composed:
-            return self.call.at(x, level, number, self.extra)  # type: ignore[no-any-return]
-        return self.call(x, level, **self.extra)  # type: ignore[no-any-return]
 
 
 def leaves(denoiser: Any, name: str, extra: Mapping[str, Any], x: Tensor) -> list[Leaf]:
     """The callables behind a denoiser, in the order in which `answer` numbers them."""
     if folds(denoiser):
-        return [Leaf(denoiser.network, "net", extra, network=True)]
+        return [Leaf(_network(denoiser), "net", extra, denoiser.noise_dtype(x))]
     if _is_sum(denoiser):
         denoiser.check_batch(x)
         pairs = zip(denoiser.sides, denoiser.arguments(extra), strict=True)
         found = [leaves(side, name, own, x)[0] for side, own in pairs]
         if denoiser.one_call:
-            found[0].both = joined_arguments(*denoiser.arguments(extra), x.shape[0])
+            first, second = denoiser.arguments(extra)
+            found[0].both = joined_arguments(first, second, x.shape[0])
         return found
-    if isinstance(denoiser, Clipped):
+    if _is_clipped(denoiser):
         return leaves(denoiser.inner, name, extra, x)
-    return [Leaf(denoiser, name, extra, composed=isinstance(denoiser, Composed))]
+    return [Leaf(denoiser, name, extra, x.dtype, opens(denoiser))]
 
 
 def answer(denoiser: Any, ask: Asker, y: Form, level: float, leaf: int = 0) -> Form:
@@ -96,26 +86,36 @@ def answer(denoiser: Any, ask: Asker, y: Form, level: float, leaf: int = 0) -> F
         for k, d in zip(wanted, answers, strict=True):
             total = total + weights[k] * d
         return total
-    if isinstance(denoiser, Clipped):
+    if _is_clipped(denoiser):
         return ask.clamp(answer(denoiser.inner, ask, y, level, leaf), denoiser.bounds)
     c_skip, c_out, c_in, c_noise, dtype = _coefficients(denoiser, level)
     (f,) = ask.call(leaf, c_in, c_noise, dtype)
     return c_skip * y + c_out * f
 
 
-def signature(denoiser: Any) -> object:
-    """All that an answer depends on besides the callables; None where it must not be cached."""
-    if folds(denoiser) or isinstance(denoiser, Composed):
-        return getattr(denoiser, "signature", None)
-    return "callable"
+def _network(denoiser: Preconditioned) -> Any:
+    """What is called: the network itself, unless a subclass does something around it."""
+    plain = type(denoiser).network is Preconditioned.network
+    return denoiser.net if plain else denoiser.network
 
 
-def _is_sum(denoiser: Any) -> bool:
+def _is_sum(denoiser: Any) -> TypeGuard[Guided]:
     """Whether this is guidance of networks or callables: a weighted sum of two outputs."""
     return (
-        isinstance(denoiser, Guided)
+        opens(denoiser)
+        and isinstance(denoiser, Guided)
+        and type(denoiser).at is Guided.at
         and not denoiser.rescale
-        and not any(isinstance(side, Composed) for side in denoiser.sides)
+        and not any(map(opens, denoiser.sides))
+    )
+
+
+def _is_clipped(denoiser: Any) -> TypeGuard[Clipped]:
+    """Whether this is a denoiser limited to bounds, and nothing else."""
+    return (
+        opens(denoiser)
+        and isinstance(denoiser, Clipped)
+        and type(denoiser).rewrite is Clipped.rewrite
     )
 
 

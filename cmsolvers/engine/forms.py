@@ -12,7 +12,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 Weight: TypeAlias = float | Tensor
-"""A number, or a float64 tensor with one entry per sample."""
+"""A number, or a float64 tensor with one entry per sample; in `live`, also one per element."""
 
 
 class Symbol:
@@ -49,7 +49,7 @@ class Form:
     def __add__(self, other: Form) -> Form:
         terms = dict(self.terms)
         for symbol, weight in other.terms.items():
-            terms[symbol] = terms[symbol] + weight if symbol in terms else weight
+            terms[symbol] = _sum(terms[symbol], weight) if symbol in terms else weight
         return Form(terms)
 
     def __sub__(self, other: Form) -> Form:
@@ -73,11 +73,19 @@ class Form:
             form = meaning(symbol)
             for s, w in ((symbol, 1.0),) if form is None else form.terms.items():
                 part = weight if form is None else weight * w
-                total[s] = total[s] + part if s in total else part
+                total[s] = _sum(total[s], part) if s in total else part
         return Form(total)
 
     def __repr__(self) -> str:
         return " + ".join(f"{w} {s}" for s, w in self.terms.items()) or "0"
+
+
+def _sum(a: Weight, b: Weight) -> Weight:
+    """The sum; entries per sample and per element add up sample by sample."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim != b.ndim:
+        wide = max(a.ndim, b.ndim)
+        a, b = (w.reshape(w.shape + (1,) * (wide - w.ndim)) for w in (a, b))
+    return a + b
 
 
 def form_of(symbol: Symbol) -> Form:

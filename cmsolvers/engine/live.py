@@ -118,8 +118,10 @@ class Live:
             else:
                 assert isinstance(symbol, Held)
                 tensor = symbol.tensor
-            if elementwise(weight):
-                tensor, weight = (weight * tensor).to(like.dtype), 1.0
+            if isinstance(weight, Tensor) and elementwise(weight):
+                column = [-1] + [1] * (like.ndim - 1)
+                factor = weight.reshape(column) if weight.ndim == 1 else weight
+                tensor, weight = (factor * tensor).to(like.dtype), 1.0
             tensors.append(tensor)
             row.append(weight)
         x, tensors, row = self._base(tensors, row)
@@ -179,10 +181,10 @@ class Live:
 
 def on_device(row: Sequence[Weight], device: torch.device) -> list[Weight]:
     """Weights on the device of the states; all that are elsewhere go there in one copy."""
-    away = [k for k, w in enumerate(row) if isinstance(w, Tensor) and w.device != device]
+    away = {k: w for k, w in enumerate(row) if isinstance(w, Tensor) and w.device != device}
     found = list(row)
     if away:
-        moved = torch.stack([row[k] for k in away], dim=1).to(device)  # type: ignore[arg-type]
+        moved = torch.stack(list(away.values()), dim=1).to(device)
         for k, column in zip(away, moved.unbind(1), strict=True):
             found[k] = column
     return found

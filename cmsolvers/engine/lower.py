@@ -31,7 +31,7 @@ from cmsolvers.ops.step import MAX_INPUTS
 _WAYS = ("forms", "kept", "tensors")
 
 
-class _TooWide(Exception):
+class _TooWideError(Exception):
     """A launch would need more tensors than it takes."""
 
 
@@ -65,7 +65,7 @@ def lower(
     for way in _WAYS:
         try:
             return _Lowering(trace, denoiser, dtype, fused, shown, way).program()
-        except _TooWide:
+        except _TooWideError:
             continue
     raise AssertionError("the last way takes every form")
 
@@ -146,6 +146,7 @@ class _Lowering:
         self._x = first.x if first.churn is None else State("x")
         self._kept: set[Symbol] = set()
         self._inline: set[Symbol] = set()
+        self._shared: Form | None = None
 
     def _answered(self, ask: Ask) -> _Answer:
         found = _Answer(dtype=self._dtype)
@@ -157,7 +158,7 @@ class _Lowering:
         first = self._x
         lifted = [step.churn is not None for step in self._trace.steps[1:]] + [True]
         for i, step in enumerate(self._trace.steps):
-            self._code = []
+            self._code, self._shared = [], None
             after = None if lifted[i] else self._trace.steps[i + 1]
             ends.append(State(f"x{i + 1}") if after is None else after.x)
             self._step(i, step, ends[-1], after)
@@ -179,8 +180,11 @@ class _Lowering:
                 inline = self._first_answer(ask, step)
             if self._shown and j == 0:
                 self._show(i, step, ask)
+        if self._shown and not step.asks:
+            self._code.append(Show(step.x, None, *self._trace.entry(i)))
         wish = None if after is None else self._wish(after)
-        self._emit(self._expand(step.result), end, wish, inline)
+        result = step.result if self._shared is None else self._shared
+        self._emit(self._expand(result), end, wish, inline)
         self._x = end
 
     def _ask(self, i: int, j: int, ask: Ask, step: TracedStep) -> None:
@@ -197,6 +201,7 @@ class _Lowering:
                 noisy or found.plain() or found.clamps or len(wanted) != 1 or self._way == "tensors"
             )
             self._emit(y, state if own else None, (state, *wanted[0]) if wanted else None)
+            self._share_noise(y, step)
             base = form_of(state) if noisy or found.clamps or self._way == "tensors" else y
         for leaf, c_in, c_noise, dtype, outs in found.calls:
             while len(self._tables) <= leaf:
@@ -209,26 +214,47 @@ class _Lowering:
                 Call(leaf, shown, outs, len(table) - 1, ask.level, len(self._places), pair)
             )
         self._places.append((i, ask.level))
-        d = found.form.replace(lambda s: base if s is found.y else None)
+        d = _at(found.form, found.y, base)
         self._means[ask] = d
         if self._way == "tensors" or (found.clamps and (j or len(step.asks) > 1)):
             self._means[ask] = form_of(self._tensor(self._settled(d), f"D{i}.{j}"))
+
+    def _share_noise(self, y: Form, step: TracedStep) -> None:
+        """Leave the noise of y, with the state, to a step that reads two normals.
+
+        A launch makes one normal. Where the end of the step needs that of y and another one, the
+        launch of y also makes the part of x and its own normal.
+        """
+        made = [s for s in y.terms if isinstance(s, Noise)]
+        total = self._expand(step.result)
+        both = [s for s in total.terms if isinstance(s, Noise)]
+        launch = self._code[-1]
+        if not self._fused or len(both) < 2 or made != both[:1] or not isinstance(launch, Launch):
+            return
+        if launch.x is not step.x or launch.second is not None:
+            return
+        base = State("x and its noise")
+        launch.second = ("pair", total.terms.get(step.x, 0.0), total.terms[made[0]])
+        launch.other, launch.dtype = base, self._dtype
+        self._shared = Form(
+            {base: 1.0} | {s: w for s, w in total.terms.items() if s not in (step.x, made[0])}
+        )
 
     def _first_answer(self, ask: Ask, step: TracedStep) -> _Inline | None:
         """Keep the answer for later steps, or let the step's launch make it, where it must."""
         d = self._means[ask]
         clamp = _only(d)
-        kept = self._way != "forms" and step.kept
-        if not (isinstance(clamp, _Clamp) or kept):
+        clamped = isinstance(clamp, _Clamp)
+        # What has bounds is no form over the outputs, so later steps need the tensor.
+        kept = bool(step.kept) and (clamped or self._way != "forms")
+        if not (clamped or kept):
             return None
         slope = any(step.kept)
-        if isinstance(clamp, _Clamp):
+        bounds: tuple[float, float] | None = None
+        if isinstance(clamp, _Clamp) and not (kept and slope):
             bounds, inner = clamp.bounds, self._settled(clamp.inner)
-            if kept and slope:  # of the clamped D, which must be there first
-                self._means[ask] = d = form_of(self._tensor(d, "D"))
-                bounds, inner = None, d
-        else:
-            bounds, inner = None, self._settled(d)
+        else:  # the slope of a clamped D needs that D first
+            inner = form_of(self._tensor(d, "D")) if clamped else self._settled(d)
         others = [s for s in inner.terms if s is not step.x]
         if len(others) != 1 or len(step.asks) > 1:
             inner = form_of(self._tensor(inner, "D"))
@@ -259,10 +285,8 @@ class _Lowering:
         """Make D for the callback."""
         known, found = _only(self._means[ask]), self._answers[ask]
         if known is None or known in self._inline:
-            plain = found.form.replace(lambda s: form_of(step.x) if s is found.y else None)
-            known = self._tensor(plain, "D")
-        entry = {"i": i, "sigma": step.sigma, "sigma_hat": step.start}
-        self._code.append(Show(step.x, known, entry))
+            known = self._tensor(_at(found.form, found.y, form_of(step.x)), "D")
+        self._code.append(Show(step.x, known, *self._trace.entry(i)))
 
     # --- forms ------------------------------------------------------------------------------------
 
@@ -340,6 +364,15 @@ class _Lowering:
     ) -> None:
         """Launch a form; `wish` is an input of the next call, which comes as second output."""
         terms = dict(form.terms)
+        normals = [s for s in terms if isinstance(s, Noise)]
+        if self._fused and len(normals) > 1:  # a launch makes one of them
+            if self._way != "tensors":
+                raise _TooWideError
+            part, last = State("part"), normals[-1]
+            rest = terms.pop(last)
+            self._emit(Form(terms), part, inline=inline, x=x)
+            self._emit(form_of(part) + rest * form_of(last), out, wish, x=part)
+            return
         w_z, draw = self._noise(terms)
         if x is None:
             states = [
@@ -355,7 +388,7 @@ class _Lowering:
         tensors = [inline.source if inline and s is inline.symbol else s for s in inputs]
         if len(tensors) > MAX_INPUTS:
             if self._way != "tensors" or inline is not None:
-                raise _TooWide
+                raise _TooWideError
             part = State("part")
             kept = {s: terms.pop(s) for s in (x, *inputs[:MAX_INPUTS]) if s in terms}
             self._emit(Form(kept), part, x=x)
@@ -379,9 +412,18 @@ class _Lowering:
                     self._drawn.add(normal)
                     self._code.append(Draw(normal.span, normal))
             return 0.0, 0
-        if len(normals) > 1:
-            raise _TooWide
         return (terms.pop(normals[0]), normals[0].draw) if normals else (0.0, 0)
+
+
+def _at(form: Form, y: Symbol, base: Form) -> Form:
+    """An answer at a state: inside of bounds, too."""
+
+    def meaning(symbol: Symbol) -> Form | None:
+        if isinstance(symbol, _Clamp):
+            return form_of(_Clamp(_at(symbol.inner, y, base), symbol.bounds))
+        return base if symbol is y else None
+
+    return form.replace(meaning)
 
 
 def _only(form: Form) -> Symbol | None:

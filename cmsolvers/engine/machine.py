@@ -14,6 +14,7 @@ from cmsolvers import noise, ops
 from cmsolvers.denoisers.pairing import alike, halves, twice
 from cmsolvers.engine.answers import Leaf
 from cmsolvers.engine.observers import BadOutputs
+from cmsolvers.engine.outputs import Outputs
 from cmsolvers.engine.program import Call, Draw, Launch, Program, Show
 from cmsolvers.ops import step as fast
 
@@ -25,8 +26,8 @@ class Machine:
     """One run of a program.
 
     The states, and what networks are shown, lie in buffers that the run owns and uses again. With
-    derivatives, transforms or a callback (whose caller may keep what it is shown) every launch makes
-    its own tensors. The user's x is never written to.
+    derivatives, transforms or a callback (whose caller may keep what it is shown) every launch
+    makes its own tensors. The user's x is never written to.
 
     Args:
         program: the instructions.
@@ -37,6 +38,7 @@ class Machine:
         callback: what `Show` calls.
         bad: where outputs that are not finite are recorded.
         grad: whether derivatives are wanted.
+        copies: whether outputs that are read after a later call are copied.
     """
 
     def __init__(
@@ -50,23 +52,30 @@ class Machine:
         callback: Callable[[dict[str, Any]], object] | None,
         bad: BadOutputs | None,
         grad: bool,
+        copies: bool,
     ) -> None:
-        self._program, self._x, self._leaves = program, x, leaves
+        self._program, self.x, self._leaves = program, x, leaves
+        self._dtype, self._shape = x.dtype, x.shape
         self._key, self._noise_sampler = key, noise_sampler
         self._callback, self._bad = callback, bad
         self._tensors: list[Any] = [None] * len(program.slots)
         self._tensors[0] = x
-        self._buffers: list[Tensor | None] = [None] * len(program.slots)
         self._transformed = transformed()
         self._reuse = not (grad or callback or self._transformed or forward_ad._current_level >= 0)
+        # Where each slot's tensor is written; None makes a new one every time.
+        self._buffers = [
+            torch.empty_like(x, dtype=dtype, requires_grad=False) if dtype and self._reuse else None
+            for dtype in program.slots
+        ]
         self._rows = [self._table(k) for k in range(len(program.tables))]
         self._seed: Any = None
         self._offset = 0
         if key is not None:
             self._seed = key.seed & fast.MASK64 if key.table is None else key.table
             self._offset = key.offset
-        self._held: dict[int, tuple[Tensor, Tensor | None]] = {}
-        self._static, self._calls = False, 0
+        # Addresses cannot be asked for under a transform.
+        watched = program.holds and not self._transformed
+        self._outputs = Outputs(copies=copies) if watched else None
 
     def step(self, i: int) -> Tensor:
         """Run step i; the state after it."""
@@ -80,8 +89,9 @@ class Machine:
             else:
                 self._show(op)
             for slot in op.frees:
+                if self._outputs is not None:
+                    self._outputs.release(self._tensors[slot])
                 self._tensors[slot] = None
-                self._held.pop(slot, None)
         return self._tensors[self._program.states[i]]  # type: ignore[no-any-return]
 
     # --- instructions -----------------------------------------------------------------------------
@@ -92,64 +102,49 @@ class Machine:
         if op.pair:
             assert leaf.both is not None
             found = leaf.call(twice(shown), twice(level), **leaf.both)
-            like = self._x.new_empty(1).expand(2 * len(self._x), *self._x.shape[1:])
+            like = self.x.new_empty(1).expand(2 * len(self.x), *self.x.shape[1:])
             outs: tuple[Tensor, ...] = halves(check.model_output(leaf.name, found, like))
         else:
-            found = leaf.output(shown, level, op.level)
-            outs = (check.model_output(leaf.name, found, self._x),)
+            if leaf.composed:
+                found = leaf.call.at(shown, level, op.level, leaf.extra)
+            else:
+                found = leaf.call(shown, level, **leaf.extra)
+            if (
+                type(found) is not Tensor
+                or found.dtype is not self._dtype
+                or self.x.is_cuda
+                or (found.shape != self._shape)
+            ):
+                check.model_output(leaf.name, found, self.x)
+            outs = (found,)
         if self._bad is not None:
             for out in outs:
                 self._bad.add(op.evaluation, out)
-        if self._program.depth and not self._transformed:
-            outs = self._protected(op, outs)
+        if self._outputs is None:
+            for slot, out in zip(op.outs, outs, strict=True):
+                t[slot] = out
+            return
+        self._outputs.returned(outs, shown)
         for slot, out in zip(op.outs, outs, strict=True):
-            t[slot] = out
-
-    def _protected(self, op: Call, outs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Outputs that later calls do not overwrite.
-
-        A network may return the same buffer on every call (a captured graph, another runtime). Its
-        address tells so at the second call, when the first output is lost already: so outputs are
-        copied until enough calls have shown that addresses change.
-        """
-        addresses = [out.data_ptr() for out in outs]
-        for slot, (held, copy) in tuple(self._held.items()):
-            if held.data_ptr() and held.data_ptr() in addresses:
-                if copy is None:
-                    raise RuntimeError(
-                        f"{self._leaves[op.leaf].name} must not return memory that an earlier "
-                        "output of the same run lies in, or do so from the second call on"
-                    )
-                self._tensors[slot], self._static = copy, True
-                del self._held[slot]
-        young = self._calls <= self._program.depth + 1
-        self._calls += 1
-        if not op.held:
-            return outs
-        if self._static:
-            return tuple(out.clone() for out in outs)
-        for slot, out in zip(op.outs, outs, strict=True):
-            self._held[slot] = (out, out.clone() if young else None)
-        return outs
+            t[slot] = self._outputs.hold(out) if op.held else out
 
     def _draw(self, op: Draw) -> None:
         assert self._noise_sampler is not None
         z = self._noise_sampler(*op.span)
-        self._tensors[op.out] = check.model_output("noise_sampler", z, self._x)
+        self._tensors[op.out] = check.model_output("noise_sampler", z, self.x)
 
     def _show(self, op: Show) -> None:
         assert self._callback is not None
         t = self._tensors
-        self._callback({**op.entry, "x": t[op.x], "denoised": t[op.denoised]})
+        shown = None if op.answer is None else t[op.answer]
+        self._callback({**op.entry, "x": t[op.x], op.name: shown})
 
     def _launch(self, op: Launch) -> None:
         t = self._tensors
         x, inputs = t[op.x], tuple([t[k] for k in op.inputs])
-        out, other = op.out, op.other
-        to = other_to = None
-        if self._reuse:
-            to = None if out is None else self._buffer(out)
-            other_to = None if other is None else self._buffer(other)
+        out, other, buffers = op.out, op.other, self._buffers
+        to = False if out is None else buffers[out]
+        other_to = op.dtype if other is None or buffers[other] is None else buffers[other]
         if fast.FAST is not None:
             made = fast.FAST(
                 x,
@@ -160,10 +155,10 @@ class Machine:
                 noise.STEPS,
                 op.draw,
                 self._offset,
-                False if out is None else to,
+                to,
                 0,
                 op.second,
-                op.dtype if other_to is None else other_to,
+                other_to,
                 op.basis,
                 op.clamp,
             )
@@ -175,25 +170,20 @@ class Machine:
                 else:
                     t[out], t[other] = made
                 return
-        self._launch_slowly(op, x, inputs, to, other_to)
+        self._launch_slowly(op, x, inputs)
 
-    def _launch_slowly(
-        self,
-        op: Launch,
-        x: Tensor,
-        inputs: tuple[Tensor, ...],
-        to: Tensor | None,
-        other_to: Tensor | None,
-    ) -> None:
+    def _launch_slowly(self, op: Launch, x: Tensor, inputs: tuple[Tensor, ...]) -> None:
         """The way that checks, converts and differentiates."""
         t = self._tensors
         if any(m.dtype is not inputs[0].dtype for m in inputs):
             inputs = tuple(alike(inputs, x.dtype))
             for slot, m in zip(op.inputs, inputs, strict=True):
                 t[slot] = m
+        other_to = None if op.other is None else self._buffers[op.other]
         if op.out is None and not inputs:
             t[op.other] = ops.scale_input(x, op.second, dtype=op.dtype, out=other_to)
             return
+        to = None if op.out is None else self._buffers[op.out]
         options: dict[str, Any] = {"out": to}
         if isinstance(op.w_z, Tensor) or op.w_z:
             options.update(w_z=op.w_z, seed=self._key, stream=noise.STEPS, draw=op.draw)
@@ -207,7 +197,7 @@ class Machine:
         second = "x0" if op.second is True else op.second
         options.update(second=second, second_dtype=op.dtype, second_out=other_to)
         if op.out is None and self._reuse:
-            options["out"] = self._spare_buffer()
+            options["out"] = torch.empty_like(x)  # nobody reads it
         made = ops.weighted_step(x, inputs, op.row, **options)
         t[op.other] = made[1]
         if op.out is not None:
@@ -215,32 +205,21 @@ class Machine:
 
     # --- memory -----------------------------------------------------------------------------------
 
-    def _buffer(self, slot: int) -> Tensor:
-        found = self._buffers[slot]
-        if found is None:
-            found = torch.empty_like(self._x, dtype=self._program.slots[slot], requires_grad=False)
-            self._buffers[slot] = found
-        return found
-
-    def _spare_buffer(self) -> Tensor:
-        """A buffer for a result that nobody reads; slot 0 has none of its own."""
-        found = self._buffers[0]
-        if found is None:
-            found = self._buffers[0] = torch.empty_like(self._x, requires_grad=False)
-        return found
-
     def _table(self, leaf: int) -> tuple[Tensor, ...]:
         """Second arguments of a leaf's calls as tensors [B], made once for a program."""
-        x, values = self._x, self._program.tables[leaf]
-        dtype = self._leaves[leaf].level_dtype(x)
-        key = (leaf, len(x), dtype, x.device)
+        x, values = self.x, self._program.tables[leaf]
+        dtype = self._leaves[leaf].dtype
+        stream = torch.cuda.current_stream(x.device) if x.is_cuda else None
+        key = (leaf, len(x), dtype, x.device, stream)
         rows = self._program.rows
         if key in rows:
             return rows[key]  # type: ignore[no-any-return]
         with torch.inference_mode(False), torch.no_grad():
             column = torch.tensor(values, dtype=torch.float64, device="cpu").to(dtype)[:, None]
-            table = column.expand(len(values), len(x)).contiguous().to(x.device)
-            found = table.unbind(0)
+            table = column.expand(len(values), len(x)).contiguous()
+            if x.is_cuda:  # from pinned memory the copy makes nobody wait
+                table = table.pin_memory().to(x.device, non_blocking=True)
+            found = table.to(x.device).unbind(0)
         if not self._transformed:
             if len(rows) >= _MOST_ROWS:
                 rows.clear()

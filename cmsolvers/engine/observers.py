@@ -102,13 +102,13 @@ class BadOutputs:
         code = int(self._first.item())
         return None if code == _NONE_BAD else divmod(code, self._batch)
 
-    def check(self, model: str, coordinate: str, places: Sequence[tuple[int, float]]) -> None:
+    def check(self, said: str, coordinate: str, places: Sequence[tuple[int, float]]) -> None:
         """Raise ValueError if an output was not finite; `places` are (step, level) of all."""
         found = self.first()
         if found is not None:
             step, level = places[found[0]]
             raise ValueError(
-                f"{model} must return finite values; got NaN or infinity at step {step}, "
+                f"{said} finite values; got NaN or infinity at step {step}, "
                 f"{coordinate} {level:g}, sample {found[1]}"
             )
 

@@ -142,20 +142,21 @@ class Show:
 
     Attributes:
         x: the state at the start of the step.
-        denoised: the answer there.
-        entry: the numbers of the callback's dict.
+        answer: the model's answer there; None where it is not asked.
+        name: what the answer is called in the callback's dict.
+        entry: the numbers of that dict.
         frees: slots of outputs that nothing reads after this instruction.
     """
 
     x: Place
-    denoised: Place
+    answer: Place
+    name: str
     entry: dict[str, float]
     frees: tuple[int, ...] = ()
 
     def reads(self) -> Iterator[Symbol]:
         """Symbols that must be there."""
-        yield self.x
-        yield self.denoised
+        yield from (s for s in (self.x, self.answer) if s is not None)
 
     def writes(self) -> Iterator[Symbol]:
         """No symbols."""
@@ -177,7 +178,8 @@ class Program:
         tables: for each leaf the second arguments of its calls.
         calls: evaluations of the model.
         places: (step, level) of each evaluation.
-        depth: calls of one network between an output and its last reader, at most.
+        holds: whether an output is read after a later call.
+        static: whether a network is known to return the same memory at every call.
     """
 
     steps: list[list[Instruction]]
@@ -185,7 +187,8 @@ class Program:
     slots: list[torch.dtype | None]
     tables: list[list[float]]
     places: list[tuple[int, float]]
-    depth: int = 0
+    holds: bool = False
+    static: bool = False
     rows: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -217,7 +220,7 @@ def assign(
     slots: list[torch.dtype | None] = [None]
     at: dict[Symbol, int] = {first: 0}
     spare: dict[torch.dtype | None, list[int]] = {}
-    depth = 0
+    holds = False
     alive: list[Symbol] = []
     for k, op in enumerate(code):
         for symbol in op.writes():
@@ -234,15 +237,12 @@ def assign(
             spare[_kind(symbol, dtype)].append(at[symbol])
         op.frees = tuple(at[s] for s in dead if _kind(s, dtype) is None)
         if isinstance(op, Call):
-            later = sum(
-                isinstance(code[j], Call)
-                for j in range(k + 1, max(map(until.__getitem__, op.outs)) + 1)
-            )
-            op.held = later > 0
-            depth = max(depth, later)
+            end = max(map(until.__getitem__, op.outs))
+            op.held = any(isinstance(after, Call) for after in code[k + 1 : end + 1])
+            holds = holds or op.held
         _place(op, at.__getitem__)
     states = [at[end] for end in ends]
-    return Program(list(steps), states, slots, tables, places, depth)
+    return Program(list(steps), states, slots, tables, places, holds)
 
 
 def _kind(symbol: Symbol, dtype: torch.dtype) -> torch.dtype | None:
@@ -283,4 +283,4 @@ def _place(op: Instruction, slot: Callable[[Symbol], int]) -> None:
     elif isinstance(op, Draw):
         op.out = of(op.out)
     else:
-        op.x, op.denoised = of(op.x), of(op.denoised)
+        op.x, op.answer = of(op.x), of(op.answer)

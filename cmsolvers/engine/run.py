@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmsolvers import noise
-from cmsolvers.engine.answers import leaves, signature
+from cmsolvers.denoisers.composed import signature
+from cmsolvers.engine.answers import leaves
 from cmsolvers.engine.lower import lower
 from cmsolvers.engine.machine import Machine, NoiseSampler
 from cmsolvers.engine.observers import BadOutputs, Info, Recorder, bar
+from cmsolvers.engine.outputs import StaticOutputError
 from cmsolvers.engine.path_noise import PathNoise
 from cmsolvers.engine.program import Program
 from cmsolvers.engine.trace import Trace
@@ -42,7 +46,8 @@ def run(
     grad: bool,
 ) -> Tensor | tuple[Tensor, Info]:
     """Run a trace; the options are documented in `options.SHARED`, and checked."""
-    recorder = Recorder("trajectory", trajectory, traced.visited)
+    record = partial(Recorder, "trajectory", trajectory, traced.visited)
+    record()  # checks the argument before anything else is done
     if not grad and x.requires_grad and torch.is_grad_enabled():
         warnings.warn(
             f"x requires a gradient, but {name} runs without autograd; grad=True records the run",
@@ -50,12 +55,14 @@ def run(
         )
     with nullcontext() if grad else torch.no_grad():
         noisy = traced.noisy
+        seen = callback is not None or noise_sampler is not None
         if traced.brownian and noisy and noise_sampler is None:
             noise_sampler = PathNoise(traced, x, seed)
         fused = noise_sampler is None
         program = program_of(traced, denoiser, x, fused=fused, shown=callback is not None)
         bad = BadOutputs(x) if check_nan else None
-        machine = Machine(
+        machine = partial(
+            Machine,
             program,
             x,
             leaves(denoiser, model, extra_args or {}, x),
@@ -65,24 +72,58 @@ def run(
             bad=bad,
             grad=grad,
         )
-        recorder.add(x)
-        y = x
-        with bar(progress, name, len(traced.steps)) as progress_bar:
-            done = 0
-            for i, step in enumerate(traced.steps):
-                y = machine.step(i)
-                recorder.add(y)
-                done += len(step.asks)
-                progress_bar.advance("sigma", step.to, done)
+        try:
+            y, recorder = _steps(
+                traced, machine(copies=seen or program.static), record(), name if progress else None
+            )
+        except StaticOutputError:
+            program.static = _KEPT.get() is not None  # others share a program that is not kept
+            y, recorder = _steps(traced, machine(copies=True), record(), name if progress else None)
         if bad is not None:
-            bad.check(model, "sigma", program.places)
+            said = f"{model} must return" if traced.coordinate == "sigma" else "sde must give"
+            bad.check(said, traced.coordinate, program.places)
         if not (return_info or recorder.wanted):
             return y
-        return y, Info(done, len(traced.steps), *recorder.result())
+        return y, Info(len(program.places), len(traced.steps), *recorder.result())
+
+
+def _steps(
+    traced: Trace, machine: Machine, recorder: Recorder, name: str | None
+) -> tuple[Tensor, Recorder]:
+    """All steps; `name` is that of a progress bar."""
+    y, done = machine.x, 0
+    recorder.add(y)
+    with bar(name is not None, name or "", len(traced.steps)) as progress_bar:
+        for i, step in enumerate(traced.steps):
+            y = machine.step(i)
+            recorder.add(y)
+            done += len(step.asks)
+            progress_bar.advance(traced.coordinate, step.to, done)
+    return y, recorder
+
+
+_KEPT: ContextVar[dict[object, Program] | None] = ContextVar("kept programs", default=None)
+
+
+@contextmanager
+def keeping_programs() -> Iterator[dict[object, Program]]:
+    """Within it a run on the same denoiser has the same program, with the same tensors in it."""
+    programs: dict[object, Program] = {}
+    token = _KEPT.set(programs)
+    try:
+        yield programs
+    finally:
+        _KEPT.reset(token)
 
 
 def program_of(traced: Trace, denoiser: Any, x: Tensor, *, fused: bool, shown: bool) -> Program:
     """The program of a run, kept for the next one with the same steps and kind of denoiser."""
+    kept = _KEPT.get()
+    if kept is not None:
+        own = (traced, id(denoiser), x.dtype, fused, shown)
+        if own not in kept:
+            kept[own] = lower(traced, denoiser, x.dtype, fused=fused, shown=shown)
+        return kept[own]
     kind = signature(denoiser)
     key = (traced, kind, x.dtype, fused, shown)
     if kind is not None and key in _PROGRAMS:

@@ -126,9 +126,9 @@ def solver(
             return run(traced, denoiser, x, name=formula.__name__, model=model, **values)
 
         text = Text(model, "sigmas", noise)
-        function = public(formula, call, (*options, *extra, *SHARED), text)
+        function: Sampler = public(formula, call, (*options, *extra, *SHARED), text)
         catalogue.enter(function, order=order, nfe=nfe, noise=noise, source=source)
-        return function  # type: ignore[no-any-return]
+        return function
 
     return decorate
 
@@ -184,29 +184,29 @@ class Text:
         }
 
 
-DENOISER = """`D(x, sigma, **extra_args) -> x0`, x in Karras coordinates and sigma of shape [B], both
-in the dtype of x. Where it is made by `cmsolvers.denoisers` the sampler calls its networks itself
-and makes the rest part of the step. It may return the dtype of x or a floating one of lower
+DENOISER = """`D(x, sigma, **extra_args) -> x0`, x in Karras coordinates and sigma of shape [B],
+both in the dtype of x. Where it is made by `cmsolvers.denoisers` the sampler calls its networks
+itself and makes the rest part of the step. It may return the dtype of x or a floating one of lower
 precision. It must not write to its arguments; x is a buffer of the run, so clone it to keep it."""
 CONSISTENCY = """`f(x, sigma, **extra_args) -> x` at sigma_min, sigma of shape [B]; a
 `ConsistencyFunction` becomes part of the step."""
 X = """[B, ...] at level sigmas[0], in Karras coordinates (x / alpha); float64, float32, float16 or
 bfloat16. Never written to."""
-SIGMAS = """levels, strictly descending, the last may be 0; a tensor or a sequence. Read once and kept
-in float64 on the host."""
+SIGMAS = """levels, strictly descending, the last may be 0; a tensor or a sequence. Read once and
+kept in float64 on the host."""
 SDE = """an `SDE`, a process (its forward SDE), `process.reverse(score)`,
 `process.probability_flow(score)`, or any object with `drift(x, t)` and `diffusion(t)`, which get t
 of shape [B] in the dtype of x. The diffusion is a number or a tensor of shape [] or [B], or it
 broadcasts against x and multiplies the noise elementwise. Of the library's own only the score is
 called; the rest becomes part of the step."""
-X_IN_TIME = """[B, ...] at ts[0], in the coordinates of the SDE; float64, float32, float16 or bfloat16.
-Never written to."""
+X_IN_TIME = """[B, ...] at ts[0], in the coordinates of the SDE; float64, float32, float16 or
+bfloat16. Never written to."""
 TIMES = "strictly ascending (forward) or strictly descending (reverse), at least two."
 
 
 def public(
     described: Callable[..., Any],
-    call: Callable[[Any, Any, Any, dict[str, Any]], Any],
+    call: Callable[..., Any],
     options: Sequence[Option],
     text: Text,
 ) -> Any:
@@ -237,6 +237,7 @@ def public(
         return call(*args, values)
 
     function.__name__ = function.__qualname__ = name
+    function.__wrapped__ = described  # type: ignore[attr-defined]  # what getsource shows
     function.__module__ = described.__module__
     function.__signature__ = signature  # type: ignore[attr-defined]
     function.__doc__ = _docstring(inspect.getdoc(described) or "", options, text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -163,7 +163,7 @@ class Step:
         return self._past(k, slope=True)
 
     def settled(self, y: Form, level: float) -> Form:
-        """The same state at `level`, free of fresh noise, with an exact weight of x; see `settle`."""
+        """A state at `level` that is free of fresh noise, its weight of x made exact: `settle`."""
         return settle(y, self.traced, level)
 
     def _past(self, k: int, *, slope: bool) -> Form:
@@ -184,12 +184,21 @@ class Trace:
     Attributes:
         steps: in order.
         brownian: whether the built-in noise is one Brownian path, not fresh normals.
+        coordinate: "sigma", or "t" of an SDE.
     """
 
     steps: tuple[TracedStep, ...]
     brownian: bool = False
+    coordinate: str = "sigma"
 
-    @property
+    def entry(self, i: int) -> tuple[str, dict[str, float]]:
+        """For the callback: what the model's answer is called, and where step i is."""
+        step = self.steps[i]
+        if self.coordinate == "t":
+            return "output", {"i": i, "t": step.start, "t_next": step.to}
+        return "denoised", {"i": i, "sigma": step.sigma, "sigma_hat": step.start}
+
+    @cached_property
     def noisy(self) -> bool:
         """Whether any step asks for noise."""
         return any(
@@ -198,12 +207,12 @@ class Trace:
             for form in (step.result, *(ask.y for ask in step.asks))
         )
 
-    @property
+    @cached_property
     def levels(self) -> list[float]:
         """The level of each evaluation, in order."""
         return [ask.level for step in self.steps for ask in step.asks]
 
-    @property
+    @cached_property
     def visited(self) -> tuple[float, ...]:
         """The level of the state at the start and after each step."""
         return (self.steps[0].sigma, *(step.to for step in self.steps))
@@ -262,6 +271,8 @@ def lifted(
 
     Source: Karras et al. (2022), algorithm 2.
     """
+    if not s_churn:
+        return tuple((s, s, to, 0) for s, to in pairwise(sigmas))
     found, count = [], len(sigmas) - 1
     for sigma, to in pairwise(sigmas):
         gamma = min(s_churn / count, math.sqrt(2.0) - 1.0) if s_tmin <= sigma <= s_tmax else 0.0

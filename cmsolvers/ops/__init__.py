@@ -9,12 +9,13 @@ from cmsolvers.ops.keys import Key
 from cmsolvers.ops.named import (
     add_noise,
     consistency_output,
+    edm_input,
+    edm_output,
     euler_maruyama_step,
     heun_step,
     pf_ode_step,
     scale_input,
 )
-from cmsolvers.ops.random import normal, uniform
 from cmsolvers.ops.step import weighted_step
 
 __all__ = [
@@ -22,11 +23,11 @@ __all__ = [
     "add_noise",
     "build_info",
     "consistency_output",
+    "edm_input",
+    "edm_output",
     "euler_maruyama_step",
     "heun_step",
-    "normal",
     "pf_ode_step",
     "scale_input",
-    "uniform",
     "weighted_step",
 ]

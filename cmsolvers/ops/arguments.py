@@ -12,6 +12,14 @@ from torch.autograd import forward_ad
 from cmsolvers.ops.binary import CPU_ONLY
 
 PRECISION = {torch.float64: 3, torch.float32: 2, torch.bfloat16: 1, torch.float16: 1}
+"""The dtypes that the kernels know, and which is the wider. (cmsolvers/checks.py has its own table,
+for states at the door of a sampler: it lies below this package and must not import it.)"""
+
+
+def check_dtype(name: str, dtype: object) -> None:
+    """One of the four dtypes that the kernels know."""
+    if dtype not in PRECISION:
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16; got {dtype}")
 
 
 def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> None:
@@ -19,8 +27,7 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor; got {type(x).__name__}")
     _check_strided("x", x)
-    if x.dtype not in PRECISION:
-        raise TypeError(f"x must be float64, float32, float16 or bfloat16; got {x.dtype}")
+    check_dtype("x", x.dtype)
     if not x.is_cpu:
         _check_built_for(x)
     for k, m in enumerate(inputs):
@@ -40,8 +47,7 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
             )
     if inputs:
         dtype = inputs[0].dtype
-        if dtype not in PRECISION:
-            raise TypeError(f"{name}[0] must be float64, float32, float16 or bfloat16; got {dtype}")
+        check_dtype(f"{name}[0]", dtype)
         if dtype != x.dtype and PRECISION[dtype] >= PRECISION[x.dtype]:
             raise TypeError(
                 f"{name}[0] must be {x.dtype} as x is, or of lower precision; got {dtype}"
@@ -102,8 +108,7 @@ def second_dtype_for(dtype: torch.dtype | None, x: Tensor, wanted: bool) -> torc
         return x.dtype
     if not wanted:
         raise ValueError(f"second_dtype needs second; got {dtype} with second=None")
-    if dtype not in PRECISION:
-        raise TypeError(f"second_dtype must be float64, float32, float16 or bfloat16; got {dtype}")
+    check_dtype("second_dtype", dtype)
     return dtype
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from cmsolvers.version import __version__
+
 
 def _load() -> ModuleType | None:
     try:
@@ -67,8 +69,6 @@ def build_info() -> dict[str, Any]:
         `cuda_architectures`, `csrc_hash`, `instruction_set` (in use) and `instruction_sets` (built
         and usable on this processor).
     """
-    from cmsolvers import __version__
-
     info: dict[str, Any] = {
         "version": __version__,
         "extension": C is not None,

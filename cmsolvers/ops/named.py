@@ -11,16 +11,28 @@ from cmsolvers.ops.arguments import check_state, check_weight
 from cmsolvers.ops.keys import SeedLike
 from cmsolvers.ops.rules import (
     CONSISTENCY,
+    EDM_INPUT,
+    EDM_OUTPUT,
     EULER_MARUYAMA,
     HEUN,
     PF_ODE,
+    WEIGHTS,
     Weight,
     consistency,
     euler_maruyama,
     heun,
     pf_ode,
 )
-from cmsolvers.ops.step import FAST, scaled_to, step_by_rule, tracing, weighted_step
+from cmsolvers.ops.step import (
+    FAST,
+    keyed,
+    run_rule,
+    second_alone,
+    step_by_rule,
+    tracing,
+    usual_outputs,
+    weighted_step,
+)
 
 INFINITY = math.inf
 AT_ZERO = "sigma_next must be positive for the corrector; got 0 (there the predictor is the step)"
@@ -60,7 +72,8 @@ def euler_maruyama_step(
     if type(diffusion) is float and type(dt) is float:
         w_z = euler_maruyama(diffusion, dt)
         if FAST is not None and not tracing():
-            done = FAST(x, (drift,), (1.0, dt), w_z, seed, stream, draw, offset, out)
+            key, first = keyed(seed, offset)
+            done = FAST(x, (drift,), (1.0, dt), w_z, key, stream, draw, first, out)
             if done is not None:
                 return done  # type: ignore[no-any-return]
         _check(x, (drift,), diffusion=diffusion, dt=dt)
@@ -229,10 +242,95 @@ def scale_input(
     Raises:
         TypeError, ValueError: as `weighted_step`.
     """
+    if FAST is not None and not tracing() and isinstance(x, Tensor):
+        done = None
+        if dtype is None or dtype == x.dtype:
+            done = FAST(x, (), (c_in,), 0.0, None, 0, 0, 0, out)
+        elif out is None or out.dtype == dtype:
+            where = dtype if out is None else out
+            done = FAST(x, (), (0.0,), 0.0, None, 0, 0, 0, False, WEIGHTS, (c_in, 0.0), where)
+        if done is not None:
+            return done  # type: ignore[no-any-return]
     _check(x, (), c_in=c_in)
     if dtype is None or dtype == x.dtype:
         return weighted_step(x, (), (c_in,), out=out)
-    return scaled_to(x, c_in, dtype, out)
+    return second_alone(x, WEIGHTS, (0.0, 0.0, 0.0, 1.0, c_in, 0.0), dtype, out)
+
+
+def edm_input(
+    x: Tensor,
+    sigma: Weight,
+    sigma_data: float = 0.5,
+    *,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """c_in x, c_in = 1 / sqrt(sigma^2 + sigma_data^2): the input of a network with EDM scalings.
+
+    Source: Karras et al. (2022), table 1. Exact to rounding for every level; the weight is made in
+    float64.
+
+    Args:
+        x: [B, ...] at noise level sigma, in Karras coordinates.
+        sigma: >= 0, a number or [B].
+        sigma_data: > 0, standard deviation of the data.
+        dtype: of the result; x's by default.
+        out: where to write, of that dtype, in x's layout; may be x where the dtypes are the same.
+
+    Returns:
+        c_in x.
+
+    Raises:
+        TypeError, ValueError: as `weighted_step`; sigma negative, sigma_data not positive.
+    """
+    same = dtype is None or dtype == getattr(x, "dtype", None)
+    if FAST is not None and not tracing() and _fine_levels(sigma, sigma_data):
+        done, levels = None, (sigma, sigma_data)
+        if same:
+            done = FAST(x, (), levels, 0.0, None, 0, 0, 0, out, EDM_INPUT)
+        elif out is None or out.dtype == dtype:
+            where = dtype if out is None else out
+            done = FAST(x, (), levels, 0.0, None, 0, 0, 0, False, EDM_INPUT, 1.0, where)
+        if done is not None:
+            return done  # type: ignore[no-any-return]
+    arguments = _edm_arguments(x, (), sigma, sigma_data)
+    if same or dtype is None:
+        return run_rule(x, (), EDM_INPUT, arguments, out=out)
+    return second_alone(x, EDM_INPUT, arguments, dtype, out)
+
+
+def edm_output(
+    x: Tensor,
+    f: Tensor,
+    sigma: Weight,
+    sigma_data: float = 0.5,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """D = c_skip x + c_out F, the denoiser of a network F with EDM scalings.
+
+    With s = sigma and d = sigma_data: c_skip = d^2 / (s^2 + d^2), c_out = s d / sqrt(s^2 + d^2)
+    (Karras et al. 2022, table 1), made in float64. At sigma = 0 it is x.
+
+    Args:
+        x: [B, ...] at noise level sigma, in Karras coordinates.
+        f: F, the raw network output, of x's shape.
+        sigma: >= 0, a number or [B].
+        sigma_data: > 0, standard deviation of the data.
+        out: where to write; may be x or f.
+
+    Returns:
+        D(x, sigma), as x.
+
+    Raises:
+        TypeError, ValueError: as `weighted_step`; sigma negative, sigma_data not positive.
+    """
+    if FAST is not None and not tracing() and _fine_levels(sigma, sigma_data):
+        done = FAST(x, (f,), (sigma, sigma_data), 0.0, None, 0, 0, 0, out, EDM_OUTPUT)
+        if done is not None:
+            return done  # type: ignore[no-any-return]
+    arguments = _edm_arguments(x, (f,), sigma, sigma_data)
+    return run_rule(x, (f,), EDM_OUTPUT, arguments, out=out)
 
 
 def add_noise(
@@ -268,11 +366,13 @@ def add_noise(
     Raises:
         TypeError, ValueError: as `weighted_step`.
     """
+    second = None if sigma_next is None else (alpha, sigma_next)
+    if FAST is not None and not tracing() and usual_outputs(x, out, None, None):
+        key, first = keyed(seed, offset)
+        done = FAST(x, (), (alpha,), sigma, key, stream, draw, first, out, WEIGHTS, second)
+        if done is not None:
+            return done  # type: ignore[no-any-return]
     if sigma_next is None:
-        if FAST is not None and not tracing():
-            done = FAST(x, (), (alpha,), sigma, seed, stream, draw, offset, out)
-            if done is not None:
-                return done  # type: ignore[no-any-return]
         _check(x, (), sigma=sigma, alpha=alpha)
         return weighted_step(
             x, (), (alpha,), w_z=sigma, seed=seed, stream=stream, draw=draw, offset=offset, out=out
@@ -314,6 +414,26 @@ def _by_levels(
         if rule == HEUN and type(sigma_next) is float and sigma_next == 0.0:
             raise ValueError(AT_ZERO)
     return step_by_rule(x, inputs, rule, {"sigma": sigma, "sigma_next": sigma_next}, out=out)
+
+
+def _fine_levels(sigma: Weight, sigma_data: float) -> bool:
+    """Whether there is nothing in these numbers to refuse or to convert; a tensor is not read."""
+    fine = type(sigma) is float and 0.0 <= sigma < INFINITY
+    return (fine or isinstance(sigma, Tensor)) and 0 < sigma_data < INFINITY
+
+
+def _edm_arguments(
+    x: Tensor, inputs: tuple[Tensor, ...], sigma: Weight, sigma_data: float
+) -> tuple[Weight, float]:
+    """Sigma and sigma_data, checked; numbers as floats."""
+    if not 0 < sigma_data < INFINITY:
+        raise ValueError(f"sigma_data must be positive and finite; got {sigma_data}")
+    _check(x, inputs, sigma=sigma)
+    if not isinstance(sigma, Tensor):
+        sigma = float(sigma)
+        if sigma < 0:
+            raise ValueError(f"sigma must not be negative; got {sigma}")
+    return sigma, float(sigma_data)
 
 
 def _levels(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers.ops import reference
-from cmsolvers.ops.arguments import PRECISION
+from cmsolvers.ops.arguments import check_dtype
 from cmsolvers.ops.keys import Key, SeedLike, check_place, resolve
 from cmsolvers.ops.step import weighted_step
 
@@ -53,8 +53,7 @@ def normal(
     if out is not None and not isinstance(out, Tensor):
         raise TypeError(f"out must be a tensor; got {type(out).__name__}")
     shape, key = _prepare(shape, seed, offset, ids, out.device if out is not None else device)
-    if dtype not in PRECISION:
-        raise TypeError(f"dtype must be float64, float32, float16 or bfloat16; got {dtype}")
+    check_dtype("dtype", dtype)
     if out is None:
         out = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
     elif out.shape != shape:
@@ -86,8 +85,7 @@ def uniform(
 
     Args and errors: as `normal`.
     """
-    if dtype not in PRECISION:
-        raise TypeError(f"dtype must be float64, float32, float16 or bfloat16; got {dtype}")
+    check_dtype("dtype", dtype)
     check_place(stream, draw)
     shape, key = _prepare(shape, seed, offset, ids, device)
     count = math.prod(shape[1:])

@@ -19,7 +19,7 @@ MASK = 0xFFFFFFFF
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 
-# The polynomials of csrc/math.h (tools/fit_polynomials.py derives them).
+# The polynomials of csrc/contract/math.h (tools/fit_polynomials.py derives them).
 LN_REST = (
     0.333333313,
     -0.250008196,
@@ -191,7 +191,7 @@ def weighted_step(
     second: int,
     second_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """The step of csrc/step.h; numbers, tensors, places and rule are those of rules.canonical."""
+    """The step of csrc/step/params.h; numbers, tensors, places, rule: see rules.canonical."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     n = len(inputs)
     weights = canonical(numbers, tensors, places, rule, n)

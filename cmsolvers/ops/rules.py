@@ -1,6 +1,6 @@
 """What the arguments of a step are, and the formulas that make weights of them, in float64.
 
-The formulas take numbers and float64 tensors alike. csrc/weights.h has them too, with the same
+The formulas take numbers and float64 tensors alike. csrc/step/weights.h has them too, with the same
 operations in the same order: a level gives the same bits as a number and as an entry of a tensor.
 """
 
@@ -15,10 +15,16 @@ from torch import Tensor
 
 Weight: TypeAlias = float | Tensor
 
-WEIGHTS, PF_ODE, HEUN, CONSISTENCY, EULER_MARUYAMA, FOLDED = range(6)
-"""The weights themselves: (w_x, w_1..w_n, w_z, c_skip, c_out, s0, s1). (sigma, sigma') of the Euler
-step, and of Heun's corrector. (sigma, sigma_data, sigma_min). (diffusion, dt). The weights, with
-c_skip and c_out still to be put into w_x and w_1."""
+WEIGHTS, PF_ODE, HEUN, CONSISTENCY, EDM_INPUT, EDM_OUTPUT, EULER_MARUYAMA, FOLDED = range(8)
+"""What the arguments of a step are.
+
+- WEIGHTS: the weights themselves, (w_x, w_1..w_n, w_z, c_skip, c_out, s0, s1).
+- PF_ODE, HEUN: (sigma, sigma'), of the Euler step and of Heun's corrector.
+- CONSISTENCY: (sigma, sigma_data, sigma_min).
+- EDM_INPUT, EDM_OUTPUT: (sigma, sigma_data).
+- EULER_MARUYAMA: (diffusion, dt).
+- FOLDED: the weights, with c_skip and c_out still to be put into w_x and w_1.
+"""
 
 
 def pf_ode(sigma: Any, sigma_next: Any) -> tuple[Any, Any]:
@@ -34,10 +40,43 @@ def heun(sigma: Any, sigma_next: Any) -> tuple[Any, Any, Any]:
 
 def consistency(sigma: Any, sigma_data: float, boundary: Any) -> tuple[Any, Any]:
     """(c_skip, c_out) with the shifted boundary: (1, 0) there."""
+    return consistency_parts(sigma, sigma_data, boundary)[:2]
+
+
+def consistency_parts(sigma: Any, sigma_data: float, boundary: Any) -> tuple[Any, Any, Any]:
+    """(c_skip, c_out, 1 / c_in)."""
     shifted, variance = sigma - boundary, sigma_data * sigma_data
     spread = sigma * sigma + variance
     root = math.sqrt(spread) if type(spread) is float else _root(spread)
-    return variance / (shifted * shifted + variance), shifted * sigma_data / root
+    return variance / (shifted * shifted + variance), shifted * sigma_data / root, root
+
+
+def held(sigma_min: float) -> float:
+    """sigma_min as a float32 tensor of levels holds it."""
+    return torch.tensor(sigma_min, dtype=torch.float32, device="cpu").item()
+
+
+def boundary_at(sigma: Any, sigma_min: float, rounded: float) -> Any:
+    """The boundary for a level: sigma_min, but its `held` value where sigma is exactly that.
+
+    So the function is the identity at both, and every other level keeps the sigma_min it was given.
+    """
+    at_end = sigma == rounded
+    if isinstance(sigma, Tensor):
+        return torch.full_like(sigma, sigma_min).masked_fill(at_end, rounded)
+    return rounded if at_end else sigma_min
+
+
+def edm_input(sigma: Any, sigma_data: float) -> Any:
+    """c_in."""
+    return 1.0 / _root(sigma * sigma + sigma_data * sigma_data)
+
+
+def edm_output(sigma: Any, sigma_data: float) -> tuple[Any, Any]:
+    """(c_skip, c_out)."""
+    variance = sigma_data * sigma_data
+    spread = sigma * sigma + variance
+    return variance / spread, sigma * sigma_data / _root(spread)
 
 
 def euler_maruyama(diffusion: Any, dt: Any) -> Any:
@@ -75,6 +114,11 @@ def canonical(
         return [*pf_ode(*given), 0.0, *rest]
     if rule == HEUN:
         return [*heun(*given), 0.0, *rest]
+    if rule == EDM_INPUT:
+        c_in = edm_input(*given)
+        return [c_in, 0.0, *rest[:2], c_in, 0.0]
+    if rule == EDM_OUTPUT:
+        return [*edm_output(*given), 0.0, *rest]
     if rule == EULER_MARUYAMA:
         return [1.0, given[1], euler_maruyama(*given), *rest]
     sigma, sigma_data, boundary = given

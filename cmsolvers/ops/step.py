@@ -29,9 +29,52 @@ MASK64 = (1 << 64) - 1
 
 tracing = torch.compiler.is_dynamo_compiling
 FAST = None if C is None else C.fast_step
-"""fast_step(x, inputs, arguments, w_z, seed, stream, draw, offset, out, rule=WEIGHTS): the plain
-case (no derivative, no transform, everything valid) straight into the kernel; None where the case
-is not plain, and nothing was written. For the rule WEIGHTS `arguments` is (w_x, w_1, ..., w_n)."""
+"""fast_step(x, inputs, arguments, w_z, seed, stream, draw, offset, out, rule=WEIGHTS, second=None,
+second_out=None, basis=None, clamp=None), positional only: the plain case (everything valid and
+contiguous, no derivative, no transform) straight into the kernel.
+
+- inputs: a tuple. arguments: a tuple of numbers and tensors, as `rule` takes them; for the rule
+  WEIGHTS (w_x, w_1, ..., w_n), or one tensor [B, 1 + n].
+- seed: an int, or the table of a Key (`offset` is not read then). Not read where w_z is 0.
+- out: a tensor, None (a new one is made), or False: the first output is not wanted.
+- second: None; s (a number or a tensor [B]): s x'; True: D; (p, q): p x + q z. With another rule
+  than WEIGHTS only None, and for EDM_INPUT 1.0: x' in the dtype of the second output.
+- second_out: a tensor, a dtype (a new tensor of it is made), or None (one of x's dtype is).
+- basis, clamp: `x0` and `clamp` of weighted_step.
+
+It returns the output, the pair where there are two, or None where the case is not plain: nothing
+was written then.
+"""
+
+_REFUSED = ""
+"""A second output that FAST does not know: the general way says what is wrong with it."""
+
+
+def keyed(seed: SeedLike, offset: int) -> tuple[int | Tensor | None, int]:
+    """A seed and an offset as FAST takes them; a seed that FAST does not take becomes None."""
+    if type(seed) is int:
+        return seed, offset
+    if type(seed) is Key and offset == 0:
+        return (seed.seed & MASK64, seed.offset) if seed.table is None else (seed.table, 0)
+    return None, 0
+
+
+def usual_outputs(x: object, out: object, second_out: object, dtype: torch.dtype | None) -> bool:
+    """Whether the outputs are none that FAST takes and users may not give: False, other dtypes."""
+    if second_out is None:
+        return type(out) is not bool
+    wanted = getattr(x, "dtype", None) if dtype is None else dtype
+    return type(out) is not bool and isinstance(second_out, Tensor) and second_out.dtype == wanted
+
+
+def _fast_second(second: Any) -> Any:
+    """`second` of weighted_step as FAST takes it."""
+    kind = type(second)
+    if kind is str:
+        return second == "x0" or _REFUSED
+    if kind is tuple:
+        return second[1:] if second[:1] == ("pair",) else _REFUSED
+    return _REFUSED if kind is bool else second
 
 
 @overload
@@ -126,17 +169,26 @@ def weighted_step(
             the argument.
     """
     inputs = tuple(inputs)
-    if FAST is not None and x0 is None and clamp is None and second is None and not tracing():
-        fast_seed: SeedLike
-        if type(seed) is Key:
-            plain = seed.table is None and offset == 0
-            fast_seed, first = (seed.seed & MASK64, seed.offset) if plain else (None, 0)
-        else:
-            fast_seed, first = seed, offset
-        if second_out is None and second_dtype is None:
-            done = FAST(x, inputs, weights, w_z, fast_seed, stream, draw, first, out)
-            if done is not None:
-                return done  # type: ignore[no-any-return]
+    if FAST is not None and not tracing() and usual_outputs(x, out, second_out, second_dtype):
+        key, first = keyed(seed, offset)
+        done = FAST(
+            x,
+            inputs,
+            tuple(weights) if type(weights) is list else weights,
+            w_z,
+            key,
+            stream,
+            draw,
+            first,
+            out,
+            WEIGHTS,
+            None if second is None else _fast_second(second),
+            second_dtype if second_out is None else second_out,
+            x0,
+            clamp,
+        )
+        if done is not None:
+            return done  # type: ignore[no-any-return]
     check_state(x, inputs)
     if len(inputs) > MAX_INPUTS:
         raise ValueError(f"inputs must hold at most {MAX_INPUTS} tensors; got {len(inputs)}")
@@ -208,7 +260,8 @@ def step_by_rule(
     """
     if FAST is not None and not tracing():
         values = tuple(arguments.values())
-        done = FAST(x, inputs, values, 0.0, seed, stream, draw, offset, out, rule)
+        key, first = keyed(seed, offset)
+        done = FAST(x, inputs, values, 0.0, key, stream, draw, first, out, rule)
         if done is not None:
             return done  # type: ignore[no-any-return]
     check_state(x, inputs)
@@ -216,22 +269,36 @@ def step_by_rule(
         check_weight(name, value, x)
     noisy = rule == EULER_MARUYAMA
     noise = _noise(x, seed, stream, draw, offset) if noisy else ([], None)
-    return _run(x, inputs, rule, list(arguments.values()), noise=noise, out=out)  # type: ignore[no-any-return]
+    return run_rule(x, inputs, rule, list(arguments.values()), noise=noise, out=out)
 
 
-def scaled_to(x: Tensor, scale: Weight, dtype: torch.dtype, out: Tensor | None) -> Tensor:
-    """Scale x, as the second output of a step; no first one is made unless something follows it."""
-    columns: list[Weight] = [0.0, 0.0, 0.0, 1.0, scale, 0.0]
+def run_rule(
+    x: Tensor,
+    inputs: Sequence[Tensor],
+    rule: int,
+    arguments: Sequence[Weight],
+    *,
+    noise: tuple[list[int], Tensor | None] = ([], None),
+    out: Tensor | None = None,
+) -> Tensor:
+    """The general way of a step with one output, on checked arguments."""
+    return _run(x, inputs, rule, arguments, noise=noise, out=out)  # type: ignore[no-any-return]
+
+
+def second_alone(
+    x: Tensor, rule: int, arguments: Sequence[Weight], dtype: torch.dtype, out: Tensor | None
+) -> Tensor:
+    """s0 x in another dtype, on checked arguments; no first output is made unless x is followed."""
     options: dict[str, Any] = {"kind": reference.PAIR, "second_dtype": dtype, "second_out": out}
     if _followed(x):
-        return _run(x, (), WEIGHTS, columns, **options)[1]  # type: ignore[no-any-return]
+        return _run(x, (), rule, arguments, **options)[1]  # type: ignore[no-any-return]
     dtype = second_dtype_for(dtype, x, True)
     if out is None:
         out = torch.empty_like(x, dtype=dtype)
     else:
         check_outputs(x, (), None, out, dtype, True)
     step = torch.ops.cmsolvers.weighted_step_out
-    step(None, out, x, [], *_split(columns, x), WEIGHTS, [], None, [], reference.PAIR)
+    step(None, out, x, [], *_split(arguments, x), rule, [], None, [], reference.PAIR)
     return out
 
 

@@ -52,7 +52,7 @@ def dpm_2(step: Step) -> Form:
     Two evaluations per step, one in a last step to 0, which gives D.
 
     Source: Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in
-    Around 10 Steps" (2022), algorithm 1 with r = 1/2; churn as in Karras et al. (2022), algorithm 2.
+    Around 10 Steps" (2022), algorithm 1 with r = 1/2; churn: Karras et al. (2022), algorithm 2.
     """
     return dpm_2_step(step, step.to)
 

@@ -1,4 +1,4 @@
-"""DPM-Solver++ for the probability-flow ODE: multistep (2M), and singlestep with ancestral noise."""
+"""DPM-Solver++ for the probability-flow ODE: multistep (2M), and (2S) with ancestral noise."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from cmsolvers.engine.trace import Step
 
 
 def heun_step(step: Step) -> Form:
-    """x + (s' - s) (d + d') / 2, d' the slope where Euler's step arrives; a step to 0 is Euler's."""
+    """x + (s' - s) (d + d') / 2, d' the slope where Euler's step ends; a step to 0 is Euler's."""
     d = step.slope(step.x, step.sigma)
     y = step.x + (step.to - step.sigma) * d
     if step.to == 0:

@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.engine.catalogue import described
-from cmsolvers.engine.run import Options, sampler
-from cmsolvers.engine.time_loop import integrate
-from cmsolvers.engine.time_run import TimeRun
-from cmsolvers.processes.sde import SDELike
-from cmsolvers.solvers.euler_maruyama import EULER_MARUYAMA
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from cmsolvers.engine.forms import Form
+from cmsolvers.engine.live import held
+from cmsolvers.engine.times import LiveStep, TimeStep, time_solver
+from cmsolvers.solvers.euler_maruyama import euler_maruyama_step
 
 
-class Milstein:
-    """The step: Euler-Maruyama's, and g g_x (dW^2 - |dt|) / 2 where g reads the state."""
+@time_solver(
+    order="strong 1 (diagonal noise), weak 1; 1 for an ODE",
+    nfe="n",
+    source="Milstein (1974); Kloeden and Platen (1992), eq. 10.3.1 and 10.3.12",
+)
+def milstein(step: TimeStep) -> Form:
+    """Integrate the Ito equation dx = f dt + g dw: x' = x + f dt + g dW + g g_x (dW^2 - |dt|) / 2.
 
-    name, nodes, draws = "milstein", (0.0,), 1
+    Strong order 1 for diagonal noise, that is where element i of g is a function of element i of x
+    and of t alone; nothing can check that, and without it the order is 1/2. Where the diffusion
+    does not read the state this is Euler-Maruyama, to the bit. Weak order 1. One evaluation of the
+    drift per step, one of the diffusion and one of its derivative.
 
-    def step(self, run: TimeRun, x: Tensor) -> Tensor:
-        """See `milstein`."""
-        if run.field.additive:
-            return EULER_MARUYAMA.step(run, x)
-        drift = run.evaluate(x, 0.0)
-        # dW^2 has twice the digits of dW: half precision is left for float32 here.
-        wide = torch.promote_types(x.dtype, torch.float32)
-        g, slope = diagonal(run.field.sde, x, run.time(0.0))
-        if isinstance(slope, Tensor):
-            slope = slope.to(wide)
-        z, h = run.draw().tensor(wide).to(wide), abs(run.dt)
-        kick = g.to(wide) * (math.sqrt(h) * z + (0.5 * h) * slope * (z * z - 1.0))
-        run.launcher.observe(kick)
-        return run.launch(x, (drift, kick.to(x.dtype)), (1.0, run.dt, 1.0))
+    A diffusion that reads the state must have the shape of x. Its derivative is
+    `sde.diffusion_derivative(x, t)` where there is one (a number or the shape of x), else it comes
+    from reverse-mode differentiation of the diffusion.
+
+    Raises:
+        ValueError: a state-dependent diffusion or a derivative of another shape than x.
+
+    Source: Milstein, "Approximate integration of stochastic differential equations" (1974);
+    Kloeden & Platen, "Numerical Solution of Stochastic Differential Equations" (1992), eq. 10.3.12.
+    """
+    if step.additive:
+        return euler_maruyama_step(step)
+    assert isinstance(step, LiveStep)
+    drift, x = step.drift(step.x, step.t), step.tensor(step.x)
+    # dW^2 has twice the digits of dW: half precision is left for float32 here.
+    wide = torch.promote_types(x.dtype, torch.float32)
+    g, slope = diagonal(step.sde, x, step.time(step.t))
+    if isinstance(slope, Tensor):
+        slope = slope.to(wide)
+    z, h = step.normal(step.z(), wide).to(wide), abs(step.dt)
+    kick = g.to(wide) * (math.sqrt(h) * z + (0.5 * h) * slope * (z * z - 1.0))
+    return step.x + step.dt * drift + held(kick.to(x.dtype))
 
 
-def diagonal(sde: Any, x: Tensor, time: Tensor) -> tuple[Tensor, Any]:
+def diagonal(sde: Any, x: Tensor, time: Tensor) -> tuple[Tensor, float | Tensor]:
     """(g, dg_i/dx_i): the user's derivative, else the column sums of a diagonal Jacobian."""
 
     def diffusion(y: Tensor) -> Tensor:
@@ -56,8 +67,9 @@ def diagonal(sde: Any, x: Tensor, time: Tensor) -> tuple[Tensor, Any]:
         if isinstance(slope, Tensor):
             return diffusion(x), _elementwise("diffusion_derivative", slope, x)
         return diffusion(x), check.finite("diffusion_derivative", slope)
-    g, pull = torch.func.vjp(diffusion, x)[:2]
-    return g, pull(torch.ones_like(g))[0]
+    with torch.enable_grad():
+        g, pull = torch.func.vjp(diffusion, x)[:2]
+        return g, pull(torch.ones_like(g))[0]
 
 
 def _elementwise(name: str, value: Tensor, x: Tensor) -> Tensor:
@@ -74,42 +86,3 @@ def _elementwise(name: str, value: Tensor, x: Tensor) -> Tensor:
             f"(diagonal noise); it returned {list(value.shape)}"
         )
     return value
-
-
-@described(
-    order="strong 1 (diagonal noise), weak 1; 1 for an ODE",
-    nfe="n",
-    noise="fresh",
-    space="time",
-    source="Milstein (1974); Kloeden and Platen (1992), eq. 10.3.1 and 10.3.12",
-)
-@sampler
-def milstein(sde: SDELike, x: Tensor, ts: Any, **options: Unpack[Options]) -> Any:
-    """Integrate the Ito equation dx = f dt + g dw: x' = x + f dt + g dW + g g_x (dW^2 - |dt|) / 2.
-
-    Strong order 1 for diagonal noise, that is where element i of g is a function of element i of x
-    and of t alone; nothing can check that, and without it the order is 1/2. Where the diffusion
-    does not read the state this is Euler-Maruyama, to the bit. Weak order 1. One evaluation of the
-    drift a step, one of the diffusion and one of its derivative.
-
-    Args:
-        sde: as in `euler_maruyama`. A diffusion that reads the state must have the shape of x. Its
-            derivative is `sde.diffusion_derivative(x, t)` where there is one (a number or the
-            shape of x), else it comes from reverse-mode differentiation of the diffusion.
-        x: [B, ...] at ts[0], in the coordinates of the SDE. Never written to.
-        ts: strictly ascending (forward) or descending (reverse), at least two.
-        **options: seed, noise_sampler, extra_args, callback, progress, return_info, check_nan and
-            trajectory, as in `euler_maruyama`.
-
-    Returns:
-        As `euler_maruyama`.
-
-    Raises:
-        TypeError: as `euler_maruyama`; a derivative of the wrong kind.
-        ValueError: as `euler_maruyama`; a state-dependent diffusion or a derivative of another
-            shape than x.
-
-    Source: Milstein, "Approximate integration of stochastic differential equations" (1974);
-    Kloeden & Platen, "Numerical Solution of Stochastic Differential Equations" (1992), eq. 10.3.12.
-    """
-    return integrate(Milstein(), sde, x, ts, **options)

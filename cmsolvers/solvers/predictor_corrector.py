@@ -1,99 +1,168 @@
-"""Predictor-corrector sampling with a score: a step of the reverse SDE, then Langevin steps."""
+"""Predictor-corrector sampling of a reverse SDE: a step in time, then Langevin steps in place."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import cast
 
 import torch
-from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.engine.catalogue import described
-from cmsolvers.engine.launch import derivative
-from cmsolvers.engine.run import Options, sampler
-from cmsolvers.engine.time_loop import integrate
-from cmsolvers.engine.time_run import Draw, TimeRun
+from cmsolvers.engine.forms import Form
+from cmsolvers.engine.live import held
+from cmsolvers.engine.options import Option, chosen
+from cmsolvers.engine.times import LiveStep, TimeStep, time_solver
 from cmsolvers.ops.norms import sums_of_squares
 from cmsolvers.processes.sde import Process, ScoreSDE
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-Predictor = Literal["reverse_diffusion", "ancestral", "euler_maruyama"]
-PREDICTORS = ("reverse_diffusion", "ancestral", "euler_maruyama")
-VARIANCES = ("posterior", "forward")
+def _check(
+    sde: object,
+    times: Sequence[float],
+    predictor: str,
+    corrector_steps: int,
+    snr: float,
+    variance: str,
+    denoise: bool,
+) -> None:
+    if type(sde) is not ScoreSDE:
+        raise TypeError(
+            "sde must be process.reverse(score) or process.probability_flow(score); "
+            f"got {check.describe(sde)}"
+        )
+    if times[1] > times[0]:
+        raise ValueError(f"ts must be strictly descending; got {times[1]:g} after {times[0]:g}")
+    if predictor == "ancestral" and not sde.stochastic:
+        raise ValueError(
+            'predictor must be "reverse_diffusion" or "euler_maruyama" for an ODE; got "ancestral"'
+        )
+    ends_clean = not (corrector_steps or denoise)
+    places = [_place(sde.process, t, clean=ends_clean and t == times[-1]) for t in times]
+    for (t, start), (u, end) in pairwise(zip(times, places, strict=True)):
+        if not start[0] * end[1] < end[0] * start[1]:
+            raise ValueError(
+                f"ts must lead to lower noise (sigma / alpha); it does not fall from "
+                f"t = {t:g} to {u:g}"
+            )
 
 
-class _Steps:
-    """The rows of a run, made before it begins, and the steps."""
+@time_solver(
+    order="1 (weak), of the predictor",
+    nfe="n (1 + corrector_steps)",
+    source="Song et al., Score-Based Generative Modeling through SDEs (2021), algorithms 1 to 5",
+    options=[
+        Option(
+            "predictor",
+            "reverse_diffusion",
+            chosen("reverse_diffusion", "ancestral", "euler_maruyama"),
+            '"reverse_diffusion", "ancestral" (not for an ODE) or "euler_maruyama".',
+        ),
+        Option(
+            "corrector_steps",
+            1,
+            lambda name, value: check.count(name, value, least=0),
+            "Langevin steps after each predictor step, 0 or more.",
+        ),
+        Option(
+            "snr", 0.16, check.positive, "signal-to-noise ratio of the Langevin steps, positive."
+        ),
+        Option(
+            "variance",
+            "posterior",
+            chosen("posterior", "forward"),
+            '"posterior" or "forward"; read by the ancestral predictor.',
+        ),
+        Option(
+            "denoise",
+            False,
+            check.flag,
+            "end with the mean E[x0 | x] = (x + sigma^2 s) / alpha (Tweedie's formula).",
+        ),
+    ],
+    draws=lambda corrector_steps, **_: 1 + corrector_steps,
+    checked=_check,
+    noisy=lambda corrector_steps, **_: corrector_steps > 0,
+    live=True,
+)
+def predictor_corrector(
+    step: TimeStep,
+    predictor: str,
+    corrector_steps: int,
+    snr: float,
+    variance: str,
+    denoise: bool,
+) -> Form:
+    """Sample with a predictor step of the reverse SDE and Langevin steps at each new level.
 
-    name, nodes = "predictor_corrector", (0.0, 1.0)
+    The corrector makes x + e s(x) + sqrt(2 e) z with e = 2 alpha_i (snr |z| / |s|)^2. The norms
+    are per sample, so that no sample depends on its companions (published code averages them
+    over the batch); alpha_i, 1 - beta_i of the chain, is (alpha(t) / alpha(t'))^2 of the step just
+    made, 1 for VE. Where the score of a sample is 0 it is left alone.
 
-    def __init__(
-        self,
-        sde: ScoreSDE,
-        times: Sequence[float],
-        predictor: str,
-        variance: str,
-        corrector_steps: int,
-        snr: float,
-        denoise: bool,
-    ) -> None:
-        process = sde.process
-        ends_clean = not (corrector_steps or denoise)
-        places = [_place(process, t, clean=ends_clean and t == times[-1]) for t in times]
-        for (t, start), (u, end) in pairwise(zip(times, places, strict=True)):
-            if not start[0] * end[1] < end[0] * start[1]:
-                raise ValueError(
-                    f"ts must lead to lower noise (sigma / alpha); it does not fall from "
-                    f"t = {t:g} to {u:g}"
-                )
-        self._rows = [
-            _euler_maruyama(sde, *span)
-            if predictor == "euler_maruyama"
-            else _chain(sde.stochastic, predictor, variance, *ends)
-            for span, ends in zip(pairwise(times), pairwise(places), strict=True)
-        ]
-        self._damping = [(start[0] / end[0]) ** 2 for start, end in pairwise(places)]
-        self._correct, self._snr, self._denoise = corrector_steps, snr, denoise
-        self._end = places[-1]
-        self.draws = 1 + corrector_steps
+    With r = alpha(t) / alpha(t') and G^2 = sigma(t)^2 - r^2 sigma(t')^2, which for VP and VE is the
+    chain of DDPM and of SMLD on any grid of times, the predictors are
+    - reverse_diffusion: (2 - r) x + G^2 s + G z (half of G^2 and no noise for the ODE);
+    - ancestral: (x + G^2 s) / r and noise of variance G^2 sigma(t')^2 / sigma(t)^2 (`variance` =
+      "posterior", as in SMLD and Ho et al.'s smaller choice) or G^2 ("forward", their larger one);
+    - euler_maruyama: the step of that solver.
 
-    def step(self, run: TimeRun, x: Tensor) -> Tensor:
-        """See `predictor_corrector`."""
-        w_x, w_score, spread = self._rows[run.i]
-        score = run.evaluate(x, 0.0)
-        x = run.launch(x, (score,), (w_x, w_score), (spread, run.draw()))
-        for j in range(self._correct):
-            draw = run.draw(1 + j, (run.t_next, run.t_next))
-            x = self._langevin(run, x, draw)
-        if self._denoise and run.last:
-            alpha, sigma = self._end
-            x = run.launch(x, (run.evaluate(x, 1.0),), (1.0 / alpha, sigma * sigma / alpha))
-        return x
+    Weak order 1. n steps take n (1 + corrector_steps) evaluations of the score, one more with
+    `denoise`. With M corrector steps, step i uses the draws (1 + M) i to (1 + M) i + M of noise
+    stream 1; a noise_sampler is asked for (t, t_next), then for (t_next, t_next) by each corrector
+    step, whose noise is no increment in time: a Brownian path cannot give it.
 
-    def _langevin(self, run: TimeRun, x: Tensor, draw: Draw) -> Tensor:
-        """X + e s + sqrt(2 e) z, e = 2 alpha (snr |z| / |s|)^2 of each sample's own."""
-        score = run.evaluate(x, 1.0)
-        assert score is not None
-        z = draw.tensor(torch.promote_types(x.dtype, torch.float32))
-        size = sums_of_squares(score).double()
-        # Where the score vanishes there is nothing to correct, and no scale for the noise. The
-        # other side of a `where` must be finite too, or the gradient is not.
-        there = size > 0
-        ratio = (sums_of_squares(z).double() / torch.where(there, size, 1.0)).sqrt()
-        ratio = torch.where(there, self._snr * ratio, 0.0)
-        step = (2.0 * self._damping[run.i]) * ratio.square()
-        root = (2.0 * math.sqrt(self._damping[run.i])) * ratio
-        if derivative(step):
-            column = [-1] + [1] * (x.ndim - 1)
-            kick = root.reshape(column) * z + step.reshape(column) * score
-            run.launcher.observe(kick)
-            return run.launch(x, (kick.to(x.dtype),), (1.0, 1.0))
-        return run.launch(x, (score,), (1.0, step), (root, draw))
+    Args:
+        sde: `process.reverse(score)`, or `process.probability_flow(score)`.
+        ts: strictly descending, at least two, where alpha and sigma are positive; sigma may be 0 at
+            the end if corrector_steps is 0 and `denoise` is off.
+
+    Returns:
+        x at ts[-1], in the dtype, layout and device of x, with `denoise` in the coordinates of the
+        data; with `return_info` or `trajectory` also an `Info`.
+
+    Raises:
+        TypeError: an sde without a score.
+        ValueError: times that ascend or have no noise.
+
+    Source: Song et al., "Score-Based Generative Modeling through SDEs" (2021), algorithms 1 to 5,
+    appendices E, F and G; Ho et al., "Denoising Diffusion Probabilistic Models" (2020), sec. 3.2.
+    """
+    assert isinstance(step, LiveStep)
+    sde = cast(ScoreSDE, step.sde)
+    clean = step.last and not (corrector_steps or denoise)
+    start = _place(sde.process, step.t, clean=False)
+    end = _place(sde.process, step.to, clean=clean)
+    if predictor == "euler_maruyama":
+        w_x, w_score, spread = _euler_maruyama(sde, step.t, step.to)
+    else:
+        w_x, w_score, spread = _chain(sde.stochastic, predictor, variance, start, end)
+    x = w_x * step.x + w_score * step.score(step.x, step.t) + spread * step.z()
+    damping = (start[0] / end[0]) ** 2
+    for j in range(corrector_steps):
+        x = held(step.tensor(x))
+        x = _langevin(step, x, step.z(1 + j, (step.to, step.to)), snr, damping)
+    if denoise and step.last:
+        x = held(step.tensor(x))
+        alpha, sigma = end
+        x = (x + sigma * sigma * step.score(x, step.to)) / alpha
+    return x
+
+
+def _langevin(step: LiveStep, x: Form, z: Form, snr: float, damping: float) -> Form:
+    """x + e s + sqrt(2 e) z with e = 2 damping (snr |z| / |s|)^2 per sample."""
+    score = step.score(x, step.to)
+    s = step.tensor(score)
+    normal = step.normal(z, torch.promote_types(s.dtype, torch.float32))
+    size = sums_of_squares(s).double()
+    # Where the score vanishes there is nothing to correct, and no scale for the noise. The
+    # other side of a `where` must be finite too, or the gradient is not.
+    there = size > 0
+    ratio = (sums_of_squares(normal).double() / torch.where(there, size, 1.0)).sqrt()
+    ratio = torch.where(there, snr * ratio, 0.0)
+    e, root = 2.0 * damping * ratio.square(), 2.0 * math.sqrt(damping) * ratio
+    return x + e * score + root * z
 
 
 def _place(process: Process, t: float, *, clean: bool) -> tuple[float, float]:
@@ -139,89 +208,3 @@ def _euler_maruyama(sde: ScoreSDE, t: float, t_next: float) -> tuple[float, floa
     a, b, g = sde.terms(t)
     dt = t_next - t
     return 1.0 + a * dt, b * dt, g * math.sqrt(abs(dt))
-
-
-@described(
-    order="1 (weak), of the predictor",
-    nfe="n (1 + corrector_steps)",
-    noise="fresh",
-    space="time",
-    source="Song et al., Score-Based Generative Modeling through SDEs (2021), algorithms 1 to 5",
-)
-@sampler
-def predictor_corrector(
-    sde: ScoreSDE,
-    x: Tensor,
-    ts: Any,
-    *,
-    predictor: Predictor = "reverse_diffusion",
-    corrector_steps: int = 1,
-    snr: float = 0.16,
-    variance: Literal["posterior", "forward"] = "posterior",
-    denoise: bool = False,
-    **options: Unpack[Options],
-) -> Any:
-    """Sample with a predictor step of the reverse SDE and Langevin steps at each new level.
-
-    The corrector makes x + e s(x) + sqrt(2 e) z with e = 2 alpha_i (snr |z| / |s|)^2. The norms
-    are each sample's own, so that no sample depends on its companions (published code averages them
-    over the batch); alpha_i, 1 - beta_i of the chain, is (alpha(t) / alpha(t'))^2 of the step just
-    made, 1 for VE. Where the score of a sample is 0 it is left alone.
-
-    With r = alpha(t) / alpha(t') and G^2 = sigma(t)^2 - r^2 sigma(t')^2, which for VP and VE is the
-    chain of DDPM and of SMLD on any grid of times, the predictors are
-    - reverse_diffusion: (2 - r) x + G^2 s + G z (half of G^2 and no noise for the ODE);
-    - ancestral: (x + G^2 s) / r and noise of variance G^2 sigma(t')^2 / sigma(t)^2 (`variance` =
-      "posterior", as in SMLD and Ho et al.'s smaller choice) or G^2 ("forward", their larger one);
-    - euler_maruyama: the step of that solver.
-
-    Weak order 1. n steps take n (1 + corrector_steps) evaluations of the score, one more with
-    `denoise`.
-
-    Args:
-        sde: `process.reverse(score)`, or `process.probability_flow(score)` (not with ancestral).
-        x: [B, ...] at ts[0], in the coordinates of the process. Never written to.
-        ts: strictly descending, at least two, where alpha and sigma are positive; sigma may be 0 at
-            the end if corrector_steps is 0 and `denoise` is off.
-        predictor: "reverse_diffusion", "ancestral" or "euler_maruyama".
-        corrector_steps: Langevin steps after each predictor step, 0 or more.
-        snr: signal-to-noise ratio of the Langevin steps, positive.
-        variance: "posterior" or "forward"; read by the ancestral predictor.
-        denoise: end with the mean E[x0 | x] = (x + sigma^2 s) / alpha (Tweedie's formula).
-        **options: seed (with M corrector steps, step i uses the draws (1 + M) i to (1 + M) i + M of
-            stream 1), noise_sampler (asked for (t, t_next), then for (t_next, t_next) by each
-            corrector step, whose noise is no increment in time: a Brownian path cannot give it),
-            extra_args, callback, progress, return_info, check_nan and trajectory, as in
-            `euler_maruyama`.
-
-    Returns:
-        As `euler_maruyama`; with `denoise`, in the coordinates of the data.
-
-    Raises:
-        TypeError: as `euler_maruyama`; an sde without a score.
-        ValueError: as `euler_maruyama`; times that ascend or have no noise, unknown names, numbers
-            out of range.
-
-    Source: Song et al., "Score-Based Generative Modeling through SDEs" (2021), algorithms 1 to 5,
-    appendices E, F and G; Ho et al., "Denoising Diffusion Probabilistic Models" (2020), sec. 3.2.
-    """
-    if type(sde) is not ScoreSDE:
-        raise TypeError(
-            "sde must be process.reverse(score) or process.probability_flow(score); "
-            f"got {check.describe(sde)}"
-        )
-    times = check.times("ts", ts)
-    if times[1] > times[0]:
-        raise ValueError(f"ts must be strictly descending; got {times[1]:g} after {times[0]:g}")
-    check.choice("predictor", predictor, PREDICTORS)
-    check.choice("variance", variance, VARIANCES)
-    check.count("corrector_steps", corrector_steps, least=0)
-    check.positive("snr", snr)
-    check.flag("denoise", denoise)
-    if predictor == "ancestral" and not sde.stochastic:
-        raise ValueError(
-            'predictor must be "reverse_diffusion" or "euler_maruyama" for an ODE; got "ancestral"'
-        )
-    steps = _Steps(sde, times, predictor, variance, corrector_steps, snr, denoise)
-    noisy = sde.stochastic or corrector_steps > 0
-    return integrate(steps, sde, x, times, noisy=noisy, **options)

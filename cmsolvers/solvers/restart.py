@@ -41,7 +41,7 @@ def _spans(sigmas: Sequence[float], restarts: tuple[Interval, ...], rho: float) 
     """Steps down `sigmas`, with the loops of the intervals at the levels they start from."""
     starts = []
     for i, (t_min, t_max, _, _) in enumerate(restarts):
-        nearest = min((s for s in sigmas if s > 0), key=lambda s, t=t_min: abs(s - t))
+        nearest = -min((abs(s - t_min), -s) for s in sigmas if s > 0)[1]
         if not nearest < t_max:
             raise ValueError(
                 f"t_max of restarts[{i}] must be above {nearest:g}, the level of sigmas nearest to "
@@ -71,9 +71,9 @@ def _spans(sigmas: Sequence[float], restarts: tuple[Interval, ...], rho: float) 
             "restarts",
             (),
             _intervals,
-            "(t_min, t_max, steps, times) for each interval; t_min is moved to the nearest positive "
-            "level of `sigmas`, t_max need not be one. Intervals that start at one level run in the "
-            "order given. None given is `heun_pf_ode`.",
+            "(t_min, t_max, steps, times) for each interval; t_min is moved to the nearest "
+            "positive level of `sigmas`, t_max need not be one. Intervals that start at one level "
+            "run in the order given. None given is `heun_pf_ode`.",
         ),
         Option(
             "rho",

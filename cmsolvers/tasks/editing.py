@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from cmsolvers import checks as check
 from cmsolvers import noise, ops
 from cmsolvers.denoisers.composed import Rewritten, denoised, own_rows
 from cmsolvers.solvers.multistep_consistency import consistency_sample
-from cmsolvers.tasks.chosen_sampler import Sampler, sample, with_own_end
+from cmsolvers.tasks.chosen_sampler import Levels, Model, Result, Sampler, sample, with_own_end
 from cmsolvers.tasks.operators import Colorize, Inpaint, Operator, SuperResolve, working
 
 __all__ = [
@@ -29,9 +29,9 @@ __all__ = [
 
 
 class Conditioned(Rewritten):
-    """A model whose output has what is known of y; made by `conditioned`."""
+    """A model whose output is corrected by what is known of y; made by `conditioned`."""
 
-    def __init__(self, model: Any, y: Tensor, operator: Operator) -> None:
+    def __init__(self, model: Model, y: Tensor, operator: Operator) -> None:
         super().__init__(model)
         _check_operator(operator)
         operator.check("y", check.state("y", y))
@@ -40,11 +40,11 @@ class Conditioned(Rewritten):
         self._held = given, operator.known(given).expand_as(given)
 
     def rewrite(self, x: Tensor, d: Tensor) -> Tensor:
-        """As in `Rewritten`."""
         return self._put(x, d, *self._held)
 
-    def at(self, x: Tensor, sigma: Tensor, level: float | None, extra: Mapping[str, Any]) -> Tensor:
-        """As in `Composed`."""
+    def at(
+        self, x: Tensor, sigma: Tensor, level: float | None, extra: Mapping[str, object]
+    ) -> Tensor:
         d = denoised(self.inner, x, sigma, level, extra)
         return self._put(x, d, *own_rows(self._held, extra))
 
@@ -52,12 +52,12 @@ class Conditioned(Rewritten):
         if d.shape != (given.shape[0], *self._shape[1:]):
             raise ValueError(
                 f"x must have the shape of y, {list(self._shape)}; got {list(d.shape)} "
-                "(solvers that drop samples that have ended: mode='masked' keeps them)"
+                "(a solver that drops samples at their end needs mode='masked', which keeps them)"
             )
         return self._operator.replace(d.to(x.dtype), given, known)
 
 
-def conditioned(model: Any, y: Tensor, operator: Operator) -> Conditioned:
+def conditioned(model: Model, y: Tensor, operator: Operator) -> Conditioned:
     """D with what is known of y put in its place, for any sampler.
 
     From a start y + sigma z every step of every sampler of the library then leaves the known part
@@ -70,7 +70,7 @@ def conditioned(model: Any, y: Tensor, operator: Operator) -> Conditioned:
         y: [B, ...], the image; what the operator does not know of it is not read. It belongs to
             one batch, whose rows `rk_pf_ode` and `dpm_adaptive` drop with the samples that have
             ended; `adaptive_sde` wants mode="masked".
-        operator: `Inpaint`, `Colorize`, `SuperResolve` or an `Operator` of your own.
+        operator: `Inpaint`, `Colorize`, `SuperResolve` or another `Operator`.
 
     Returns:
         A denoiser.
@@ -86,16 +86,44 @@ def conditioned(model: Any, y: Tensor, operator: Operator) -> Conditioned:
     return Conditioned(model, y, operator)
 
 
+@overload
 def edit(
-    model: Any,
+    model: Model,
     y: Tensor,
-    sigmas: Any,
+    sigmas: Levels,
+    *,
+    operator: Operator,
+    sampler: Sampler = ...,
+    seed: noise.SeedLike = None,
+    return_info: Literal[False] = False,
+    trajectory: None = None,
+    **options: object,
+) -> Tensor: ...
+
+
+@overload
+def edit(
+    model: Model,
+    y: Tensor,
+    sigmas: Levels,
+    *,
+    operator: Operator,
+    sampler: Sampler = ...,
+    seed: noise.SeedLike = None,
+    **options: object,
+) -> Result: ...
+
+
+def edit(
+    model: Model,
+    y: Tensor,
+    sigmas: Levels,
     *,
     operator: Operator,
     sampler: Sampler = consistency_sample,
-    seed: Any = None,
-    **options: Any,
-) -> Any:
+    seed: noise.SeedLike = None,
+    **options: object,
+) -> Result:
     """An image with what is known of y, and the rest from the model.
 
     Inpainting, colourisation and super-resolution are the operators of these names. With
@@ -109,8 +137,9 @@ def edit(
         model: what the sampler takes: a consistency function, or a denoiser.
         y: [B, ...], the image; see `operator.lift` for making it of a measurement.
         sigmas: strictly descending, as the sampler takes them; end in 0 with a denoiser.
-        operator: `Inpaint(mask)`, `Colorize()`, `SuperResolve(factor)`, or one of your own.
-        sampler: any sampler of the library that works on noise levels, or a partial one.
+        operator: `Inpaint(mask)`, `Colorize()`, `SuperResolve(factor)`, or another `Operator`.
+        sampler: any sampler of the library that works on noise levels, or a `functools.partial`
+            of one.
         seed: as in `euler_pf_ode`; the start takes draw 0 of stream 0, step i what the sampler
             takes.
         options: for the sampler.
@@ -134,25 +163,53 @@ def edit(
     return _run(sampler, target, kept, sigmas, seed, options)
 
 
+@overload
 def stroke(
-    model: Any,
+    model: Model,
     y: Tensor,
-    sigmas: Any,
+    sigmas: Levels,
+    *,
+    operator: Operator | None = None,
+    sampler: Sampler = ...,
+    seed: noise.SeedLike = None,
+    return_info: Literal[False] = False,
+    trajectory: None = None,
+    **options: object,
+) -> Tensor: ...
+
+
+@overload
+def stroke(
+    model: Model,
+    y: Tensor,
+    sigmas: Levels,
+    *,
+    operator: Operator | None = None,
+    sampler: Sampler = ...,
+    seed: noise.SeedLike = None,
+    **options: object,
+) -> Result: ...
+
+
+def stroke(
+    model: Model,
+    y: Tensor,
+    sigmas: Levels,
     *,
     operator: Operator | None = None,
     sampler: Sampler = consistency_sample,
-    seed: Any = None,
-    **options: Any,
-) -> Any:
-    """An image of the model's kind that follows y, a drawing or a coarse picture.
+    seed: noise.SeedLike = None,
+    **options: object,
+) -> Result:
+    """An image like the model's data that follows y, a drawing or a coarse picture.
 
     y is noised to sigmas[0] and sampled from there: the lower that level, the closer to y.
 
     Args:
         model: as in `edit`, and so are sampler, seed and options.
         y: [B, ...], the picture to follow.
-        sigmas: strictly descending; sigmas[0] is how much of y goes.
-        operator: what of y stays as it is, such as `Inpaint(mask)`; None is nothing.
+        sigmas: strictly descending; the larger sigmas[0], the more of y is lost.
+        operator: what of y stays as it is, such as `Inpaint(mask)`; None: nothing does.
         sampler: as in `edit`.
         seed: as in `edit`.
         options: for the sampler.
@@ -172,11 +229,11 @@ def stroke(
     return _run(sampler, target, y, sigmas, seed, options)
 
 
-def denoise(f: Any, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor:
-    """The clean image behind x, whose noise has standard deviation sigma: f(x, sigma).
+def denoise(f: Model, x: Tensor, sigma: float | Tensor, **extra_args: object) -> Tensor:
+    """f(x, sigma): the clean image behind x, whose noise has standard deviation sigma.
 
     Args:
-        f: a consistency function gives a sample, a denoiser the mean of what it could be.
+        f: a consistency function gives one sample, a denoiser the mean of all that fit x.
         x: [B, ...].
         sigma: positive; a number or a tensor [] or [B].
         extra_args: for f.
@@ -201,15 +258,21 @@ def denoise(f: Any, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tens
 
 
 def _run(
-    sampler: Sampler, model: Any, y: Tensor, sigmas: Any, seed: Any, options: dict[str, Any]
-) -> Any:
+    sampler: Sampler,
+    model: Model,
+    y: Tensor,
+    sigmas: Levels,
+    seed: noise.SeedLike,
+    options: Mapping[str, object],
+) -> Result:
     """Sample from y noised to the first level."""
     first = check.sigmas("sigmas", sigmas, least=1)[0]
     key = noise.key(seed, y.shape[0], device=y.device)
-    x: Any = ops.add_noise(y, first, seed=key, stream=noise.LATENT)
+    x = ops.add_noise(y, first, seed=key, stream=noise.LATENT)
+    assert isinstance(x, Tensor)
     return sample(sampler, model, x, sigmas, key, options)
 
 
-def _check_operator(operator: Any) -> None:
+def _check_operator(operator: object) -> None:
     if not isinstance(operator, Operator):
         raise TypeError(f"operator must be an Operator; got {check.describe(operator)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.denoisers.pairing import take
 from cmsolvers.solvers.multistep_consistency import consistency_sample
-from cmsolvers.tasks.chosen_sampler import Sampler, sample, with_own_end
+from cmsolvers.tasks.chosen_sampler import Levels, Model, Sampler, sample, with_own_end
 from cmsolvers.tasks.operators import working
 
 __all__ = ["interpolate", "slerp"]
@@ -55,17 +54,17 @@ def slerp(x1: Tensor, x2: Tensor, alpha: float) -> Tensor:
 
 
 def interpolate(
-    model: Any,
+    model: Model,
     x1: Tensor,
     x2: Tensor,
-    sigmas: Any,
+    sigmas: Levels,
     n: int,
     *,
     sampler: Sampler = consistency_sample,
-    seed: Any = None,
-    **options: Any,
+    seed: noise.SeedLike = None,
+    **options: object,
 ) -> Tensor:
-    """Samples on the way from that of one latent to that of another.
+    """Samples from latents on the way between two: a path from the sample of x1 to that of x2.
 
     Args:
         model: what the sampler takes: a consistency function, or a denoiser.
@@ -73,8 +72,9 @@ def interpolate(
         x2: like x1.
         sigmas: as the sampler takes them.
         n: how many, the two ends included; at least 2.
-        sampler: any sampler of the library that works on noise levels, or a partial one.
-        seed: as in `euler_pf_ode`; all of a sample's n images get the same noise on the way.
+        sampler: any sampler of the library that works on noise levels, or a `functools.partial`
+            of one.
+        seed: as in `euler_pf_ode`; the n images between x1[i] and x2[i] get the same noise.
         options: for the sampler; tensors of B rows among its `extra_args` (in dicts, lists and
             tuples too) are repeated for all n.
 
@@ -100,12 +100,13 @@ def interpolate(
     inner = [slerp(x1, x2, k / (n - 1)) for k in range(1, n - 1)]
     latents = torch.cat([x1, *inner, x2])
     key = _repeated(noise.key(seed, len(x1), device=x1.device), x1, n)
-    samples: Tensor = sample(sampler, model, latents, sigmas, key, options)
+    found = sample(sampler, model, latents, sigmas, key, options)
+    samples = check.state("the result of sampler", found)
     return samples.reshape(n, *x1.shape)
 
 
 def _repeated(key: noise.Key, x: Tensor, n: int) -> noise.Key:
-    """The key of x for n batches like x."""
+    """A key that gives each of n batches like x the noise that `key` gives x."""
     table = key.table
     if table is None:
         table = torch.tensor([[key.seed, key.offset]], device=x.device)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,22 +15,24 @@ from cmsolvers.denoisers.pairing import take
 
 
 class Trace(ABC):
-    """(D, traces) at once: one call on the batch, repeated once a tangent.
+    """D and the traces in one call, on the batch repeated as often as there are tangents.
 
     Args:
         denoiser: D.
         forward: forward-mode derivatives, else reverse.
     """
 
-    def __init__(self, denoiser: Any, forward: bool) -> None:
+    def __init__(self, denoiser: Callable[..., Tensor], forward: bool) -> None:
         self._denoiser, self._forward = denoiser, forward
 
     @abstractmethod
-    def __call__(self, x: Tensor, sigma: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, sigma: Tensor, extra: Mapping[str, object]
+    ) -> tuple[Tensor, Tensor]:
         """D like x [b, ...], and the traces [b, P]."""
 
     def _products(
-        self, x: Tensor, sigma: Tensor, tangents: Tensor, extra: dict[str, Any]
+        self, x: Tensor, sigma: Tensor, tangents: Tensor, extra: Mapping[str, object]
     ) -> tuple[Tensor, Tensor]:
         """D and v . J v for tangents v [b, P, ...]: [b, P]."""
         # Inference mode would lose the derivatives without a word.
@@ -37,12 +40,12 @@ class Trace(ABC):
             return self._derived(x, sigma, tangents, extra)
 
     def _derived(
-        self, x: Tensor, sigma: Tensor, tangents: Tensor, extra: dict[str, Any]
+        self, x: Tensor, sigma: Tensor, tangents: Tensor, extra: Mapping[str, object]
     ) -> tuple[Tensor, Tensor]:
         b, count = tangents.shape[:2]
         v = tangents.reshape(b * count, *x.shape[1:])
         v = v.clone() if v.is_inference() else v
-        # Detached: the derivative asked for is this one alone.
+        # Detached: no other derivative than this one is wanted.
         y = x.detach().repeat_interleave(count, 0)
         level = sigma.repeat_interleave(count)
         more = take(extra, b, torch.arange(b).repeat_interleave(count))
@@ -68,14 +71,16 @@ class Trace(ABC):
         products = (moved * v).reshape(b, count, -1).sum(-1)
         return d.reshape(b, count, *x.shape[1:])[:, 0], products.to(x.dtype)
 
-    def _call(self, y: Tensor, level: Tensor, extra: dict[str, Any]) -> Tensor:
+    def _call(self, y: Tensor, level: Tensor, extra: Mapping[str, object]) -> Tensor:
         return check.model_output("denoiser", self._denoiser(y, level, **extra), y)
 
 
 class ExactTrace(Trace):
-    """All d unit vectors as tangents."""
+    """The exact trace: all d unit vectors are tangents."""
 
-    def __call__(self, x: Tensor, sigma: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, sigma: Tensor, extra: Mapping[str, object]
+    ) -> tuple[Tensor, Tensor]:
         """D and the trace, [b, 1]."""
         size = x[0].numel() if len(x) else 1
         units = torch.eye(size, dtype=x.dtype, device=x.device).expand(len(x), size, size)
@@ -84,11 +89,16 @@ class ExactTrace(Trace):
 
 
 class Hutchinson(Trace):
-    """The probes of each sample as tangents; they come among the extra arguments."""
+    """Hutchinson's estimate: the probes of each sample are its tangents.
+
+    They come as the extra argument `ARGUMENT`, so that they follow their samples.
+    """
 
     ARGUMENT = "_likelihood_probes"
 
-    def __call__(self, x: Tensor, sigma: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """D and one estimate a probe, [b, P]."""
+    def __call__(
+        self, x: Tensor, sigma: Tensor, extra: Mapping[str, object]
+    ) -> tuple[Tensor, Tensor]:
+        """D, and one estimate per probe: [b, P]."""
         own = dict(extra)
-        return self._products(x, sigma, own.pop(self.ARGUMENT), own)
+        return self._products(x, sigma, cast(Tensor, own.pop(self.ARGUMENT)), own)

@@ -1,16 +1,16 @@
 """Log-likelihood by the probability-flow ODE, with the trace exact or estimated.
 
 Along dx/dsigma = (x - D)/sigma the log density changes by -(d - tr dD/dx)/sigma. State and
-integral are integrated together, from the data's level up to the prior's, each sample with steps
-of its own.
+integral are integrated together, from the level of the data up to that of the prior; each sample
+has its own steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,15 +30,15 @@ _OFFSETS = {"[-1, 1]": 7.0, "[0, 1]": 8.0}
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """What `log_likelihood` found.
+    """Log densities with their errors, as `log_likelihood` returns them.
 
     Attributes:
         log_density: [B], in nats, float64.
         standard_error: [B], of the trace estimate, over the probes; zero where the trace is exact,
             NaN with a single probe.
         latent: [B, ...], where the ODE took x.
-        nfe: [B], evaluations of the denoiser; with the exact trace or several probes each is one
-            call on a batch so many times as large.
+        nfe: [B], evaluations of the denoiser; with d tangents (exact trace) or several probes each
+            of them is one call on a batch that many times as large.
     """
 
     log_density: Tensor
@@ -50,14 +50,14 @@ class Likelihood:
 def bits_per_dim(
     log_density: Tensor, dims: int, *, data_range: Literal["[-1, 1]", "[0, 1]"] = "[-1, 1]"
 ) -> Tensor:
-    """Bits a dimension of 8-bit data that was scaled to `data_range`.
+    """Bits per dimension of 8-bit data that was scaled to `data_range`.
 
     -log p / (D ln 2) + 7 for [-1, 1] (a grey level is 2/256 wide), + 8 for [0, 1].
 
     Args:
         log_density: in nats, any shape.
-        dims: D, elements a sample.
-        data_range: the convention.
+        dims: D, elements per sample.
+        data_range: how the data were scaled.
 
     Raises:
         TypeError, ValueError: dims no positive int, an unknown range.
@@ -74,15 +74,15 @@ def bits_per_dim(
 class _Augmented:
     """A denoiser on rows (x, l_1 ... l_P), whose ODE carries the integrals of the traces along.
 
-    For l the ODE dl/dsigma = (l - D_l)/sigma with D_l = l - (1 - tr/d) adds up, in nats a
-    dimension, what the log density loses.
+    The ODE dl/dsigma = (l - D_l)/sigma with D_l = l - (1 - tr/d) adds up what the log density
+    loses, in nats per dimension.
     """
 
     def __init__(self, trace: Trace, shape: torch.Size) -> None:
         self._trace, self._shape = trace, shape
         self._size = math.prod(shape)
 
-    def __call__(self, y: Tensor, sigma: Tensor, **extra: Any) -> Tensor:
+    def __call__(self, y: Tensor, sigma: Tensor, **extra: object) -> Tensor:
         x, integrals = y[:, : self._size], y[:, self._size :]
         denoised, traces = self._trace(x.reshape(-1, *self._shape), sigma, extra)
         rates = 1.0 - traces / self._size
@@ -90,9 +90,9 @@ class _Augmented:
 
 
 def log_likelihood(
-    denoiser: Any,
+    denoiser: Callable[..., Tensor],
     x: Tensor,
-    sigmas: Any,
+    sigmas: Tensor | Sequence[float],
     *,
     trace: Literal["exact", "rademacher", "gaussian"] = "rademacher",
     probes: int = 1,
@@ -103,8 +103,8 @@ def log_likelihood(
     atol: float = 1e-6,
     max_steps: int = 4096,
     mode: Literal["compact", "masked"] = "compact",
-    seed: Any = None,
-    extra_args: dict[str, Any] | None = None,
+    seed: noise.SeedLike = None,
+    extra_args: Mapping[str, object] | None = None,
     progress: bool = False,
 ) -> Likelihood:
     """Log density of x under the model, by its probability-flow ODE.
@@ -114,7 +114,7 @@ def log_likelihood(
     its own probes, kept along its whole path.
 
     Args:
-        denoiser: as in `euler_pf_ode`; differentiable in x (and nothing of the result is).
+        denoiser: as in `euler_pf_ode`, differentiable in x. (The result is not differentiable.)
         x: [B, ...] at level sigmas[-1]: data, where that level is small. float64, float32; lower
             precision is refused.
         sigmas: descending; only the ends are used, the last must be positive.
@@ -123,13 +123,12 @@ def log_likelihood(
         probes: of the estimate, at least 1.
         prior: log density of x(sigmas[0]), [B, ...] -> [B]; N(0, sigmas[0]^2) by default.
         derivative: "forward" (one forward pass) or "reverse", for networks without a forward mode.
-        method: as in `rk_pf_ode`, and so are rtol, atol (here also of the integral, in nats a
-            dimension), max_steps and mode.
-        rtol: relative tolerance.
+        method: as in `rk_pf_ode`.
+        rtol: relative tolerance of a step, for x and for the integral in nats per dimension.
         atol: absolute tolerance; with both at 1e-6 the log density of a mixture is right to some
-            1e-5 nats a dimension.
-        max_steps: tries a sample may take.
-        mode: "compact" or "masked".
+            1e-5 nats per dimension.
+        max_steps: as in `rk_pf_ode`.
+        mode: as in `rk_pf_ode`.
         seed: of the probes (stream 5, draw k for probe k).
         extra_args: further keyword arguments for the denoiser; tensors whose first size is B are
             rows of samples.
@@ -160,7 +159,7 @@ def log_likelihood(
     batch, shape = x.shape[0], x.shape[1:]
     size = math.prod(shape)
     if size == 0:
-        raise ValueError(f"x must have at least one element a sample; got shape {list(x.shape)}")
+        raise ValueError(f"x must have at least one element per sample; got shape {list(x.shape)}")
     estimate: Trace
     if kind == "exact":
         count, estimate = 1, ExactTrace(denoiser, forward)
@@ -197,7 +196,7 @@ def log_likelihood(
     return Likelihood(first + integrals.mean(dim=1), error, latent, info.nfe)
 
 
-def _probes(x: Tensor, kind: str, count: int, seed: Any) -> Tensor:
+def _probes(x: Tensor, kind: str, count: int, seed: noise.SeedLike) -> Tensor:
     """[B, P, ...]: probe k of a sample is draw k of its stream."""
     key = noise.key(seed, x.shape[0], device=x.device)
     drawn = [

@@ -1,4 +1,4 @@
-"""What an edit keeps of an image: orthogonal maps A, and which of the entries of A x are given.
+"""What an edit keeps of an image: orthogonal maps A, and which of the entries of A x are known.
 
 Source: Song et al., "Consistency Models" (2023), appendix D, and "Score-Based Generative Modeling
 through Stochastic Differential Equations" (2021), appendix I.
@@ -22,7 +22,7 @@ class Operator(ABC):
 
     @abstractmethod
     def transform(self, x: Tensor) -> Tensor:
-        """A x: as many numbers a sample, in any shape."""
+        """A x, for every sample as many numbers as x has, in any shape."""
 
     @abstractmethod
     def inverse(self, coefficients: Tensor) -> Tensor:
@@ -30,15 +30,15 @@ class Operator(ABC):
 
     @abstractmethod
     def known(self, coefficients: Tensor) -> Tensor:
-        """Bool, broadcastable to `coefficients`: True where they are given."""
+        """Bool, broadcastable to `coefficients`: True where they are known."""
 
     @abstractmethod
     def check(self, name: str, x: Tensor) -> None:
-        """Refuse images that this does not fit."""
+        """Raise ValueError for images that the operator does not fit; `name` is for its text."""
 
     @abstractmethod
     def measure(self, x: Tensor) -> Tensor:
-        """What is known of x, as people write it: a grey image, a small one."""
+        """What is known of x in its usual form, such as a grey or a small image."""
 
     @abstractmethod
     def lift(self, measured: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Operator(ABC):
         return self.replace(x, self.transform(working(y)))
 
     def replace(self, x: Tensor, given: Tensor, known: Tensor | None = None) -> Tensor:
-        """The same with `given` = A y, and `known` where it is given, if not by `self.known`."""
+        """`restore` with A y already at hand (`given`), and perhaps the mask `known` too."""
         own = self.transform(working(x))
         known = self.known(own) if known is None else known
         return self.inverse(torch.where(known, given.to(own.dtype), own)).to(x.dtype)
@@ -81,12 +81,11 @@ class Inpaint(Operator):
     """
 
     def __init__(self, mask: Tensor) -> None:
-        if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:  # type: ignore[redundant-expr]
+        if getattr(mask, "dtype", None) is not torch.bool:
             raise TypeError(f"mask must be a bool tensor; got {check.describe(mask)}")
         self.mask = mask
 
     def check(self, name: str, x: Tensor) -> None:
-        """The mask must broadcast to x."""
         shape = self.mask.shape
         padded = (1,) * (x.ndim - len(shape)) + tuple(shape)
         fits = len(padded) == x.ndim and all(
@@ -102,15 +101,12 @@ class Inpaint(Operator):
             )
 
     def transform(self, x: Tensor) -> Tensor:
-        """Nothing is done to x."""
         return x
 
     def inverse(self, coefficients: Tensor) -> Tensor:
-        """Nor here."""
         return coefficients
 
     def known(self, coefficients: Tensor) -> Tensor:
-        """Outside of the mask."""
         return ~self.mask
 
     def measure(self, x: Tensor) -> Tensor:
@@ -118,7 +114,6 @@ class Inpaint(Operator):
         return x.masked_fill(self.mask, 0.0)
 
     def lift(self, measured: Tensor) -> Tensor:
-        """The same."""
         return measured
 
 
@@ -143,7 +138,6 @@ class Colorize(Operator):
         self._axis = reflector(tuple(v / norm for v in values))
 
     def check(self, name: str, x: Tensor) -> None:
-        """One weight a channel."""
         count = len(self._axis)
         if x.ndim < 2 or x.shape[1] != count:
             raise ValueError(
@@ -155,11 +149,10 @@ class Colorize(Operator):
         return reflected(x, self._axis, 1)
 
     def inverse(self, coefficients: Tensor) -> Tensor:
-        """Channels; a reflection is its own inverse."""
+        """Channels again: a reflection is its own inverse."""
         return reflected(coefficients, self._axis, 1)
 
     def known(self, coefficients: Tensor) -> Tensor:
-        """The first channel."""
         return first_of(coefficients, 1)
 
     def measure(self, x: Tensor) -> Tensor:
@@ -188,7 +181,6 @@ class SuperResolve(Operator):
         self._axis = reflector((1.0 / self.factor,) * self.factor**2)
 
     def check(self, name: str, x: Tensor) -> None:
-        """Whole patches in the last two dimensions."""
         if x.ndim < 3 or x.shape[-1] % self.factor or x.shape[-2] % self.factor:
             raise ValueError(
                 f"{name} must have rows and columns, [B, ..., H, W], in multiples of factor = "
@@ -200,7 +192,6 @@ class SuperResolve(Operator):
         return reflected(_patches(x, self.factor).flatten(-2), self._axis, -1)
 
     def inverse(self, coefficients: Tensor) -> Tensor:
-        """Pixels."""
         p, shape = self.factor, coefficients.shape
         patches = reflected(coefficients, self._axis, -1).reshape(*shape[:-1], p, p)
         rows = patches.transpose(-3, -2)
@@ -227,7 +218,7 @@ def _patches(x: Tensor, p: int) -> Tensor:
 
 
 def working(x: Tensor) -> Tensor:
-    """float64 as it is, everything else in float32."""
+    """x in the precision of the arithmetic here: float64 stays, everything else is float32."""
     return x if x.dtype is torch.float64 else x.float()
 
 
@@ -245,14 +236,14 @@ def reflected(x: Tensor, u: tuple[float, ...], dim: int) -> Tensor:
 
 
 def along(values: tuple[float, ...], like: Tensor, dim: int) -> Tensor:
-    """Values as a tensor along one dimension of `like`."""
+    """Values as a tensor that broadcasts along one dimension of `like`."""
     shape = [1] * like.ndim
     shape[dim] = len(values)
     return _on_device(values, like.dtype, like.device).reshape(shape)
 
 
 def first_of(like: Tensor, dim: int) -> Tensor:
-    """True at place 0 of a dimension."""
+    """Mask that is True at index 0 of one dimension of `like`, and broadcasts to it."""
     shape = [1] * like.ndim
     shape[dim] = like.shape[dim]
     return (torch.arange(like.shape[dim], device=like.device) == 0).reshape(shape)
@@ -260,6 +251,6 @@ def first_of(like: Tensor, dim: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Copied once: a copy from the host may wait for the device."""
+    """Values on a device, cached: a copy from the host may wait for the device."""
     with torch.inference_mode(False):  # kept, and perhaps for a gradient the next time
         return torch.tensor(values, dtype=torch.float64, device="cpu").to(device, dtype)

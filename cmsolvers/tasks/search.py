@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import SupportsFloat, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,20 +14,23 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import noise, ops
 from cmsolvers.denoisers import ConsistencyFunction
-from cmsolvers.engine.launch import bar
+from cmsolvers.engine.observers import bar
 
 __all__ = ["GreedySigmas", "greedy_sigmas"]
 
 
+Metric: TypeAlias = Callable[[Tensor], SupportsFloat]
+
+
 @dataclass(frozen=True)
 class GreedySigmas:
-    """What the search found.
+    """Levels found by `greedy_sigmas`, and what the metric said of them.
 
     Attributes:
         sigmas: float64 [steps], descending, for `consistency_sample`; the first n of them are the
             levels found for n steps.
         metrics: of samples from the first 1, 2, ... levels.
-        evaluations: how often the metric was asked.
+        evaluations: calls of the metric.
     """
 
     sigmas: Tensor
@@ -37,28 +40,28 @@ class GreedySigmas:
 
 @torch.no_grad()
 def greedy_sigmas(
-    f: Any,
+    f: Callable[..., Tensor],
     x: Tensor,
-    metric: Callable[[Tensor], Any],
+    metric: Metric,
     steps: int,
     *,
     sigma_max: float = 80.0,
     sigma_min: float = 0.002,
     iterations: int = 12,
-    seed: Any = 0,
-    extra_args: dict[str, Any] | None = None,
+    seed: noise.SeedLike = 0,
+    extra_args: Mapping[str, object] | None = None,
     progress: bool = False,
 ) -> GreedySigmas:
     """Levels for `consistency_sample`, one after the other, each the best after those before it.
 
     A ternary search on ln sigma between sigma_min and the level before: it takes the metric to fall
     and then to rise again there. Every candidate is sampled from the same x with the same noise, so
-    the metric is a deterministic function of the level; f is called once a candidate, because what
-    comes before the new level is kept. Of all candidates the best is taken.
+    the metric is a deterministic function of the level; f is called once per candidate, because the
+    samples before the new level are kept. Of all candidates the best is taken.
 
     Args:
         f: `f(x, sigma, **extra_args)`, as in `consistency_sample`.
-        x: [B, ...] at level sigma_max; B samples are what the metric sees.
+        x: [B, ...] at level sigma_max; the metric is given B samples.
         metric: samples [B, ...] -> a number, lower is better, such as a Frechet distance to data.
         steps: how many levels in all; the first is sigma_max.
         sigma_max: where sampling starts.
@@ -118,17 +121,22 @@ class _Trial:
 
 
 class _Judge:
-    """Samples of one more level, and their metric."""
+    """Makes the samples of one more level, and measures them."""
 
     def __init__(
-        self, f: Any, metric: Callable[[Tensor], Any], end: float, key: Any, extra: dict[str, Any]
+        self,
+        f: Callable[..., Tensor],
+        metric: Metric,
+        end: float,
+        key: noise.Key,
+        extra: Mapping[str, object],
     ) -> None:
         self._f, self._metric, self._end = f, metric, end
         self._key, self._extra = key, extra
         self.evaluations = 0
 
     def trial(self, x: Tensor, draw: int | None, level: float) -> _Trial:
-        """F at a level: of x itself, or of x noised to it."""
+        """f at a level: of x itself where draw is None, else of x noised to that level."""
         if draw is not None:
             w_z = math.sqrt((level - self._end) * (level + self._end))
             x = ops.weighted_step(

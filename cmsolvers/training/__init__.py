@@ -10,7 +10,8 @@ from cmsolvers.training.curricula import (
 )
 from cmsolvers.training.ema import EMA
 from cmsolvers.training.level_distributions import LogNormal, LogNormalPairs, UniformPairs
-from cmsolvers.training.trainer import Trainer, TrainingSettings
+from cmsolvers.training.trainer import Trainer
+from cmsolvers.training.training_settings import TrainingSettings
 
 __all__ = [
     "EMA",

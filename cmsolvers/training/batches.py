@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from cmsolvers import noise
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's input.
+    """Input of one training step.
 
     Attributes:
         x0: the samples [B, ...].
@@ -28,13 +27,13 @@ class Batch:
 
     x0: Tensor
     index: Tensor
-    key: Any
+    key: noise.Key
     step: int
     total: int
 
 
 def batch_at(data: Tensor, step: int, total: int, batch_size: int, seed: int) -> Batch:
-    """The batch of step `step`.
+    """The batch of training step `step`, a function of (data, step, seed).
 
     Every pass over the data is a fresh permutation, its incomplete last batch left out.
 
@@ -65,7 +64,7 @@ def batch_at(data: Tensor, step: int, total: int, batch_size: int, seed: int) ->
 
 @lru_cache(maxsize=2)
 def _order(n: int, seed: int, epoch: int) -> Tensor:
-    """The permutation of one pass, kept: making it costs more than a step where n is large."""
+    """The permutation of one pass, cached: for large n it costs more than a training step."""
     keys = noise.uniform((n, 1), seed, stream=noise.OTHER, draw=epoch, dtype=torch.float64)
     return keys[:, 0].argsort(stable=True)
 

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -19,7 +18,9 @@ FORMAT = "cmsolvers-1"
 
 
 def write_checkpoint(
-    path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, Tensor]], about: dict[str, Any]
+    path: str | os.PathLike[str],
+    groups: Mapping[str, Mapping[str, Tensor]],
+    about: Mapping[str, object],
 ) -> None:
     """Write groups of tensors and a description; an old file stays until the new is complete.
 
@@ -36,10 +37,10 @@ def write_checkpoint(
         if "/" in group:
             raise ValueError(f'group names must not contain "/"; got {group!r}')
         for name, value in members.items():
-            # A copy each: safetensors refuses tensors that share memory.
+            # Copied, because safetensors refuses tensors that share memory.
             tensors[f"{group}/{name}"] = value.detach().cpu().clone().contiguous()
     # One entry: safetensors writes several in an order that changes from run to run.
-    text = json.dumps({"format": FORMAT, "about": about}, sort_keys=True)
+    text = json.dumps({"format": FORMAT, "about": dict(about)}, sort_keys=True)
     temporary = Path(path).with_name(Path(path).name + ".part")
     save_file(tensors, temporary, metadata={"cmsolvers": text})
     os.replace(temporary, path)
@@ -47,7 +48,7 @@ def write_checkpoint(
 
 def read_checkpoint(
     path: str | os.PathLike[str],
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, object]]:
     """What `write_checkpoint` wrote: (groups, about), on the CPU.
 
     Raises:
@@ -73,8 +74,8 @@ def read_checkpoint(
     return groups, about
 
 
-def _about(text: str) -> dict[str, Any] | None:
-    """The description in a file's header; None where it is none of this library's."""
+def _about(text: str) -> dict[str, object] | None:
+    """The description in a file's header; None in a file that this library did not write."""
     try:
         header = json.loads(text)
     except json.JSONDecodeError:
@@ -108,10 +109,10 @@ def check_finite(
                 )
 
 
-def optimizer_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state_dict under flat names."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state, under the names "parameter index.entry"."""
     flat: dict[str, Tensor] = {}
-    for index, entries in state["state"].items():
+    for index, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
             if not isinstance(value, Tensor):
                 raise TypeError(f"optimizer.{name} must be a tensor; got {check.describe(value)}")
@@ -119,10 +120,11 @@ def optimizer_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
     return flat
 
 
-def optimizer_state(flat: dict[str, Tensor], template: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `optimizer_tensors`, with the parameter groups of `template`."""
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
+    """Give an optimizer the state that `optimizer_tensors` read; its parameter groups stay."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in flat.items():
         index, entry = name.split(".", 1)
         state.setdefault(int(index), {})[entry] = value
-    return {"state": state, "param_groups": template["param_groups"]}
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -52,7 +52,7 @@ def cm_discretization(k: int, total: int, s0: int = 2, s1: int = 150) -> int:
 
 
 def cm_ema_rate(n: int, s0: int = 2, mu0: float = 0.95) -> float:
-    """Mu = exp(s0 ln mu0 / (N - 1)) for the target of consistency training with N = `n` levels.
+    """mu = exp(s0 ln mu0 / (N - 1)) for the target of consistency training with N = `n` levels.
 
     With s0 = 2, mu0 = 0.95 the first value (N = 2) is 0.9025, as published code has it.
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cmsolvers import checks as check
 
+M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
 
-class EMA:
+
+class EMA(Generic[M_co]):
     """Average of a network's parameters and buffers: average <- mu average + (1 - mu) network.
 
     The average lives in `module`, a copy of the network in evaluation mode, without gradients,
     whose float16 and bfloat16 tensors became float32: with mu = 0.9999 a step is smaller than what
-    half precision can add. Floating buffers are averaged too; others (counters) are copied. As the
-    target of a consistency loss with dropout put it in training mode (`ema.module.train()`), or its
-    pass has no mask to share with the student's.
+    half precision can add. Floating buffers are averaged too; others (counters) are copied. If the
+    average is the target of a consistency loss with dropout, put it in training mode
+    (`ema.module.train()`): student and target then drop the same units.
 
     Args:
-        network: what to follow; it is copied, not changed.
+        network: any module, such as a network or a denoiser around one; copied, not changed.
         decay: mu, in [0, 1).
         warmup: start with mu_k = min(mu, (1 + k) / (10 + k)), so that the first weights are soon
             forgotten.
@@ -31,13 +33,13 @@ class EMA:
         ValueError: decay outside [0, 1).
     """
 
-    def __init__(self, network: nn.Module, decay: float = 0.999, *, warmup: bool = False) -> None:
+    def __init__(self, network: M_co, decay: float = 0.999, *, warmup: bool = False) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"network must be a torch.nn.Module; got {check.describe(network)}")
         self.decay = _decay(decay)
         self.warmup = check.flag("warmup", warmup)
         self.steps = 0
-        self.module = copy.deepcopy(network).requires_grad_(False).eval()
+        self.module: M_co = copy.deepcopy(network).requires_grad_(False).eval()
         for tensors in (self.module.parameters(), self.module.buffers()):
             for tensor in tensors:
                 if tensor.dtype in (torch.float16, torch.bfloat16):
@@ -55,7 +57,9 @@ class EMA:
             mu = min(mu, (1 + self.steps) / (10 + self.steps))
         mine, theirs = _tensors(self.module), _tensors(network)
         if [t.shape for t in mine] != [t.shape for t in theirs]:
-            raise ValueError("network must have the parameters and buffers of the one averaged")
+            raise ValueError(
+                "network must have the parameters and buffers of the network that is averaged"
+            )
         floating = [(a, b) for a, b in zip(mine, theirs, strict=True) if a.is_floating_point()]
         for a, b in zip(mine, theirs, strict=True):
             if not a.is_floating_point():
@@ -79,7 +83,7 @@ class EMA:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` gave."""
+        """Set the average and its number of updates to what `state_dict` gave."""
         state = dict(state)
         self.steps = int(state.pop("ema_steps"))
         self.module.load_state_dict(state)
@@ -93,5 +97,4 @@ def _decay(value: float) -> float:
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    both: Iterable[Tensor] = (*module.parameters(), *module.buffers())
-    return list(both)
+    return [*module.parameters(), *module.buffers()]

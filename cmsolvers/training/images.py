@@ -31,18 +31,36 @@ class Scale:
 
     @staticmethod
     def of(pixels: Tensor) -> Scale:
-        """The scale of training images."""
+        """The scale that gives these training images mean 0 and deviation 0.5.
+
+        Raises:
+            ValueError: images of a single colour.
+        """
         std = float(pixels.double().std())
         if not std > 0:
             raise ValueError(f"images must not all be of one colour; got standard deviation {std}")
         return Scale(float(pixels.double().mean()), std, float(pixels.min()), float(pixels.max()))
 
+    @staticmethod
+    def read(about: object) -> Scale:
+        """The scale that a checkpoint describes as `dataclasses.asdict(scale)`.
+
+        Raises:
+            ValueError: about describes no scale.
+        """
+        try:
+            if isinstance(about, dict):
+                return Scale(**about)
+        except TypeError:
+            pass
+        raise ValueError(f"scale must be a dict with mean, std, low and high; got {about!r}")
+
     def to_model(self, pixels: Tensor) -> Tensor:
-        """Pixels to what models see, float32."""
+        """Pixels -> what models see, float32."""
         return ((pixels.double() - self.mean) / self.std * SIGMA_DATA).float()
 
     def to_pixels(self, x: Tensor) -> Tensor:
-        """What models make to pixels in [low, high], float32."""
+        """What models return -> pixels in [low, high], float32."""
         return (x.double() / SIGMA_DATA * self.std + self.mean).clamp(self.low, self.high).float()
 
 
@@ -54,8 +72,7 @@ def load_images(path: str | Path) -> Tensor:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no such kind of file, another shape, another kind of numbers, values that are
-            not finite.
+        ValueError: another kind of file, another shape, entries that are no numbers or not finite.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"data must be an .npy or .npz file; there is none at {path}")

@@ -1,10 +1,10 @@
-"""Noise levels of a training step; sample i of step k gets the same one in any batch."""
+"""Noise levels of a training step; sample i of step k gets the same level in any batch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +34,8 @@ class LogNormal:
         check.positive("std", self.std)
         _bounds(self.sigma_min, self.sigma_max)
 
-    def sample(self, batch: int, seed: Any, *, draw: int = 0) -> Tensor:
-        """Levels, float64 [batch], where the seed's tensors are (a number: on the CPU)."""
+    def sample(self, batch: int, seed: noise.SeedLike, *, draw: int = 0) -> Tensor:
+        """Levels, float64 [batch], on the device of the seed's tensors (a number: on the CPU)."""
         z = noise.normal((batch, 1), seed, stream=noise.LEVELS, draw=draw, device=_device_of(seed))[
             :, 0
         ].double()
@@ -55,31 +55,33 @@ class UniformPairs:
         ValueError: not descending, a level that is not positive, fewer than two.
     """
 
-    sigmas: Any
+    sigmas: Tensor | Sequence[float]
+    _grid: Tensor = field(init=False, repr=False, compare=False)
     _cumulative: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         grid = check.sigmas("sigmas", self.sigmas)
         if grid[-1] <= 0:
             raise ValueError("sigmas must be positive here, without the final 0; got 0 at the end")
-        object.__setattr__(self, "sigmas", torch.tensor(grid, dtype=torch.float64))
+        object.__setattr__(self, "_grid", torch.tensor(grid, dtype=torch.float64))
+        object.__setattr__(self, "sigmas", self._grid)
         share = self.probabilities()
         object.__setattr__(self, "_cumulative", torch.cumsum(share, 0)[:-1])
 
     def probabilities(self) -> Tensor:
         """Of each pair (sigmas[i], sigmas[i + 1]), float64 [N - 1], summing to 1."""
-        n = len(self.sigmas) - 1
+        n = len(self._grid) - 1
         return torch.full((n,), 1.0 / n, dtype=torch.float64)
 
-    def sample(self, batch: int, seed: Any, *, draw: int = 0) -> tuple[Tensor, Tensor]:
-        """(larger, smaller) levels, float64 [batch] each, where the seed's tensors are."""
+    def sample(self, batch: int, seed: noise.SeedLike, *, draw: int = 0) -> tuple[Tensor, Tensor]:
+        """(larger, smaller) levels, float64 [batch] each, on the device of the seed's tensors."""
         device = _device_of(seed)
         u = noise.uniform(
             (batch, 1), seed, stream=noise.LEVELS, draw=draw, dtype=torch.float64, device=device
         )
         # Without waiting for the device, which may still be busy with earlier steps.
         cumulative = self._cumulative.to(device, non_blocking=True)
-        grid = self.sigmas.to(device, non_blocking=True)
+        grid = self._grid.to(device, non_blocking=True)
         index = torch.searchsorted(cumulative, u[:, 0].contiguous(), right=True)
         return grid[index], grid[index + 1]
 
@@ -103,12 +105,12 @@ class LogNormalPairs(UniformPairs):
     def probabilities(self) -> Tensor:
         """Of each pair (sigmas[i], sigmas[i + 1]), float64 [N - 1], summing to 1."""
         scale = math.sqrt(2.0) * check.positive("std", self.std)
-        edges = torch.erf((self.sigmas.log() - check.finite("mean", self.mean)) / scale)
+        edges = torch.erf((self._grid.log() - check.finite("mean", self.mean)) / scale)
         share = edges[:-1] - edges[1:]
         return share / share.sum()
 
 
-def _device_of(seed: Any) -> torch.device:
+def _device_of(seed: noise.SeedLike) -> torch.device:
     held = seed.table if isinstance(seed, noise.Key) else seed
     return held.device if isinstance(held, Tensor) else torch.device("cpu")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ class LevelEmbedding(nn.Module):
     """Sines and cosines of c_noise = ln(sigma) / 4, then two layers: [B] -> [B, width].
 
     Frequencies end at 8, low on purpose: consistency models compare neighbouring levels, and
-    an embedding that tells them apart too sharply makes their difference noisy.
+    an embedding that separates them too sharply makes their difference noisy.
     """
 
     def __init__(self, width: int) -> None:
@@ -102,7 +101,7 @@ class UNet(nn.Module):
     Args:
         shape: (C, H, W).
         channels: width of each resolution; H and W must be divisible by 2^(len(channels) - 1).
-        layers: residual blocks a resolution.
+        layers: residual blocks per resolution.
         dropout: in [0, 1).
     """
 
@@ -120,8 +119,7 @@ class UNet(nn.Module):
         factor = 2 ** (len(channels) - 1)
         if height % factor or width % factor:
             raise ValueError(f"shape must be divisible by {factor}; got {list(shape)}")
-        model: Any = UNet2DModel
-        self.model = model(
+        self.model = UNet2DModel(
             sample_size=(height, width),
             in_channels=color,
             out_channels=color,
@@ -143,7 +141,7 @@ class UNet(nn.Module):
 NETWORKS: dict[str, type[nn.Module]] = {"mlp": ResidualMLP, "unet": UNet}
 
 
-def build_network(name: str, shape: Sequence[int], seed: int, **options: Any) -> nn.Module:
+def build_network(name: str, shape: Sequence[int], seed: int, **options: object) -> nn.Module:
     """A network by name ("mlp" or "unet") whose initial weights depend on `seed` alone.
 
     Raises:

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,7 +39,8 @@ from cmsolvers.training.ema import EMA
 from cmsolvers.training.images import SIGMA_DATA
 from cmsolvers.training.level_distributions import LogNormal, LogNormalPairs, UniformPairs
 from cmsolvers.training.networks import build_network
-from cmsolvers.training.trainer import Trainer, TrainingSettings
+from cmsolvers.training.trainer import Trainer
+from cmsolvers.training.training_settings import TrainingSettings
 
 KINDS = ("score", "cd", "ct")
 
@@ -63,7 +63,7 @@ class Spec:
     kind: str
     shape: tuple[int, ...]
     network: str = "mlp"
-    options: Mapping[str, Any] | None = None
+    options: Mapping[str, object] | None = None
     sigma_min: float = 0.002
     sigma_max: float = 20.0
     sigma_data: float = SIGMA_DATA
@@ -76,7 +76,7 @@ class Spec:
         check.below("sigma_min", low, "sigma_max", check.positive("sigma_max", self.sigma_max))
 
     def build(self, seed: int) -> nn.Module:
-        """A fresh network."""
+        """A network with fresh weights, which depend on `seed` alone."""
         return build_network(self.network, self.shape, seed, **dict(self.options or {}))
 
     def wrap(self, network: nn.Module) -> Preconditioned:
@@ -85,8 +85,19 @@ class Spec:
             return EDM(network, self.sigma_data)
         return ConsistencyFunction(network, self.sigma_data, self.sigma_min)
 
-    def about(self) -> dict[str, Any]:
-        """As JSON holds it."""
+    @staticmethod
+    def read(about: object) -> Spec:
+        """The spec that `about` described: its inverse.
+
+        Raises:
+            KeyError, TypeError, ValueError: about describes no model.
+        """
+        if not isinstance(about, dict):
+            raise TypeError(f"spec must be a dict; got {check.describe(about)}")
+        return Spec(**(about | {"shape": tuple(about["shape"])}))
+
+    def about(self) -> dict[str, object]:
+        """What JSON can hold of it."""
         described = asdict(self)
         return described | {"shape": list(self.shape), "options": dict(self.options or {})}
 
@@ -98,7 +109,7 @@ class Model:
     spec: Spec
     network: nn.Module
     function: Preconditioned
-    about: dict[str, Any]
+    about: dict[str, object]
 
 
 def load_model(path: str | Path) -> Model:
@@ -112,7 +123,7 @@ def load_model(path: str | Path) -> Model:
     if "spec" not in about or "average.ema" not in groups:
         raise ValueError(f"path must be a checkpoint of `cmsolvers train` or `demo`; got {path}")
     try:
-        spec = Spec(**(about["spec"] | {"shape": tuple(about["spec"]["shape"])}))
+        spec = Spec.read(about["spec"])
         ema = EMA(spec.build(0))
         ema.load_state_dict(groups["average.ema"])
     except (KeyError, TypeError, RuntimeError) as error:
@@ -121,7 +132,10 @@ def load_model(path: str | Path) -> Model:
 
 
 def score_trainer(
-    spec: Spec, data: Tensor, settings: TrainingSettings, about: Mapping[str, Any] | None = None
+    spec: Spec,
+    data: Tensor,
+    settings: TrainingSettings,
+    about: Mapping[str, object] | None = None,
 ) -> Trainer:
     """Denoising score matching with EDM weights and lognormal levels (-1.0, 1.4).
 
@@ -150,7 +164,7 @@ def distillation_trainer(
     *,
     levels: int = 40,
     target_decay: float = 0.95,
-    about: Mapping[str, Any] | None = None,
+    about: Mapping[str, object] | None = None,
 ) -> Trainer:
     """Consistency distillation from the teacher's weights; the target's average has mu = 0.95.
 
@@ -197,7 +211,7 @@ def consistency_trainer(
     *,
     s0: int = 2,
     s1: int = 64,
-    about: Mapping[str, Any] | None = None,
+    about: Mapping[str, object] | None = None,
 ) -> Trainer:
     """Consistency training from scratch; see the head of this module for what matters and why.
 
@@ -239,7 +253,7 @@ def _check_shape(spec: Spec, data: Tensor) -> None:
 
 
 def _digest(network: nn.Module) -> str:
-    """What tells one teacher from another when a run is resumed."""
+    """A short hash of the weights: a run is resumed with the teacher that it began with."""
     digest = sha256()
     for name, value in network.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().double().numpy().tobytes())
@@ -252,8 +266,8 @@ def _trainer(
     spec: Spec,
     data: Tensor,
     settings: TrainingSettings,
-    about: Mapping[str, Any] | None,
-    target: EMA | None = None,
+    about: Mapping[str, object] | None,
+    target: EMA[nn.Module] | None = None,
 ) -> Trainer:
     # The average spans a tenth of a short run, and at most 1,000 steps of a long one.
     decay = min(0.999, 1.0 - 1.0 / max(2.0, 0.1 * settings.steps))

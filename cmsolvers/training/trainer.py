@@ -8,103 +8,29 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from cmsolvers import checks as check
-from cmsolvers import noise
 from cmsolvers.training.batches import Batch, batch_at, torch_seed
 from cmsolvers.training.checkpoint import (
     check_finite,
-    optimizer_state,
+    load_optimizer_tensors,
     optimizer_tensors,
     read_checkpoint,
     write_checkpoint,
 )
 from cmsolvers.training.ema import EMA
+from cmsolvers.training.interrupts import Interrupts
+from cmsolvers.training.training_settings import TrainingSettings
 
 READ_EVERY = 50
-"""On a device losses are read every so many steps: reading one waits for all that is under way."""
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """What decides the course of a training run; a resumed run must have the same.
-
-    Attributes:
-        steps: optimiser steps in all.
-        batch_size: samples a step.
-        lr: peak learning rate: a linear rise over `warmup`, then half a cosine down to 0.
-        warmup: share of the steps in which the rate rises, in [0, 1).
-        weight_decay: of AdamW.
-        betas: of AdamW.
-        clip: largest norm of the gradient, 0 for no limit.
-        seed: an int; decides data order, noise, levels and dropout.
-
-    Raises:
-        TypeError, ValueError: a value of the wrong kind or out of range.
-    """
-
-    steps: int
-    batch_size: int = 128
-    lr: float = 1e-3
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check.count("steps", self.steps)
-        check.count("batch_size", self.batch_size)
-        check.positive("lr", self.lr)
-        check.below("warmup", check.non_negative("warmup", self.warmup), "1", 1.0)
-        check.non_negative("weight_decay", self.weight_decay)
-        check.non_negative("clip", self.clip)
-        noise.key(check.count("seed", self.seed, least=0), 1)
-
-    def rate(self, step: int) -> float:
-        """Learning rate of step `step`."""
-        rise = max(1, round(self.warmup * self.steps))
-        if step < rise:
-            return self.lr * (step + 1) / rise
-        return self.lr * 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
-
-
-class _Interrupts(AbstractContextManager["_Interrupts"]):
-    """Ctrl-C waits for the end of a step, so that checkpoints hold whole steps; twice does not."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        # Whoever handles the signal otherwise, or elsewhere, is left alone.
-        self._mine = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )
-
-    def __enter__(self) -> _Interrupts:
-        if self._mine:
-            signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def _note(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self._mine:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self.asked and kind is None:
-            raise KeyboardInterrupt
+"""Losses on a GPU are read every so many steps: reading one waits for all work on the device."""
 
 
 class Trainer:
@@ -117,7 +43,7 @@ class Trainer:
         settings: the course of the run.
         averages: name -> EMA of the network, updated after every step and kept in checkpoints.
         decays: name -> mu(step) for averages whose rate changes on the way.
-        about: goes into checkpoints' descriptions (JSON).
+        about: what checkpoints say of the run; anything that JSON can hold.
 
     Attributes:
         step: steps done.
@@ -134,9 +60,9 @@ class Trainer:
         data: Tensor,
         settings: TrainingSettings,
         *,
-        averages: Mapping[str, EMA] | None = None,
+        averages: Mapping[str, EMA[nn.Module]] | None = None,
         decays: Mapping[str, Callable[[int], float]] | None = None,
-        about: Mapping[str, Any] | None = None,
+        about: Mapping[str, object] | None = None,
     ) -> None:
         self.network, self.loss = network, check.function("loss", loss)
         self.data, self.settings = check.state("data", data), settings
@@ -166,7 +92,7 @@ class Trainer:
         progress: bool = True,
         description: str = "training",
         position: int = 0,
-    ) -> Trainer:
+    ) -> Self:
         """Train up to step `until` (None: to the end).
 
         Args:
@@ -174,10 +100,10 @@ class Trainer:
             checkpoint: file to write at the end, also when the run is interrupted: Ctrl-C lets the
                 step that is under way end first, a second one does not (and then leaves the file
                 as it was). A state that is not finite is never written.
-            every: write it every so many steps too; 0 is only at the end.
+            every: write it also every so many steps; 0: only at the end.
             progress: show a bar.
             description: its label.
-            position: its line, where several bars are shown.
+            position: line of the bar, where several are shown.
 
         Returns:
             The trainer itself.
@@ -205,8 +131,8 @@ class Trainer:
         )
         self.network.train()
         try:
-            with bar, torch.random.fork_rng(devices=devices), _Interrupts() as interrupts:
-                while self.step < end and not interrupts.asked:
+            with bar, torch.random.fork_rng(devices=devices), Interrupts() as interrupts:
+                while self.step < end and not interrupts.wanted:
                     self._advance()
                     bar.update()
                     if self.step % 50 == 0:
@@ -291,7 +217,7 @@ class Trainer:
         self._read()
         groups = {
             "network": self.network.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer.state_dict()),
+            "optimizer": optimizer_tensors(self.optimizer),
             "progress": {"history": torch.tensor(self.history, dtype=torch.float64)},
         }
         groups |= {f"average.{name}": ema.state_dict() for name, ema in self.averages.items()}
@@ -301,14 +227,14 @@ class Trainer:
             groups,
             {name: dict(m.named_buffers(remove_duplicate=False)) for name, m in modules.items()},
         )
-        write_checkpoint(path, groups, self._about())
+        about = self.about | {"step": self.step, "settings": self._settings()}
+        write_checkpoint(path, groups, about)
 
-    def _about(self) -> dict[str, Any]:
-        settings = asdict(self.settings)
-        settings["betas"] = list(settings["betas"])
-        return self.about | {"step": self.step, "settings": settings}
+    def _settings(self) -> dict[str, object]:
+        """The settings as JSON gives them back."""
+        return asdict(self.settings) | {"betas": list(self.settings.betas)}
 
-    def load(self, path: str | os.PathLike[str]) -> Trainer:
+    def load(self, path: str | os.PathLike[str]) -> Self:
         """Go on from a checkpoint written by a run with the same settings.
 
         Raises:
@@ -316,11 +242,11 @@ class Trainer:
             ValueError: no checkpoint, or one of another run; the text names what differs.
         """
         groups, about = read_checkpoint(path)
-        mine = self._about()
-        if not isinstance(about.get("settings"), dict):
+        settings, wanted = about.get("settings"), self._settings()
+        if not isinstance(settings, dict):
             raise ValueError(f"path must be a checkpoint of a training run; got {path}")
-        for name in sorted({*mine["settings"], *about["settings"]}):
-            ours, theirs = mine["settings"].get(name), about["settings"].get(name)
+        for name in sorted({*wanted, *settings}):
+            ours, theirs = wanted.get(name), settings.get(name)
             if ours != theirs:
                 raise ValueError(
                     f"{path}: settings.{name} must be {ours} to resume; the file has {theirs}"
@@ -335,12 +261,11 @@ class Trainer:
             self.network.load_state_dict(groups["network"])
             for name, ema in self.averages.items():
                 ema.load_state_dict(groups[f"average.{name}"])
-            template = self.optimizer.state_dict()
-            self.optimizer.load_state_dict(optimizer_state(groups.get("optimizer", {}), template))
+            load_optimizer_tensors(self.optimizer, groups.get("optimizer", {}))
             self._unread, self._failed = [], None
             self.history = groups["progress"]["history"].tolist()
-            self.step = int(about["step"])
-        except (KeyError, RuntimeError) as error:
+            self.step = check.count("step", about["step"], least=0)
+        except (KeyError, RuntimeError, TypeError) as error:
             raise ValueError(f"path must be an undamaged checkpoint; {path}: {error}") from error
         return self
 

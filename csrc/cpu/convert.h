@@ -5,8 +5,8 @@
 #include <immintrin.h>
 #endif
 
-#include "../half.h"
-#include "../step.h"
+#include "../contract/half.h"
+#include "../step/params.h"
 
 namespace cmsolvers {
 namespace CMS_ISA {
@@ -98,10 +98,6 @@ inline void narrow(const A* from, Half* to, int n) {
   }
 #endif
   for (; i < n; ++i) to[i] = to_half(static_cast<float>(from[i]));
-}
-
-inline int size_of(DType type) {
-  return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2;
 }
 
 // n elements of `type` at index `first` of `from`, as A: in place where they are A already, else

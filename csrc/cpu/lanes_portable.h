@@ -1,7 +1,7 @@
 // The portable set of lanes: one.
 #pragma once
 
-#include "../philox.h"
+#include "../contract/philox.h"
 
 namespace cmsolvers {
 namespace CMS_ISA {

@@ -1,4 +1,4 @@
-// Chooses the instruction set and shares the work among ATen's threads.
+// Chooses the instruction set, and shares the work of every operator among ATen's threads.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -7,23 +7,24 @@
 #include <stdexcept>
 #include <string>
 
-#include "kernel_table.h"
+#include "instruction_set.h"
+#include "kernels.h"
 
 namespace cmsolvers {
 namespace {
 
 constexpr int64_t kUnit = 1024;  // positions that threads share work in
-constexpr int64_t kStreamBytes = int64_t{1}
-                                 << 23;  // outputs beyond this will not be found in cache
+// Outputs beyond this will not be found in cache.
+constexpr int64_t kStreamBytes = int64_t{1} << 23;
 const char* const kNames[] = {"portable", "avx2", "avx512"};
 
-RunRange kernel(int level) {
-  return level == 2 ? run_avx512() : level == 1 ? run_avx2() : run_portable();
+const CpuKernels* kernels_of(int level) {
+  return level == 2 ? avx512_kernels() : level == 1 ? avx2_kernels() : portable_kernels();
 }
 
 bool usable(int level) {
   if (level == 0) return true;
-  if (level < 0 || level > 2 || kernel(level) == nullptr) return false;
+  if (level < 0 || level > 2 || kernels_of(level) == nullptr) return false;
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
@@ -48,6 +49,18 @@ std::atomic<int>& level_in_use() {
   return level;
 }
 
+// Calls run(begin, end) for parts of 0 .. total; fewer than `least` positions are not worth a
+// second thread.
+template <class Run>
+void share(int64_t total, int64_t least, const Run& run) {
+  const int64_t grain = std::max<int64_t>(least / kUnit, 1);
+  const int64_t units = (total + kUnit - 1) / kUnit;
+  if (units <= grain) return run(int64_t{0}, total);
+  at::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+    run(begin * kUnit, std::min(end * kUnit, total));
+  });
+}
+
 }  // namespace
 
 int best_instruction_set() {
@@ -70,15 +83,18 @@ const char* instruction_set_name(int level) {
 
 void launch_step_cpu(const StepParams& p) {
   if (p.total == 0) return;
-  const RunRange run = kernel(instruction_set());
-  const int64_t size = p.state == DType::f64 ? 8 : p.state == DType::f32 ? 4 : 2;
-  const bool stream = p.total * size >= kStreamBytes && p.out != p.x && p.out != nullptr;
-  const int64_t grain = (p.noise ? int64_t{4096} : int64_t{16384}) / kUnit;
-  const int64_t units = (p.total + kUnit - 1) / kUnit;
-  if (units <= grain) return run(p, 0, p.total, stream);
-  at::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-    run(p, begin * kUnit, std::min(end * kUnit, p.total), stream);
-  });
+  const CpuKernels& kernels = *kernels_of(instruction_set());
+  const bool large = p.total * size_of(p.state) >= kStreamBytes;
+  const bool stream = large && p.out != p.x && p.out != nullptr;
+  share(p.total, p.noise ? 4096 : 16384,
+        [&](int64_t begin, int64_t end) { kernels.step(p, begin, end, stream); });
+}
+
+void launch_noise_sum_cpu(const NoiseSumParams& p) {
+  if (p.place.total == 0) return;
+  const CpuKernels& kernels = *kernels_of(instruction_set());
+  share(p.place.total, 4096 / std::max(p.n, 1),
+        [&](int64_t begin, int64_t end) { kernels.noise_sum(p, begin, end); });
 }
 
 }  // namespace cmsolvers

@@ -5,7 +5,7 @@
 // join(even, odd).
 #pragma once
 
-#include "../philox.h"
+#include "../contract/philox.h"
 #include "twice.h"
 
 namespace cmsolvers {

@@ -3,7 +3,7 @@
 // the other (a fifth of the time of the normals).
 #pragma once
 
-#include "../math.h"
+#include "../contract/math.h"
 
 namespace cmsolvers {
 namespace CMS_ISA {

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../math.h"
+#include "../contract/math.h"
 
 namespace cmsolvers {
 namespace cuda {

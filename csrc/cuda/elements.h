@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "../step.h"
+#include "../step/params.h"
 #include "plan.h"
 
 namespace cmsolvers {

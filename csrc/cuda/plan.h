@@ -2,7 +2,7 @@
 // Philox call, so it never crosses a sample; made on the host, read by every thread.
 #pragma once
 
-#include "../step.h"
+#include "../step/params.h"
 #include "divide.h"
 
 namespace cmsolvers {
@@ -29,10 +29,6 @@ struct Plan {
   int64_t in_memory[kMaxDims] = {};
   int64_t in_sample[kMaxDims] = {};
 };
-
-inline int64_t size_of(DType type) {
-  return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2;
-}
 
 // Whether kGroup elements at `pointer` can be moved in accesses of 16 bytes, or one if they are
 // less.

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "../../csrc/cuda/noise_sum_thread.h"
+#include "../../csrc/noise_sum/thread.h"
 
 using namespace cmsolvers;
 using namespace cmsolvers::cuda;

@@ -7,8 +7,8 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/cpu/kernel_table.h"
-#include "../../csrc/cuda/step_thread.h"
+#include "../../csrc/cpu/kernels.h"
+#include "../../csrc/step/thread.h"
 
 using namespace cmsolvers;
 using namespace cmsolvers::cuda;
@@ -109,6 +109,10 @@ const std::vector<Mode> kModes = {
     {"one heun", 2, false, Tensors::one, false, false, Second::none, 0, Rule::heun},
     {"consistency", 1, false, Tensors::per_sample, false, false, Second::none, 0,
      Rule::consistency},
+    {"edm_input", 0, false, Tensors::per_sample, false, false, Second::none, 0, Rule::edm_input},
+    {"edm_input, second alone", 0, false, Tensors::per_sample, false, false, Second::pair, 0,
+     Rule::edm_input, true},
+    {"edm_output", 1, false, Tensors::per_sample, false, false, Second::none, 0, Rule::edm_output},
     {"euler_maruyama", 1, true, Tensors::per_sample, false, false, Second::none, 1,
      Rule::euler_maruyama},
     {"folded", 3, true, Tensors::per_sample, false, false, Second::scaled, 0, Rule::folded},
@@ -153,7 +157,7 @@ void run_thread(const StepParams& p, const Plan& plan, int64_t first, int64_t st
     step_thread<State, Model, kInputs, false, false, false>(p, plan, first, stride);
 }
 
-// One element after the other, in memory order, as step.h defines the step.
+// One element after the other, in memory order, as step/params.h defines the step.
 template <class State, class Model, class Other>
 void run_plainly(const StepParams& p, State* out, Other* second_out) {
   using A = Wide<State>;
@@ -175,19 +179,19 @@ void run_plainly(const StepParams& p, State* out, Other* second_out) {
 
 struct CpuKernel {
   const char* name;
-  RunRange run;
+  const CpuKernels* of;
 };
 
 // Those that this processor can run.
 std::vector<CpuKernel> cpu_kernels() {
-  std::vector<CpuKernel> kernels = {{"portable", run_portable()}};
+  std::vector<CpuKernel> kernels = {{"portable", portable_kernels()}};
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
-  if (avx2) kernels.push_back({"avx2", run_avx2()});
+  if (avx2) kernels.push_back({"avx2", avx2_kernels()});
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    kernels.push_back({"avx512", run_avx512()});
+    kernels.push_back({"avx512", avx512_kernels()});
 #endif
   return kernels;
 }
@@ -235,9 +239,12 @@ void check(const Shape& shape, const Mode& mode, int shift, int64_t threads) {
     const bool one = mode.tensors == Tensors::one;
     p.has_tensors = true;
     p.per_sample = !one;
-    const int count = mode.rule == Rule::weights || mode.rule == Rule::folded ? kWeights
-                      : mode.rule == Rule::consistency                        ? 1
-                                                                              : 2;
+    int count = kWeights;
+    if (mode.rule == Rule::consistency || mode.rule == Rule::edm_input ||
+        mode.rule == Rule::edm_output)
+      count = 1;
+    else if (mode.rule != Rule::weights && mode.rule != Rule::folded)
+      count = 2;
     for (int j = 0; j < count; ++j)
       if (p.numbers[j] != 0.0 && j != kS1)
         p.arguments[j] = levels[j].argument((j + shift) % 4, one);
@@ -285,7 +292,7 @@ void check(const Shape& shape, const Mode& mode, int shift, int64_t threads) {
   for (const CpuKernel& kernel : cpu_kernels()) {
     std::memset(static_cast<void*>(out.data), 0x55, total * sizeof(State));
     std::memset(static_cast<void*>(second.data), 0x55, total * sizeof(Other));
-    kernel.run(p, 0, total, false);
+    kernel.of->step(p, 0, total, false);
     judge(kernel.name);
   }
 }

@@ -20,7 +20,7 @@ pytest.importorskip("matplotlib")
 import cmsolvers
 from cmsolvers import cli
 from cmsolvers.demo import DemoSettings, digits, run_demo
-from cmsolvers.demo.methods import METHODS
+from cmsolvers.demo.compared_samplers import METHODS
 
 SETTINGS = DemoSettings.tiny(seed=3)
 

@@ -7,17 +7,17 @@ import torch
 
 import cmsolvers as cm
 from cmsolvers.cli import main
-from cmsolvers.demo import precision
-from cmsolvers.demo.precision import FIRST, LAST, Problem
+from cmsolvers.demo import work_precision
+from cmsolvers.demo.work_precision import FIRST, LAST, Problem
 
 
 @pytest.fixture(scope="module")
 def points():
     patch = pytest.MonkeyPatch()
-    patch.setattr(precision, "STEPS", (8, 32))
-    patch.setattr(precision, "TOLERANCES", (1e-2, 1e-6))
+    patch.setattr(work_precision, "STEPS", (8, 32))
+    patch.setattr(work_precision, "TOLERANCES", (1e-2, 1e-6))
     try:
-        yield precision.measure(Problem(count=256))
+        yield work_precision.measure(Problem(count=256))
     finally:
         patch.undo()
 
@@ -37,8 +37,8 @@ def test_the_floor_is_that_of_independent_draws():
 
 
 def test_every_sampler_is_measured_and_gains_by_more_calls(points):
-    assert {p.name for p in points} == set(precision.shown_solvers())
-    for name in precision.shown_solvers():
+    assert {p.name for p in points} == set(work_precision.shown_solvers())
+    for name in work_precision.shown_solvers():
         few, many = sorted((p for p in points if p.name == name), key=lambda p: p.nfe)
         assert many.nfe > few.nfe
         assert many.distance < few.distance
@@ -53,11 +53,11 @@ def test_what_adds_noise_is_told(points):
 
 
 def test_the_command_writes_numbers_and_picture(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(precision, "STEPS", (8,))
-    monkeypatch.setattr(precision, "TOLERANCES", (1e-2,))
+    monkeypatch.setattr(work_precision, "STEPS", (8,))
+    monkeypatch.setattr(work_precision, "TOLERANCES", (1e-2,))
     assert main(["precision", "--out", str(tmp_path), "--count", "64", "--quiet"]) == 0
     found = json.loads((tmp_path / "precision.json").read_text())
-    assert len(found["points"]) == len(precision.shown_solvers())
+    assert len(found["points"]) == len(work_precision.shown_solvers())
     assert (tmp_path / "precision.png").stat().st_size > 10_000
     assert main(["solvers"]) == 0
     assert "| `heun_pf_ode` |" in capsys.readouterr().out

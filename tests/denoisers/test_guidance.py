@@ -7,18 +7,21 @@ import pytest
 import torch
 
 import cmsolvers as cm
-from cmsolvers import noise, ops
+from cmsolvers import noise
 from cmsolvers.denoisers import EDM, ConsistencyFunction, from_eps
 from cmsolvers.denoisers.clipping import clipped, thresholded
 from cmsolvers.denoisers.guidance import autoguided, guided
 from cmsolvers.denoisers.oracles import Gaussian
-from cmsolvers.engine.composed_models import model_class
-from cmsolvers.engine.plan import fold, make_plan
-from cmsolvers.solvers.heun import heun_stages
+from cmsolvers.engine.answers import leaves
+from cmsolvers.engine.lower import lower
+from cmsolvers.engine.program import Call, Launch
+from cmsolvers.solvers.heun import heun_step
 from cmsolvers.tasks.editing import Inpaint, conditioned
 from cmsolvers.tasks.likelihood import log_likelihood
 from support.algorithms import TABLE
 from support.algorithms.row import SEED, Path, fresh
+from support.formulas import traced
+from support.launches import counted_launches
 
 F64 = torch.float64
 SIGMAS = cm.karras_sigmas(6, 0.05, 20.0)
@@ -341,17 +344,15 @@ def test_likelihood_of_it():
 
 
 @pytest.fixture
-def launches(monkeypatch):
-    """(inputs, options) of every step that is launched."""
-    seen = []
-    original = ops.weighted_step
+def launches():
+    """All steps that are launched."""
+    with counted_launches() as seen:
+        yield seen
 
-    def counting(x, inputs, row, **options):
-        seen.append((len(inputs), options))
-        return original(x, inputs, row, **options)
 
-    monkeypatch.setattr(ops, "weighted_step", counting)
-    return seen
+def steps_of(launches):
+    """Without the scaling of the very first input."""
+    return [launch for launch in launches if launch.name == "weighted_step"]
 
 
 def counting_net(calls):
@@ -375,11 +376,12 @@ def test_a_guided_step_is_one_launch(sampler, batched, launches):
         batched=batched,
     )
     _, info = sampler(denoiser, latent(), SIGMAS, seed=1, return_info=True)
-    assert len(launches) == info.nfe
-    assert max(count for count, _ in launches) == (4 if sampler is cm.heun_pf_ode else 2)
-    assert launches[0][1]["second"] > 0  # c_in of the next level goes with it
-    plan = make_plan("heun", tuple(SIGMAS.tolist()), heun_stages)
-    levels = plan.levels if sampler is cm.heun_pf_ode else SIGMAS[:-1].tolist()
+    steps = steps_of(launches)
+    assert len(steps) == info.nfe and len(launches) == info.nfe + 1
+    assert max(launch.inputs for launch in steps) == (4 if sampler is cm.heun_pf_ode else 2)
+    assert steps[0].options["second"] > 0  # c_in of the next level goes with it
+    heun = traced(heun_step, SIGMAS.tolist())
+    levels = heun.levels if sampler is cm.heun_pf_ode else SIGMAS[:-1].tolist()
     inside = sum(INTERVAL[0] < s <= INTERVAL[1] for s in levels)
     assert 0 < inside < len(levels) == info.nfe
     assert sorted(set(calls)) == ([4, 8] if batched else [4])
@@ -403,35 +405,50 @@ def test_weights_of_0_call_one_side_only():
 def test_clipping_is_a_flag_of_the_step(launches):
     denoiser = clipped(EDM(lambda x, c: net(x, c, LABELS)), -0.5, 0.5)
     _, info = cm.euler_pf_ode(denoiser, latent(), SIGMAS, return_info=True)
-    assert len(launches) == info.nfe
-    assert all(options["clamp"] == (-0.5, 0.5) for _, options in launches)
+    steps = steps_of(launches)
+    assert len(steps) == info.nfe
+    assert all(launch.options["clamp"] == (-0.5, 0.5) for launch in steps)
     launches.clear()
     _, info = cm.heun_pf_ode(denoiser, latent(), SIGMAS, return_info=True)
-    assert len(launches) == 2 * info.nfe  # D, then the step
+    assert len(steps_of(launches)) == 2 * info.nfe - 1  # D, then the step; the last is D itself
+
+
+class Fixed(EDM):
+    """Two levels with coefficients that are easy to write down; the network sees y itself."""
+
+    def coefficients(self, sigma):
+        return {2.0: (0.3, 0.7, 1.0, 0.0), 1.0: (0.6, -0.2, 1.0, 0.0)}[sigma]
 
 
 def test_rows_over_two_outputs_are_the_algebra():
-    """D_k = skip y_k + a F + b G, one entry a sample, done by hand."""
-    stages = heun_stages((2.0,), 1.0)
+    """D_k = skip y_k + a F + b G, one entry per sample, done by hand."""
     w = torch.tensor([0.5, 3.0], dtype=F64)
-    terms = [(0.3, 0.7 * w, 0.7 * (1 - w)), (0.6, -0.2 * w, -0.2 * (1 - w))]
     x, f, g, f2, g2 = torch.arange(1.0, 11.0, dtype=F64).reshape(5, 2)
     d = 0.3 * x + 0.7 * (w * f + (1 - w) * g)
-    y = stages[0].w_x * x + stages[0].w_d[0] * d
+    y = x + (1.0 - 2.0) * (x - d) / 2.0
     d2 = 0.6 * y - 0.2 * (w * f2 + (1 - w) * g2)
-    expected = stages[1].w_x * x + stages[1].w_d[0] * d + stages[1].w_d[1] * d2
-    first, second = fold(stages, terms)
-    assert len(first) == 3 and len(second) == 5
-    close(sum(a * b for a, b in zip(first, (x, f, g), strict=True)), y, 1e-14)
-    close(sum(a * b for a, b in zip(second, (x, f, g, f2, g2), strict=True)), expected, 1e-14)
+    expected = x + (1.0 - 2.0) * 0.5 * ((x - d) / 2.0 + (y - d2) / 1.0)
+    for one_call in (False, True):
+        sides = Fixed(net), Fixed(net)
+        one = guided(
+            sides[0], w, unconditional={}, weak=None if one_call else sides[1], batched=one_call
+        )
+        program = lower(traced(heun_step, (2.0, 1.0)), one, F64, fused=True, shown=False)
+        (code,) = program.steps
+        first, second = (op.row for op in code if isinstance(op, Launch))
+        assert len(first) == 3 and len(second) == 5
+        assert sum(isinstance(op, Call) for op in code) == (2 if one_call else 4)
+        close(sum(a * b for a, b in zip(first, (x, f, g), strict=True)), y, 1e-14)
+        close(sum(a * b for a, b in zip(second, (x, f, g, f2, g2), strict=True)), expected, 1e-14)
 
 
 def test_what_is_folded():
-    levels = tuple(SIGMAS.tolist())
-    heun = make_plan("heun", levels, heun_stages)
-    one, *_ = pair(MODELS["edm"], scale=2.0)
-    assert model_class(one, heun).__name__ == "_FoldedGuided"
-    assert model_class(pair(MODELS["edm"], scale=2.0, rescale=0.5)[0], heun).__name__ == "Direct"
+    """Guidance becomes weights of the step; CFG-rescale is not linear, so it is called as it is."""
+    x, (denoiser, *_) = latent(), pair(MODELS["edm"], scale=2.0, batched=False)
+    assert [leaf.network for leaf in leaves(denoiser, "denoiser", {}, x)] == [True, True]
+    rescaled_one, *_ = pair(MODELS["edm"], scale=2.0, rescale=0.5)
+    (leaf,) = leaves(rescaled_one, "denoiser", {}, x)
+    assert leaf.composed and not leaf.network and leaf.call is rescaled_one
 
 
 # --- promises of the loop ---------------------------------------------------------------------
@@ -477,7 +494,7 @@ def test_derivatives(make, sampler):
     denoiser = make(slice(0, 2))
     assert torch.autograd.gradcheck(lambda x: denoiser(x, 1.3), (x,))
     assert torch.autograd.gradcheck(
-        lambda x: sampler(denoiser, x, SIGMAS[2:], seed=1), (x,), atol=1e-5
+        lambda x: sampler(denoiser, x, SIGMAS[2:], seed=1, grad=True), (x,), atol=1e-5
     )
 
 
@@ -489,7 +506,7 @@ def test_derivatives_in_both_networks():
         one = autoguided(
             EDM(lambda x, c: (w[0] * x).sin()), EDM(lambda x, c: (w[1] * x).cos()), 2.0
         )
-        return cm.heun_pf_ode(one, x, SIGMAS)
+        return cm.heun_pf_ode(one, x, SIGMAS, grad=True)
 
     assert torch.autograd.gradcheck(call, (weight,))
 

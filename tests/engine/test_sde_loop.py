@@ -10,12 +10,9 @@ import pytest
 import torch
 
 import cmsolvers as cm
-from cmsolvers import noise, ops
+from cmsolvers import milstein, noise, predictor_corrector, sra1, stochastic_heun
 from cmsolvers.ops.norms import sums_of_squares
-from cmsolvers.solvers.milstein import milstein
-from cmsolvers.solvers.predictor_corrector import predictor_corrector
-from cmsolvers.solvers.sra1 import sra1
-from cmsolvers.solvers.stochastic_heun import stochastic_heun
+from support.launches import counted_launches
 from support.sde_cases import F64, OWN, REVERSE, SEED, VP, T, close, latent, two_normals, z
 
 RUNS = {
@@ -157,9 +154,21 @@ def test_half_of_the_noise_of_sra1_can_be_built_in():
 @each_run
 def test_derivatives_flow_through_a_run(sample):
     x = latent(F64, (2, 3)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: sample(x, seed=1), (x,))
+    assert torch.autograd.gradcheck(lambda x: sample(x, seed=1, grad=True), (x,))
     with torch.no_grad():
-        assert not sample(x, seed=1).requires_grad
+        assert not sample(x, seed=1, grad=True).requires_grad
+
+
+@each_run
+def test_without_grad_nothing_is_recorded(sample):
+    x = latent(F64, (2, 3))
+    plain, wanted = sample(x, seed=1), x.clone().requires_grad_()
+    with pytest.warns(UserWarning, match="x requires a gradient.*grad=True records"):
+        got = sample(wanted, seed=1)
+    assert not got.requires_grad and torch.equal(got, plain)
+    recorded = sample(wanted, seed=1, grad=True)
+    assert recorded.requires_grad
+    close(recorded.detach(), plain, rtol=1e-13)
 
 
 @each_run
@@ -177,7 +186,7 @@ def test_derivatives_in_the_diffusion():
         def run(w, solver=solver, dependent=dependent):
             g = (lambda x, t: w * x.sin()) if dependent else (lambda t: w * t)
             sde = cm.SDE(lambda x, t: -x, g, state_dependent=dependent)
-            return solver(sde, x, T, seed=1)
+            return solver(sde, x, T, seed=1, grad=True)
 
         assert torch.autograd.gradcheck(run, (weight,))
 
@@ -237,15 +246,12 @@ def test_signatures_show_the_shared_options(solver):
         (predictor_corrector, 2),
     ],
 )
-def test_launches_a_step(solver, launches, monkeypatch):
+def test_launches_a_step(solver, launches):
     """All noise is made inside them, that of SRA1's two normals too."""
-    counted, original = [], ops.weighted_step
-    monkeypatch.setattr(
-        ops, "weighted_step", lambda *a, **k: counted.append(k) or original(*a, **k)
-    )
-    solver(REVERSE, latent(torch.float32), T, seed=1)
+    with counted_launches() as counted:
+        solver(REVERSE, latent(torch.float32), T, seed=1)
     assert len(counted) == 4 * launches
-    assert all("seed" in k for k in counted)
+    assert all("seed" in launch.options for launch in counted)
 
 
 def test_extra_args_reach_the_model():

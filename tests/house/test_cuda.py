@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import cmsolvers
-from cmsolvers import noise, ops
+from cmsolvers import denoisers, noise, ops
 from cmsolvers.engine import catalogue
 from cmsolvers.ops import reference
 from cmsolvers.ops.noise_sum import noise_sum
@@ -115,6 +115,8 @@ STEPS: dict[str, Step] = {
     "noise pair, levels": lambda x, m, s: ops.add_noise(
         x, _levels(x, F32, 0.1, 0.9), sigma_next=_levels(x, F64, 0.2, 1.0), seed=s
     ),
+    "edm_input to float16": lambda x, m, s: ops.edm_input(x, _levels(x, F32, 0.1, 9.0), dtype=F16),
+    "edm_output, levels": lambda x, m, s: ops.edm_output(x, m[0], _levels(x, F64, 0.1, 9.0)),
     "scale to float16": lambda x, m, s: ops.scale_input(x, _levels(x, F32, 0.1, 0.9), dtype=F16),
     "everything": _everything,
 }
@@ -418,6 +420,78 @@ class TestStreams:
                 sampler(denoiser, x, sigmas, seed=1)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+    @pytest.mark.parametrize(
+        "name",
+        sorted(
+            name
+            for name, facts in catalogue.SOLVERS.items()
+            if facts.space == "sigma" and not facts.adaptive
+        ),
+    )
+    @pytest.mark.parametrize("preconditioned", [False, True], ids=["callable", "EDM"])
+    def test_captured_samplers_are_the_samplers(self, name, preconditioned):
+        """To the bit, with other inputs, seeds and arguments than those of the capture."""
+
+        def net(x: Tensor, c: Tensor, label: Tensor) -> Tensor:
+            return (x * label[:, None]).sin() / (1 + c.reshape(-1, 1).to(x.dtype) ** 2)
+
+        model = denoisers.EDM(net) if preconditioned else net
+        if name == "consistency_sample" and preconditioned:
+            model = denoisers.ConsistencyFunction(net)
+        sampler = getattr(cmsolvers, name)
+        sigmas = cmsolvers.karras_sigmas(5)
+        x = 80 * noise.normal((4, 100), 3, device="cuda")
+        label = torch.tensor([0.5, 1.0, 1.5, 2.0], device="cuda")
+        captured = cmsolvers.capture(
+            sampler, model, torch.zeros_like(x), sigmas, extra_args={"label": label + 1}
+        )
+        seeds = torch.tensor([5, 2, 9, 11], device="cuda")
+        for seed in (7, seeds, noise.key(3, 4, offset=2)):
+            expected = sampler(model, x, sigmas, seed=seed, extra_args={"label": label})
+            got = captured(x, seed=seed, extra_args={"label": label})
+            assert_same_bits(got, expected)
+        assert captured.graph is not None
+
+    @pytest.mark.parametrize("name", ["euler_maruyama", "stochastic_heun", "sra1", "milstein"])
+    def test_captured_solvers_in_time_are_the_solvers(self, name):
+        process = cmsolvers.VP()
+        sde = process.reverse(lambda x, t: -x / (1 + t.reshape(-1, 1)))
+        solver, times = getattr(cmsolvers, name), torch.linspace(1.0, 0.1, 6)
+        x = noise.normal((4, 100), 3, device="cuda")
+        captured = cmsolvers.capture(solver, sde, torch.zeros_like(x), times)
+        for seed in (7, torch.tensor([5, 2, 9, 11], device="cuda")):
+            assert_same_bits(captured(x, seed=seed), solver(sde, x, times, seed=seed))
+
+    def test_captured_runs_share_a_pool_and_follow_the_weights(self):
+        layer = torch.nn.Linear(100, 100).cuda()
+        model = denoisers.EDM(lambda x, c: layer(x))
+        x = 80 * noise.normal((4, 100), 3, device="cuda")
+        sigmas = cmsolvers.karras_sigmas(5)
+        first = cmsolvers.capture(cmsolvers.heun_pf_ode, model, x, sigmas)
+        second = cmsolvers.capture(cmsolvers.dpmpp_2m, model, x, sigmas, pool=first.pool)
+        with torch.no_grad():
+            layer.weight.mul_(0.5)
+        one, two = first(x), second(x)
+        assert_same_bits(one, cmsolvers.heun_pf_ode(model, x, sigmas))
+        assert_same_bits(two, cmsolvers.dpmpp_2m(model, x, sigmas))
+
+    def test_a_captured_static_buffer_is_copied(self):
+        """A network that is a CUDA graph itself returns one buffer at every call."""
+        buffer = torch.empty(4, 100, device="cuda")
+
+        def static(x: Tensor, sigma: Tensor) -> Tensor:
+            return torch.mul(x, 1 / (1 + sigma.reshape(-1, 1) ** 2), out=buffer)
+
+        def fresh(x: Tensor, sigma: Tensor) -> Tensor:
+            return static(x, sigma).clone()
+
+        x = 80 * noise.normal((4, 100), 3, device="cuda")
+        sigmas = cmsolvers.karras_sigmas(5)
+        for sampler in (cmsolvers.heun_pf_ode, cmsolvers.lms, cmsolvers.dpmpp_2m):
+            expected = sampler(fresh, x, sigmas)
+            assert_same_bits(sampler(static, x, sigmas), expected)
+            assert_same_bits(cmsolvers.capture(sampler, static, x, sigmas)(x), expected)
 
     @pytest.mark.parametrize("levels", ["numbers", "tensors", "one tensor"])
     @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from cmsolvers.engine import catalogue
 from support import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -28,6 +29,24 @@ def test_examples_of_the_page_on_steps_run() -> None:
         quick = block.replace("fullgraph=True", 'fullgraph=True, backend="eager"')
         exec(compile(quick, "steps.md", "exec"), names)
     assert names["x"].shape == (16, 2)  # type: ignore[attr-defined]
+
+
+def test_examples_of_the_page_on_own_solvers_run(capsys) -> None:
+    page = (ROOT / "docs" / "own_solver.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    before = dict(catalogue.SOLVERS)
+    try:
+        for block in blocks:
+            exec(compile(block, "own_solver.md", "exec"), names)
+    finally:
+        for name in catalogue.SOLVERS.keys() - before.keys():
+            del catalogue.SOLVERS[name]
+    assert abs(names["samples"].std() - 0.5) < 0.1  # type: ignore[attr-defined]
+    assert names["info"].nfe == 36  # type: ignore[attr-defined]
+    assert "the spread must be 1.0" in capsys.readouterr().out
+    assert abs(names["y"].std() - 0.5) < 0.1  # type: ignore[attr-defined]
+    assert "noise_sampler" in names["midpoint"].__doc__  # type: ignore[operator]
 
 
 def test_first_two_commands_are_demo_and_test() -> None:

@@ -128,6 +128,8 @@ STEPS = {
     "euler_maruyama_step": lambda x: ops.euler_maruyama_step(x, x, 0.5, 0.1, seed=1),
     "consistency_output": lambda x: ops.consistency_output(x, x, 0.7),
     "add_noise": lambda x: ops.add_noise(x, 0.5, seed=1),
+    "edm_input": lambda x: ops.edm_input(x, 0.7),
+    "edm_output": lambda x: ops.edm_output(x, x, 0.7),
     "scale_input": lambda x: ops.scale_input(x, 0.5),
     "weighted_step": lambda x: ops.weighted_step(x, (x,), (0.5, 0.5), clamp=(-1.0, 1.0)),
 }

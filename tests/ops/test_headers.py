@@ -122,7 +122,7 @@ WEIGHTS_HARNESS = """
 #include <cstring>
 #include <initializer_list>
 #include "cpu/lanes_{name}.h"
-#include "weights.h"
+#include "step/weights.h"
 using namespace cmsolvers;
 using namespace cmsolvers::{name};
 int main() {{
@@ -145,6 +145,12 @@ int main() {{
 """
 
 
+RULES = (
+    rules.WEIGHTS, rules.PF_ODE, rules.HEUN, rules.CONSISTENCY, rules.EDM_INPUT, rules.EDM_OUTPUT,
+    rules.EULER_MARUYAMA, rules.FOLDED,
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_rules(name, tmp_path):
     """The weights of every rule, to the bit those of rules.py; and every 16-bit argument."""
@@ -155,7 +161,7 @@ def test_rules(name, tmp_path):
     generator = np.random.default_rng(3)
     pairs = np.exp(generator.uniform(-7, 5, (2000, 2)))
     pairs[rules.PF_ODE] = 0.5, 0.0
-    which = np.arange(len(pairs)) % 6
+    which = np.arange(len(pairs)) % len(RULES)
     cases = np.column_stack([which.astype(np.uint64), pairs.view(np.uint64)])
     done = subprocess.run([str(binary)], input=cases.tobytes(), capture_output=True, check=True)
     out = torch.from_numpy(np.frombuffer(done.stdout, dtype=np.float64).copy())
@@ -167,7 +173,7 @@ def test_rules(name, tmp_path):
             expected = [*rules.folded(*pair, 0.3, 0.8), *[0.0] * 5, 1.0, 0.0, 0.0]
         else:
             numbers = [*pair, 0.002] if rule == rules.CONSISTENCY else pair
-            count = 2 if rule == rules.HEUN else 1
+            count = {rules.HEUN: 2, rules.EDM_INPUT: 0}.get(rule, 1)
             made = rules.canonical(numbers, [], [], rule, count)
             expected = [*made[: count + 1], *[0.0] * (4 - count), *made[count + 1 :]]
         assert_same_bits(got, torch.tensor(expected, dtype=torch.float64), f"{rule} {pair}")

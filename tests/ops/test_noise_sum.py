@@ -190,7 +190,7 @@ def test_vmap_is_refused():
 
 HARNESS = """
 #include <cstdio>
-#include "noise_sum_group.h"
+#include "noise_sum/group.h"
 using namespace cmsolvers;
 int main() {
   NoiseSumParams p;

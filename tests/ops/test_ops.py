@@ -84,7 +84,7 @@ def test_the_bounds_can_fail(wrong):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_instruction_sets_same_bits(mode):
-    """All sets give the same bits: their order of operations is that of csrc/step_group.h."""
+    """All sets give the same bits: their order of operations is that of csrc/step/group.h."""
     for case in CASES:
         results = []
         for name in SETS:
@@ -242,6 +242,13 @@ class TestNamed:
             scaled = ops.scale_input(x, 0.3, dtype=dtype)
             assert scaled.dtype == dtype
             assert_accurate(scaled, Exact.of(x, (0.3, x)), x.dtype, "scale_input")
+        d, total = np.longdouble(0.4), s * s + np.longdouble(0.4) ** 2
+        for dtype in (x.dtype, F16, F32):
+            scaled = ops.edm_input(x, sigma, 0.4, dtype=dtype)
+            assert scaled.dtype == dtype
+            assert_accurate(scaled, Exact.of(x, (1 / np.sqrt(total), x)), x.dtype, "edm_input")
+        exact = Exact.of(x, (d * d / total, x), (s * d / np.sqrt(total), m))
+        assert_accurate(ops.edm_output(x, m, sigma, 0.4), exact, x.dtype, "edm_output")
         noisy = ops.add_noise(x, sigma, alpha=0.9, seed=3, draw=2, offset=1, stream=noise.STEPS)
         assert_accurate(noisy, Exact.of(x, (0.9, x), (sigma, z)), x.dtype, "add_noise")
 
@@ -273,6 +280,20 @@ class TestNamed:
         levels = torch.full((x.shape[0],), 0.002)  # float32, which rounds 0.002
         assert_same_bits(ops.consistency_output(x, f, levels), x)
         assert not torch.equal(ops.consistency_output(x, torch.ones_like(x), 0.5), x)
+
+    def test_edm_at_its_ends(self):
+        """Sigma = 0 is the identity; and what EDM's formulas for the denoiser make is the same."""
+        x, f = torch.randn(4, 9), torch.full((4, 9), math.inf)
+        assert_same_bits(ops.edm_output(x, f, 0.0), x)
+        assert_same_bits(ops.edm_output(x, f, torch.zeros(4)), x)
+        assert_same_bits(ops.edm_input(x, 0, 0.25), 4 * x)
+        f = torch.randn(4, 9)
+        for sigma in (0.002, 0.3, 80.0):
+            total = sigma * sigma + 0.5 * 0.5
+            root = math.sqrt(total)
+            want = ops.weighted_step(x, (f,), (0.5 * 0.5 / total, sigma * 0.5 / root))
+            assert_same_bits(ops.edm_output(x, f, sigma), want)
+            assert_same_bits(ops.edm_input(x, sigma), ops.scale_input(x, 1.0 / root))
 
     def test_last_step_returns_the_denoised(self):
         x, d = torch.full((2, 3), math.inf), torch.randn(2, 3)

@@ -196,6 +196,8 @@ class TestOut:
             lambda **o: ops.pf_ode_step(x, m, 2.0, 1.0, **o),
             lambda **o: ops.heun_step(x, m, 2.0, 1.0, k, **o),
             lambda **o: ops.consistency_output(x, m, 2.0, **o),
+            lambda **o: ops.edm_input(x, 2.0, **o),
+            lambda **o: ops.edm_output(x, m, 2.0, **o),
             lambda **o: ops.add_noise(x, 2.0, seed=1, **o),
             lambda **o: ops.scale_input(x, 2.0, **o),
             lambda **o: ops.pf_ode_step(x, m, torch.ones(4), 1.0, **o),
@@ -206,6 +208,8 @@ class TestOut:
         half = torch.empty(4, 9, dtype=F16)
         assert ops.scale_input(x, 0.5, dtype=F16, out=half) is half
         assert_same_bits(half, (0.5 * x).half())
+        assert ops.edm_input(x, 0.0, dtype=F16, out=half) is half
+        assert_same_bits(half, (2.0 * x).half())
         near, far = ops.add_noise(x, 2.0, sigma_next=1.0, seed=1, out=x)
         assert near is x and far.shape == x.shape
 

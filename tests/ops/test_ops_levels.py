@@ -31,6 +31,9 @@ STEPS: dict[str, Step] = {
         x, m, s, t, seed=5, draw=2, offset=b
     ),
     "consistency": lambda x, m, n, s, t, b: ops.consistency_output(x, m, s, sigma_min=0.0),
+    "edm_input": lambda x, m, n, s, t, b: ops.edm_input(x, s),
+    "edm_input, float16": lambda x, m, n, s, t, b: ops.edm_input(x, s, 0.7, dtype=F16),
+    "edm_output": lambda x, m, n, s, t, b: ops.edm_output(x, m, s, 0.3),
     "scale_input": lambda x, m, n, s, t, b: ops.scale_input(x, s),
     "scale_input, float16": lambda x, m, n, s, t, b: ops.scale_input(x, s, dtype=F16),
     "add_noise": lambda x, m, n, s, t, b: ops.add_noise(x, s, alpha=t, seed=5, offset=b),
@@ -42,7 +45,8 @@ STEPS: dict[str, Step] = {
     ),
 }
 NAMED = ["pf_ode", "predictor", "heun", "euler_maruyama", "consistency", "scale_input"]
-NAMED += ["scale_input, float16", "add_noise", "pair"]
+NAMED += ["scale_input, float16", "add_noise", "pair", "edm_input", "edm_input, float16"]
+NAMED += ["edm_output"]
 
 
 def spread(values: Tensor) -> Tensor:
@@ -316,7 +320,9 @@ class TestSecondAlone:
 
 
 class TestTransforms:
-    @pytest.mark.parametrize("name", ["pf_ode", "heun", "consistency", "weights", "x0", "clamp"])
+    @pytest.mark.parametrize(
+        "name", ["pf_ode", "heun", "consistency", "edm_output", "weights", "x0", "clamp"]
+    )
     def test_derivatives(self, name):
         """Weights of all kinds among the tensors; checked against differences."""
         given = [v.double().requires_grad_() for v in (X[:, 0, :2], M[:, 0, :2], M2[:, 0, :2])]
@@ -327,13 +333,16 @@ class TestTransforms:
 
         used = [v.detach() for v in given]
         call = step
-        if name in ("pf_ode", "consistency", "clamp"):  # one input
+        if name in ("pf_ode", "consistency", "clamp", "edm_output"):  # one input
             given = given[:2]
             call = lambda x, m: step(x, m, used[2])  # noqa: E731
         assert torch.autograd.gradcheck(call, given, check_forward_ad=True)
         assert torch.autograd.gradgradcheck(call, given)
 
-    @pytest.mark.parametrize("name", ["pf_ode", "heun", "consistency", "weights", "x0"])
+    @pytest.mark.parametrize(
+        "name",
+        ["pf_ode", "heun", "consistency", "edm_input", "edm_input, float16", "weights", "x0"],
+    )
     @pytest.mark.parametrize("shape", [(4, 5), (4, 1), (4,)], ids=str)
     @pytest.mark.parametrize("both", [False, True])
     def test_vmap(self, name, shape, both):
@@ -356,7 +365,10 @@ class TestTransforms:
             want = STEPS[name](X, M, M2, S, T, 0)
             assert_same_bits(STEPS[name](X, M, M2, S.clone().requires_grad_(), T, 0), want)
 
-    @pytest.mark.parametrize("name", ["heun", "consistency", "pair", "scale_input, float16"])
+    @pytest.mark.parametrize(
+        "name",
+        ["heun", "consistency", "pair", "scale_input, float16", "edm_input, float16", "edm_output"],
+    )
     def test_compiled_whole(self, name):
         torch._dynamo.reset()
         compiled = torch.compile(STEPS[name], fullgraph=True, backend="aot_eager")

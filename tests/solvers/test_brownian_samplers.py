@@ -10,8 +10,7 @@ import cmsolvers as cm
 from cmsolvers import denoisers, noise
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
 from cmsolvers.engine.path_noise import PathNoise
-from cmsolvers.engine.plan import make_plan
-from cmsolvers.solvers.dpmpp_sde import SinglestepStages
+from support.formulas import formula_of, traced
 from support.orders import F64, FIRST, LAST, assert_order, grid
 
 SIGMAS = cm.karras_sigmas(9, 0.01, 20.0)
@@ -141,9 +140,11 @@ def test_it_is_the_path_of_the_noise_contract(sampler, options, levels):
 
 
 def test_increments_are_independent_unit_normals():
-    plan = make_plan("test", (*grid(6).tolist(), 0.0), SinglestepStages(1.0, 0.5), brownian=True)
-    path = PathNoise(plan, torch.empty(40_000, 2), 3)
-    z = [path(step.sigma, s.to) for step in plan.steps[:-1] for s in step.stages]
+    formula = formula_of(cm.dpmpp_sde, eta=1.0, r=0.5)
+    run = traced(formula, (*grid(6).tolist(), 0.0), brownian=True)
+    path = PathNoise(run, torch.empty(40_000, 2), 3)
+    ends = [(step.asks[1].level, step.to) for step in run.steps[:-1]]
+    z = [path(step.sigma, e) for step, both in zip(run.steps, ends, strict=False) for e in both]
     covariance = torch.corrcoef(torch.stack(z).reshape(len(z), -1).double())
     nested = torch.kron(torch.eye(6), torch.tensor([[1.0, 0.5**0.5], [0.5**0.5, 1.0]])).double()
     assert (covariance - nested).abs().max() < 5 / math.sqrt(80_000)
@@ -199,7 +200,7 @@ def test_other_layouts_callbacks_and_empty_batches(sampler, options):
 @each_sampler
 def test_gradients_pass_through(sampler, options):
     x = latent((2, 3), F64).requires_grad_()
-    torch.autograd.gradcheck(lambda x: sampler(MODEL, x, SIGMAS, seed=3, **options), x)
+    torch.autograd.gradcheck(lambda x: sampler(MODEL, x, SIGMAS, seed=3, grad=True, **options), x)
 
 
 @pytest.mark.parametrize("sampler", [cm.dpmpp_sde, cm.dpmpp_2m_sde, cm.dpmpp_3m_sde])

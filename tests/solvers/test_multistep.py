@@ -1,19 +1,21 @@
 """The multistep solvers: their weights, controls that must fail, orders on other grids."""
 
 import math
-from dataclasses import replace
+from functools import partial
+from itertools import zip_longest
 
 import pytest
 import torch
 
 import cmsolvers as cm
+from cmsolvers.denoisers import EDM
 from cmsolvers.denoisers.oracles import Gaussian
-from cmsolvers.engine.plan import Stage
+from cmsolvers.engine.trace import Past
 from cmsolvers.solvers import exponential
-from cmsolvers.solvers.deis import IPNDMStages
-from cmsolvers.solvers.dpmpp import dpmpp_2m_stages
-from cmsolvers.solvers.dpmpp_sde import MultistepStages
-from cmsolvers.solvers.unipc import UniPCStages
+from cmsolvers.solvers.dpmpp_sde import multistep
+from cmsolvers.solvers.unipc import corrector, predictor, weighed
+from support.formulas import changed, formula_of, moved, sampler_of
+from support.launches import counted_launches
 from support.orders import (
     F64,
     PROBLEMS,
@@ -24,7 +26,6 @@ from support.orders import (
     errors_of,
     grid,
     soft_grid,
-    with_formula,
 )
 
 # --- the exponential integrator ----------------------------------------------------------------
@@ -57,72 +58,73 @@ def test_weights_integrate_polynomials_exactly():
 # --- controls: the rows still sum to 1 and keep the spread --------------------------------------
 
 
-def moved(formula, share):
+def to_the_present(step, row):
     """Some of the last weight on past outputs goes to the output now."""
+    past = [s for s in row.terms if isinstance(s, Past)]
+    return moved(row, 0.1, past[-1], step.traced.asks[0]) if past else row
 
-    def wrong(levels, to):
-        (stage,) = formula(levels, to)
-        if not stage.w_past or to == 0:
-            return (stage,)
-        *rest, last = stage.w_past
-        return (
-            replace(stage, w_d=(stage.w_d[0] + share * last,), w_past=(*rest, last - share * last)),
-        )
 
-    return wrong
+def sde_2m(midpoint):
+    return lambda step: multistep(step, 0.0, 2, midpoint=midpoint)
 
 
 @each_problem
 @pytest.mark.parametrize(
-    "formula, keep, order",
+    "formula",
     [
-        (dpmpp_2m_stages, 1, 2),
-        (MultistepStages(0.0, 2, midpoint=True), 1, 2),
-        (MultistepStages(0.0, 2), 1, 2),
-        (UniPCStages(1, "bh1"), 1, 2),
-        (UniPCStages(1, "bh2"), 1, 2),
+        formula_of(cm.dpmpp_2m),
+        sde_2m(True),
+        sde_2m(False),
+        formula_of(cm.unipc, order=1, variant="bh1"),
+        formula_of(cm.unipc, order=1, variant="bh2"),
     ],
+    ids=["2m", "sde-midpoint", "sde-heun", "unipc-bh1", "unipc-bh2"],
 )
-def test_moving_weight_to_the_present_fails(formula, keep, order, problem):
-    wrong = with_formula(moved(formula, 0.1), keep=keep)
+def test_moving_weight_to_the_present_fails(formula, problem):
+    wrong = sampler_of(changed(formula, to_the_present))
     with pytest.raises(AssertionError, match="order"):
-        assert_order(errors_of(wrong, problem), order)
+        assert_order(errors_of(wrong, problem), 2)
 
 
 def test_half_of_the_second_difference_fails():
     """What some published code does in 3M: order 2 is left, and the test for 3 sees it."""
-    right = MultistepStages(0.0, 3)
 
-    def half(levels, to):
-        (stage,), (line,) = right(levels, to), MultistepStages(0.0, 2)(levels, to)
-        past = (*line.w_past, 0.0)
-        mean = tuple(0.5 * (a + b) for a, b in zip(stage.w_past, past, strict=False))
-        return (replace(stage, w_d=(0.5 * (stage.w_d[0] + line.w_d[0]),), w_past=mean),)
+    def parabola(step, share=1.0):
+        outputs = [step.D(step.x, step.sigma)]
+        h, nodes = exponential.steps_back(step.levels, step.to, 3)
+        outputs += [step.past(k) for k in range(1, len(nodes))]
+        rows = exponential.weights(h, nodes), exponential.weights(h, nodes[:2])
+        row = [share * a + (1 - share) * b for a, b in zip_longest(*rows, fillvalue=0.0)]
+        return math.exp(-h) * step.x + weighed(row, outputs)
 
-    mixture = PROBLEMS["mixture"]
-    errors = errors_of(with_formula(half, keep=2), mixture, SOFT_STEPS, soft_grid)
-    assert_order(errors, 2, SOFT_STEPS)
+    def errors(share):
+        sampler = sampler_of(lambda step: parabola(step, share))
+        return errors_of(sampler, PROBLEMS["mixture"], SOFT_STEPS, soft_grid)
+
+    assert_order(errors(1.0), 3, SOFT_STEPS)
+    half = errors(0.5)
+    assert_order(half, 2, SOFT_STEPS)
     with pytest.raises(AssertionError, match="order"):
-        assert_order(errors, 3, SOFT_STEPS)
+        assert_order(half, 3, SOFT_STEPS)
 
 
 @each_problem
 @pytest.mark.parametrize("order", [1, 2])
 def test_unipc_without_its_corrector_loses_an_order(order, problem):
-    predictor = UniPCStages(order, "bh2").predictor
+    def alone(step):
+        outputs = [step.D(step.x, step.sigma)]
+        outputs += [step.past(k) for k in range(1, min(order, step.index + 1))]
+        row = predictor(step.levels, step.to, order, "bh2")
+        return step.to / step.sigma * step.x + weighed(row, outputs)
 
-    def alone(levels, to):
-        now, *past = predictor(levels, to)
-        return (Stage(to, to / levels[-1], (now,), tuple(past)),)
-
-    errors = errors_of(with_formula(alone, keep=order), problem)
+    errors = errors_of(sampler_of(alone), problem)
     assert_order(errors, order)
     with pytest.raises(AssertionError, match="order"):
         assert_order(errors, order + 1)
 
 
 def test_weights_of_an_even_grid_in_deis_fail():
-    sampler = with_formula(IPNDMStages(3), keep=2, keep_slopes=True)
+    sampler = partial(cm.ipndm, order=3)
     errors = errors_of(sampler, PROBLEMS["gaussian"], SOFT_STEPS, soft_grid)
     with pytest.raises(AssertionError, match="order"):
         assert_order(errors, 3, SOFT_STEPS)
@@ -212,27 +214,15 @@ def test_outputs_whose_dtype_changes_from_step_to_step(sampler):
 
 @pytest.mark.parametrize("sampler", MULTISTEP)
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_the_loop_owns_all_its_buffers(sampler, dtype, monkeypatch):
+def test_the_loop_owns_all_its_buffers(sampler, dtype):
     """What is kept for later steps and what the network is shown lie in buffers of the run."""
-    from cmsolvers import ops
-    from cmsolvers.denoisers import EDM
-
-    written = []
-
-    def watched(original):
-        def call(*args, **options):
-            written.append(options.get("out"))
-            if options.get("second") is not None:
-                written.append(options.get("second_out"))
-            return original(*args, **options)
-
-        return call
-
-    for name in ("weighted_step", "scale_input"):
-        monkeypatch.setattr(ops, name, watched(getattr(ops, name)))
     x, unit = torch.ones(4, 6), torch.ones(4, 6)
     net = EDM(lambda x, c: 0.1 * x.sin(), dtype=dtype)
-    sampler(net, x, grid(12), **({} if sampler in NO_NOISE else {"noise_sampler": lambda *_: unit}))
+    told = {} if sampler in NO_NOISE else {"noise_sampler": lambda *_: unit}
+    with counted_launches() as seen:
+        sampler(net, x, grid(12), **told)
+    written = [launch.options.get("out") for launch in seen]
+    written += [e.options.get("second_out") for e in seen if e.options.get("second") is not None]
     assert all(out is not None for out in written)
     assert len({out.data_ptr() for out in written}) <= 8 < len(written)
 
@@ -258,22 +248,17 @@ def test_variants_of_unipc_differ_only_where_one_coefficient_is_set():
     for levels in ([10.0, 2.0], [10.0, 2.0, 0.0], [10.0, 2.0, 0.3]):
         one, two = (cm.unipc(data, x, levels, variant=v) for v in ("bh1", "bh2"))
         assert torch.equal(one, two) == (len(levels) == 2 or levels[-1] == 0)
-    solved = [UniPCStages(3, v) for v in ("bh1", "bh2")]
     levels = grid(8).tolist()
-    assert solved[0](levels[:6], levels[6]) == solved[1](levels[:6], levels[6])
+    for solved in (predictor, corrector):
+        assert solved(levels[:6], levels[6], 3, "bh1") == solved(levels[:6], levels[6], 3, "bh2")
 
 
-def test_one_evaluation_and_one_launch_a_step(monkeypatch):
+def test_one_evaluation_and_one_launch_a_step():
     """UniPC's corrector costs neither: both are in the predictor's row."""
-    from cmsolvers import ops
-
-    launches, original = [], ops.weighted_step
-    counted = lambda *a, **k: launches.append(k) or original(*a, **k)  # noqa: E731
-    monkeypatch.setattr(ops, "weighted_step", counted)
     x = torch.ones(2, 3)
     for sampler in (cm.dpmpp_2m, cm.unipc, cm.deis, cm.ipndm):
-        launches.clear()
-        _, info = sampler(Gaussian(0.5), x, grid(9), return_info=True)
+        with counted_launches() as launches:
+            _, info = sampler(Gaussian(0.5), x, grid(9), return_info=True)
         assert info.nfe == len(launches) == 9, sampler.__name__
 
 

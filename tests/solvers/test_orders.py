@@ -1,7 +1,6 @@
 """Orders of convergence by regression over five halvings, with controls that must fail."""
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,15 +8,15 @@ import torch
 
 import cmsolvers as cm
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
-from cmsolvers.engine.plan import Stage, make_plan
-from cmsolvers.solvers.ddim import AncestralStages
-from cmsolvers.solvers.dpm import dpm_2_stages
-from cmsolvers.solvers.dpm_fast import dpm_3_stages
-from cmsolvers.solvers.dpmpp_2s import dpmpp_2s_stages
-from cmsolvers.solvers.euler import euler_stages
-from cmsolvers.solvers.heun import heun_stages
-from cmsolvers.solvers.lms import AdamsStages
+from cmsolvers.engine.forms import form_of
+from cmsolvers.engine.trace import Past
+from cmsolvers.solvers.ddim import posterior
+from cmsolvers.solvers.dpm import dpm_2_step, dpm_3_step
+from cmsolvers.solvers.dpmpp import dpmpp_2s_step
+from cmsolvers.solvers.euler import euler_step
+from cmsolvers.solvers.heun import heun_step
 from support.algorithms import TABLE
+from support.formulas import changed, formula_of, moved, sampler_of, scaled, traced
 from support.orders import (
     F64,
     FIRST,
@@ -30,7 +29,6 @@ from support.orders import (
     errors_of,
     grid,
     soft_grid,
-    with_formula,
 )
 
 HIGH_ORDER_STEPS = (24, 48, 96, 192, 384, 768)
@@ -48,39 +46,48 @@ def test_order_of_the_ode_samplers(row, problem):
     assert_order(errors, row.order, steps)
 
 
+def to_the_end(block):
+    """The formula of a block that is told where it ends."""
+    return lambda step: block(step, step.to)
+
+
 @each_problem
 def test_dropping_the_corrector_fails(problem):
     with pytest.raises(AssertionError, match="order"):
-        assert_order(errors_of(with_formula(euler_stages), problem), 2)
+        assert_order(errors_of(sampler_of(to_the_end(euler_step)), problem), 2)
 
 
 @each_problem
 def test_moving_weight_between_the_slopes_fails(problem):
     """The row still sums to 1 and keeps the spread; only its order is wrong."""
 
-    def moved(levels, to):
-        predictor, corrector = heun_stages(levels, to)
-        a, b = corrector.w_d
-        return predictor, Stage(to, corrector.w_x, (0.9 * a, b + 0.1 * a))
+    def wrong(step):
+        row = heun_step(step)
+        return moved(row, 0.1, *step.traced.asks)
 
     with pytest.raises(AssertionError, match="order"):
-        assert_order(errors_of(with_formula(moved), problem), 2)
+        assert_order(errors_of(sampler_of(wrong), problem), 2)
+
+
+CONTROL = (2.0, 1.0, 0.5)
 
 
 def test_flipping_a_coefficient_is_refused_when_built():
-    def flipped(levels, to):
-        predictor, corrector = heun_stages(levels, to)
-        return predictor, Stage(to, corrector.w_x, (corrector.w_d[0], -corrector.w_d[1]))
+    def flipped(step):
+        row = heun_step(step)
+        last = step.traced.asks[1]
+        return row - 2.0 * row.terms[last] * form_of(last)
 
     with pytest.raises(ArithmeticError, match="sum to 1"):
-        make_plan("control", (2.0, 1.0, 0.5), flipped)
+        traced(flipped, CONTROL)
 
-    def too_wide(levels, to):
-        (stage,) = AncestralStages(1.0)(levels, to)
-        return (Stage(to, stage.w_x, stage.w_d, w_z=2 * stage.w_z),)
+    def too_wide(step):
+        return scaled(posterior(step, 1.0), 2.0)
 
     with pytest.raises(ArithmeticError, match="spread"):
-        make_plan("control", (2.0, 1.0, 0.5), too_wide)
+        traced(too_wide, CONTROL)
+    for right in (heun_step, lambda step: posterior(step, 1.0)):
+        assert len(traced(right, CONTROL).steps) == 2
 
 
 @each_problem
@@ -90,43 +97,28 @@ def test_dpm_fast_loses_an_order_to_a_block_of_order_one(rest, problem):
     assert_order(errors_of(cm.dpm_fast, problem, counts), 2, counts)
 
 
-def shifted(formula, stage, share=0.1):
-    """The formula with some of the last weight on D moved to the first: sums and spread stay."""
-
-    def wrong(levels, to):
-        stages = list(formula(levels, to))
-        if len(stages) > stage:
-            first, *rest, last = stages[stage].w_d
-            moved = share * last
-            stages[stage] = replace(stages[stage], w_d=(first + moved, *rest, last - moved))
-        return tuple(stages)
-
-    return wrong
+def from_last_to_first(step, row):
+    """Some of the last weight on D goes to the first: sums and spread stay."""
+    first, *_, last = step.traced.asks
+    return moved(row, 0.1, last, first) if first is not last else row
 
 
-@pytest.mark.parametrize(
-    "formula, stage, order", [(dpm_2_stages, 1, 2), (dpmpp_2s_stages, 1, 2), (dpm_3_stages, 2, 3)]
-)
-def test_moving_weight_between_stages_fails(formula, stage, order):
+@pytest.mark.parametrize("block, order", [(dpm_2_step, 2), (dpmpp_2s_step, 2), (dpm_3_step, 3)])
+def test_moving_weight_between_stages_fails(block, order):
     """The same formula unchanged has its order: only the weight that moved takes it away."""
-    steps = (16, 32, 64, 128, 256, 512)
-    assert_order(errors_of(with_formula(formula), PROBLEMS["gaussian"], steps), order, steps)
+    steps, formula = (16, 32, 64, 128, 256, 512), to_the_end(block)
+    assert_order(errors_of(sampler_of(formula), PROBLEMS["gaussian"], steps), order, steps)
+    wrong = sampler_of(changed(formula, from_last_to_first))
     with pytest.raises(AssertionError, match="order"):
-        wrong = with_formula(shifted(formula, stage))
         assert_order(errors_of(wrong, PROBLEMS["gaussian"], steps), order, steps)
 
 
 def test_moving_weight_between_past_slopes_fails():
-    right = AdamsStages(3)
+    def wrong(step, row):
+        past = [s for s in row.terms if isinstance(s, Past)]
+        return moved(row, 0.1, past[1], past[0]) if len(past) == 2 else row
 
-    def wrong(levels, to):
-        (stage,) = right(levels, to)
-        if len(stage.w_past) < 2:
-            return (stage,)
-        a, b = stage.w_past
-        return (replace(stage, w_past=(a + 0.1 * b, 0.9 * b)),)
-
-    sampler = with_formula(wrong, keep=2, keep_slopes=True)
+    sampler = sampler_of(changed(formula_of(cm.lms, order=3), wrong))
     with pytest.raises(AssertionError, match="order"):
         assert_order(errors_of(sampler, PROBLEMS["gaussian"], SOFT_STEPS, soft_grid), 3, SOFT_STEPS)
 

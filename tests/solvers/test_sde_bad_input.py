@@ -8,10 +8,7 @@ import pytest
 import torch
 
 import cmsolvers as cm
-from cmsolvers.solvers.milstein import milstein
-from cmsolvers.solvers.predictor_corrector import predictor_corrector
-from cmsolvers.solvers.sra1 import sra1
-from cmsolvers.solvers.stochastic_heun import stochastic_heun
+from cmsolvers import milstein, predictor_corrector, sra1, stochastic_heun
 from support.sde_cases import OWN, REVERSE, VP, T, latent
 
 NAN = math.nan

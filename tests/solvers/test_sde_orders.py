@@ -12,13 +12,10 @@ import torch
 from numpy.polynomial.hermite_e import hermegauss
 
 import cmsolvers as cm
-from cmsolvers import noise
+from cmsolvers import milstein, noise, predictor_corrector, sra1, stochastic_heun
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
-from cmsolvers.solvers.milstein import milstein
-from cmsolvers.solvers.predictor_corrector import predictor_corrector
-from cmsolvers.solvers.sra1 import sra1
-from cmsolvers.solvers.stochastic_heun import stochastic_heun
-from cmsolvers.solvers.stochastic_rk import Scheme
+from cmsolvers.engine import catalogue
+from cmsolvers.engine.times import check_formula, time_solver
 from support.orders import F64, FIRST, LAST, assert_order, grid
 
 PATHS, FINE = 10_000, 1024
@@ -303,11 +300,39 @@ def test_orders_on_the_probability_flow(solver, order):
     assert_order(errors, order, STEPS_WEAK)
 
 
-def test_a_table_checks_itself():
-    with pytest.raises(ArithmeticError, match=r"must sum to 0\.75"):
-        Scheme("bad", (0.0, 0.75), (0.0,), ((0.5,), (0.5, 0.5)), (((1.0,),), ((1.0,),)))
-    with pytest.raises(ArithmeticError, match=r"variance 1; got 0\.81"):
-        Scheme("bad", (0.0,), (0.0,), ((1.0,),), (((0.9,),),))
+def two_stages(step, node=0.75, share=1 / 3, size=1.0, twice=1.0):
+    """SRA1 where it has no area: Ralston's method, with noise of a size."""
+    f = step.drift(step.x, step.t)
+    y = step.x + 0.75 * step.dt * f
+    f = share * f + 2 / 3 * step.drift(twice * y, step.t + node * step.dt)
+    return step.x + step.dt * f + size * step.diffusion(step.x, step.t) * step.W()
+
+
+@pytest.mark.parametrize(
+    "wrong, text",
+    [
+        ({"node": 0.5}, r"weights of the drift must sum to 0\.25 at t = 0\.5"),
+        ({"share": 0.3}, r"weights of the drift must sum to 0\.5 at t = 0\.75"),
+        ({"twice": 2.0}, r"weights of the state must sum to 1 at t = 0\.625"),
+        ({"size": 0.9}, r"must have the variance 0\.5; .* gives 0\.405"),
+        ({"size": -1.0}, None),
+        ({}, None),
+    ],
+)
+def test_a_formula_checks_itself(wrong, text):
+    def formula(step):
+        return two_stages(step, **wrong)
+
+    known = dict(catalogue.SOLVERS)
+    solver = time_solver(order="", nfe="", source="")(formula)
+    catalogue.SOLVERS.clear()
+    catalogue.SOLVERS.update(known)
+    if text is None:
+        check_formula(formula, 1)
+        assert solver(OU, start(), [0.0, 1.0], seed=1).isfinite().all()
+        return
+    with pytest.raises(ArithmeticError, match=text):
+        solver(OU, start(), [0.0, 1.0], seed=1)
 
 
 @pytest.mark.parametrize("solver, exact", [(milstein, ito), (stochastic_heun, stratonovich)])

@@ -9,11 +9,8 @@ import pytest
 import torch
 
 import cmsolvers as cm
+from cmsolvers import milstein, predictor_corrector, sra1, stochastic_heun
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
-from cmsolvers.solvers.milstein import milstein
-from cmsolvers.solvers.predictor_corrector import predictor_corrector
-from cmsolvers.solvers.sra1 import sra1
-from cmsolvers.solvers.stochastic_heun import stochastic_heun
 from support.sde_cases import F64, SEED, close, latent, two_normals, z
 
 NAN = math.nan
@@ -268,7 +265,8 @@ def test_a_diffusion_a_sample_that_begins_to_carry_derivatives(batch):
     """Within one step g(x) has no derivative yet, and g(y) has one."""
     x, scale = latent()[:batch, 0], torch.ones((), dtype=F64, requires_grad=True)
     sde = cm.SDE(lambda x, t: -scale * x, lambda x, t: 0.1 * x.norm(dim=1), state_dependent=True)
-    own = stochastic_heun(sde, x, [0.0, 0.5, 1.0], seed=SEED)
+    own = stochastic_heun(sde, x, [0.0, 0.5, 1.0], seed=SEED, grad=True)
+    assert own.requires_grad
     with torch.no_grad():
         close(own.detach(), stochastic_heun(sde, x, [0.0, 0.5, 1.0], seed=SEED))
 
@@ -277,6 +275,6 @@ def test_gradients_where_the_score_is_zero():
     """A network whose last layer starts at zero is the usual case."""
     w = torch.zeros((), dtype=F64, requires_grad=True)
     sde = cm.VP().reverse(lambda x, t: w * x)
-    y = predictor_corrector(sde, latent(), [1.0, 0.5, 0.1], seed=SEED)
+    y = predictor_corrector(sde, latent(), [1.0, 0.5, 0.1], seed=SEED, grad=True)
     (slope,) = torch.autograd.grad(y.sum(), w)
     assert slope.isfinite() and slope != 0

@@ -6,8 +6,6 @@ from scipy.integrate import solve_ivp
 
 import cmsolvers as cm
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
-from cmsolvers.engine.plan import make_plan
-from cmsolvers.engine.run import run
 
 F64 = torch.float64
 FIRST, LAST = 10.0, 0.1
@@ -63,13 +61,3 @@ each_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEM
 def errors_of(sampler, problem, steps=STEPS, grid=grid):
     data, x, exact = problem
     return [(sampler(data, x, grid(n)) - exact).abs().max() for n in steps]
-
-
-def with_formula(formula, **options):
-    """A sampler out of a formula alone: what a new solver is."""
-
-    def sampler(denoiser, x, sigmas):
-        plan = make_plan("control", tuple(sigmas.tolist()), formula, **options)
-        return run(plan, denoiser, x)
-
-    return sampler

@@ -19,8 +19,8 @@ def latent(n=N, dtype=F64):
     return TOP * noise.normal((n, 1), 1, dtype=dtype)
 
 
-def told(x, sigma):
-    """A model that says which level it was asked at."""
+def shows_its_level(x, sigma):
+    """A model whose output shows the level of its call."""
     return sigma.reshape(-1, 1).expand_as(x).clone()
 
 
@@ -28,7 +28,11 @@ def told(x, sigma):
 def test_unimodal_metric(wanted):
     """The optimum in ln sigma is within the interval that is left: ln(80 / 0.002) (2/3)^k."""
     found = greedy_sigmas(
-        told, latent(4), lambda s: abs(math.log(s[0, 0]) - math.log(wanted)), 2, iterations=30
+        shows_its_level,
+        latent(4),
+        lambda s: abs(math.log(s[0, 0]) - math.log(wanted)),
+        2,
+        iterations=30,
     )
     assert found.sigmas[0] == TOP
     left = math.log(TOP / END) * (2 / 3) ** 30
@@ -39,7 +43,9 @@ def test_unimodal_metric(wanted):
 
 def test_levels_never_rise():
     """The best level is taken once; the next, which would be the same again, comes from below."""
-    found = greedy_sigmas(told, latent(4), lambda s: abs(s[0, 0] - 5.0), 3, iterations=25)
+    found = greedy_sigmas(
+        shows_its_level, latent(4), lambda s: abs(s[0, 0] - 5.0), 3, iterations=25
+    )
     assert found.sigmas[1] == pytest.approx(5.0, rel=1e-3)
     assert found.sigmas[2] <= found.sigmas[1]
     assert found.sigmas[2] == pytest.approx(5.0, rel=1e-2)
@@ -60,7 +66,7 @@ def imperfect(x, sigma):
 def test_moment_error_of_an_imperfect_function():
     """On Gaussian data the error of the mean is known exactly, and so is the best second level.
 
-    A level shrinks what was wrong before and adds an error of its own.
+    A level shrinks what was wrong before and adds a new error.
     """
     x = torch.cat([latent(400), -latent(400)])  # the start has no part in the mean
     z = noise.normal(x.shape, 3, stream=noise.STEPS, dtype=F64).mean().item()
@@ -107,7 +113,7 @@ def test_calls_of_the_model():
 
     def f(x, sigma, *, gain):
         calls.append(sigma[0].item())
-        return gain * told(x, sigma)
+        return gain * shows_its_level(x, sigma)
 
     x = latent(3)
     before = x.clone()
@@ -117,16 +123,16 @@ def test_calls_of_the_model():
     assert len(calls) == found.evaluations == 1 + 2 * 2 * 4
     assert calls[0] == 10.0 and all(END < level < 10.0 for level in calls[1:])
     assert torch.equal(x, before)
-    assert greedy_sigmas(told, x, lambda s: 1.0, 1).sigmas.tolist() == [TOP]
+    assert greedy_sigmas(shows_its_level, x, lambda s: 1.0, 1).sigmas.tolist() == [TOP]
 
 
 def test_progress_shows_level_and_evaluations(capsys):
-    greedy_sigmas(told, latent(3), lambda s: s[0, 0], 2, iterations=3, progress=True)
+    greedy_sigmas(shows_its_level, latent(3), lambda s: s[0, 0], 2, iterations=3, progress=True)
     shown = capsys.readouterr().err
     assert "sigma" in shown and "7/7" in shown
 
 
-def run(f=told, metric=lambda s: 0.0, steps=2, x=None, **options):
+def run(f=shows_its_level, metric=lambda s: 0.0, steps=2, x=None, **options):
     return lambda: greedy_sigmas(f, latent(3) if x is None else x, metric, steps, **options)
 
 

@@ -174,6 +174,34 @@ def test_average_warms_up_and_takes_a_rate():
     assert float(other.module.weight) == 9.0
 
 
+class Around(nn.Module):
+    """A denoiser that is a module around a network, with a number and a function beside it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.sigma_data, self.c_noise = net, 0.5, math.log
+
+    def forward(self, x: Tensor, sigma: float) -> Tensor:
+        return self.sigma_data * self.net(x) + self.c_noise(sigma)
+
+
+def test_average_of_a_module_around_a_network_is_one_too():
+    net = nn.Linear(2, 2)
+    model = Around(net)
+    ema = training.EMA(model, 0.5)
+    before = net.weight.detach().clone()
+    net.weight.data += 1.0
+    ema.update(model)
+    torch.testing.assert_close(ema.module.net.weight, before + 0.5)
+    assert ema.module.net is not net and not ema.module.training
+    x = torch.ones(1, 2)
+    expected = 0.5 * nn.functional.linear(x, before + 0.5, net.bias) + math.log(2.0)
+    torch.testing.assert_close(ema.module(x, 2.0), expected)
+    other = training.EMA(Around(nn.Linear(2, 2)))
+    other.load_state_dict(ema.state_dict())
+    assert torch.equal(other.module(x, 2.0), ema.module(x, 2.0)) and other.steps == 1
+
+
 def test_bad_averages():
     with pytest.raises(ValueError, match="below 1"):
         training.EMA(nn.Linear(1, 1), 1.0)
@@ -593,13 +621,13 @@ class TestTrainCommand:
         common = ("--data", tmp_path / "data.npy", "--out", tmp_path, "--batch", 8)
         assert cli.main([*map(str, ("train", *common, "--steps", 2, "--quiet"))]) == 0
         cd = (*common, "--model", "cd", "--teacher", score)
-        assert "--network must not" in self.refused(capsys, *cd, "--network", "mlp")
-        assert "--sigma-max must not" in self.refused(capsys, *cd, "--sigma-max", 80)
-        assert "--data must be" in self.refused(capsys, *cd, "--data", other)
-        assert "--data must be" in self.refused(capsys, *cd, "--data", tmp_path / "small.npy")
+        assert "network must not" in self.refused(capsys, *cd, "--network", "mlp")
+        assert "sigma_max must not" in self.refused(capsys, *cd, "--sigma-max", 80)
+        assert "data must be" in self.refused(capsys, *cd, "--data", other)
+        assert "data must be" in self.refused(capsys, *cd, "--data", tmp_path / "small.npy")
         for kind in ("score", "ct"):
             error = self.refused(capsys, *common, "--model", kind, "--teacher", score)
-            assert f"--teacher is for --model cd; got --model {kind}" in error
+            assert f"teacher must be left out unless model is 'cd'; got model {kind!r}" in error
         assert "every must be at least 0" in self.refused(
             capsys, *common, "--model", "ct", "--every", -1
         )

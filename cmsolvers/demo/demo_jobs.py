@@ -1,0 +1,190 @@
+"""The demo's long parts as jobs: pure functions of their arguments and of checkpoint files.
+
+Every job runs on one thread, so that its result does not depend on how many cores there are; two
+jobs run side by side, each in its own process. On two cores that is also faster than one job on
+two threads: networks this small spend much of the time waiting at the end of each parallel region.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmsolvers.demo import digits
+from cmsolvers.demo.compared_samplers import draw, latents
+from cmsolvers.demo.demo_results import Training
+from cmsolvers.demo.demo_settings import SHAPE, DemoSettings, Files
+from cmsolvers.demo.judge import Judge, classifier_trainer
+from cmsolvers.schedules import exponential_sigmas
+from cmsolvers.training import TrainingSettings
+from cmsolvers.training.recipes import (
+    Model,
+    Spec,
+    consistency_trainer,
+    default_settings,
+    distillation_trainer,
+    load_model,
+    score_trainer,
+    trained,
+)
+from cmsolvers.training.trainer import Trainer
+
+Outcome: TypeAlias = dict[str, Training]
+"""The trainings of a job, by the kind of model."""
+Pixels: TypeAlias = NDArray[np.float32]
+R = TypeVar("R")
+
+
+def train_score_and_distil(files: Files, settings: DemoSettings, progress: bool) -> Outcome:
+    """The score model, then consistency distillation from it."""
+    data, about = digits.load().train, _about()
+    spec = _spec("score", settings)
+    course = _course("score", settings.score_steps, settings)
+    score = score_trainer(spec, data, course, about)
+    outcome = _train(score, files, "score", progress, "score model", 0)
+    teacher = trained(score, spec)
+    course = _course("cd", settings.cd_steps, settings)
+    distilled = distillation_trainer(_spec("cd", settings), data, course, teacher, about=about)
+    return outcome | _train(distilled, files, "cd", progress, "consistency distillation", 0)
+
+
+def train_judge_and_consistency(files: Files, settings: DemoSettings, progress: bool) -> Outcome:
+    """The classifier, then consistency training from scratch."""
+    data = digits.load()
+    judge = classifier_trainer(data, settings.classifier_steps, settings.seed)
+    outcome = _train(judge, files, "classifier", progress, "classifier", 1)
+    course = _course("ct", settings.ct_steps, settings)
+    trainer = consistency_trainer(_spec("ct", settings), data.train, course, about=_about())
+    return outcome | _train(trainer, files, "ct", progress, "consistency training", 1)
+
+
+def _about() -> dict[str, object]:
+    return {"scale": asdict(digits.load().scale), "data": digits.NAME}
+
+
+def _spec(kind: str, settings: DemoSettings) -> Spec:
+    return Spec(kind, SHAPE, options={"width": settings.width})
+
+
+def _course(kind: str, steps: int, settings: DemoSettings) -> TrainingSettings:
+    return default_settings(kind, steps, 128, settings.seed)
+
+
+def _train(
+    trainer: Trainer, files: Files, kind: str, progress: bool, label: str, position: int
+) -> Outcome:
+    start = time.perf_counter()
+    trainer.run(
+        checkpoint=files.model(kind), progress=progress, description=label, position=position
+    )
+    return {kind: {"losses": trainer.history, "seconds": time.perf_counter() - start}}
+
+
+@lru_cache(maxsize=8)
+def _model(files: Files, kind: str) -> Model:
+    return load_model(files.model(kind))
+
+
+def search_levels(files: Files, kind: str, settings: DemoSettings) -> list[list[float]]:
+    """Levels for 1 to 4 steps; each adds the one level that gives the smallest Fréchet distance.
+
+    The distance is that of samples of another seed to the training digits: the held-out digits and
+    the samples of the report have no part in the choice.
+    """
+    model, judge = _model(files, kind), Judge.load(files.model("classifier"), digits.load())
+    seed = settings.seed + 1000
+    z = latents(SHAPE, settings.samples, seed)
+    grid = exponential_sigmas(settings.candidates, 0.1, 8.0, append_zero=False).tolist()
+    chosen = [[model.spec.sigma_max]]
+    for steps in (2, 3, 4):
+        tried = []
+        for level in (round(s, 3) for s in grid):
+            if level not in chosen[-1]:
+                levels = sorted([*chosen[-1], level], reverse=True)
+                x, _ = draw(kind, model, z, steps, seed, levels=levels)
+                tried.append((judge.frechet(x, to_train=True), levels))
+        chosen.append(min(tried)[1])
+    return chosen
+
+
+def sample(
+    files: Files,
+    key: str,
+    kind: str,
+    steps: int,
+    n: int,
+    seed: int,
+    levels: Sequence[float] | None,
+) -> tuple[Pixels, int, float]:
+    """(samples, NFE, seconds) of one sampler; the first call, on two samples, is not timed."""
+    model, z = _model(files, kind), latents(SHAPE, n, seed)
+    draw(key, model, z[:2], steps, seed, levels=levels)
+    start = time.perf_counter()
+    x, nfe = draw(key, model, z, steps, seed, levels=levels)
+    return x.numpy(), nfe, time.perf_counter() - start
+
+
+class Workers:
+    """Runs jobs in `count` processes of one thread each; with one, in this process."""
+
+    def __init__(self, count: int) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        if count > 1:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(count, mp_context=context, initializer=_one_thread)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def run(self, jobs: Sequence[Callable[[], R]]) -> Iterator[tuple[int, R]]:
+        """(index, result) of each job, in the order in which they end.
+
+        Args:
+            jobs: what another process can be sent, such as `functools.partial` of functions here.
+        """
+        if self._pool is None:
+            for i, job in enumerate(jobs):
+                yield i, job()
+            return
+        futures: dict[Future[R], int] = {self._pool.submit(job): i for i, job in enumerate(jobs)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A block on one thread and with deterministic algorithms; both are reset at its end."""
+    threads = torch.get_num_threads()
+    strict = torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
+
+
+def as_tensor(samples: Pixels) -> Tensor:
+    """What `sample` returned, as a tensor."""
+    return torch.from_numpy(samples)

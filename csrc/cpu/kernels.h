@@ -1,0 +1,20 @@
+// The CPU kernels of all operators, one table for each compiled instruction set.
+#pragma once
+
+#include "../noise_sum/params.h"
+#include "../step/params.h"
+
+namespace cmsolvers {
+
+struct CpuKernels {
+  // Positions begin .. end - 1 of the step. `stream`: store past the caches.
+  void (*step)(const StepParams& params, int64_t begin, int64_t end, bool stream);
+  // Positions begin .. end - 1 of the sum.
+  void (*noise_sum)(const NoiseSumParams& params, int64_t begin, int64_t end);
+};
+
+const CpuKernels* portable_kernels();
+const CpuKernels* avx2_kernels();    // nullptr where they were not compiled
+const CpuKernels* avx512_kernels();  // nullptr where they were not compiled
+
+}  // namespace cmsolvers

@@ -1,0 +1,23 @@
+// The kernels for AVX2, FMA and F16C.
+#define CMS_ISA avx2
+#include "kernels.h"
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include "lanes_avx2.h"
+
+#include "../noise_sum/cpu_kernel.h"
+#include "../step/cpu_kernel.h"
+
+namespace cmsolvers {
+const CpuKernels* avx2_kernels() {
+  static const CpuKernels kernels{&avx2::run, &avx2::run_noise_sum};
+  return &kernels;
+}
+}  // namespace cmsolvers
+#else
+namespace cmsolvers {
+const CpuKernels* avx2_kernels() {
+  return nullptr;
+}
+}  // namespace cmsolvers
+#endif

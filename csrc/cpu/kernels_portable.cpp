@@ -1,0 +1,14 @@
+// The kernels for any processor.
+#define CMS_ISA portable
+#include "kernels.h"
+#include "lanes_portable.h"
+
+#include "../noise_sum/cpu_kernel.h"
+#include "../step/cpu_kernel.h"
+
+namespace cmsolvers {
+const CpuKernels* portable_kernels() {
+  static const CpuKernels kernels{&portable::run, &portable::run_noise_sum};
+  return &kernels;
+}
+}  // namespace cmsolvers

@@ -1,0 +1,59 @@
+// Launches of sums of noise.
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include <algorithm>
+
+#include "thread.h"
+
+namespace cmsolvers {
+namespace cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kBlocksPerMultiprocessor = 16;
+
+template <class State, bool kPermuted>
+__global__ void __launch_bounds__(kThreads, 4)
+    noise_sum_kernel(const __grid_constant__ NoiseSumParams params,
+                     const __grid_constant__ Plan plan) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  noise_sum_thread<State, kPermuted>(params, plan, first, stride);
+}
+
+template <class State>
+void run(const NoiseSumParams& params, const Plan& plan, int device, cudaStream_t stream) {
+  int multiprocessors = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  const int64_t needed = (plan.units + kThreads - 1) / kThreads;
+  const int64_t most = static_cast<int64_t>(multiprocessors) * kBlocksPerMultiprocessor;
+  const unsigned blocks = static_cast<unsigned>(std::min(needed, most));
+  if (plan.permuted)
+    noise_sum_kernel<State, true><<<blocks, kThreads, 0, stream>>>(params, plan);
+  else
+    noise_sum_kernel<State, false><<<blocks, kThreads, 0, stream>>>(params, plan);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace
+}  // namespace cuda
+
+void launch_noise_sum_cuda(const NoiseSumParams& params, int device, void* stream) {
+  if (params.place.total == 0) return;
+  const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
+  const cuda::Plan plan = cuda::make_plan(params.place);
+  const auto on = static_cast<cudaStream_t>(stream);
+  switch (params.place.state) {
+    case DType::f64:
+      return cuda::run<double>(params, plan, device, on);
+    case DType::f32:
+      return cuda::run<float>(params, plan, device, on);
+    case DType::f16:
+      return cuda::run<cuda::Half>(params, plan, device, on);
+    case DType::bf16:
+      return cuda::run<cuda::BFloat>(params, plan, device, on);
+  }
+}
+
+}  // namespace cmsolvers

@@ -90,8 +90,9 @@ class Live:
         self._alive = [x]
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """The tensor, which lives to the end of the step."""
-        self._alive.append(tensor)
+        """The tensor, whose buffer is not used again before the end of the step."""
+        if self._reuse:
+            self._alive.append(tensor)
         return tensor
 
     def tensor(self, form: Form) -> Tensor:

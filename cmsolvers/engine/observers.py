@@ -122,7 +122,7 @@ class _NoBar(AbstractContextManager["_NoBar"]):
 
 
 class _Bar(AbstractContextManager["_Bar"]):
-    def __init__(self, name: str, steps: int) -> None:
+    def __init__(self, name: str, steps: int | None) -> None:
         from tqdm.auto import tqdm
 
         self._bar = tqdm(total=steps, desc=name)
@@ -136,6 +136,6 @@ class _Bar(AbstractContextManager["_Bar"]):
         self._bar.close()
 
 
-def bar(progress: bool, name: str, steps: int) -> _Bar | _NoBar:
+def bar(progress: bool, name: str, steps: int | None) -> _Bar | _NoBar:
     """A tqdm bar that shows the level and the NFE, or nothing."""
     return _Bar(name, steps) if progress else _NoBar()

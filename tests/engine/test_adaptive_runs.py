@@ -1,5 +1,6 @@
 """What adaptive runs count, pass on and show, and how they fail."""
 
+import inspect
 import math
 
 import pytest
@@ -9,6 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cmsolvers as cm
 from cmsolvers import noise
 from cmsolvers.engine.adaptive import SolverError
+from cmsolvers.engine.adaptive import method as method_module
+from cmsolvers.engine.options import SHARED
+from cmsolvers.engine.outputs import Outputs
 from cmsolvers.solvers import adaptive_sde, dpm_adaptive, rk_pf_ode
 from cmsolvers.solvers.rk_pf_ode import solve
 from support.adaptive_cases import (
@@ -53,6 +57,17 @@ def test_calls_are_counted(name):
     )[1]
     assert set(calls) == {8} and masked.attempts == math.ceil(info.attempts / 5) * 5
     assert torch.equal(masked.nfe, info.nfe)
+
+
+@pytest.mark.parametrize("solver", [rk_pf_ode, dpm_adaptive, adaptive_sde])
+def test_help_is_complete_and_defaults_are_shared(solver):
+    parameters = inspect.signature(solver).parameters
+    text = inspect.getdoc(solver)
+    arguments = text[text.index("Args:") : text.index("Returns:")]
+    assert all(f"    {name}: " in arguments for name in parameters)
+    assert "as in `" not in text and "as there" not in text and "{" not in text
+    for option in SHARED:
+        assert parameters[option.name].default == option.default
 
 
 def test_masked_mode_need_not_look():
@@ -166,6 +181,102 @@ def test_callback_and_progress(capsys):
 
     with pytest.raises(KeyboardInterrupt):
         dpm_adaptive(MIXTURE, START, [FIRST, LAST], callback=stop)
+
+
+# --- networks with one buffer ---------------------------------------------------------------------
+
+
+class Static:
+    """A network with one buffer for its output, as captured graphs and other runtimes have.
+
+    Its first calls make tensors of their own, as those of a compiler that looks on.
+    """
+
+    def __init__(self, model, own=0):
+        self.model, self.own, self.buffer = model, own, None
+
+    def __call__(self, x, t):
+        out = self.model(x, t)
+        if self.own > 0:
+            self.own -= 1
+            return out
+        if self.buffer is None:
+            self.buffer = torch.empty_like(out)
+        return self.buffer[: len(x)].copy_(out)
+
+
+def static_case(name):
+    """(run of a model, the model)."""
+    if name == "sde":
+        options = {"rtol": 0.05, "atol": 0.05, "seed": 1, "return_info": True}
+
+        def in_time(drift, **more):
+            sde = cm.SDE(drift, lambda t: 0.3)
+            return adaptive_sde(sde, START, [0.0, 1.0], **options, **more)
+
+        return in_time, lambda x, t: -2 * x
+    solver = SOLVERS[name.removesuffix("-eta")]
+    options = {"rtol": 1e-3, "atol": 1e-3, "return_info": True}
+    if name.endswith("eta"):
+        options |= {"seed": 1, "eta": 1.0}
+    return lambda d, **more: solver(d, START, [FIRST, LAST], **options, **more), MIXTURE
+
+
+STATIC = ["heun21-sigma", "dopri54-log_sigma", "dpm3", "dpm2-eta", "sde"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", STATIC)
+def test_networks_that_return_the_same_memory(name, mode):
+    run, model = static_case(name)
+    expected, info = run(lambda x, t: model(x, t).clone(), mode=mode)
+    for own in (0, 5):
+        for watched in ({}, {"callback": lambda shown: None}):
+            y, counts = run(Static(model, own), mode=mode, **watched)
+            assert_same_bits(y, expected, f"{name}, static after {own} calls")
+            assert torch.equal(counts.nfe, info.nfe) and counts.calls == info.calls
+
+
+class Trusting(Outputs):
+    """Takes every output for a tensor of its own."""
+
+    def returned(self, outs, shown):
+        pass
+
+    def hold(self, out):
+        return out
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_outputs_taken_for_new_tensors_spoil_the_result(name, monkeypatch):
+    run, model = static_case(name)
+    expected, _ = run(model)
+    monkeypatch.setattr(method_module, "Outputs", Trusting)
+    try:
+        y, _ = run(Static(model))
+    except SolverError:
+        return
+    assert not torch.equal(y, expected)
+
+
+def test_what_returns_its_input_is_no_network_with_one_buffer():
+    calls = []
+
+    def identity(x, sigma):
+        calls.append(sigma)
+        return x
+
+    for mode in MODES:
+        y, info = rk_pf_ode(identity, START, [FIRST, LAST], mode=mode, return_info=True)
+        assert torch.equal(y, START) and info.calls == len(calls)
+        calls.clear()
+
+
+def test_runs_record_nothing_unless_asked():
+    x = START.clone().requires_grad_()
+    with pytest.warns(UserWarning, match="rk_pf_ode runs without autograd; grad=True"):
+        assert not rk_pf_ode(MIXTURE, x, [FIRST, LAST]).requires_grad
+    assert rk_pf_ode(MIXTURE, x, [FIRST, LAST], grad=True).requires_grad
 
 
 # --- failures ------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from cmsolvers.engine.adaptive.method import Method, Outcome, Step
 from cmsolvers.engine.adaptive.options import Grid
 from cmsolvers.engine.live import Held
 from cmsolvers.engine.observers import bar
+from cmsolvers.engine.outputs import StaticOutputError
 
 NOT_FINITE, UNDERFLOW, BAD_OUTPUT = 1, 2, 3
 _MEANS = {
@@ -89,20 +90,23 @@ class Run:
         control: the step sizes.
         x: the user's x, [B, ...], whose dtype and layout results have.
         grid: a step lands on every stop.
+        copies: whether the model's outputs are copied, since it returns the same memory again.
 
     Attributes:
         now: the samples under way; their step sizes `h` must be set before `go`.
         times: the stops as the method has them.
     """
 
-    def __init__(self, method: Method, control: Control, x: Tensor, grid: Grid) -> None:
+    def __init__(
+        self, method: Method, control: Control, x: Tensor, grid: Grid, *, copies: bool
+    ) -> None:
         self.method, self._control, self._like, self._grid = method, control, x, grid
         self._settings = settings = method.settings
         self._compact = settings.mode == "compact"
         self._extra: dict[str, Any] = dict(settings.extra_args or {})
         if self._compact:
             self._extra = {**all_samples(method.model.function, x), **self._extra}
-        method.model.extra = self._extra
+        method.model.begin(self._extra, copies=copies)
         # Half precision is widened: errors and small steps need the digits.
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         # Compact mode waits for the errors anyway, and small arithmetic is quicker on the host.
@@ -318,9 +322,16 @@ def run(
     first_step: float | Callable[[Run], Tensor],
 ) -> tuple[Tensor, AdaptiveInfo]:
     """Run to the end of a grid, with a first step size or what finds those of all samples."""
-    one = Run(method, control, x, grid)
-    if x.shape[0]:
-        one.evaluate_first()
-        size = first_step(one) if callable(first_step) else first_step
-        one.now.h = one.now.h + size
-    return one.go()
+
+    def once(*, copies: bool) -> tuple[Tensor, AdaptiveInfo]:
+        one = Run(method, control, x, grid, copies=copies)
+        if x.shape[0]:
+            one.evaluate_first()
+            one.now.h = one.now.h + (first_step(one) if callable(first_step) else first_step)
+        return one.go()
+
+    seen = method.settings.callback is not None or method.settings.noise_sampler is not None
+    try:
+        return once(copies=seen)
+    except StaticOutputError:
+        return once(copies=True)  # the same run again: noise is a function of its seed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +20,6 @@ from cmsolvers.engine.live import Held, Live, held
 from cmsolvers.engine.machine import transformed
 from cmsolvers.engine.outputs import Outputs
 from cmsolvers.ops.noise_sum import noise_sum
-
-# More calls than a step has, and than a network's compiler looks at before it settles on a buffer.
-_YOUNG = 8
 
 
 class Model:
@@ -52,15 +48,21 @@ class Model:
         look: bool = False,
     ) -> None:
         self.name, self.function, self.dtype, self._look = name, function, dtype, look
-        self.extra: Mapping[str, Any] = {}
-        self.calls = 0
         self.bad: Tensor | None = None
-        self._kept: list[Held] = []
+        self.begin({}, copies=True)
+
+    def begin(self, extra: Mapping[str, Any], *, copies: bool) -> None:
+        """A run begins; `copies` is that of `Outputs`."""
+        self.extra, self.calls, self.bad, self._copies = extra, 0, None, copies
         # Addresses cannot be asked for under a transform.
-        self._outputs = None if transformed() else Outputs(_YOUNG)
+        self._outputs = None if transformed() else Outputs(copies=copies)
 
     def __call__(self, y: Tensor, level: Tensor) -> Held:
-        """Its output at y, level [b] on any device; no later call overwrites it until `forget`."""
+        """Its output at y, level [b] on any device; no later call overwrites it until `forget`.
+
+        Raises:
+            StaticOutputError: the output lies where an earlier one does, and copies are needed.
+        """
         y = y.to(self.dtype)
         out = self.function(y, level.to(device=y.device, dtype=self.dtype), **self.extra)
         out = check.model_output(self.name, out, y)
@@ -69,21 +71,18 @@ class Model:
             size = math.prod(out.shape[1:])
             bad = ~out.detach().isfinite().reshape(out.shape[0], size).all(1)
             self.bad = bad if self.bad is None else self.bad | bad
-        answer = Held(out, self.name)
         if self._outputs is not None:
-            self._outputs.returned(self.name, (out,))
-            answer.tensor = self._outputs.hold(out, partial(setattr, answer, "tensor"))
-            self._kept.append(answer)
-        return answer
+            self._outputs.returned((out,), y)
+            out = self._outputs.hold(out)
+        return Held(out, self.name)
 
     def forget(self, keep: Held | None = None) -> None:
         """Nothing reads the outputs so far any more, but for one."""
         self.bad = None
         if self._outputs is not None:
-            for answer in self._kept:
-                if answer is not keep:
-                    self._outputs.release(answer.tensor)
-            self._kept = [answer for answer in self._kept if answer is keep]
+            self._outputs.clear()
+            if keep is not None and not self._copies:
+                self._outputs.hold(keep.tensor)
 
 
 class Step:

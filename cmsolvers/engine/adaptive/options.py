@@ -76,8 +76,8 @@ class Settings:
         "max_steps tries and looks after them (not at all while a graph is captured: "
         "`info.finished` says it then).",
     )
-    seed: noise.SeedLike = like(_FIXED["seed"])
-    noise_sampler: NoiseSampler | None = like(
+    seed: noise.SeedLike = like(_FIXED["seed"])  # noqa: RUF009
+    noise_sampler: NoiseSampler | None = like(  # noqa: RUF009
         _FIXED["noise_sampler"],
         "`noise_sampler({start}, {end}) -> Tensor` with float64 [B] each, unit normal in the shape "
         "of x, in place of the built-in noise{noise_spans}.",
@@ -88,7 +88,7 @@ class Settings:
         "dicts, lists and tuples too) whose first size is B are rows of samples and follow their "
         "samples.",
     )
-    callback: Callable[[dict[str, Any]], object] | None = like(
+    callback: Callable[[dict[str, Any]], object] | None = like(  # noqa: RUF009
         _FIXED["callback"],
         "called before each try with {entry} i counts tries, `samples` [b] are places in the "
         "batch, {level}s are float64 [b]. What it raises ends the run.",
@@ -104,7 +104,7 @@ class Settings:
         "By default a step whose error is not a number is tried smaller, and SolverError is raised "
         "where no step is small enough.",
     )
-    trajectory: bool | Levels | None = like(
+    trajectory: bool | Levels | None = like(  # noqa: RUF009
         _FIXED["trajectory"],
         "True for the state at every {level} of {grid}, or the {level}s whose states are wanted; "
         "steps are made to land there. The states are copied to `info.trajectory`, [K, B, ...], "

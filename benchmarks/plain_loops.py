@@ -1,4 +1,4 @@
-"""What users write without the library: preconditioning, guidance and sampler loops in plain torch."""
+"""What users write without the library: preconditioning, guidance and loops in plain torch."""
 
 from __future__ import annotations
 

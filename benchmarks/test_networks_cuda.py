@@ -1,8 +1,8 @@
-"""Whole runs of real networks on a GPU: eager, captured and compiled, against what users have today.
+"""Whole runs of real networks on a GPU: eager, captured and compiled, against what users have.
 
-Made for a machine that is lent for minutes and has no network: a rival that cannot be imported, built
-or run is left out and named in `extra_info`, and once `BUDGET_SECONDS` are over nothing is compiled
-any more.
+Made for a machine that is lent for minutes and cannot download: a rival that cannot be imported,
+built or run is left out and named in `extra_info`, and once `BUDGET_SECONDS` are over nothing is
+compiled any more.
 """
 
 from __future__ import annotations
@@ -182,9 +182,7 @@ def heun_rivals(net: Any, x: Tensor, dtype: torch.dtype | None) -> Rivals:
         return lambda: cmsolvers.heun_pf_ode(d, x, sigmas)
 
     def captured(model: Any) -> Call:
-        run = cmsolvers.capture(
-            cmsolvers.heun_pf_ode, denoisers.EDM(model, dtype=dtype), x, sigmas
-        )
+        run = cmsolvers.capture(cmsolvers.heun_pf_ode, denoisers.EDM(model, dtype=dtype), x, sigmas)
         return lambda: run(x)
 
     def loop(model: Any) -> Call:

@@ -116,9 +116,7 @@ def test_the_loops_agree(name: str, kind: str) -> None:
     ours: Any = denoisers.EDM(net)
     rival = plain_loops.edm(net)
     if kind == "guided":
-        ours = denoisers.guided(
-            ours, SCALE, conditional=CONDITION, unconditional={}, batched=False
-        )
+        ours = denoisers.guided(ours, SCALE, conditional=CONDITION, unconditional={}, batched=False)
         rival = plain_loops.guided(rival, SCALE, CONDITION)
     expected = getattr(cmsolvers, name)(ours, x, sigmas)
     loop = {"heun_pf_ode": plain_loops.heun, "dpmpp_2m": plain_loops.dpmpp_2m}[name]

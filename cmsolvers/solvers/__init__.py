@@ -5,7 +5,6 @@ from cmsolvers.solvers.ancestral import euler_ancestral
 from cmsolvers.solvers.ddim import ddim, ddpm_ancestral
 from cmsolvers.solvers.deis import deis, ipndm
 from cmsolvers.solvers.dpm import dpm_2, dpm_2_ancestral, dpm_fast
-
 from cmsolvers.solvers.dpm_adaptive import dpm_adaptive
 from cmsolvers.solvers.dpmpp import dpmpp_2m, dpmpp_2s_ancestral
 from cmsolvers.solvers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
@@ -17,7 +16,6 @@ from cmsolvers.solvers.milstein import milstein
 from cmsolvers.solvers.multistep_consistency import consistency_sample
 from cmsolvers.solvers.predictor_corrector import predictor_corrector
 from cmsolvers.solvers.restart import restart
-
 from cmsolvers.solvers.rk_pf_ode import rk_pf_ode
 from cmsolvers.solvers.sra1 import sra1
 from cmsolvers.solvers.stochastic_heun import stochastic_heun

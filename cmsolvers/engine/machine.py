@@ -113,6 +113,7 @@ class Machine:
                 type(found) is not Tensor
                 or found.dtype is not self._dtype
                 or self.x.is_cuda
+                or not found.is_cpu
                 or (found.shape != self._shape)
             ):
                 check.model_output(leaf.name, found, self.x)

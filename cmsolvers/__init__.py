@@ -1,101 +1,63 @@
-"""Solvers and losses for score-based generative models and consistency models."""
+"""Samplers, solvers and losses for score-based generative models and consistency models.
 
-from cmsolvers.denoisers import ConsistencyFunction, oracles
-from cmsolvers.engine.adaptive import AdaptiveInfo, SolverError
-from cmsolvers.engine.capture import capture
-from cmsolvers.ops import build_info
-from cmsolvers.processes import DDPM, VE, VP, Karras, RectifiedFlow, SubVP, TrigFlow
-from cmsolvers.processes.sde import SDE
-from cmsolvers.schedules import (
-    beta_sigmas,
-    cosine_sigmas,
-    ddpm_sigmas,
-    exponential_sigmas,
-    flow_sigmas,
-    karras_sigmas,
-    polyexponential_sigmas,
-    vp_sigmas,
-)
-from cmsolvers.solvers import (
-    adaptive_sde,
-    consistency_sample,
-    ddim,
-    ddpm_ancestral,
-    deis,
-    dpm_2,
-    dpm_2_ancestral,
-    dpm_adaptive,
-    dpm_fast,
-    dpmpp_2m,
-    dpmpp_2m_sde,
-    dpmpp_2s_ancestral,
-    dpmpp_3m_sde,
-    dpmpp_sde,
-    euler_ancestral,
-    euler_maruyama,
-    euler_pf_ode,
-    heun_pf_ode,
-    ipndm,
-    lms,
-    milstein,
-    predictor_corrector,
-    restart,
-    rk_pf_ode,
-    sra1,
-    stochastic_heun,
-    unipc,
-)
-from cmsolvers.version import __version__
+`heun_pf_ode(denoiser, x, sigmas, seed=...)` and some thirty more samplers and solvers (`cmsolvers
+solvers` prints their table); `capture` makes a CUDA graph of a whole run. Levels:
+`karras_sigmas(n)` and others of `cmsolvers.schedules`. Denoisers from networks:
+`cmsolvers.denoisers`. Processes: `VP`, `VE`, `DDPM` and others. More: `cmsolvers.noise`,
+`losses`, `training`, `tasks` (editing, likelihoods, metrics), `ops` (single fused steps),
+`engine` (write your own solver).
 
-__all__ = [
-    "AdaptiveInfo",
-    "DDPM",
-    "SDE",
-    "VE",
-    "VP",
-    "ConsistencyFunction",
-    "Karras",
-    "RectifiedFlow",
-    "SolverError",
-    "SubVP",
-    "TrigFlow",
-    "adaptive_sde",
-    "beta_sigmas",
-    "build_info",
-    "capture",
-    "consistency_sample",
-    "cosine_sigmas",
-    "ddim",
-    "ddpm_ancestral",
-    "ddpm_sigmas",
-    "deis",
-    "dpm_2",
-    "dpm_2_ancestral",
-    "dpm_adaptive",
-    "dpm_fast",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "dpmpp_2s_ancestral",
-    "dpmpp_3m_sde",
-    "dpmpp_sde",
-    "euler_ancestral",
-    "euler_maruyama",
-    "euler_pf_ode",
-    "exponential_sigmas",
-    "flow_sigmas",
-    "heun_pf_ode",
-    "ipndm",
-    "karras_sigmas",
-    "lms",
-    "milstein",
-    "oracles",
-    "polyexponential_sigmas",
-    "predictor_corrector",
-    "restart",
-    "rk_pf_ode",
-    "sra1",
-    "stochastic_heun",
-    "unipc",
-    "vp_sigmas",
-    "__version__",
-]
+`help(cmsolvers.heun_pf_ode)` documents a sampler completely.
+"""
+
+# Without __all__ help(cmsolvers) does not print every function's own help.
+from cmsolvers.denoisers import ConsistencyFunction as ConsistencyFunction
+from cmsolvers.denoisers import oracles as oracles
+from cmsolvers.engine.adaptive import AdaptiveInfo as AdaptiveInfo
+from cmsolvers.engine.adaptive import SolverError as SolverError
+from cmsolvers.engine.capture import capture as capture
+from cmsolvers.ops import build_info as build_info
+from cmsolvers.processes import DDPM as DDPM
+from cmsolvers.processes import VE as VE
+from cmsolvers.processes import VP as VP
+from cmsolvers.processes import Karras as Karras
+from cmsolvers.processes import RectifiedFlow as RectifiedFlow
+from cmsolvers.processes import SubVP as SubVP
+from cmsolvers.processes import TrigFlow as TrigFlow
+from cmsolvers.processes.sde import SDE as SDE
+from cmsolvers.schedules import beta_sigmas as beta_sigmas
+from cmsolvers.schedules import cosine_sigmas as cosine_sigmas
+from cmsolvers.schedules import ddpm_sigmas as ddpm_sigmas
+from cmsolvers.schedules import exponential_sigmas as exponential_sigmas
+from cmsolvers.schedules import flow_sigmas as flow_sigmas
+from cmsolvers.schedules import karras_sigmas as karras_sigmas
+from cmsolvers.schedules import polyexponential_sigmas as polyexponential_sigmas
+from cmsolvers.schedules import vp_sigmas as vp_sigmas
+from cmsolvers.solvers import adaptive_sde as adaptive_sde
+from cmsolvers.solvers import consistency_sample as consistency_sample
+from cmsolvers.solvers import ddim as ddim
+from cmsolvers.solvers import ddpm_ancestral as ddpm_ancestral
+from cmsolvers.solvers import deis as deis
+from cmsolvers.solvers import dpm_2 as dpm_2
+from cmsolvers.solvers import dpm_2_ancestral as dpm_2_ancestral
+from cmsolvers.solvers import dpm_adaptive as dpm_adaptive
+from cmsolvers.solvers import dpm_fast as dpm_fast
+from cmsolvers.solvers import dpmpp_2m as dpmpp_2m
+from cmsolvers.solvers import dpmpp_2m_sde as dpmpp_2m_sde
+from cmsolvers.solvers import dpmpp_2s_ancestral as dpmpp_2s_ancestral
+from cmsolvers.solvers import dpmpp_3m_sde as dpmpp_3m_sde
+from cmsolvers.solvers import dpmpp_sde as dpmpp_sde
+from cmsolvers.solvers import euler_ancestral as euler_ancestral
+from cmsolvers.solvers import euler_maruyama as euler_maruyama
+from cmsolvers.solvers import euler_pf_ode as euler_pf_ode
+from cmsolvers.solvers import heun_pf_ode as heun_pf_ode
+from cmsolvers.solvers import ipndm as ipndm
+from cmsolvers.solvers import lms as lms
+from cmsolvers.solvers import milstein as milstein
+from cmsolvers.solvers import predictor_corrector as predictor_corrector
+from cmsolvers.solvers import restart as restart
+from cmsolvers.solvers import rk_pf_ode as rk_pf_ode
+from cmsolvers.solvers import sra1 as sra1
+from cmsolvers.solvers import stochastic_heun as stochastic_heun
+from cmsolvers.solvers import unipc as unipc
+from cmsolvers.version import __version__ as __version__

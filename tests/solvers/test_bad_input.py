@@ -129,6 +129,7 @@ BAD_OPTIONS = {
     "noise_sampler": ({"noise_sampler": 3}, TypeError, "noise_sampler must be callable"),
     "extra_args": ({"extra_args": [1]}, TypeError, "extra_args must be None or a dict"),
     "progress": ({"progress": 1}, TypeError, "progress must be True or False; got 1"),
+    "grad": ({"grad": 1}, TypeError, "grad must be True or False; got 1"),
     "return_info": ({"return_info": "y"}, TypeError, "return_info must be True or False"),
     "check_nan": ({"check_nan": None}, TypeError, "check_nan must be True or False"),
     "trajectory": ({"trajectory": [0.37]}, ValueError, "trajectory must hold levels that the run"),

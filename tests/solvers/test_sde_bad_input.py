@@ -39,6 +39,7 @@ for name, solver in SOLVERS.items():
         ("noise", {"noise_sampler": 3}, TypeError, "noise_sampler must be callable; got 3"),
         ("extra", {"extra_args": [1]}, TypeError, "extra_args must be None or a dict"),
         ("progress", {"progress": 1}, TypeError, "progress must be True or False; got 1"),
+        ("grad", {"grad": 1}, TypeError, "grad must be True or False; got 1"),
         ("info", {"return_info": "y"}, TypeError, "return_info must be True or False"),
         ("nan", {"check_nan": None}, TypeError, "check_nan must be True or False"),
         ("trajectory", {"trajectory": [0.4]}, ValueError, "trajectory must hold levels that"),

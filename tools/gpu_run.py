@@ -1,23 +1,30 @@
 """Everything that needs a GPU, in one run, on a machine that has one: `make gpu`.
 
-Uses the python3 and torch of that machine and no network: builds in place, runs all tests, runs
-some under compute-sanitizer (which must also find a planted bug), measures, and writes one JSON
-file, `benchmarks/results/<device>-<date>.json`. The exit status is 0 only if every part passed;
-the file is written either way and says which did not.
+Uses the python3 and torch of that machine and no network: builds in place, runs the tests that need
+a GPU, runs some of them under compute-sanitizer (which must also find a planted bug), measures, and
+writes one JSON file, `benchmarks/results/<device>-<date>.json`. The exit status is 0 only if every
+part passed; the file is written either way and says which did not.
+
+Such machines are often lent for minutes: what is left of `--seconds` is the limit of each command,
+each file of benchmarks runs in a process of its own, and the JSON is written after each part.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
@@ -32,6 +39,12 @@ from cuda_check import find_cuda_home  # noqa: E402
 
 WORK = ROOT / "build" / "gpu"
 SANITIZER_ERROR = 99
+TIMED_OUT = 124
+CUDA_TESTS = "tests/house/test_cuda.py"
+# Rivals and helpers of the benchmarks, whose versions belong beside the numbers.
+PACKAGES = ("triton", "diffusers", "k-diffusion", "torchsde", "pytest-benchmark")
+# Whole networks come last and first have to be compiled: nothing else may wait for them.
+LAST_BENCHMARKS = "test_networks_cuda"
 # Small, and together they reach every kernel, of steps and of sums of noise: both vector paths,
 # tails, layouts and dtypes. No graph is among them: there is no capture without the caching
 # allocator, which hides overruns.
@@ -55,11 +68,22 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=["tests", "sanitizer", "benchmarks"],
         help="parts to run after the build (default: all)",
     )
+    parser.add_argument(
+        "--all-tests", action="store_true", help=f"run the whole suite, not {CUDA_TESTS} alone"
+    )
     parser.add_argument("--slow", action="store_true", help="run the tests marked slow, too")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=540.0,
+        help="limit of the whole run; a command that would exceed it is stopped (default: 540)",
+    )
     parser.add_argument("--workers", type=int, default=4, help="test processes (with pytest-xdist)")
     options = parser.parse_args(argv)
     if options.workers < 1:
         parser.error(f"--workers must be at least 1; got {options.workers}")
+    if not options.seconds > 0:
+        parser.error(f"--seconds must be positive; got {options.seconds:g}")
     return options
 
 
@@ -122,6 +146,7 @@ def assemble(
     bandwidth: Mapping[str, float] | None,
     rows: Sequence[Mapping[str, Any]] | None,
     problems: Sequence[str],
+    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return the content of the result file; a part that was not run is None."""
     return {
@@ -129,6 +154,7 @@ def assemble(
         "csrc_hash": csrc_hash(ROOT / "csrc"),
         "passed": not problems,
         "problems": list(problems),
+        "seconds": dict(seconds or {}),
         "tests": tests,
         "sanitizer": sanitizer,
         "copy_bandwidth": bandwidth,
@@ -144,10 +170,30 @@ def write_result(result: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def execute(command: Sequence[str | Path], log: str, **env: str) -> tuple[int, str]:
-    """Run a command in the repository, its output shown and kept in a log."""
+class Clock:
+    """How much of the time of a run is left.
+
+    Args:
+        seconds: limit of the run.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds until the end; 0 after it."""
+        return max(self._end - time.monotonic(), 0.0)
+
+
+def execute(command: Sequence[str | Path], log: str, limit: float, **env: str) -> tuple[int, str]:
+    """Run a command in the repository, its output shown and kept in a log.
+
+    Returns:
+        Its exit status, TIMED_OUT where it was stopped after `limit` seconds, and its output.
+    """
     print(f"\n$ {' '.join(str(c) for c in command)}", flush=True)
     path = WORK / log
+    stopped = threading.Event()
     with path.open("w") as file:
         process = subprocess.Popen(
             [str(c) for c in command],
@@ -157,13 +203,27 @@ def execute(command: Sequence[str | Path], log: str, **env: str) -> tuple[int, s
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            start_new_session=True,
         )
+
+        def stop() -> None:
+            stopped.set()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its workers and compilers, too
+
+        timer = threading.Timer(limit, stop)
+        timer.start()
         assert process.stdout is not None
         for line in process.stdout:
             file.write(line)
             if not log.startswith("build"):
                 print(line, end="", flush=True)
-    status = process.wait()
+        status = process.wait()
+        timer.cancel()
+        if stopped.is_set():
+            status = TIMED_OUT
+            print(f"gpu_run: stopped after {limit:.0f} s", file=file)
+            print(f"gpu_run: stopped after {limit:.0f} s", flush=True)
     return status, path.read_text()
 
 
@@ -173,6 +233,14 @@ def output_of(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package, None where it is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def describe_machine(cuda_home: Path) -> dict[str, Any]:
@@ -195,6 +263,7 @@ def describe_machine(cuda_home: Path) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "nvcc": release[1] if release else None,
             "driver": output_of(*query),
+            **{name: version_of(name) for name in PACKAGES},
         },
     }
 
@@ -223,11 +292,12 @@ def copy_bandwidth(size: int = 1 << 30, repeats: int = 30) -> dict[str, float]:
     return {name: 2 * size / seconds for name, seconds in rates.items()}
 
 
-def build(cuda_home: Path, capability: str) -> bool:
+def build(cuda_home: Path, capability: str, clock: Clock) -> bool:
     """Build the extension in place for this machine's GPU."""
     status, log = execute(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
         "build.log",
+        clock.left(),
         USE_CUDA="1",
         CUDA_HOME=str(cuda_home),
         TORCH_CUDA_ARCH_LIST=os.environ.get("TORCH_CUDA_ARCH_LIST", capability),
@@ -237,11 +307,12 @@ def build(cuda_home: Path, capability: str) -> bool:
     return status == 0
 
 
-def run_tests(options: argparse.Namespace) -> dict[str, int]:
-    """Run the whole suite; tests that need the GPU may not be skipped."""
+def run_tests(options: argparse.Namespace, clock: Clock) -> dict[str, int]:
+    """Run the tests of the CUDA part, or the whole suite; those on the GPU may not be skipped."""
     report = WORK / "tests.xml"
     report.unlink(missing_ok=True)
-    command: list[str | Path] = [sys.executable, "-m", "pytest", "tests", f"--junitxml={report}"]
+    tests = "tests" if options.all_tests else CUDA_TESTS
+    command: list[str | Path] = [sys.executable, "-m", "pytest", tests, f"--junitxml={report}"]
     if not options.slow:
         command += ["-m", "not slow"]
     if importlib.util.find_spec("xdist"):
@@ -249,7 +320,7 @@ def run_tests(options: argparse.Namespace) -> dict[str, int]:
     if importlib.util.find_spec("pytest_benchmark"):
         command += ["--benchmark-disable"]
     env = {"CMSOLVERS_REQUIRE_EXTENSION": "1", "CMSOLVERS_REQUIRE_CUDA": "1"}
-    status, _ = execute(command, "tests.log", **env)
+    status, _ = execute(command, "tests.log", clock.left(), **env)
     if not report.exists():
         return {"passed": 0, "failed": 1, "skipped": 0}
     counts = count_tests(report.read_text())
@@ -258,7 +329,7 @@ def run_tests(options: argparse.Namespace) -> dict[str, int]:
     return counts
 
 
-def run_sanitizer(cuda_home: Path, capability: str) -> dict[str, Any]:
+def run_sanitizer(cuda_home: Path, capability: str, clock: Clock) -> dict[str, Any]:
     """Run memcheck over SANITIZED_TESTS and over the planted bug."""
     tool = shutil.which("compute-sanitizer") or str(cuda_home / "bin/compute-sanitizer")
     planted = WORK / "planted_bug"
@@ -266,15 +337,17 @@ def run_sanitizer(cuda_home: Path, capability: str) -> dict[str, Any]:
     status, log = execute(
         [cuda_home / "bin/nvcc", arch, "-lineinfo", "-o", planted, "tools/planted_bug.cu"],
         "build_planted.log",
+        clock.left(),
     )
     if status != 0:
         print(log)
     memcheck = [tool, "--tool", "memcheck", "--error-exitcode", str(SANITIZER_ERROR)]
-    found = execute([*memcheck, planted], "planted.log")
-    tests = ["tests/house/test_cuda.py", "-k", SANITIZED_TESTS, "-m", "not slow"]
+    found = execute([*memcheck, planted], "planted.log", clock.left())
+    tests = [CUDA_TESTS, "-k", SANITIZED_TESTS, "-m", "not slow"]
     clean = execute(
         [*memcheck, "--target-processes", "all", sys.executable, "-m", "pytest", "-q", *tests],
         "memcheck.log",
+        clock.left(),
         CMSOLVERS_REQUIRE_EXTENSION="1",
         CMSOLVERS_REQUIRE_CUDA="1",
         PYTORCH_NO_CUDA_MEMORY_CACHING="1",  # one allocation a tensor, or the overrun goes unseen
@@ -282,16 +355,40 @@ def run_sanitizer(cuda_home: Path, capability: str) -> dict[str, Any]:
     return sanitizer_verdict(clean, found)
 
 
-def run_benchmarks() -> Mapping[str, Any]:
-    """Run the CUDA benchmarks and return pytest-benchmark's report ({} if there is none).
+def benchmark_files() -> list[Path]:
+    """Return the modules of benchmarks in the order in which they run."""
+    found = sorted((ROOT / "benchmarks").glob("test_*.py"))
+    return sorted(found, key=lambda path: path.stem == LAST_BENCHMARKS)
 
-    `exit_status` in it is pytest's: the report leaves out a benchmark that failed.
+
+def run_benchmarks(clock: Clock) -> Mapping[str, Any]:
+    """Run the CUDA benchmarks, a process for each file.
+
+    Returns:
+        "benchmarks": the entries of pytest-benchmark's reports, which leave out a benchmark that
+        failed; "failed": the files with another exit status than 0 and what that was.
     """
-    report = WORK / "benchmarks.json"
-    report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "benchmarks", "-m", "cuda", "--benchmark-only"]
-    status, _ = execute([*command, f"--benchmark-json={report}"], "benchmarks.log")
-    return json.loads(report.read_text()) | {"exit_status": status} if report.exists() else {}
+    entries: list[Any] = []
+    failed: dict[str, int] = {}
+    for file in benchmark_files():
+        report = WORK / f"{file.stem}.json"
+        report.unlink(missing_ok=True)
+        status, _ = execute(
+            [
+                *(sys.executable, "-m", "pytest", file.relative_to(ROOT), "-m", "cuda"),
+                *("--benchmark-only", f"--benchmark-json={report}"),
+            ],
+            f"{file.stem}.log",
+            clock.left(),
+            CMSOLVERS_BENCHMARK_SECONDS=f"{clock.left() / 2:.0f}",
+        )
+        if status not in (0, 5):  # 5: the file has nothing for a GPU
+            failed[file.name] = status
+        try:
+            entries += json.loads(report.read_text())["benchmarks"]
+        except (OSError, ValueError):  # stopped before, or while, it was written
+            continue
+    return {"benchmarks": entries, "failed": failed}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -307,37 +404,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     if cuda_home is None:
         sys.exit("gpu_run: no CUDA toolkit was found; set CUDA_HOME")
 
-    start = time.monotonic()
+    clock, start = Clock(options.seconds), time.monotonic()
     WORK.mkdir(parents=True, exist_ok=True)
     machine = describe_machine(cuda_home)
     problems: list[str] = []
+    seconds: dict[str, float] = {}
     tests = sanitizer = bandwidth = rows = None
-    if not build(cuda_home, machine["capability"]):
-        problems.append("build")
-    else:
-        if "tests" in options.only:
-            tests = run_tests(options)
-            if tests["failed"] or not tests["passed"]:
-                problems.append("tests")
-        if "sanitizer" in options.only:
-            sanitizer = run_sanitizer(cuda_home, machine["capability"])
-            if not sanitizer["passed"]:
-                problems.append("sanitizer")
-        if "benchmarks" in options.only:
-            bandwidth = copy_bandwidth()
-            measured = run_benchmarks()
-            rows = benchmark_rows(measured, bandwidth["median"])
-            if not rows or measured.get("exit_status", 0) != 0:
-                problems.append("benchmarks")
-    result = assemble(
-        machine,
-        tests=tests,
-        sanitizer=sanitizer,
-        bandwidth=bandwidth,
-        rows=rows,
-        problems=problems,
-    )
-    path = write_result(result, options.out)
+
+    def finished(part: str, passed: bool) -> Path:
+        """Note how a part ended and write what there is, should the machine be taken away."""
+        seconds[part] = round(time.monotonic() - start - sum(seconds.values()), 1)
+        if not passed:
+            problems.append(part)
+        result = assemble(
+            machine,
+            tests=tests,
+            sanitizer=sanitizer,
+            bandwidth=bandwidth,
+            rows=rows,
+            problems=problems,
+            seconds=seconds,
+        )
+        return write_result(result, options.out)
+
+    built = build(cuda_home, machine["capability"], clock)
+    path = finished("build", built)
+    if built and "tests" in options.only:
+        tests = run_tests(options, clock)
+        path = finished("tests", bool(tests["passed"] and not tests["failed"]))
+    if built and "sanitizer" in options.only:
+        sanitizer = run_sanitizer(cuda_home, machine["capability"], clock)
+        path = finished("sanitizer", sanitizer["passed"])
+    if built and "benchmarks" in options.only:
+        bandwidth = copy_bandwidth()
+        measured = run_benchmarks(clock)
+        rows = benchmark_rows(measured, bandwidth["median"])
+        path = finished("benchmarks", bool(rows and not measured.get("failed")))
     print(f"\ngpu_run: {time.monotonic() - start:.0f} s, wrote {path}")
     print(f"gpu_run: {'failed: ' + ', '.join(problems) if problems else 'everything passed'}")
     return 1 if problems else 0

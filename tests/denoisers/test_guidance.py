@@ -445,10 +445,10 @@ def test_rows_over_two_outputs_are_the_algebra():
 def test_what_is_folded():
     """Guidance becomes weights of the step; CFG-rescale is not linear, so it is called as it is."""
     x, (denoiser, *_) = latent(), pair(MODELS["edm"], scale=2.0, batched=False)
-    assert [leaf.network for leaf in leaves(denoiser, "denoiser", {}, x)] == [True, True]
+    assert [leaf.name for leaf in leaves(denoiser, "denoiser", {}, x)] == ["net", "net"]
     rescaled_one, *_ = pair(MODELS["edm"], scale=2.0, rescale=0.5)
     (leaf,) = leaves(rescaled_one, "denoiser", {}, x)
-    assert leaf.composed and not leaf.network and leaf.call is rescaled_one
+    assert leaf.composed and leaf.name == "denoiser" and leaf.call is rescaled_one
 
 
 # --- promises of the loop ---------------------------------------------------------------------

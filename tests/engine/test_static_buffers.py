@@ -110,19 +110,43 @@ def test_both_sides_in_one_buffer():
     assert torch.equal(run(True), run(False))
 
 
-def test_memory_that_comes_back_later_is_an_error():
-    """Not a wrong result: addresses changed at first, so nothing was copied."""
-    fresh, calls = [], []
-    buffer = torch.empty(SHAPE)
+@pytest.mark.parametrize("name", ["heun_pf_ode", "dpmpp_2m", "dpm_fast"])
+def test_memory_that_comes_back_only_later(name):
+    """Addresses change for eight calls, then they do not: nothing may rely on the first ones."""
+    kept, buffer = [], torch.empty(SHAPE)
 
     def late(x, sigma):
-        calls.append(1)
         y = answer(x, sigma)
-        fresh.append(y)  # kept, so that no address is used again by itself
-        return y if len(calls) <= 8 else buffer.copy_(y)
+        kept.append(y)  # so that no address is used again by itself
+        return y if len(kept) <= 8 else buffer.copy_(y)
 
-    with pytest.raises(RuntimeError, match="denoiser must not return memory in which an earlier"):
-        cm.heun_pf_ode(late, 20 * noise.normal(SHAPE, 3), SIGMAS)
+    x = 20 * noise.normal(SHAPE, 3)
+    expected = getattr(cm, name)(answer, x, SIGMAS, seed=1)
+    assert torch.equal(getattr(cm, name)(late, x, SIGMAS, seed=1), expected)
+    assert len(kept) > 8
+
+
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_callbacks_and_noise_samplers_notice_nothing(buffers):
+    """They are called once per step even where a run had to begin anew."""
+    entries, asked, x = [], [], 20 * noise.normal(SHAPE, 3)
+
+    def unit(a, b):
+        asked.append((a, b))
+        return noise.normal(SHAPE, 7, draw=len(asked))
+
+    def run(count, **options):
+        asked.clear()
+        return cm.dpm_2_ancestral(Static(count), x, SIGMAS, noise_sampler=unit, **options)
+
+    expected = run(0)
+    spans = list(asked)
+    assert len(spans) == 8
+    assert torch.equal(run(buffers), expected) and asked == spans
+    assert torch.equal(run(buffers, callback=entries.append), expected) and asked == spans
+    assert [e["i"] for e in entries] == list(range(9))
+    _, info = run(buffers, return_info=True, trajectory=True)
+    assert info.nfe == 17 and len(info.trajectory) == 10 and asked == spans
 
 
 # --- controls: without the protection the results differ ------------------------------------
@@ -130,7 +154,7 @@ def test_memory_that_comes_back_later_is_an_error():
 
 @pytest.fixture
 def unprotected(monkeypatch):
-    monkeypatch.setattr(Outputs, "hold", lambda self, out, replace: out)
+    monkeypatch.setattr(Outputs, "hold", lambda self, out: out)
 
 
 @pytest.mark.parametrize("name", ["heun_pf_ode", "dpmpp_2m", "unipc", "dpm_fast"])

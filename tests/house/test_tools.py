@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -122,9 +123,13 @@ class TestGpuRun:
         options = gpu_run.parse_arguments([])
         assert options.only == ["tests", "sanitizer", "benchmarks"]
         assert options.out == ROOT / "benchmarks" / "results"
-        assert not options.slow
+        assert not options.slow and not options.all_tests
+        assert 0 < options.seconds < 600
 
-    @pytest.mark.parametrize("argv", [["--workers", "0"], ["--only", "dancing"], ["--nonsense"]])
+    @pytest.mark.parametrize(
+        "argv",
+        [["--workers", "0"], ["--seconds", "0"], ["--only", "dancing"], ["--nonsense"]],
+    )
     def test_refuses_bad_arguments(self, gpu_run, argv, capsys):
         with pytest.raises(SystemExit) as error:
             gpu_run.parse_arguments(argv)
@@ -239,31 +244,103 @@ class TestWholeRun:
             ("run_tests", {"passed": 0, "failed": 0, "skipped": 9}, "tests"),
             ("run_sanitizer", {"passed": False}, "sanitizer"),
             ("run_benchmarks", {}, "benchmarks"),
-            ("run_benchmarks", {"exit_status": 1}, "benchmarks"),
+            ("run_benchmarks", {"benchmarks": []}, "benchmarks"),
+            ("run_benchmarks", {"failed": {"test_steps.py": 1}}, "benchmarks"),
         ],
     )
     def test_a_failure_is_written_and_returned(
         self, gpu_run, mock_machine, tmp_path, part, answer, problem
     ):
-        both_dicts = isinstance(answer, dict) and "exit_status" in answer
+        both_dicts = isinstance(answer, dict) and "failed" in answer and part == "run_benchmarks"
         mock_machine[part] = {**mock_machine[part], **answer} if both_dicts else answer
         status, result = self.result(gpu_run, tmp_path / "out")
         assert status == 1 and not result["passed"] and result["problems"] == [problem]
 
+    def test_what_there_is_was_written_when_the_machine_goes(
+        self, gpu_run, mock_machine, monkeypatch, tmp_path
+    ):
+        def gone(*_):
+            raise KeyboardInterrupt
 
-@pytest.mark.parametrize("status", [0, 1, 3])
-def test_the_exit_status_of_pytest_counts(gpu_run, monkeypatch, tmp_path, status):
-    """A report can look clean where a benchmark failed, or where pytest broke off."""
+        monkeypatch.setattr(gpu_run, "run_benchmarks", gone)
+        with pytest.raises(KeyboardInterrupt):
+            gpu_run.main(["--out", str(tmp_path / "out")])
+        (path,) = (tmp_path / "out").glob("*.json")
+        read = json.loads(path.read_text())
+        assert read["tests"]["passed"] == 5 and read["sanitizer"] == {"passed": True}
+        assert read["benchmarks"] is None
+        assert list(read["seconds"]) == ["build", "tests", "sanitizer"]
+
+
+@pytest.fixture
+def executed(gpu_run, monkeypatch, tmp_path):
+    """Commands as they are given to `execute`, which answers `status` and writes clean reports."""
     monkeypatch.setattr(gpu_run, "WORK", tmp_path)
 
-    def execute(command, log, **env):
+    class Executed(list):
+        status = 0
+
+    made = Executed()
+
+    def execute(command, log, limit, **env):
+        made.append([str(word) for word in command])
+        assert limit >= 0
         (tmp_path / "tests.xml").write_text('<testsuite tests="3" failures="0" errors="0"/>')
-        (tmp_path / "benchmarks.json").write_text('{"benchmarks": []}')
-        return status, ""
+        for word in made[-1]:
+            if word.startswith("--benchmark-json="):
+                name = word.removeprefix("--benchmark-json=")
+                (tmp_path / name).write_text('{"benchmarks": [{"name": "a"}]}')
+        return made.status, ""
 
     monkeypatch.setattr(gpu_run, "execute", execute)
-    assert gpu_run.run_tests(gpu_run.parse_arguments([]))["failed"] == (status != 0)
-    assert gpu_run.run_benchmarks()["exit_status"] == status
+    return made
+
+
+class TestCommands:
+    @pytest.mark.parametrize("status", [0, 1, 3, 124])
+    def test_the_exit_status_of_pytest_counts(self, gpu_run, executed, status):
+        """A report can look clean where a benchmark failed, or where pytest broke off."""
+        executed.status = status
+        clock = gpu_run.Clock(100.0)
+        tests = gpu_run.run_tests(gpu_run.parse_arguments([]), clock)
+        assert tests["failed"] == (status != 0)
+        assert set(gpu_run.run_benchmarks(clock)["failed"].values()) == ({status} - {0})
+
+    def test_a_file_without_benchmarks_for_a_gpu_is_no_failure(self, gpu_run, executed):
+        executed.status = 5
+        assert gpu_run.run_benchmarks(gpu_run.Clock(100.0))["failed"] == {}
+
+    def test_every_file_of_benchmarks_runs_once_and_networks_last(self, gpu_run, executed):
+        measured = gpu_run.run_benchmarks(gpu_run.Clock(100.0))
+        files = [word for command in executed for word in command if word.endswith(".py")]
+        there = {f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("test_*.py")}
+        assert len(files) == len(there) == len(measured["benchmarks"]) and set(files) == there
+        assert files[-1] == "benchmarks/test_networks_cuda.py"
+
+    @pytest.mark.parametrize(
+        ("argv", "tests"), [([], "tests/house/test_cuda.py"), (["--all-tests"], "tests")]
+    )
+    def test_which_tests_run(self, gpu_run, executed, argv, tests):
+        gpu_run.run_tests(gpu_run.parse_arguments(argv), gpu_run.Clock(100.0))
+        assert tests in executed[0]
+
+    def test_memcheck_selects_tests_that_there_are(self, gpu_run):
+        text = (ROOT / gpu_run.CUDA_TESTS).read_text()
+        names = re.findall(r"def (test_\w+)", text)
+        for word in gpu_run.SANITIZED_TESTS.split(" or "):
+            assert any(word in name for name in names), word
+
+    def test_a_command_is_stopped_with_all_that_it_started(self, gpu_run, monkeypatch, tmp_path):
+        monkeypatch.setattr(gpu_run, "WORK", tmp_path)
+        start = time.monotonic()
+        status, log = gpu_run.execute(["sh", "-c", "echo begun; sleep 60"], "a.log", 0.5)
+        assert status == gpu_run.TIMED_OUT and time.monotonic() - start < 30
+        assert "begun" in log and "stopped" in log
+
+    def test_a_command_in_time(self, gpu_run, monkeypatch, tmp_path):
+        monkeypatch.setattr(gpu_run, "WORK", tmp_path)
+        command = ["sh", "-c", "echo $ANSWER; exit 3"]
+        assert gpu_run.execute(command, "a.log", 30.0, ANSWER="42") == (3, "42\n")
 
 
 class TestSetup:

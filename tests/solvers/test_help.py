@@ -33,7 +33,7 @@ def test_every_parameter_is_documented_here(name):
     told = entries(text["Args"])
     assert list(told) == list(inspect.signature(function).parameters)
     for parameter, words in told.items():
-        assert len(words) > 10 and words.endswith("."), f"{parameter}: {words}"
+        assert len(words) > 5 and words.endswith("."), f"{parameter}: {words}"
     assert text[""].strip() and text["Returns"].strip() and text["Source"].strip()
     errors = {kind for names in entries(text["Raises"]) for kind in names.split(", ")}
     assert {"TypeError", "ValueError"} <= errors

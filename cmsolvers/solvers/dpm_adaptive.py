@@ -48,7 +48,7 @@ def _safety(name: str, value: object) -> float:
 class DPMSettings(Settings):
     """The options of `dpm_adaptive`."""
 
-    order: int = option(3, _order, "2 or 3.")
+    order: int = option(3, _order, "order of the result, 2 or 3.")
     rtol: float = option(0.05, check.non_negative, RTOL)
     atol: float = option(0.0078, check.positive, ATOL)
     h_init: float = option(0.05, check.positive, "first step size in -ln sigma, positive.")

@@ -268,7 +268,7 @@ def test_what_returns_its_input_is_no_network_with_one_buffer():
 
     for mode in MODES:
         y, info = rk_pf_ode(identity, START, [FIRST, LAST], mode=mode, return_info=True)
-        assert torch.equal(y, START) and info.calls == len(calls)
+        assert worst(y, START) < 1e-12 and info.calls == len(calls)
         calls.clear()
 
 
@@ -344,7 +344,7 @@ def test_t_space_errors_carry_times():
     bad = cm.SDE(lambda x, t: torch.where(t[:, None] > 0.5, math.nan, -x), lambda t: 0.1)
     with pytest.raises(SolverError, match="adaptive_sde gave up on sample 0 at") as e:
         adaptive_sde(bad, torch.ones(2, 1), [0.0, 1.0], seed=0)
-    assert 0.3 < e.value.t[0] <= 0.5
+    assert 0.3 < e.value.t[0] <= 0.5 + 1e-7, "as far as it goes in the float32 of its times"
 
 
 class Waits(TorchDispatchMode):

@@ -32,7 +32,6 @@ class Model:
         look: whether samples whose output is not finite are noted.
 
     Attributes:
-        dtype: of its arguments.
         extra: further keyword arguments, those of the samples under way.
         calls: so far.
         bad: bool [b], samples with an output that was not finite since `forget`; None if there is
@@ -40,12 +39,7 @@ class Model:
     """
 
     def __init__(
-        self,
-        name: str,
-        function: Callable[..., Tensor],
-        dtype: torch.dtype,
-        *,
-        look: bool = False,
+        self, name: str, function: Callable[..., Tensor], dtype: torch.dtype, *, look: bool = False
     ) -> None:
         self.name, self.function, self.dtype, self._look = name, function, dtype, look
         self.bad: Tensor | None = None
@@ -132,13 +126,10 @@ class Step:
 
 
 class Outcome(NamedTuple):
-    """What a step gave.
+    """What a step gave: the new states and their error [b], where 1 is the tolerance.
 
-    Attributes:
-        x: the new states.
-        error: float64 [b], 1 is the tolerance.
-        first: the model's output at the new states, where it is known.
-        previous: a state that the next step is measured against, if any.
+    `first` is the model's output at the new states, where it is known; `previous` a state that the
+    next step is measured against, if any.
     """
 
     x: Tensor

@@ -209,10 +209,7 @@ class _Lowering:
             table = self._tables[leaf]
             table.append(c_noise)
             shown = self._input(state, c_in, dtype)
-            pair = len(outs) == 2
-            self._code.append(
-                Call(leaf, shown, outs, len(table) - 1, ask.level, len(self._places), pair)
-            )
+            self._code.append(Call(leaf, shown, outs, len(table) - 1, ask.level, len(self._places)))
         self._places.append((i, ask.level))
         d = _at(found.form, found.y, base)
         self._means[ask] = d

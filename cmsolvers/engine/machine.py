@@ -86,7 +86,7 @@ class Machine:
                 self._call(op)
             elif isinstance(op, Draw):
                 self._draw(op)
-            else:
+            elif isinstance(op, Show):
                 self._show(op)
             for slot in op.frees:
                 if self._outputs is not None:
@@ -99,7 +99,7 @@ class Machine:
     def _call(self, op: Call) -> None:
         leaf, t = self._leaves[op.leaf], self._tensors
         shown, level = t[op.shown], self._rows[op.leaf][op.row]
-        if op.pair:
+        if len(op.outs) == 2:
             assert leaf.both is not None
             found = leaf.call(twice(shown), twice(level), **leaf.both)
             like = self.x.new_empty(1).expand(2 * len(self.x), *self.x.shape[1:])

@@ -1,22 +1,23 @@
 """The instructions that a run is lowered to, and their slots.
 
-An instruction reads and writes tensors by name: by `Symbol` while it is made, by slot number once
-`assign` has placed the symbols. Slots are reused as soon as nothing reads what is in them.
+An instruction reads and writes tensors by name: by `Symbol` while it is made, by the number of a
+slot once `assign` has placed the symbols. Slots are used again as soon as nothing reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
+from torch import Tensor
 
 from cmsolvers.engine.forms import Symbol, Weight
 from cmsolvers.engine.trace import Noise, State
 
 Place: TypeAlias = Any
-"""A `Symbol`, and after `assign` the number of a slot (None where there is no tensor)."""
+"""A `Symbol`, and after `assign` the number of a slot; None where there is no tensor."""
 
 
 class Out(Symbol):
@@ -26,7 +27,7 @@ class Out(Symbol):
 
 
 class Scaled(Symbol):
-    """A network's input c_in y in its own dtype."""
+    """A network's input c_in y, in its own dtype."""
 
     __slots__ = ("dtype",)
 
@@ -35,43 +36,62 @@ class Scaled(Symbol):
         self.dtype = dtype
 
 
-@dataclass(slots=True, eq=False)
-class Call:
+@dataclass(eq=False)
+class Instruction:
+    """One instruction; `reads` and `writes` name the fields that hold its places.
+
+    Attributes:
+        frees: slots of users' tensors that nothing reads after it.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ()
+    frees: tuple[int, ...] = field(default=(), init=False)
+
+    def symbols(self, names: Sequence[str]) -> Iterator[Symbol]:
+        """The symbols in some fields."""
+        for name in names:
+            place = getattr(self, name)
+            for symbol in place if isinstance(place, tuple) else (place,):
+                if symbol is not None:
+                    yield symbol
+
+    def place(self, slots: Mapping[Symbol, int]) -> None:
+        """Put slots in place of symbols."""
+        for name in (*self.reads, *self.writes):
+            place = getattr(self, name)
+            if isinstance(place, tuple):
+                setattr(self, name, tuple(slots[symbol] for symbol in place))
+            elif place is not None:
+                setattr(self, name, slots[place])
+
+
+@dataclass(eq=False)
+class Call(Instruction):
     """Call the network of a leaf.
 
     Attributes:
         leaf: which one.
         shown: its input.
-        outs: its output, or those of both sides.
+        outs: its output, or those of both sides of guidance.
         row: place of its second argument in the leaf's table.
         level: the same as a number.
         evaluation: number of the evaluation.
-        pair: whether both sides are one call on twice the batch.
-        held: whether an output is still read after a later call.
-        frees: slots of outputs that nothing reads after this instruction.
+        held: whether an output is read after a later call.
     """
 
+    reads, writes = ("shown",), ("outs",)
     leaf: int
     shown: Place
     outs: tuple[Place, ...]
     row: int
     level: float
     evaluation: int
-    pair: bool = False
     held: bool = False
-    frees: tuple[int, ...] = ()
-
-    def reads(self) -> Iterator[Symbol]:
-        """Symbols that must be there."""
-        yield self.shown
-
-    def writes(self) -> Iterator[Symbol]:
-        """Symbols that are there afterwards."""
-        yield from self.outs
 
 
-@dataclass(slots=True, eq=False)
-class Launch:
+@dataclass(eq=False)
+class Launch(Instruction):
     """One weighted step.
 
     Attributes:
@@ -82,88 +102,52 @@ class Launch:
         w_z: weight of built-in noise.
         draw: which draw it is.
         second: None, a factor on the result, True for the first input under `basis`, or
-            ("pair", p, q).
+            ("pair", p, q) for p x + q z.
         other: where the second output goes.
         basis: (c_skip, c_out) that make D of the first input.
         clamp: bounds of D.
         dtype: of the second output.
-        frees: slots of outputs that nothing reads after this instruction.
     """
 
+    reads, writes = ("x", "inputs"), ("out", "other")
     x: Place
     inputs: tuple[Place, ...]
     row: tuple[Weight, ...]
     out: Place
     w_z: Weight = 0.0
     draw: int = 0
-    second: Any = None
+    second: Weight | bool | tuple[str, Weight, Weight] | None = None
     other: Place = None
     basis: tuple[Weight, Weight] | None = None
     clamp: tuple[float, float] | None = None
     dtype: torch.dtype | None = None
-    frees: tuple[int, ...] = ()
-
-    def reads(self) -> Iterator[Symbol]:
-        """Symbols that must be there."""
-        yield self.x
-        yield from self.inputs
-
-    def writes(self) -> Iterator[Symbol]:
-        """Symbols that are there afterwards."""
-        yield from (s for s in (self.out, self.other) if s is not None)
 
 
-@dataclass(slots=True, eq=False)
-class Draw:
-    """Ask the user's noise sampler, or the path, for a unit normal.
+@dataclass(eq=False)
+class Draw(Instruction):
+    """Get a unit normal for a span of levels from the user's noise sampler, or from the path."""
 
-    Attributes:
-        span: the levels or times it is for.
-        out: where it goes.
-        frees: slots of outputs that nothing reads after this instruction.
-    """
-
+    writes = ("out",)
     span: tuple[float, float]
     out: Place
-    frees: tuple[int, ...] = ()
-
-    def reads(self) -> Iterator[Symbol]:
-        """No symbols."""
-        yield from ()
-
-    def writes(self) -> Iterator[Symbol]:
-        """The normal."""
-        yield self.out
 
 
-@dataclass(slots=True, eq=False)
-class Show:
+@dataclass(eq=False)
+class Show(Instruction):
     """Call the user's callback.
 
     Attributes:
         x: the state at the start of the step.
-        answer: the model's answer there; None where it is not asked.
+        answer: the model's answer there; None where the model is not called.
         name: what the answer is called in the callback's dict.
         entry: the numbers of that dict.
-        frees: slots of outputs that nothing reads after this instruction.
     """
 
+    reads = ("x", "answer")
     x: Place
     answer: Place
     name: str
     entry: dict[str, float]
-    frees: tuple[int, ...] = ()
-
-    def reads(self) -> Iterator[Symbol]:
-        """Symbols that must be there."""
-        yield from (s for s in (self.x, self.answer) if s is not None)
-
-    def writes(self) -> Iterator[Symbol]:
-        """No symbols."""
-        yield from ()
-
-
-Instruction: TypeAlias = Call | Launch | Draw | Show
 
 
 @dataclass(eq=False)
@@ -176,10 +160,10 @@ class Program:
         slots: for each slot the dtype of the buffer that the engine owns there, None for slots of
             tensors that users' functions return.
         tables: for each leaf the second arguments of its calls.
-        calls: evaluations of the model.
         places: (step, level) of each evaluation.
         holds: whether an output is read after a later call.
         static: whether a network is known to return the same memory at every call.
+        rows: the tables as tensors, by leaf, batch, dtype, device and stream.
     """
 
     steps: list[list[Instruction]]
@@ -189,7 +173,7 @@ class Program:
     places: list[tuple[int, float]]
     holds: bool = False
     static: bool = False
-    rows: dict[Any, Any] = field(default_factory=dict)
+    rows: dict[object, tuple[Tensor, ...]] = field(default_factory=dict)
 
     @property
     def launches(self) -> int:
@@ -198,7 +182,7 @@ class Program:
 
 
 def assign(
-    steps: Sequence[list[Instruction]],
+    steps: list[list[Instruction]],
     first: State,
     ends: Sequence[State],
     tables: list[list[float]],
@@ -216,14 +200,13 @@ def assign(
         dtype: of the states.
     """
     code = [op for step in steps for op in step]
-    until = _last_uses(code, ends, steps)
+    until = _last_uses(steps, ends)
     slots: list[torch.dtype | None] = [None]
     at: dict[Symbol, int] = {first: 0}
     spare: dict[torch.dtype | None, list[int]] = {}
-    holds = False
     alive: list[Symbol] = []
     for k, op in enumerate(code):
-        for symbol in op.writes():
+        for symbol in op.symbols(op.writes):
             kind = _kind(symbol, dtype)
             pool = spare.setdefault(kind, [])
             if not pool:
@@ -231,18 +214,17 @@ def assign(
                 slots.append(kind)
             at[symbol] = pool.pop()
             alive.append(symbol)
-        dead = [s for s in alive if until.get(s, k) <= k]
-        alive = [s for s in alive if until.get(s, k) > k]
+        dead = [s for s in alive if until[s] <= k]
+        alive = [s for s in alive if until[s] > k]
         for symbol in dead:
             spare[_kind(symbol, dtype)].append(at[symbol])
         op.frees = tuple(at[s] for s in dead if _kind(s, dtype) is None)
         if isinstance(op, Call):
-            end = max(map(until.__getitem__, op.outs))
+            end = max(until[out] for out in op.outs)
             op.held = any(isinstance(after, Call) for after in code[k + 1 : end + 1])
-            holds = holds or op.held
-        _place(op, at.__getitem__)
-    states = [at[end] for end in ends]
-    return Program(list(steps), states, slots, tables, places, holds)
+        op.place(at)
+    holds = any(isinstance(op, Call) and op.held for op in code)
+    return Program(steps, [at[end] for end in ends], slots, tables, places, holds)
 
 
 def _kind(symbol: Symbol, dtype: torch.dtype) -> torch.dtype | None:
@@ -252,35 +234,17 @@ def _kind(symbol: Symbol, dtype: torch.dtype) -> torch.dtype | None:
     return symbol.dtype if isinstance(symbol, Scaled) else dtype
 
 
-def _last_uses(
-    code: Sequence[Instruction], ends: Sequence[State], steps: Sequence[list[Instruction]]
-) -> dict[Symbol, int]:
+def _last_uses(steps: Sequence[Sequence[Instruction]], ends: Sequence[State]) -> dict[Symbol, int]:
     """The last instruction that reads each symbol, or memory that it may share."""
     until: dict[Symbol, int] = {}
-    for k, op in enumerate(code):
-        for symbol in (*op.writes(), *op.reads()):
-            until[symbol] = k
-    done = -1
-    for end, step in zip(ends, steps, strict=True):  # what comes after a step reads its state
-        done += len(step)
-        until[end] = max(until.get(end, 0), done)
-    until[ends[-1]] = len(code)
-    for op in reversed(code):
+    k = -1
+    for step, end in zip(steps, ends, strict=True):
+        for op in step:
+            k += 1
+            until |= dict.fromkeys((*op.symbols(op.writes), *op.symbols(op.reads)), k)
+        until[end] = k  # what comes after a step reads its state
+    until[ends[-1]] = k + 1
+    for op in reversed([op for step in steps for op in step]):
         if isinstance(op, Call):  # a model may return its input, or a view of it
             until[op.shown] = max(until[op.shown], *(until[out] for out in op.outs))
     return until
-
-
-def _place(op: Instruction, slot: Callable[[Symbol], int]) -> None:
-    def of(symbol: Place) -> Place:
-        return None if symbol is None else slot(symbol)
-
-    if isinstance(op, Call):
-        op.shown, op.outs = of(op.shown), tuple(map(of, op.outs))
-    elif isinstance(op, Launch):
-        op.x, op.inputs = of(op.x), tuple(map(of, op.inputs))
-        op.out, op.other = of(op.out), of(op.other)
-    elif isinstance(op, Draw):
-        op.out = of(op.out)
-    else:
-        op.x, op.answer = of(op.x), of(op.answer)

@@ -137,7 +137,7 @@ def test_guided_heun_has_four_inputs():
     assert [call.leaf for call in calls] == [0, 1] * (2 * N - 1)
     joined = guided(EDM(net), 2.0, unconditional={})
     calls = [op for s in program_of(heun_step, joined).steps for op in s if isinstance(op, Call)]
-    assert all(call.pair and len(call.outs) == 2 for call in calls) and len(calls) == 2 * N - 1
+    assert all(len(call.outs) == 2 for call in calls) and len(calls) == 2 * N - 1
 
 
 def test_noise_is_made_in_the_launch():

@@ -47,7 +47,9 @@ def is_noisy(sde: SDELike) -> bool:
 
 def checked_diffusion(g: object, x: Tensor) -> Weight:
     """A float, a float64 tensor [B], or one of the shape of x (if it carries derivatives, too)."""
-    if not isinstance(g, Tensor) or (g.ndim == 0 and g.device.type == "cpu" and not check.differentiated(g)):
+    if not isinstance(g, Tensor) or (
+        g.ndim == 0 and g.device.type == "cpu" and not check.differentiated(g)
+    ):
         return check.finite("diffusion", g)
     if not g.dtype.is_floating_point:
         raise TypeError(f"diffusion must return a floating tensor; it returned {g.dtype}")

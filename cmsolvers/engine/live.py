@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from cmsolvers import noise, ops
+from cmsolvers.checks import differentiated
 from cmsolvers.denoisers.pairing import alike
 from cmsolvers.engine.forms import Form, Symbol, Weight, form_of
-from cmsolvers.checks import differentiated
 from cmsolvers.ops.step import MAX_INPUTS
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Levels: TypeAlias = Tensor | Sequence[float] | npt.NDArray[np.float64] | npt.NDArray[np.float32]
 """What a schedule may be: a 1-D floating tensor or array, or a sequence of numbers."""
@@ -22,7 +23,20 @@ Levels: TypeAlias = Tensor | Sequence[float] | npt.NDArray[np.float64] | npt.NDA
 _F = TypeVar("_F", bound=Callable[..., object])
 
 STATE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_PRECISION = {torch.float64: 3, torch.float32: 2, torch.float16: 1, torch.bfloat16: 1}
+PRECISION = {torch.float64: 3, torch.float32: 2, torch.float16: 1, torch.bfloat16: 1}
+"""The dtypes that the kernels know, each with its rank: a higher rank is a wider dtype."""
+
+
+def carries_tangent(t: Tensor) -> bool:
+    """Whether the tensor has a tangent on the current level of forward-mode differentiation."""
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def differentiated(t: Tensor) -> bool:
+    """Whether autograd follows the tensor now, in reverse or forward mode."""
+    return (t.requires_grad and torch.is_grad_enabled()) or carries_tangent(t)
 
 
 def describe(value: object) -> str:
@@ -38,7 +52,7 @@ def tensor(name: str, value: object) -> Tensor:
     """A tensor of one of the four floating dtypes, on a device that holds data."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {describe(value)}")
-    if value.dtype not in _PRECISION:
+    if value.dtype not in PRECISION:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16; got {value.dtype}")
     if value.device.type == "meta":
         raise ValueError(f"{name} must be on a device that holds data; got device meta")
@@ -64,7 +78,7 @@ def model_output(name: str, value: object, x: Tensor) -> Tensor:
         raise ValueError(
             f"{name} must return the shape of x, {list(x.shape)}; it returned {list(value.shape)}"
         )
-    if value.dtype is not x.dtype and _PRECISION.get(value.dtype, 9) >= _PRECISION[x.dtype]:
+    if value.dtype is not x.dtype and PRECISION.get(value.dtype, 9) >= PRECISION[x.dtype]:
         raise TypeError(
             f"{name} must return the dtype of x, {x.dtype}, or a floating one of lower precision; "
             f"it returned {value.dtype}"
@@ -266,11 +280,11 @@ def level(name: str, value: object, x: Tensor, *, zero: bool = False) -> float |
         return non_negative(name, value) if zero else positive(name, value)
     if not value.dtype.is_floating_point:
         raise TypeError(f"{name} must be floating; got {value.dtype}")
-    return per_sample(name, value, x)
+    return for_samples(name, value, x)
 
 
-def per_sample(name: str, value: Tensor, x: Tensor) -> Tensor:
-    """A tensor [] or [B] on the device of x, for state x."""
+def for_samples(name: str, value: Tensor, x: Tensor) -> Tensor:
+    """A tensor of shape [] or [B], on the device of x, for the samples of state x; not read."""
     if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != x.shape[0]):
         raise ValueError(
             f"{name} must have shape [] or [B] = [{x.shape[0]}]; got {list(value.shape)}"

@@ -19,8 +19,7 @@ from cmsolvers.denoisers.preconditioning import identity_noise, noise_input, tra
 from cmsolvers.denoisers.protocol import Denoiser, Scalar
 from cmsolvers.denoisers.scalings import InProcess, Row, Target, edm_scalings
 from cmsolvers.processes import VP, Karras, Process, RectifiedFlow, TrigFlow
-from cmsolvers.processes.elementary import broadcastable as per_sample
-from cmsolvers.processes.elementary import exact, maths
+from cmsolvers.processes.elementary import broadcastable, exact, maths
 
 __all__ = [
     "Prediction",
@@ -40,7 +39,7 @@ def _time(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
         return check.finite(name, value)
     if value.dtype is torch.bool or value.dtype.is_complex:
         raise TypeError(f"{name} must hold real numbers; got {value.dtype}")
-    return check.per_sample(name, value, x)
+    return check.for_samples(name, value, x)
 
 
 class Prediction(nn.Module):
@@ -98,7 +97,7 @@ class Prediction(nn.Module):
         c_skip, c_out, c_in, _ = self.scalings(level)
         # In float32 at least: half precision has no digits to lose in the difference.
         wide = torch.promote_types(x.dtype, torch.float32)
-        x_hat = (x.to(wide) / per_sample(c_in, x.to(wide))).to(x.dtype)
+        x_hat = (x.to(wide) / broadcastable(c_in, x.to(wide))).to(x.dtype)
         if isinstance(level, Tensor):
             levels = level.to(x.dtype).expand(x.shape[0])
         else:
@@ -106,8 +105,8 @@ class Prediction(nn.Module):
         clean = self.denoiser(x_hat, levels, **extra_args)
         check.model_output("denoiser", clean, x_hat)
         x_hat = x_hat.to(wide)
-        rest = clean.to(wide) - per_sample(c_skip, x_hat) * x_hat
-        result: Tensor = (rest / per_sample(c_out, x_hat)).to(x.dtype)
+        rest = clean.to(wide) - broadcastable(c_skip, x_hat) * x_hat
+        result: Tensor = (rest / broadcastable(c_out, x_hat)).to(x.dtype)
         return result
 
 

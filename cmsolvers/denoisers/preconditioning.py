@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from cmsolvers import checks as check
 from cmsolvers import ops
 from cmsolvers.denoisers.protocol import Extra, Scalar
 from cmsolvers.denoisers.scalings import Row
 from cmsolvers.denoisers.signature import CALLED, signature_of
-from cmsolvers.processes.elementary import broadcastable as per_sample
-from cmsolvers.processes.elementary import exact, maths
+from cmsolvers.processes.elementary import broadcastable, exact, maths
 
 Network: TypeAlias = Callable[..., Tensor]
 NoiseInput: TypeAlias = str | Callable[[Scalar], Scalar] | None
@@ -82,11 +80,7 @@ def training_mode(*parts: object) -> bool:
 
 def _differentiated(sigma: float | Tensor) -> bool:
     """Whether a derivative in sigma is wanted, in reverse or forward mode."""
-    if not isinstance(sigma, Tensor):
-        return False
-    if sigma.requires_grad:
-        return True
-    return forward_ad.unpack_dual(sigma).tangent is not None  # type: ignore[no-untyped-call]
+    return isinstance(sigma, Tensor) and (sigma.requires_grad or check.carries_tangent(sigma))
 
 
 class Preconditioned(nn.Module):
@@ -216,9 +210,9 @@ class Preconditioned(nn.Module):
         extra: Extra,
     ) -> Tensor:
         """The same in torch, for derivatives in sigma: fused steps take weights as constants."""
-        x_in = (x * per_sample(c_in, x)).to(self.dtype or x.dtype)
+        x_in = (x * broadcastable(c_in, x)).to(self.dtype or x.dtype)
         f = check.model_output("net", self.network(x_in, c_noise, **extra), x)
-        result: Tensor = x * per_sample(c_skip, x) + f.to(x.dtype) * per_sample(c_out, x)
+        result: Tensor = x * broadcastable(c_skip, x) + f.to(x.dtype) * broadcastable(c_out, x)
         return result
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.engine.forms import Weight
-from cmsolvers.engine.machine import derivative
 from cmsolvers.processes.sde import Process, ScoreSDE, SDELike
 
 Library: TypeAlias = ScoreSDE | Process
@@ -48,7 +47,9 @@ def is_noisy(sde: SDELike) -> bool:
 
 def checked_diffusion(g: object, x: Tensor) -> Weight:
     """A float, a float64 tensor [B], or one of the shape of x (if it carries derivatives, too)."""
-    if not isinstance(g, Tensor) or (g.ndim == 0 and g.device.type == "cpu" and not derivative(g)):
+    if not isinstance(g, Tensor) or (
+        g.ndim == 0 and g.device.type == "cpu" and not check.differentiated(g)
+    ):
         return check.finite("diffusion", g)
     if not g.dtype.is_floating_point:
         raise TypeError(f"diffusion must return a floating tensor; it returned {g.dtype}")
@@ -59,7 +60,7 @@ def checked_diffusion(g: object, x: Tensor) -> Weight:
     batch, shape = x.shape[0], list(g.shape)
     column = [batch] + [1] * (x.ndim - 1)
     if shape in ([], [batch], column):
-        if not derivative(g):
+        if not check.differentiated(g):
             return g.double().reshape(-1).expand(batch)
         return g.reshape(column if shape else []).expand(x.shape)
     padded = [1] * (x.ndim - g.ndim) + shape

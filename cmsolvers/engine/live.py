@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from cmsolvers import noise, ops
+from cmsolvers.checks import differentiated
 from cmsolvers.denoisers.pairing import alike
 from cmsolvers.engine.forms import Form, Symbol, Weight, form_of
-from cmsolvers.engine.machine import derivative
 from cmsolvers.ops.step import MAX_INPUTS
 
 
@@ -193,4 +193,4 @@ def on_device(row: Sequence[Weight], device: torch.device) -> list[Weight]:
 
 def elementwise(weight: Weight) -> bool:
     """Whether this is no weight of a launch: an entry per element, or one with a derivative."""
-    return isinstance(weight, Tensor) and (weight.ndim > 1 or derivative(weight))
+    return isinstance(weight, Tensor) and (weight.ndim > 1 or differentiated(weight))

@@ -228,15 +228,6 @@ class Machine:
         return found
 
 
-def derivative(value: Tensor) -> bool:
-    """Whether autograd follows this tensor, in reverse or forward mode."""
-    if value.requires_grad and torch.is_grad_enabled():
-        return True
-    if forward_ad._current_level < 0:
-        return False
-    return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
-
-
 def transformed() -> bool:
     """Whether a torch.func transform or a compiler is at work: buffers must not be reused there."""
     active: Callable[[], bool] = getattr(

@@ -1,4 +1,4 @@
-"""Fused steps: each function is one kernel over the state, and none reads its own output back.
+"""Fused steps: each function is one kernel over the state, and none reads its output back.
 
 Weights and levels are numbers or tensors on the state's device, which the kernel reads itself:
 there is nothing but the kernel either way. Only this package touches the extension.

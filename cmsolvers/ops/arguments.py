@@ -7,13 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from cmsolvers.checks import PRECISION, carries_tangent, differentiated
 from cmsolvers.ops.binary import CPU_ONLY
-
-PRECISION = {torch.float64: 3, torch.float32: 2, torch.bfloat16: 1, torch.float16: 1}
-"""The dtypes that the kernels know, and which is the wider. (cmsolvers/checks.py has its own table,
-for states at the door of a sampler: it lies below this package and must not import it.)"""
 
 
 def check_dtype(name: str, dtype: object) -> None:
@@ -55,7 +51,7 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
 
 
 def _check_built_for(x: Tensor) -> None:
-    """The build has kernels for x's device. Fake tensors pass: only their shapes are asked for."""
+    """The build has kernels for x's device. Fake tensors pass: they are never computed."""
     if CPU_ONLY and x.is_cuda and not isinstance(x, torch._subclasses.FakeTensor):
         raise RuntimeError(
             f"x must be on the CPU: this build of cmsolvers has no CUDA part; got {x.device}. "
@@ -70,20 +66,20 @@ def _check_strided(name: str, t: Tensor) -> None:
 
 
 def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
-    """A finite number, or a floating tensor with one entry a sample that needs no gradient."""
+    """A finite number, or a floating tensor with one entry per sample that needs no gradient."""
     if isinstance(value, Tensor):
         batch = x.shape[0] if x.dim() else 1
         if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, batch)):
             raise ValueError(
-                f"{name} must be a number or have shape [{batch}], one a sample; "
+                f"{name} must be a number or have shape [{batch}], one per sample; "
                 f"got {list(value.shape)}"
             )
         if not value.dtype.is_floating_point:
             raise TypeError(f"{name} must be floating; got {value.dtype}")
         if value.requires_grad and torch.is_grad_enabled():
             followed = True
-        else:  # under a transform or a compiler the operator's own rule tells
-            followed = forward_ad._current_level >= 0 and not _opaque() and _differentiates(value)
+        else:  # under a transform or a compiler the operator's derivative refuses it
+            followed = not _opaque() and carries_tangent(value)
         if followed:
             raise ValueError(
                 f"{name} must not require a gradient or carry a tangent: weights are constants "
@@ -123,7 +119,7 @@ def check_outputs(
     """Check that outputs fit x, need no gradient, and overlap tensors exactly or not at all."""
     if second_out is not None and not has_second:
         raise ValueError("second_out needs second; got second=None")
-    if any(_differentiates(t) for t in (x, *inputs)):
+    if any(differentiated(t) for t in (x, *inputs)):
         raise ValueError(
             "out does not support automatic differentiation; x or an input requires a gradient"
         )
@@ -158,16 +154,8 @@ def check_outputs(
         raise ValueError("second_out overlaps out in memory")
 
 
-def _differentiates(t: Tensor) -> bool:
-    if t.requires_grad and torch.is_grad_enabled():
-        return True
-    if forward_ad._current_level < 0:
-        return False
-    return forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
-
-
 def _opaque() -> bool:
-    """Whether addresses cannot be asked for: while tracing, and in torch.func transforms."""
+    """Whether tensors have no addresses: while tracing, and in torch.func transforms."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 

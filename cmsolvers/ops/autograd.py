@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from cmsolvers.ops.reference import NONE, PAIR, SCALED, X0
-from cmsolvers.ops.registration import library
+from cmsolvers.ops.registration import library, step_one, step_two
 from cmsolvers.ops.rules import WEIGHTS, Weight, canonical, split
 
 CONSTANT_WEIGHTS = (
@@ -36,19 +36,38 @@ class _Spec(NamedTuple):
     second_dtype: torch.dtype | None
 
 
+class _Context(Protocol):
+    """What autograd keeps between the step and its derivatives."""
+
+    spec: _Spec
+    count: int
+    dtype: torch.dtype
+    dtypes: list[torch.dtype]
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]: ...
+    @property
+    def needs_input_grad(self) -> tuple[bool, ...]: ...
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+    def save_for_forward(self, *tensors: Tensor) -> None: ...
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+
+_Outputs: TypeAlias = tuple[Tensor, Tensor | None]
+
+
 def _call(
     spec: _Spec,
     x: Tensor,
     inputs: Sequence[Tensor],
     given: Sequence[Tensor],
     key: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
+) -> _Outputs:
     arguments = (list(spec.numbers), list(given), list(spec.places), spec.rule)
     common = (x, list(inputs), *arguments, list(spec.noise), key, list(spec.clamp))
     if spec.second == NONE:
-        return torch.ops.cmsolvers.weighted_step(*common), None
-    first, second = torch.ops.cmsolvers.weighted_step_two(*common, spec.second, spec.second_dtype)
-    return first, second
+        return step_one(*common), None
+    return step_two(*common, spec.second, spec.second_dtype)
 
 
 def _combine(terms: Sequence[tuple[Tensor | None, Weight]]) -> Tensor | None:
@@ -62,9 +81,7 @@ def _combine(terms: Sequence[tuple[Tensor | None, Weight]]) -> Tensor | None:
     dtype = functools.reduce(torch.promote_types, (t.dtype for t, _ in present))
     first, *rest = [t.to(dtype) for t, _ in present]
     arguments = split([*(w for _, w in present), *[0.0] * 5])
-    return torch.ops.cmsolvers.weighted_step(  # type: ignore[no-any-return]
-        first, rest, *arguments, WEIGHTS, [], None, []
-    )
+    return step_one(first, rest, *arguments, WEIGHTS, [], None, [])
 
 
 class _Rule:
@@ -74,7 +91,9 @@ class _Rule:
     """
 
     @staticmethod
-    def forward(ctx: Any, spec: _Spec, x: Tensor, key: Tensor | None, *rest: Tensor) -> Any:
+    def forward(
+        ctx: _Context, spec: _Spec, x: Tensor, key: Tensor | None, *rest: Tensor
+    ) -> _Outputs:
         count = len(rest) - len(spec.places)
         inputs, given = rest[:count], rest[count:]
         ctx.spec = spec
@@ -89,24 +108,26 @@ class _Rule:
             return _call(spec, x, inputs, given, key)
 
     @staticmethod
-    def _weights(ctx: Any) -> list[Weight]:
+    def _weights(ctx: _Context) -> list[Weight]:
         """The canonical weights, made in plain torch where arguments are tensors."""
-        spec: _Spec = ctx.spec
+        spec = ctx.spec
         given = ctx.saved_tensors[: len(spec.places)]
         return canonical(spec.numbers, given, spec.places, spec.rule, ctx.count)
 
     @staticmethod
-    def _inside(ctx: Any, w: Sequence[Weight]) -> Tensor:
+    def _inside(ctx: _Context, w: Sequence[Weight]) -> Tensor:
         """1 where the clamp lets x0 through (bounds too, as in torch.clamp), else 0."""
         x, f = ctx.saved_tensors[-2:]
         n = ctx.count
         x0 = _combine(((x.detach(), w[n + 2]), (f.detach(), w[n + 3])))
         assert x0 is not None
         low, high = ctx.spec.clamp
-        return ((x0 >= low) & (x0 <= high)).to(ctx.dtype)  # type: ignore[no-any-return]
+        return ((x0 >= low) & (x0 <= high)).to(ctx.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_second: Tensor | None = None) -> Any:
+    def backward(
+        ctx: _Context, grad: Tensor | None, grad_second: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
         spec, n = ctx.spec, ctx.count
         w = _Rule._weights(ctx)
         if grad_second is not None:
@@ -146,13 +167,13 @@ class _Rule:
 
     @staticmethod
     def jvp(
-        ctx: Any,
+        ctx: _Context,
         _spec: None,
         x: Tensor | None,
         _key: None,
         *rest: Tensor | None,
-    ) -> Any:
-        spec: _Spec = ctx.spec
+    ) -> tuple[Tensor | None, Tensor | None]:
+        spec = ctx.spec
         inputs, tangents_of_weights = rest[: ctx.count], rest[ctx.count :]
         if any(t is not None for t in tangents_of_weights):
             raise ValueError(CONSTANT_WEIGHTS)
@@ -185,7 +206,9 @@ class _StepInTransform(_Rule, torch.autograd.function._SingleLevelFunction):
     """The rule at one level of torch.func transforms; the dispatcher has unwrapped those above."""
 
     @staticmethod
-    def forward(ctx: Any, spec: _Spec, x: Tensor, key: Tensor | None, *rest: Tensor) -> Any:
+    def forward(
+        ctx: _Context, spec: _Spec, x: Tensor, key: Tensor | None, *rest: Tensor
+    ) -> _Outputs:
         # The levels below differentiate too, and autograd.Function has just switched that off.
         with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
             return _Rule.forward(ctx, spec, x, key, *rest)
@@ -197,7 +220,7 @@ def _apply(
     inputs: Sequence[Tensor],
     given: Sequence[Tensor],
     key: Tensor | None,
-) -> Any:
+) -> _Outputs:
     grad = torch.is_grad_enabled()
     if grad and any(t.requires_grad for t in given):
         raise ValueError(CONSTANT_WEIGHTS)
@@ -206,9 +229,11 @@ def _apply(
         with torch._C._AutoDispatchBelowAutograd():
             return _call(spec, x, inputs, given, key)
     if not torch._C._are_functorch_transforms_active():
-        return _Step.apply(spec, x, key, *inputs, *given)  # type: ignore[no-untyped-call]
-    with enable_single_level_autograd_function():
-        return _StepInTransform.apply(spec, x, key, *inputs, *given)  # type: ignore[attr-defined]
+        done: _Outputs = _Step.apply(spec, x, key, *inputs, *given)  # type: ignore[no-untyped-call]
+    else:
+        with enable_single_level_autograd_function():
+            done = _StepInTransform.apply(spec, x, key, *inputs, *given)  # type: ignore[attr-defined]
+    return done
 
 
 def _autograd_one(
@@ -238,9 +263,9 @@ def _autograd_two(
     clamp: Sequence[float],
     second: int,
     second_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor]:
+) -> _Outputs:
     parts = (tuple(numbers), tuple(places), rule, tuple(noise), tuple(clamp))
-    return _apply(_Spec(*parts, second, second_dtype), x, inputs, tensors, key)  # type: ignore[no-any-return]
+    return _apply(_Spec(*parts, second, second_dtype), x, inputs, tensors, key)
 
 
 library.impl("weighted_step", _autograd_one, "Autograd")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import SupportsIndex, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +19,9 @@ class Key:
     """The seed and sample id of every row of a batch.
 
     Without `table`, row b has the seed `seed` (64 bits, kept as a signed integer) and the sample id
-    `offset + b`. With `table`, an
-    int64 tensor of shape [B, 2] or [1, 2], row b has seed `table[b, 0]` and id `table[b, 1]` (for
-    [1, 2]: id `table[0, 1] + b`). Kernels read the table on its device, so a captured graph replays
-    with whatever was written there last.
+    `offset + b`. With `table`, an int64 tensor of shape [B, 2] or [1, 2], row b has seed
+    `table[b, 0]` and id `table[b, 1]` (for [1, 2]: id `table[0, 1] + b`). Kernels read the table on
+    its device, so a captured graph replays with whatever was written there last.
     """
 
     seed: int = 0
@@ -29,8 +30,7 @@ class Key:
 
     def __post_init__(self) -> None:
         for name, value in (("seed", self.seed), ("offset", self.offset)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} of a Key must be an int; got {type(value).__name__}")
+            object.__setattr__(self, name, _int(f"{name} of a Key", value))
         if not -(1 << 63) <= self.seed < 1 << 64:
             raise ValueError(f"seed of a Key must lie in [-2^63, 2^64); got {self.seed}")
         if not 0 <= self.offset < MAX_SAMPLE_ID:
@@ -39,7 +39,7 @@ class Key:
             object.__setattr__(self, "seed", signed(self.seed))
         if self.table is None:
             return
-        kind = self.table.dtype if isinstance(self.table, Tensor) else type(self.table)  # type: ignore[redundant-expr]
+        kind: object = getattr(self.table, "dtype", type(self.table))
         if kind != torch.int64:
             raise TypeError(f"table of a Key must be an int64 tensor; got {kind}")
         if self.table.dim() != 2 or self.table.shape[1] != 2:
@@ -62,13 +62,18 @@ def resolve(
     """Turn any kind of seed into a `Key` for `batch` samples on `device`.
 
     Args:
-        seed: an int in [0, 2^64); an int64 tensor [B] (one seed a sample, sample id 0); a
+        seed: an int in [0, 2^64); an int64 tensor [B] (one seed per sample, sample id 0); a
             `torch.Generator` or None (one int64 is drawn from it, so `torch.manual_seed` governs);
             or a `Key`, returned as it is.
         batch: B, the number of samples.
         offset: id of the first sample, for shards of a larger batch; ids reach up to 2^56 - 1.
         ids: int64 [B], the sample ids themselves, in place of offset + 0..B-1.
         device: where the table lives, for tensors of seeds or ids.
+
+    Returns:
+        A `Key`. From a number or a generator it holds `seed` and `offset`; from a tensor of seeds
+        or with `ids` it holds a table [B, 2] on `device`. While torch.compile traces, None and a
+        generator give a table [1, 2], so that every run of the graph draws a seed.
 
     Raises:
         TypeError: a seed, offset or ids of the wrong kind.
@@ -89,8 +94,7 @@ def resolve(
                 f"{batch} samples"
             )
         return seed
-    if isinstance(offset, bool) or not isinstance(offset, int):
-        raise TypeError(f"offset must be an int; got {type(offset).__name__}")
+    offset = _int("offset", offset)
     if not 0 <= offset <= MAX_SAMPLE_ID - batch:
         raise ValueError(
             f"offset must leave sample ids in [0, 2^56); got {offset} for {batch} samples"
@@ -107,7 +111,7 @@ def resolve(
     if isinstance(seed, Tensor):
         if offset != 0:
             raise ValueError(
-                "offset must be 0 where seed is a tensor: each sample has a seed of its own"
+                "offset must be 0 where seed is a tensor: each sample has its own seed"
             )
         seeds = _vector(seed, "seed", batch, device)
         return Key(
@@ -127,23 +131,31 @@ def draw_seed(seed: int | torch.Generator | None) -> int:
     if seed is None or isinstance(seed, torch.Generator):
         device = "cpu" if seed is None else seed.device
         return int(torch.randint(0, 2**63 - 1, (), generator=seed, device=device).item())
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(
-            "seed must be an int, an int64 tensor, a torch.Generator or None; "
-            f"got {type(seed).__name__}"
-        )
+    seed = _int("seed", seed, "an int, an int64 tensor, a torch.Generator or None")
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must lie in [0, 2^64); got {seed}")
     return seed
 
 
-def check_place(stream: int, draw: int) -> None:
-    """The stream and the draw are ints in their ranges."""
+def checked_place(stream: int, draw: int) -> tuple[int, int]:
+    """The stream and the draw as ints, in their ranges."""
+    stream, draw = _int("stream", stream), _int("draw", draw)
     for name, value, bits in (("stream", stream, 8), ("draw", draw, 32)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int; got {type(value).__name__}")
         if not 0 <= value < 1 << bits:
             raise ValueError(f"{name} must lie in [0, 2^{bits}); got {value}")
+    return stream, draw
+
+
+def _int(name: str, value: object, wanted: str = "an int") -> int:
+    """An int, or what converts to one without loss, such as numpy's integers.
+
+    No bool, and no tensor: reading it would wait for its device.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, SupportsIndex) and not isinstance(value, (bool, Tensor, np.bool_)):
+        return operator.index(value)
+    raise TypeError(f"{name} must be {wanted}; got {type(value).__name__}")
 
 
 def signed(seed: int) -> int:
@@ -157,5 +169,7 @@ def _vector(value: Tensor, name: str, batch: int, device: torch.device | str | N
     if value.dtype != torch.int64:
         raise TypeError(f"{name} must be an int64 tensor; got {value.dtype}")
     if value.shape != (batch,):
-        raise ValueError(f"{name} must have shape [{batch}], one a sample; got {list(value.shape)}")
+        raise ValueError(
+            f"{name} must have shape [{batch}], one per sample; got {list(value.shape)}"
+        )
     return value if device is None else value.to(device)

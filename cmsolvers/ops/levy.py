@@ -7,8 +7,8 @@ interval `index` of that level: its distance from the line between the interval'
 root of the interval's length times z. On the last level, `depth`, the distance is not only known in
 the middle: at the fraction f of a cell of length h it is sqrt(h f (1 - f)) z.
 
-`terms` (on the host) and `table` (a row a sample, on any device) do the same float64 operations, so
-they give the same bits.
+`terms` (on the host) and `table` (a row per sample, on any device) do the same float64 operations,
+so they give the same bits.
 """
 
 from __future__ import annotations

@@ -50,7 +50,9 @@ def euler_maruyama_step(
     offset: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """X' = x + f dt + g sqrt|dt| z (Maruyama 1955; Kloeden and Platen 1992, section 10.2).
+    """The Euler-Maruyama step, x' = x + f dt + g sqrt|dt| z.
+
+    Sources: Maruyama (1955); Kloeden and Platen (1992), section 10.2.
 
     Args:
         x: [B, ...], the state.
@@ -75,7 +77,7 @@ def euler_maruyama_step(
             key, first = keyed(seed, offset)
             done = FAST(x, (drift,), (1.0, dt), w_z, key, stream, draw, first, out)
             if done is not None:
-                return done  # type: ignore[no-any-return]
+                return done
         _check(x, (drift,), diffusion=diffusion, dt=dt)
     elif isinstance(diffusion, Tensor) or isinstance(dt, Tensor):
         return step_by_rule(
@@ -127,7 +129,7 @@ def pf_ode_step(
     if FAST is not None and not tracing():
         done = FAST(x, (denoised,), weights, 0.0, None, 0, 0, 0, out)
         if done is not None:
-            return done  # type: ignore[no-any-return]
+            return done
     return weighted_step(x, (denoised,), weights, out=out)
 
 
@@ -174,7 +176,7 @@ def heun_step(
     if FAST is not None and not tracing():
         done = FAST(x, inputs, weights, 0.0, None, 0, 0, 0, out)
         if done is not None:
-            return done  # type: ignore[no-any-return]
+            return done
     return weighted_step(x, inputs, weights, out=out)
 
 
@@ -221,7 +223,7 @@ def consistency_output(
     if FAST is not None and not tracing():
         done = FAST(x, (f,), weights, 0.0, None, 0, 0, 0, out)
         if done is not None:
-            return done  # type: ignore[no-any-return]
+            return done
     return weighted_step(x, (f,), weights, out=out)
 
 
@@ -250,7 +252,7 @@ def scale_input(
             where = dtype if out is None else out
             done = FAST(x, (), (0.0,), 0.0, None, 0, 0, 0, False, WEIGHTS, (c_in, 0.0), where)
         if done is not None:
-            return done  # type: ignore[no-any-return]
+            return done
     _check(x, (), c_in=c_in)
     if dtype is None or dtype == x.dtype:
         return weighted_step(x, (), (c_in,), out=out)
@@ -292,7 +294,7 @@ def edm_input(
             where = dtype if out is None else out
             done = FAST(x, (), levels, 0.0, None, 0, 0, 0, False, EDM_INPUT, 1.0, where)
         if done is not None:
-            return done  # type: ignore[no-any-return]
+            return done
     arguments = _edm_arguments(x, (), sigma, sigma_data)
     if same or dtype is None:
         return run_rule(x, (), EDM_INPUT, arguments, out=out)
@@ -328,7 +330,7 @@ def edm_output(
     if FAST is not None and not tracing() and _fine_levels(sigma, sigma_data):
         done = FAST(x, (f,), (sigma, sigma_data), 0.0, None, 0, 0, 0, out, EDM_OUTPUT)
         if done is not None:
-            return done  # type: ignore[no-any-return]
+            return done
     arguments = _edm_arguments(x, (f,), sigma, sigma_data)
     return run_rule(x, (f,), EDM_OUTPUT, arguments, out=out)
 
@@ -345,7 +347,7 @@ def add_noise(
     offset: int = 0,
     out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Alpha x + sigma z, and with `sigma_next` also alpha x + sigma_next z.
+    """Noisy data, alpha x + sigma z; with `sigma_next` also alpha x + sigma_next z.
 
     Both have the same z, which consistency training needs.
 
@@ -371,7 +373,7 @@ def add_noise(
         key, first = keyed(seed, offset)
         done = FAST(x, (), (alpha,), sigma, key, stream, draw, first, out, WEIGHTS, second)
         if done is not None:
-            return done  # type: ignore[no-any-return]
+            return done
     if sigma_next is None:
         _check(x, (), sigma=sigma, alpha=alpha)
         return weighted_step(
@@ -393,7 +395,7 @@ def add_noise(
 
 
 def _check(x: Tensor, inputs: tuple[Tensor, ...], **numbers: Weight) -> None:
-    """Refuse a number by its own name, before it has become a weight."""
+    """Refuse a number under the name that its caller knows, before it has become a weight."""
     check_state(x, inputs)
     for name, value in numbers.items():
         check_weight(name, value, x)

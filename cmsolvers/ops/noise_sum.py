@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,14 +31,14 @@ def noise_sum(
 ) -> Tensor:
     """Write sum_k w_k normal(seed, id, stream, draw_k, element) to `out`, in one launch.
 
-    The sum is made in float32, one fused multiply-add a term in the order given, and rounded to the
-    dtype of `out` at the end, so its bits do not depend on device, batch, layout or instruction
+    The sum is made in float32, one fused multiply-add per term in the order given, and rounded to
+    the dtype of `out` at the end, so its bits do not depend on device, batch, layout or instruction
     set. Terms of weight 0.0 are not there.
 
     Args:
         out: [B, ...], float64, float32, float16 or bfloat16.
         draws: up to 128 draws, each in [0, 2^32).
-        weights: one a draw; rounded to float32.
+        weights: one per draw; rounded to float32.
         table: float64 [B, n, 2] on the device of out, (draw, weight) of each sample, in place of
             draws and weights, which must be empty then.
         key: the key of the batch, see `noise.key`.
@@ -61,7 +60,7 @@ def _plain(
     noise: Sequence[int],
     key: Tensor | None,
 ) -> None:
-    """The kernel in plain torch, to the same bits (reference.py tells how)."""
+    """The kernel in plain torch, to the same bits (reference.py says how)."""
     if table is not None:
         rows = []
         for b in range(out.shape[0]):
@@ -98,16 +97,16 @@ if C is None:
     library.impl("noise_sum", _plain, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("cmsolvers::noise_sum", lib=library)  # type: ignore[untyped-decorator]
-def _fake(*_: Any) -> None:
+def _fake(*arguments: object) -> None:
     return None
 
 
-def _batched(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[None, None]:
+def _batched(info: object, in_dims: object, *arguments: object) -> tuple[None, None]:
     raise RuntimeError(
         "vmap over a sum of noise is not supported: its values belong to sample ids, which vmap "
         "hides; ask for the whole batch"
     )
 
 
+torch.library.register_fake("cmsolvers::noise_sum", _fake, lib=library)
 torch.library.register_vmap("cmsolvers::noise_sum", _batched, lib=library)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cmsolvers.ops import reference
 from cmsolvers.ops.arguments import check_dtype
-from cmsolvers.ops.keys import Key, SeedLike, check_place, resolve
+from cmsolvers.ops.keys import Key, SeedLike, checked_place, resolve
 from cmsolvers.ops.step import weighted_step
 
 
@@ -86,7 +86,7 @@ def uniform(
     Args and errors: as `normal`.
     """
     check_dtype("dtype", dtype)
-    check_place(stream, draw)
+    stream, draw = checked_place(stream, draw)
     shape, key = _prepare(shape, seed, offset, ids, device)
     count = math.prod(shape[1:])
     groups = -(-count // 4)

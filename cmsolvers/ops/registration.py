@@ -9,8 +9,8 @@ Autograd is in autograd.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,6 +31,11 @@ library.define(
 library.define(
     f"weighted_step_out(Tensor(a!)? out, Tensor(b!)? second_out, {_COMMON}, int second) -> ()"
 )
+
+step_one: Callable[..., Tensor] = torch.ops.cmsolvers.weighted_step
+step_two: Callable[..., tuple[Tensor, Tensor]] = torch.ops.cmsolvers.weighted_step_two
+step_out: Callable[..., None] = torch.ops.cmsolvers.weighted_step_out
+"""The operators; `step_out` writes to memory that is given."""
 
 
 def _one(
@@ -100,7 +105,6 @@ if C is None:
         library.impl(_name, _kernel, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("cmsolvers::weighted_step", lib=library)  # type: ignore[untyped-decorator]
 def _fake_one(
     x: Tensor,
     inputs: Sequence[Tensor],
@@ -115,7 +119,6 @@ def _fake_one(
     return torch.empty_like(x)
 
 
-@torch.library.register_fake("cmsolvers::weighted_step_two", lib=library)  # type: ignore[untyped-decorator]
 def _fake_two(
     x: Tensor,
     inputs: Sequence[Tensor],
@@ -132,7 +135,6 @@ def _fake_two(
     return torch.empty_like(x), torch.empty_like(x, dtype=second_dtype)
 
 
-@torch.library.register_fake("cmsolvers::weighted_step_out", lib=library)  # type: ignore[untyped-decorator]
 def _fake_out(
     out: Tensor | None,
     second_out: Tensor | None,
@@ -150,11 +152,30 @@ def _fake_out(
     return None
 
 
-def _front(value: Tensor, dim: int | None, size: int) -> Tensor:
+for _name, _fake in (
+    ("weighted_step", _fake_one),
+    ("weighted_step_two", _fake_two),
+    ("weighted_step_out", _fake_out),
+):
+    torch.library.register_fake(f"cmsolvers::{_name}", _fake, lib=library)
+
+
+class _Batches(Protocol):
+    """What vmap tells a rule."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+
+_Dim: TypeAlias = int | None
+"""Where vmap's dimension is; None: the tensor has none."""
+
+
+def _front(value: Tensor, dim: _Dim, size: int) -> Tensor:
     return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
 
 
-def _joined(value: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
+def _joined(value: Tensor, dim: _Dim, size: int, batch: int) -> Tensor:
     """An argument for the batch that vmap's dimension has joined."""
     value = _front(value, dim, size)
     if value.dim() == 1:
@@ -163,8 +184,8 @@ def _joined(value: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
 
 
 def _batched(
-    info: Any,
-    in_dims: Sequence[Any],
+    info: _Batches,
+    in_dims: tuple[_Dim, Sequence[_Dim], object, Sequence[_Dim], *tuple[object, ...]],
     x: Tensor,
     inputs: Sequence[Tensor],
     numbers: Sequence[float],
@@ -174,8 +195,8 @@ def _batched(
     noise: Sequence[int],
     key: Tensor | None,
     clamp: Sequence[float],
-    *second: Any,
-) -> tuple[Any, Any]:
+    *second: object,
+) -> tuple[Tensor, int] | tuple[tuple[Tensor, ...], tuple[int, int]]:
     """Let the new dimension join the batch where an argument is a tensor of several values."""
     if noise:
         raise RuntimeError(
@@ -192,14 +213,13 @@ def _batched(
         tensors = [_joined(t, d, size, batch) for t, d in given]
         merged = (size * batch, *shape[2:])
         x, inputs = x.reshape(merged), [m.reshape(merged) for m in inputs]
-    op = torch.ops.cmsolvers.weighted_step_two if second else torch.ops.cmsolvers.weighted_step
-    result = op(x, inputs, numbers, tensors, places, rule, noise, key, clamp, *second)
+    common = (x, inputs, numbers, tensors, places, rule, noise, key, clamp)
     if second:
-        return tuple(t.reshape(shape) for t in result), (0, 0)
-    return result.reshape(shape), 0
+        return tuple(t.reshape(shape) for t in step_two(*common, *second)), (0, 0)
+    return step_one(*common).reshape(shape), 0
 
 
-def _batched_out(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[None, None]:
+def _batched_out(info: object, in_dims: object, *arguments: object) -> tuple[None, None]:
     raise RuntimeError("vmap over a step with out= is not supported: leave out= away")
 
 

@@ -1,6 +1,6 @@
 """What the arguments of a step are, and the formulas that make weights of them, in float64.
 
-The formulas take numbers and float64 tensors alike. csrc/step/weights.h has them too, with the same
+The formulas take numbers and float64 tensors. csrc/step/weights.h has them too, with the same
 operations in the same order: a level gives the same bits as a number and as an entry of a tensor.
 """
 
@@ -44,7 +44,7 @@ def consistency(sigma: Any, sigma_data: float, boundary: Any) -> tuple[Any, Any]
 
 
 def consistency_parts(sigma: Any, sigma_data: float, boundary: Any) -> tuple[Any, Any, Any]:
-    """(c_skip, c_out, 1 / c_in)."""
+    """(c_skip, c_out, 1 / c_in) of a consistency model (Song et al. 2023, appendix C)."""
     shifted, variance = sigma - boundary, sigma_data * sigma_data
     spread = sigma * sigma + variance
     root = math.sqrt(spread) if type(spread) is float else _root(spread)
@@ -68,19 +68,19 @@ def boundary_at(sigma: Any, sigma_min: float, rounded: float) -> Any:
 
 
 def edm_input(sigma: Any, sigma_data: float) -> Any:
-    """c_in."""
+    """c_in of EDM (Karras et al. 2022, table 1)."""
     return 1.0 / _root(sigma * sigma + sigma_data * sigma_data)
 
 
 def edm_output(sigma: Any, sigma_data: float) -> tuple[Any, Any]:
-    """(c_skip, c_out)."""
+    """(c_skip, c_out) of EDM (Karras et al. 2022, table 1)."""
     variance = sigma_data * sigma_data
     spread = sigma * sigma + variance
     return variance / spread, sigma * sigma_data / _root(spread)
 
 
 def euler_maruyama(diffusion: Any, dt: Any) -> Any:
-    """w_z."""
+    """w_z of the Euler-Maruyama step, g sqrt|dt|."""
     return diffusion * (math.sqrt(abs(dt)) if type(dt) is float else _root(abs(dt)))
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, overload
+from typing import Literal, Protocol, TypeAlias, overload
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from cmsolvers.checks import PRECISION
 from cmsolvers.ops import autograd as _autograd  # noqa: F401  (registers the derivatives)
 from cmsolvers.ops import reference
 from cmsolvers.ops.arguments import (
-    PRECISION,
     check_outputs,
     check_state,
     check_weight,
     second_dtype_for,
 )
 from cmsolvers.ops.binary import C
-from cmsolvers.ops.keys import Key, SeedLike, check_place, resolve
+from cmsolvers.ops.keys import Key, SeedLike, checked_place, resolve
+from cmsolvers.ops.registration import step_one, step_out, step_two
 from cmsolvers.ops.rules import EULER_MARUYAMA, FOLDED, WEIGHTS, Weight, folded, split
 
 Second: TypeAlias = Literal["x0"] | float | Tensor | tuple[Literal["pair"], Weight, Weight]
@@ -28,7 +29,67 @@ MAX_INPUTS = 4
 MASK64 = (1 << 64) - 1
 
 tracing = torch.compiler.is_dynamo_compiling
-FAST = None if C is None else C.fast_step
+
+
+class FastStep(Protocol):
+    """The type of FAST: one output, the second alone, or both."""
+
+    @overload
+    def __call__(
+        self,
+        x: Tensor,
+        inputs: tuple[Tensor, ...],
+        arguments: object,
+        w_z: Weight,
+        seed: int | Tensor | None,
+        stream: int,
+        draw: int,
+        offset: int,
+        out: Tensor | None,
+        rule: int = ...,
+        /,
+    ) -> Tensor | None: ...
+
+    @overload
+    def __call__(
+        self,
+        x: Tensor,
+        inputs: tuple[Tensor, ...],
+        arguments: object,
+        w_z: Weight,
+        seed: int | Tensor | None,
+        stream: int,
+        draw: int,
+        offset: int,
+        out: Literal[False],
+        rule: int,
+        second: object,
+        second_out: Tensor | torch.dtype | None,
+        /,
+    ) -> Tensor | None: ...
+
+    @overload
+    def __call__(
+        self,
+        x: Tensor,
+        inputs: tuple[Tensor, ...],
+        arguments: object,
+        w_z: Weight,
+        seed: int | Tensor | None,
+        stream: int,
+        draw: int,
+        offset: int,
+        out: Tensor | bool | None,
+        rule: int,
+        second: object,
+        second_out: Tensor | torch.dtype | None = ...,
+        basis: object = ...,
+        clamp: object = ...,
+        /,
+    ) -> Tensor | tuple[Tensor, Tensor] | None: ...
+
+
+FAST: FastStep | None = None if C is None else C.fast_step
 """fast_step(x, inputs, arguments, w_z, seed, stream, draw, offset, out, rule=WEIGHTS, second=None,
 second_out=None, basis=None, clamp=None), positional only: the plain case (everything valid and
 contiguous, no derivative, no transform) straight into the kernel.
@@ -67,14 +128,13 @@ def usual_outputs(x: object, out: object, second_out: object, dtype: torch.dtype
     return type(out) is not bool and isinstance(second_out, Tensor) and second_out.dtype == wanted
 
 
-def _fast_second(second: Any) -> Any:
+def _fast_second(second: object) -> object:
     """`second` of weighted_step as FAST takes it."""
-    kind = type(second)
-    if kind is str:
+    if isinstance(second, str):
         return second == "x0" or _REFUSED
-    if kind is tuple:
+    if isinstance(second, tuple):
         return second[1:] if second[:1] == ("pair",) else _REFUSED
-    return _REFUSED if kind is bool else second
+    return _REFUSED if isinstance(second, bool) else second
 
 
 @overload
@@ -134,7 +194,7 @@ def weighted_step(
     out: Tensor | None = None,
     second_out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """X' = w_x x + sum_k w_k m_k + w_z z in one launch, z from the noise contract.
+    """The step x' = w_x x + sum_k w_k m_k + w_z z in one launch, z from the noise contract.
 
     Terms with a host weight of 0.0 are dropped: their input is not read, so 0 * inf cannot make
     NaN.
@@ -144,7 +204,7 @@ def weighted_step(
         inputs: up to four tensors m_k of x's shape and device, all of one dtype: x's, or one of
             lower precision.
         weights: (w_x, w_1, ..., w_n): floats or float tensors [B]; or one float tensor
-            [B, 1 + n], a row a sample. Tensors are read by the kernel, in place.
+            [B, 1 + n], a row per sample. Tensors are read by the kernel, in place.
         w_z: weight of the noise, a float or a tensor [B].
         seed: see `noise.key`; read only where w_z is not 0.
         stream: 0..255, see `noise`.
@@ -188,14 +248,14 @@ def weighted_step(
             clamp,
         )
         if done is not None:
-            return done  # type: ignore[no-any-return]
+            return done
     check_state(x, inputs)
     if len(inputs) > MAX_INPUTS:
         raise ValueError(f"inputs must hold at most {MAX_INPUTS} tensors; got {len(inputs)}")
     columns = _columns(weights, len(inputs))
     if (x0 is not None or clamp is not None or second == "x0") and not inputs:
         raise ValueError("inputs must not be empty where x0 or clamp is given")
-    if clamp is not None and not (len(clamp) == 2 and clamp[0] <= clamp[1]):  # type: ignore[redundant-expr]
+    if clamp is not None and (len(tuple(clamp)) != 2 or not clamp[0] <= clamp[1]):
         raise ValueError(f"clamp must be (low, high) with low <= high; got {clamp}")
     c_skip, c_out = (0.0, 1.0) if x0 is None else x0
     kind, s0, s1 = _second(second)
@@ -213,7 +273,7 @@ def weighted_step(
     noisy = any(
         isinstance(w, Tensor) or w != 0.0 for w in ((w_z, s1) if kind == reference.PAIR else (w_z,))
     )
-    return _run(  # type: ignore[no-any-return]
+    return _run(
         x,
         inputs,
         rule,
@@ -263,7 +323,7 @@ def step_by_rule(
         key, first = keyed(seed, offset)
         done = FAST(x, inputs, values, 0.0, key, stream, draw, first, out, rule)
         if done is not None:
-            return done  # type: ignore[no-any-return]
+            return done
     check_state(x, inputs)
     for name, value in arguments.items():
         check_weight(name, value, x)
@@ -282,23 +342,24 @@ def run_rule(
     out: Tensor | None = None,
 ) -> Tensor:
     """The general way of a step with one output, on checked arguments."""
-    return _run(x, inputs, rule, arguments, noise=noise, out=out)  # type: ignore[no-any-return]
+    result = _run(x, inputs, rule, arguments, noise=noise, out=out)
+    assert isinstance(result, Tensor)
+    return result
 
 
 def second_alone(
     x: Tensor, rule: int, arguments: Sequence[Weight], dtype: torch.dtype, out: Tensor | None
 ) -> Tensor:
     """s0 x in another dtype, on checked arguments; no first output is made unless x is followed."""
-    options: dict[str, Any] = {"kind": reference.PAIR, "second_dtype": dtype, "second_out": out}
     if _followed(x):
-        return _run(x, (), rule, arguments, **options)[1]  # type: ignore[no-any-return]
+        kind = reference.PAIR
+        return _run(x, (), rule, arguments, kind=kind, second_dtype=dtype, second_out=out)[1]
     dtype = second_dtype_for(dtype, x, True)
     if out is None:
         out = torch.empty_like(x, dtype=dtype)
     else:
         check_outputs(x, (), None, out, dtype, True)
-    step = torch.ops.cmsolvers.weighted_step_out
-    step(None, out, x, [], *_split(arguments, x), rule, [], None, [], reference.PAIR)
+    step_out(None, out, x, [], *_split(arguments, x), rule, [], None, [], reference.PAIR)
     return out
 
 
@@ -314,20 +375,20 @@ def _run(
     second_dtype: torch.dtype | None = None,
     out: Tensor | None = None,
     second_out: Tensor | None = None,
-) -> Any:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Call the operator, on checked arguments; outputs are checked here."""
     limits = [] if clamp is None else [float(clamp[0]), float(clamp[1])]
     common = (x, list(inputs), *_split(arguments, x), rule, *noise, limits)
     dtype = second_dtype_for(second_dtype, x, kind != reference.NONE)
     if out is None and second_out is None:
         if kind == reference.NONE:
-            return torch.ops.cmsolvers.weighted_step(*common)
-        return torch.ops.cmsolvers.weighted_step_two(*common, kind, dtype)
+            return step_one(*common)
+        return step_two(*common, kind, dtype)
     check_outputs(x, inputs, out, second_out, dtype, kind != reference.NONE)
     out = torch.empty_like(x) if out is None else out
     if kind != reference.NONE and second_out is None:
         second_out = torch.empty_like(x, dtype=dtype)
-    torch.ops.cmsolvers.weighted_step_out(out, second_out, *common, kind)
+    step_out(out, second_out, *common, kind)
     return out if second_out is None else (out, second_out)
 
 
@@ -335,7 +396,7 @@ def _noise(
     x: Tensor, seed: SeedLike, stream: int, draw: int, offset: int
 ) -> tuple[list[int], Tensor | None]:
     """(seed, offset, stream, draw) and the table of keys, as the operators take them."""
-    check_place(stream, draw)
+    stream, draw = checked_place(stream, draw)
     key = resolve(seed, x.shape[0] if x.dim() else 1, offset=offset, device=x.device)
     return [key.seed, key.offset, stream, draw], key.table
 
@@ -358,7 +419,7 @@ def _columns(weights: Sequence[Weight] | Tensor, count: int) -> list[Weight]:
         return list(weights.unbind(1))
     if len(weights) != count + 1:
         raise ValueError(
-            f"weights must hold {count + 1} numbers (w_x and one an input); got {len(weights)}"
+            f"weights must hold {count + 1} numbers (w_x and one per input); got {len(weights)}"
         )
     return list(weights)
 
@@ -373,7 +434,7 @@ def _second(second: Second | None) -> tuple[int, Weight, Weight]:
             )
         return reference.X0, 0.0, 0.0
     if isinstance(second, tuple):
-        if len(second) != 3 or second[0] != "pair":  # type: ignore[redundant-expr]
+        if len(tuple(second)) != 3 or second[0] != "pair":
             raise ValueError(f'second must be ("pair", p, q) where it is a tuple; got {second!r}')
         return reference.PAIR, second[1], second[2]
     return reference.SCALED, second, 0.0

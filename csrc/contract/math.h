@@ -18,7 +18,7 @@
 #define CMS_HD inline __attribute__((always_inline))
 #endif
 
-// Sources that are compiled for one instruction set name a namespace of their own, so that the
+// Sources that are compiled for one instruction set name their own namespace, so that the
 // linker never puts code of one set where another is expected.
 #ifndef CMS_ISA
 #define CMS_ISA portable

@@ -61,7 +61,7 @@ inline void wide_sample_rounds(U c0, const SampleRounds& sample, U (&c)[4]) {
     wide_round<W>(c, W::set_wide(sample.k0[round]), W::set_wide(sample.k1[round]));
 }
 
-// Groups first, first + 1, ... of one sample, a lane each.
+// Groups first, first + 1, ... of one sample, one per lane.
 template <class W, class U>
 inline void wide_philox_sample(uint32_t first, const SampleRounds& sample, U (&c)[4]) {
   using Both = Twice<W>;
@@ -71,7 +71,7 @@ inline void wide_philox_sample(uint32_t first, const SampleRounds& sample, U (&c
   for (int j = 0; j < 4; ++j) c[j] = W::join(words[j].a, words[j].b);
 }
 
-// Lanes with counters and keys of their own.
+// Each lane has its own counter and key.
 template <class W, class U>
 inline void wide_philox(U (&c)[4], U k0, U k1) {
   using Both = Twice<W>;

@@ -21,8 +21,7 @@ inline void stream_store(const float* from, float* to, int n) {
   for (; i < n; ++i) to[i] = from[i];
 }
 
-// Such stores are not ordered with later ones: to be called before anyone is told that they are
-// done.
+// Such stores are not ordered with later ones: to be called before another thread may read them.
 inline void stream_fence() {
 #if defined(__AVX512F__) || defined(__AVX2__)
   _mm_sfence();

@@ -15,7 +15,7 @@ struct Plan {
   // Sample and element matter (noise, or weights by sample). Else all memory counts as one sample.
   bool located = false;
   bool vector = false;  // every tensor allows vector access at multiples of kGroup elements
-  int64_t count = 1;    // elements a sample
+  int64_t count = 1;    // elements per sample
   Divisor per_sample;   // units a sample
 
   // Logical order is not memory order (say, channels_last): the digits of a unit, slowest first in

@@ -87,7 +87,7 @@ inline void run_noise_sum(const NoiseSumParams& p, int64_t begin, int64_t end) {
     int64_t most = std::min<int64_t>(kBlock, end - at);
     const int64_t sample = p.table == nullptr ? 0 : at / p.place.count;
     if (sample != loaded) terms.load(p, loaded = sample);
-    if (p.table != nullptr)  // terms of its own for each sample: blocks end where samples do
+    if (p.table != nullptr)  // each sample has its own terms: blocks end where samples do
       most = std::min(most, (sample + 1) * p.place.count - at);
     noise_sum_block(p, terms, at, static_cast<int>(most), scratch);
     at += most;

@@ -1,5 +1,5 @@
 // The terms of one sample, and what a CUDA thread or the portable kernel does with them for a group
-// of four elements. Every kernel adds in the order of the terms, in float32, with one rounding a
+// of four elements. Every kernel adds in the order of the terms, in float32, with one rounding per
 // term, so the sums are equal to the bit.
 #pragma once
 

@@ -1,7 +1,7 @@
 // For a small state the way to the kernel costs more than the kernel. fast_step takes it in about a
 // microsecond in the plain case: valid contiguous tensors of one device, weights that are numbers
 // or tensors there, a seed that is an int or a table of keys there, no derivative, no transform and
-// no mode. In every other case it writes nothing and answers None, and the caller goes the general
+// no mode. In every other case it writes nothing and returns None, and the caller goes the general
 // way, which checks and reports; so nothing here raises.
 #include "fastcall.h"
 

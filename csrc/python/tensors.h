@@ -13,7 +13,7 @@ bool find_dtype(at::ScalarType type, DType& found);
 // The same; throws where they do not.
 DType dtype_of(at::ScalarType type);
 
-// Whether inputs of a dtype go with a state: of its own, or of lower precision.
+// Whether inputs of dtype `model` go with a state: the same dtype, or one of lower precision.
 bool model_fits(DType model, DType state);
 
 // How many samples: a tensor without dimensions is one.

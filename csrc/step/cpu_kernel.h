@@ -16,7 +16,7 @@ namespace CMS_ISA {
 constexpr int kBlock = 512;
 constexpr int kGroupLanes = 4 * Lanes::width;
 
-// Four normals a lane from its random words, lane after lane.
+// Four normals per lane from its random words, lane after lane.
 inline void deliver(const Lanes::U (&r)[4], float* out) {
   using Both = Twice<Lanes>;
   Both::F even, odd;
@@ -45,7 +45,7 @@ inline void normals_of_sample(const SampleRounds& rounds, uint32_t group, int n,
   }
 }
 
-// Lanes with groups and samples of their own, computed when full; each delivers some of its four
+// Lanes of different groups and samples, computed when full; each delivers some of its four
 // values.
 class Gatherer {
  public:
@@ -85,7 +85,7 @@ class Gatherer {
   int from_[Lanes::width] = {}, n_[Lanes::width] = {}, place_[Lanes::width] = {};
 };
 
-// Samples of at most four elements, one a lane: sample ids count up as groups do elsewhere.
+// Samples of at most four elements, one per lane: sample ids count up as groups do elsewhere.
 inline const float* fill_tiny_samples(const StepParams& p, int64_t sample, int n, float* out) {
   const int count = static_cast<int>(p.count);
   const SampleKey key = key_of(p, sample);
@@ -275,45 +275,50 @@ inline void one_block(const StepParams& p, const Row<A>& row, int64_t first, int
       z = s.z_wide;
     }
   }
+  // Outputs that are arrays of A are written where they lie, others by way of the scratch.
+  constexpr DType wide = sizeof(A) == 8 ? DType::f64 : DType::f32;
+  const bool out_in_place = !stream && p.out != nullptr && p.state == wide;
+  const bool second_in_place = p.second != Second::none && p.second_type == wide;
+  A* const sum = out_in_place ? static_cast<A*>(p.out) + first : s.sum;
+  A* const other = second_in_place ? static_cast<A*>(p.second_out) + first : s.other;
   if (p.use_x0) {
+    A* const basis = p.second == Second::x0 ? other : s.basis;
     Terms<A> terms;
     terms.add(row.w[kSkip], x, true);
     terms.add(row.w[kOut], m[0]);
-    terms.sum(s.basis, n);
-    if (p.clamp) clamp_block(s.basis, static_cast<A>(p.low), static_cast<A>(p.high), n);
-    m[0] = s.basis;
+    terms.sum(basis, n);
+    if (p.clamp) clamp_block(basis, static_cast<A>(p.low), static_cast<A>(p.high), n);
+    m[0] = basis;
+  }
+  if (p.second == Second::pair) {  // before the first output, which may be x itself
+    Terms<A> pair;
+    pair.add(row.w[kS0], x, true);
+    if (p.noise) pair.add(row.w[kS1], z);
+    pair.sum(other, n);
   }
   Terms<A> terms;
   terms.add(row.w[kX], x, true);
   for (int k = 0; k < p.n_inputs; ++k) terms.add(row.w[kInput + k], m[k]);
   if (p.noise) terms.add(row.w[kZ], z);
-  const bool direct =
-      !stream && p.second == Second::none && p.state == (sizeof(A) == 8 ? DType::f64 : DType::f32);
-  if (direct) {
-    return terms.sum(static_cast<A*>(p.out) + first, n);
-  }
-  if (p.out != nullptr || p.second == Second::scaled) terms.sum(s.sum, n);
+  if (p.out != nullptr || p.second == Second::scaled) terms.sum(sum, n);
   if (p.second == Second::scaled) {
-    for (int i = 0; i < n; ++i) s.other[i] = row.w[kS0] * s.sum[i];
-  } else if (p.second == Second::pair) {
-    Terms<A> pair;
-    pair.add(row.w[kS0], x, true);
-    if (p.noise) pair.add(row.w[kS1], z);
-    pair.sum(s.other, n);
+    const A scale = row.w[kS0];
+#pragma GCC ivdep
+    for (int i = 0; i < n; ++i) other[i] = scale * sum[i];
   }
-  if (p.out == nullptr) {
-    // nobody reads it
+  if (p.out == nullptr || out_in_place) {
+    // nobody reads it, or it is there already
   } else if (stream && sizeof(A) == 4 && p.state == DType::f32) {
     s.leaving.all();
-    s.leaving = {reinterpret_cast<const float*>(s.sum), static_cast<float*>(p.out) + first, n};
+    s.leaving = {reinterpret_cast<const float*>(sum), static_cast<float*>(p.out) + first, n};
     const bool whole_lines = (reinterpret_cast<uintptr_t>(s.leaving.to) & 63) == 0;
     if (!p.noise || !whole_lines) s.leaving.all();
     s.sum = s.sum == s.sums[0] ? s.sums[1] : s.sums[0];
   } else {
-    store_block(s.sum, p.out, p.state, first, n);
+    store_block(sum, p.out, p.state, first, n);
   }
-  if (p.second != Second::none)
-    store_block(p.second == Second::x0 ? s.basis : s.other, p.second_out, p.second_type, first, n);
+  if (p.second != Second::none && !second_in_place)
+    store_block(other, p.second_out, p.second_type, first, n);
 }
 
 // Whether the step is nothing but one sum over arrays of A: then no block needs scratch.
@@ -350,7 +355,7 @@ inline void run_range(const StepParams& p, int64_t begin, int64_t end, bool stre
     }
     return;
   }
-  // Weights of its own for each sample: blocks end where samples do.
+  // Each sample has its own weights: blocks end where samples do.
   Row<A> row = {};
   int64_t loaded = -1;
   const bool in_turn = !p.permuted || p.batch_dim == 0;  // samples lie one after the other

@@ -66,7 +66,7 @@ struct StepParams {
   // (slowest first) give e = sum digit stride and b = the digit of dimension batch_dim (-1: there
   // is only sample 0).
   int64_t total = 0;
-  int64_t count = 1;  // elements a sample
+  int64_t count = 1;  // elements per sample
   bool permuted = false;
   int n_dims = 0;
   int batch_dim = -1;
@@ -77,7 +77,7 @@ struct StepParams {
   // holds the weights of all samples.
   Rule rule = Rule::weights;
   bool has_tensors = false;
-  bool per_sample = false;  // some tensor has an entry a sample
+  bool per_sample = false;  // some tensor has one entry per sample
   double numbers[kWeights] = {};
   Argument arguments[kWeights] = {};
 

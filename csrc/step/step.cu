@@ -13,7 +13,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBlocksPerMultiprocessor = 16;  // some waves of blocks; a thread takes what is left
 
-// Blocks that must fit on a multiprocessor together: 64 registers a thread, 128 for double.
+// Blocks that must fit on a multiprocessor together: 64 registers per thread, 128 for double.
 template <class State>
 constexpr int kResident = std::is_same_v<State, double> ? 2 : 4;
 
@@ -45,7 +45,7 @@ struct Launch {
   }
 
   // Every choice that is made at run time becomes a template argument here. The common steps have
-  // kernels of their own; whatever is rarer shares one.
+  // their own kernels; whatever is rarer shares one.
   template <class State, class Model>
   void choose() const {
     const bool full = params.use_x0 || params.second != Second::none || params.has_tensors;

@@ -86,7 +86,8 @@ CMS_HD void step_unit(const StepParams& p, const Row<A>& row, const Unit& unit, 
 
 // The units first, first + stride, ... of a plan. Modes that the template rules out are set here to
 // what they are, for the compiler to drop their code: kFull allows x0, clamp, a second output (or
-// that one alone) and tensors of weights; kPermuted a memory order of its own.
+// that one alone) and tensors of weights; kPermuted a memory order that is
+// not the logical one.
 template <class State, class Model, int kInputs, bool kNoise, bool kFull, bool kPermuted>
 CMS_HD void step_thread(const StepParams& given, const Plan& plan, int64_t first, int64_t stride) {
   using A = Wide<State>;

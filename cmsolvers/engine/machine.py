@@ -181,7 +181,7 @@ class Machine:
             for slot, m in zip(op.inputs, inputs, strict=True):
                 t[slot] = m
         other_to = None if op.other is None else self._buffers[op.other]
-        if op.out is None and not inputs:
+        if op.out is None and not inputs and isinstance(op.second, float):
             t[op.other] = ops.scale_input(x, op.second, dtype=op.dtype, out=other_to)
             return
         to = None if op.out is None else self._buffers[op.out]
@@ -214,7 +214,7 @@ class Machine:
         key = (leaf, len(x), dtype, x.device, stream)
         rows = self._program.rows
         if key in rows:
-            return rows[key]  # type: ignore[no-any-return]
+            return rows[key]
         with torch.inference_mode(False), torch.no_grad():
             column = torch.tensor(values, dtype=torch.float64, device="cpu").to(dtype)[:, None]
             table = column.expand(len(values), len(x)).contiguous()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from cmsolvers import checks as check
 from cmsolvers import ops
 from cmsolvers.denoisers.protocol import Extra, Scalar
-from cmsolvers.denoisers.scalings import Row
+from cmsolvers.denoisers.scalings import EDMScalings, Row
 from cmsolvers.denoisers.signature import CALLED, signature_of
 from cmsolvers.processes.elementary import broadcastable as per_sample
 from cmsolvers.processes.elementary import exact, maths
@@ -61,6 +61,17 @@ def noise_input(name: str, value: NoiseInput) -> Callable[[Scalar], Scalar]:
     return check.function(name, value)
 
 
+def _noise_of(
+    levels: Tensor, c_noise: Callable[[Scalar], Scalar], dtype: torch.dtype
+) -> Tensor:
+    """c_noise of float64 levels in the network's dtype; the bits of c_noise(levels).to(dtype)."""
+    factor = 0.25 if c_noise is edm_noise else 250.0 if c_noise is published_noise else None
+    wide = dtype is torch.float32 or dtype is torch.float64  # torch rounds twice to lower ones
+    if factor is None or not wide or torch.compiler.is_compiling():
+        return cast(Tensor, c_noise(levels)).to(dtype)
+    return ops.scale_input(levels.log(), factor, dtype=dtype)  # factor and cast in one launch
+
+
 def as_written(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
     """Whether calling the module is calling that `forward`, no more: not overridden, no hooks."""
     kind = type(module)
@@ -86,6 +97,8 @@ def _differentiated(sigma: float | Tensor) -> bool:
         return False
     if sigma.requires_grad:
         return True
+    if forward_ad._current_level < 0:
+        return False
     return forward_ad.unpack_dual(sigma).tangent is not None  # type: ignore[no-untyped-call]
 
 
@@ -190,21 +203,34 @@ class Preconditioned(nn.Module):
         """
         check.state("x", x)
         sigma = check.level("sigma", sigma, x)
+        differentiated = _differentiated(sigma)
+        scalings = self._scalings
+        if (
+            isinstance(sigma, Tensor)
+            and isinstance(scalings, EDMScalings)
+            and not differentiated
+            and self._keeps_coefficients()
+        ):
+            levels = sigma.double()
+            c_noise = _noise_of(levels, scalings.c_noise, self.noise_dtype(x)).expand(x.shape[0])
+            x_in = scalings.scaled_input(x, sigma, self.dtype)
+            f = check.model_output("net", self.network(x_in, c_noise, **extra_args), x)
+            return scalings.output(x, f, levels)
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         noise_dtype = self.noise_dtype(x)
         if isinstance(c_noise, Tensor):
             c_noise = c_noise.to(noise_dtype).expand(x.shape[0])
         else:
             c_noise = torch.full((x.shape[0],), c_noise, dtype=noise_dtype, device=x.device)
-        if _differentiated(sigma):
+        if differentiated:
             return self._plain(x, c_skip, c_out, c_in, c_noise, extra_args)
-        if isinstance(sigma, Tensor) and not sigma.ndim:
-            c_skip, c_out, c_in = (
-                c.expand(x.shape[0]) if isinstance(c, Tensor) else c for c in (c_skip, c_out, c_in)
-            )
-        x_in = ops.scale_input(x, c_in, dtype=self.dtype or x.dtype)
+        x_in = ops.scale_input(x, c_in, dtype=self.dtype)
         f = check.model_output("net", self.network(x_in, c_noise, **extra_args), x)
-        return ops.weighted_step(x, [f], _rows(c_skip, c_out, x))
+        return ops.weighted_step(x, (f,), (c_skip, c_out))
+
+    def _keeps_coefficients(self) -> bool:
+        """Whether `coefficients` is the one of this class: neither a subclass nor x replaced it."""
+        return getattr(self.coefficients, "__func__", None) is Preconditioned.coefficients
 
     def _plain(
         self,
@@ -221,13 +247,3 @@ class Preconditioned(nn.Module):
         result: Tensor = x * per_sample(c_skip, x) + f.to(x.dtype) * per_sample(c_out, x)
         return result
 
-
-def _rows(c_skip: Scalar, c_out: Scalar, x: Tensor) -> tuple[float, float] | Tensor:
-    """Weights of the step that makes D: floats, or one row per sample."""
-    if not isinstance(c_skip, Tensor) and not isinstance(c_out, Tensor):
-        return c_skip, c_out
-    pair = [
-        c if isinstance(c, Tensor) else torch.full((), c, dtype=torch.float64, device=x.device)
-        for c in (c_skip, c_out)
-    ]
-    return torch.stack([c.expand(x.shape[0]) for c in pair], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
@@ -22,6 +23,8 @@ NoiseInput: TypeAlias = str | Callable[[Scalar], Scalar] | None
 
 INTEGERS = (torch.int64, torch.int32)
 """Dtypes of the times that tables of embeddings are looked up with."""
+
+_STATES = frozenset(check.STATE_DTYPES)
 
 
 class Coefficients(NamedTuple):
@@ -63,13 +66,17 @@ def noise_input(name: str, value: NoiseInput) -> Callable[[Scalar], Scalar]:
 
 def _noise_of(
     levels: Tensor, c_noise: Callable[[Scalar], Scalar], dtype: torch.dtype
-) -> Tensor:
-    """c_noise of float64 levels in the network's dtype; the bits of c_noise(levels).to(dtype)."""
+) -> tuple[Tensor, bool]:
+    """c_noise of float64 levels in the network's dtype, the bits of c_noise(levels).to(dtype).
+
+    And whether it is certain that nothing holds on to the levels.
+    """
     factor = 0.25 if c_noise is edm_noise else 250.0 if c_noise is published_noise else None
-    wide = dtype is torch.float32 or dtype is torch.float64  # torch rounds twice to lower ones
-    if factor is None or not wide or torch.compiler.is_compiling():
-        return cast(Tensor, c_noise(levels)).to(dtype)
-    return ops.scale_input(levels.log(), factor, dtype=dtype)  # factor and cast in one launch
+    wide = dtype is torch.float32 or dtype is torch.float64  # torch rounds twice to narrower ones
+    followed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if factor is None or not wide or followed:
+        return cast(Tensor, c_noise(levels)).to(dtype), False
+    return ops.scale_input(levels.log(), factor, dtype=dtype), True  # one launch, cast included
 
 
 def as_written(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
@@ -91,10 +98,8 @@ def training_mode(*parts: object) -> bool:
     return any(modes) or not modes
 
 
-def _differentiated(sigma: float | Tensor) -> bool:
+def _differentiated(sigma: Tensor) -> bool:
     """Whether a derivative in sigma is wanted, in reverse or forward mode."""
-    if not isinstance(sigma, Tensor):
-        return False
     if sigma.requires_grad:
         return True
     if forward_ad._current_level < 0:
@@ -201,21 +206,16 @@ class Preconditioned(nn.Module):
                 floating tensor of at most the precision of x.
             ValueError: wrong shapes or devices, a level that is not positive.
         """
-        check.state("x", x)
-        sigma = check.level("sigma", sigma, x)
-        differentiated = _differentiated(sigma)
-        scalings = self._scalings
-        if (
-            isinstance(sigma, Tensor)
-            and isinstance(scalings, EDMScalings)
-            and not differentiated
-            and self._keeps_coefficients()
-        ):
-            levels = sigma.double()
-            c_noise = _noise_of(levels, scalings.c_noise, self.noise_dtype(x)).expand(x.shape[0])
-            x_in = scalings.scaled_input(x, sigma, self.dtype)
-            f = check.model_output("net", self.network(x_in, c_noise, **extra_args), x)
-            return scalings.output(x, f, levels)
+        # Quick tests that accept what is usual; the checks know the rest, and the errors.
+        if type(x) is not Tensor or x.dtype not in _STATES or x.is_meta or x.ndim == 0:
+            check.state("x", x)
+        if type(sigma) is not float or not 0.0 < sigma < math.inf:
+            sigma = check.level("sigma", sigma, x)
+        differentiated = isinstance(sigma, Tensor) and _differentiated(sigma)
+        if isinstance(sigma, Tensor) and not differentiated:
+            scalings = self._scalings
+            if isinstance(scalings, EDMScalings) and self._keeps_coefficients():
+                return self._by_steps(x, sigma, scalings, extra_args)
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         noise_dtype = self.noise_dtype(x)
         if isinstance(c_noise, Tensor):
@@ -227,6 +227,16 @@ class Preconditioned(nn.Module):
         x_in = ops.scale_input(x, c_in, dtype=self.dtype)
         f = check.model_output("net", self.network(x_in, c_noise, **extra_args), x)
         return ops.weighted_step(x, (f,), (c_skip, c_out))
+
+    def _by_steps(self, x: Tensor, sigma: Tensor, scalings: EDMScalings, extra: Extra) -> Tensor:
+        """D where the steps make their weights of the levels, with the bits of numbers."""
+        levels = sigma.double()
+        c_noise, apart = _noise_of(levels, scalings.c_noise, self.noise_dtype(x))
+        if c_noise.ndim == 0:
+            c_noise = c_noise.expand(x.shape[0])
+        x_in = scalings.scaled_input(x, sigma, self.dtype)
+        f = check.model_output("net", self.network(x_in, c_noise, **extra), x)
+        return scalings.output(x, f, levels, apart and levels is not sigma)
 
     def _keeps_coefficients(self) -> bool:
         """Whether `coefficients` is the one of this class: neither a subclass nor x replaced it."""
@@ -246,4 +256,3 @@ class Preconditioned(nn.Module):
         f = check.model_output("net", self.network(x_in, c_noise, **extra), x)
         result: Tensor = x * per_sample(c_skip, x) + f.to(x.dtype) * per_sample(c_out, x)
         return result
-

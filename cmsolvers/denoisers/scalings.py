@@ -65,7 +65,11 @@ class InProcess:
     def _handed(self, level: Scalar, t: Scalar) -> Scalar:
         if self.c_noise is not None:
             return self.c_noise(level)
-        return self.process.network_time(level) if isinstance(self.process, DDPM) else t
+        if type(self.process) is not DDPM:
+            return self.process.network_time(level) if isinstance(self.process, DDPM) else t
+        # `network_time`, without asking for t once more
+        end = self.process.num_steps - 1.0
+        return t.clamp(0.0, end) if isinstance(t, Tensor) else min(max(t, 0.0), end)
 
 
 def edm_scalings(
@@ -113,8 +117,15 @@ class EDMScalings:
         """c_in x in one launch, levels of shape [] or [B]."""
         return ops.edm_input(x, sigma, self.sigma_data, dtype=dtype)
 
-    def output(self, x: Tensor, f: Tensor, levels: Tensor) -> Tensor:
-        """c_skip x + c_out F in one launch, float64 levels of shape [] or [B]."""
+    def output(self, x: Tensor, f: Tensor, levels: Tensor, spent: bool = False) -> Tensor:
+        """c_skip x + c_out F in one launch.
+
+        Args:
+            x: [B, ...].
+            f: F, of the shape of x.
+            levels: float64 of shape [] or [B].
+            spent: whether the levels may be written over.
+        """
         return ops.edm_output(x, f, levels, self.sigma_data)
 
 
@@ -145,10 +156,11 @@ class ConsistencyScalings(EDMScalings):
         """What the row depends on, the level aside."""
         return (*super().parts, self.sigma_min)
 
-    def output(self, x: Tensor, f: Tensor, levels: Tensor) -> Tensor:
-        """c_skip x + c_out F in one launch, float64 levels of shape [] or [B]."""
-        if self._held != self.sigma_min:  # the step knows one boundary: both become it
-            levels = levels.masked_fill(levels == self._held, self.sigma_min)
+    def output(self, x: Tensor, f: Tensor, levels: Tensor, spent: bool = False) -> Tensor:
+        """As of `EDMScalings`; the step knows one boundary, so both levels of it become that."""
+        if self._held != self.sigma_min:
+            fill = levels.masked_fill_ if spent else levels.masked_fill
+            levels = fill(levels == self._held, self.sigma_min)
         return ops.consistency_output(
             x, f, levels, sigma_data=self.sigma_data, sigma_min=self.sigma_min
         )

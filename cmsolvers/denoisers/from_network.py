@@ -24,7 +24,13 @@ from cmsolvers.denoisers.preconditioning import (
     noise_input,
     published_noise,
 )
-from cmsolvers.denoisers.scalings import InProcess, Target, consistency_scalings, edm_scalings
+from cmsolvers.denoisers.scalings import (
+    ConsistencyScalings,
+    EDMScalings,
+    InProcess,
+    Target,
+    edm_scalings,
+)
 from cmsolvers.processes import DDPM, VP, Karras, RectifiedFlow, TrigFlow
 from cmsolvers.processes.sde import Process
 
@@ -271,7 +277,7 @@ class EDM(Preconditioned):
         dtype: torch.dtype | None = None,
     ) -> None:
         sd, given = check.positive("sigma_data", sigma_data), noise_input("c_noise", c_noise)
-        super().__init__(net, edm_scalings(sd, given), dtype=dtype)
+        super().__init__(net, EDMScalings(sd, given), dtype=dtype)
         self.sigma_data, self.c_noise = sd, given
 
 
@@ -309,5 +315,5 @@ class ConsistencyFunction(Preconditioned):
     ) -> None:
         sd, given = check.positive("sigma_data", sigma_data), noise_input("c_noise", c_noise)
         end = check.positive("sigma_min", sigma_min)
-        super().__init__(net, consistency_scalings(sd, end, given), dtype=dtype)
+        super().__init__(net, ConsistencyScalings(sd, end, given), dtype=dtype)
         self.sigma_data, self.sigma_min, self.c_noise = sd, end, given

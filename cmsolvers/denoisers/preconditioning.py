@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from cmsolvers import checks as check
 from cmsolvers import ops
 from cmsolvers.denoisers.protocol import Extra, Scalar
-from cmsolvers.denoisers.scalings import Row
+from cmsolvers.denoisers.scalings import EDMScalings, Row
 from cmsolvers.denoisers.signature import CALLED, signature_of
 from cmsolvers.processes.elementary import broadcastable, exact, maths
 
@@ -20,6 +21,8 @@ NoiseInput: TypeAlias = str | Callable[[Scalar], Scalar] | None
 
 INTEGERS = (torch.int64, torch.int32)
 """Dtypes of the times that tables of embeddings are looked up with."""
+
+_STATES = frozenset(check.STATE_DTYPES)
 
 
 class Coefficients(NamedTuple):
@@ -59,6 +62,21 @@ def noise_input(name: str, value: NoiseInput) -> Callable[[Scalar], Scalar]:
     return check.function(name, value)
 
 
+def _noise_of(
+    levels: Tensor, c_noise: Callable[[Scalar], Scalar], dtype: torch.dtype
+) -> tuple[Tensor, bool]:
+    """c_noise of float64 levels in the network's dtype, the bits of c_noise(levels).to(dtype).
+
+    And whether it is certain that nothing holds on to the levels.
+    """
+    factor = 0.25 if c_noise is edm_noise else 250.0 if c_noise is published_noise else None
+    wide = dtype is torch.float32 or dtype is torch.float64  # torch rounds twice to narrower ones
+    followed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if factor is None or not wide or followed:
+        return cast(Tensor, c_noise(levels)).to(dtype), False
+    return ops.scale_input(levels.log(), factor, dtype=dtype), True  # one launch, cast included
+
+
 def as_written(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
     """Whether calling the module is calling that `forward`, no more: not overridden, no hooks."""
     kind = type(module)
@@ -78,9 +96,9 @@ def training_mode(*parts: object) -> bool:
     return any(modes) or not modes
 
 
-def _differentiated(sigma: float | Tensor) -> bool:
+def _differentiated(sigma: Tensor) -> bool:
     """Whether a derivative in sigma is wanted, in reverse or forward mode."""
-    return isinstance(sigma, Tensor) and (sigma.requires_grad or check.carries_tangent(sigma))
+    return sigma.requires_grad or check.carries_tangent(sigma)
 
 
 class Preconditioned(nn.Module):
@@ -182,23 +200,41 @@ class Preconditioned(nn.Module):
                 floating tensor of at most the precision of x.
             ValueError: wrong shapes or devices, a level that is not positive.
         """
-        check.state("x", x)
-        sigma = check.level("sigma", sigma, x)
+        # Quick tests that accept what is usual; the checks know the rest, and the errors.
+        if type(x) is not Tensor or x.dtype not in _STATES or x.is_meta or x.ndim == 0:
+            check.state("x", x)
+        if type(sigma) is not float or not 0.0 < sigma < math.inf:
+            sigma = check.level("sigma", sigma, x)
+        differentiated = isinstance(sigma, Tensor) and _differentiated(sigma)
+        if isinstance(sigma, Tensor) and not differentiated:
+            scalings = self._scalings
+            if isinstance(scalings, EDMScalings) and self._keeps_coefficients():
+                return self._by_steps(x, sigma, scalings, extra_args)
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         noise_dtype = self.noise_dtype(x)
         if isinstance(c_noise, Tensor):
             c_noise = c_noise.to(noise_dtype).expand(x.shape[0])
         else:
             c_noise = torch.full((x.shape[0],), c_noise, dtype=noise_dtype, device=x.device)
-        if _differentiated(sigma):
+        if differentiated:
             return self._plain(x, c_skip, c_out, c_in, c_noise, extra_args)
-        if isinstance(sigma, Tensor) and not sigma.ndim:
-            c_skip, c_out, c_in = (
-                c.expand(x.shape[0]) if isinstance(c, Tensor) else c for c in (c_skip, c_out, c_in)
-            )
-        x_in = ops.scale_input(x, c_in, dtype=self.dtype or x.dtype)
+        x_in = ops.scale_input(x, c_in, dtype=self.dtype)
         f = check.model_output("net", self.network(x_in, c_noise, **extra_args), x)
-        return ops.weighted_step(x, [f], _rows(c_skip, c_out, x))
+        return ops.weighted_step(x, (f,), (c_skip, c_out))
+
+    def _by_steps(self, x: Tensor, sigma: Tensor, scalings: EDMScalings, extra: Extra) -> Tensor:
+        """D where the steps make their weights of the levels, with the bits of numbers."""
+        levels = sigma.double()
+        c_noise, apart = _noise_of(levels, scalings.c_noise, self.noise_dtype(x))
+        if c_noise.ndim == 0:
+            c_noise = c_noise.expand(x.shape[0])
+        x_in = scalings.scaled_input(x, sigma, self.dtype)
+        f = check.model_output("net", self.network(x_in, c_noise, **extra), x)
+        return scalings.output(x, f, levels, apart and levels is not sigma)
+
+    def _keeps_coefficients(self) -> bool:
+        """Whether `coefficients` is the one of this class: neither a subclass nor x replaced it."""
+        return getattr(self.coefficients, "__func__", None) is Preconditioned.coefficients
 
     def _plain(
         self,
@@ -214,14 +250,3 @@ class Preconditioned(nn.Module):
         f = check.model_output("net", self.network(x_in, c_noise, **extra), x)
         result: Tensor = x * broadcastable(c_skip, x) + f.to(x.dtype) * broadcastable(c_out, x)
         return result
-
-
-def _rows(c_skip: Scalar, c_out: Scalar, x: Tensor) -> tuple[float, float] | Tensor:
-    """Weights of the step that makes D: floats, or one row per sample."""
-    if not isinstance(c_skip, Tensor) and not isinstance(c_out, Tensor):
-        return c_skip, c_out
-    pair = [
-        c if isinstance(c, Tensor) else torch.full((), c, dtype=torch.float64, device=x.device)
-        for c in (c_skip, c_out)
-    ]
-    return torch.stack([c.expand(x.shape[0]) for c in pair], dim=1)

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeAlias
 
+import torch
+from torch import Tensor
+
+from cmsolvers import ops
 from cmsolvers.denoisers.protocol import Scalar
 from cmsolvers.ops.rules import boundary_at, consistency_parts, held
 from cmsolvers.processes.ddpm import DDPM
@@ -61,7 +65,11 @@ class InProcess:
     def _handed(self, level: Scalar, t: Scalar) -> Scalar:
         if self.c_noise is not None:
             return self.c_noise(level)
-        return self.process.network_time(level) if isinstance(self.process, DDPM) else t
+        if type(self.process) is not DDPM:
+            return self.process.network_time(level) if isinstance(self.process, DDPM) else t
+        # `network_time`, without asking for t once more
+        end = self.process.num_steps - 1.0
+        return t.clamp(0.0, end) if isinstance(t, Tensor) else min(max(t, 0.0), end)
 
 
 def edm_scalings(
@@ -84,9 +92,44 @@ def _edm_row(sd: float, c_noise: Callable[[Scalar], Scalar], sign: float, level:
     return sd * sd / total, sign * level * sd / root, 1.0 / root, c_noise(level)
 
 
-def consistency_scalings(
-    sigma_data: float, sigma_min: float, c_noise: Callable[[Scalar], Scalar]
-) -> Callable[[Scalar], Row]:
+class EDMScalings:
+    """The scalings of `edm_scalings` with sign = 1, and the steps that make them of the levels.
+
+    Args:
+        sigma_data: standard deviation of the data.
+        c_noise: of the level.
+    """
+
+    def __init__(self, sigma_data: float, c_noise: Callable[[Scalar], Scalar]) -> None:
+        self.sigma_data = sigma_data
+        self.c_noise = c_noise
+
+    def __call__(self, level: Scalar) -> Row:
+        """The row at a level."""
+        return _edm_row(self.sigma_data, self.c_noise, 1.0, level)
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """What the row depends on, the level aside."""
+        return type(self), self.sigma_data, self.c_noise
+
+    def scaled_input(self, x: Tensor, sigma: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """c_in x in one launch, levels of shape [] or [B]."""
+        return ops.edm_input(x, sigma, self.sigma_data, dtype=dtype)
+
+    def output(self, x: Tensor, f: Tensor, levels: Tensor, spent: bool = False) -> Tensor:
+        """c_skip x + c_out F in one launch.
+
+        Args:
+            x: [B, ...].
+            f: F, of the shape of x.
+            levels: float64 of shape [] or [B].
+            spent: whether the levels may be written over.
+        """
+        return ops.edm_output(x, f, levels, self.sigma_data)
+
+
+class ConsistencyScalings(EDMScalings):
     """EDM's with the boundary at sigma_min: c_skip = 1 and c_out = 0 there, exactly.
 
     Args:
@@ -94,16 +137,30 @@ def consistency_scalings(
         sigma_min: the level where the function is the identity; its float32 rounding is too.
         c_noise: of the level.
     """
-    return partial(_consistency_row, sigma_data, sigma_min, held(sigma_min), c_noise)
 
+    def __init__(
+        self, sigma_data: float, sigma_min: float, c_noise: Callable[[Scalar], Scalar]
+    ) -> None:
+        super().__init__(sigma_data, c_noise)
+        self.sigma_min = sigma_min
+        self._held = held(sigma_min)
 
-def _consistency_row(
-    sd: float,
-    sigma_min: float,
-    rounded: float,
-    c_noise: Callable[[Scalar], Scalar],
-    level: Scalar,
-) -> Row:
-    boundary = boundary_at(level, sigma_min, rounded)
-    c_skip, c_out, root = consistency_parts(level, sd, boundary)
-    return c_skip, c_out, 1.0 / root, c_noise(level)
+    def __call__(self, level: Scalar) -> Row:
+        """The row at a level."""
+        boundary = boundary_at(level, self.sigma_min, self._held)
+        c_skip, c_out, root = consistency_parts(level, self.sigma_data, boundary)
+        return c_skip, c_out, 1.0 / root, self.c_noise(level)
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """What the row depends on, the level aside."""
+        return (*super().parts, self.sigma_min)
+
+    def output(self, x: Tensor, f: Tensor, levels: Tensor, spent: bool = False) -> Tensor:
+        """As of `EDMScalings`; the step knows one boundary, so both levels of it become that."""
+        if self._held != self.sigma_min:
+            fill = levels.masked_fill_ if spent else levels.masked_fill
+            levels = fill(levels == self._held, self.sigma_min)
+        return ops.consistency_output(
+            x, f, levels, sigma_data=self.sigma_data, sigma_min=self.sigma_min
+        )

@@ -8,7 +8,7 @@ from types import MethodType
 
 from torch import nn
 
-from cmsolvers.denoisers.scalings import InProcess
+from cmsolvers.denoisers.scalings import EDMScalings, InProcess
 
 CALLED: Hashable = ("called",)
 """Of a denoiser that is only called: nothing of it is settled before the call."""
@@ -52,6 +52,8 @@ def _key(value: object) -> Hashable:
         parts = value.__func__, value.__self__
     elif isinstance(value, InProcess):
         parts = value.process, value.target, value.c_noise
+    elif isinstance(value, EDMScalings):
+        parts = value.parts
     else:
         try:
             hash(value)

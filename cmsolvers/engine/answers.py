@@ -54,7 +54,7 @@ class Leaf:
     both: dict[str, Any] | None = None
 
 
-def leaves(denoiser: Any, name: str, extra: Mapping[str, Any], x: Tensor) -> list[Leaf]:
+def leaves(denoiser: object, name: str, extra: Mapping[str, Any], x: Tensor) -> list[Leaf]:
     """The callables behind a denoiser, in the order in which `answer` numbers them."""
     if folds(denoiser):
         return [Leaf(_network(denoiser), "net", extra, denoiser.noise_dtype(x))]
@@ -71,7 +71,7 @@ def leaves(denoiser: Any, name: str, extra: Mapping[str, Any], x: Tensor) -> lis
     return [Leaf(denoiser, name, extra, x.dtype, opens(denoiser))]
 
 
-def answer(denoiser: Any, ask: Asker, y: Form, level: float, leaf: int = 0) -> Form:
+def answer(denoiser: object, ask: Asker, y: Form, level: float, leaf: int = 0) -> Form:
     """D at y, a form over what the networks return; `leaf` is the number of its first one."""
     if _is_sum(denoiser):
         weights = denoiser.weights(level)
@@ -99,7 +99,7 @@ def _network(denoiser: Preconditioned) -> Any:
     return denoiser.net if plain else denoiser.network
 
 
-def _is_sum(denoiser: Any) -> TypeGuard[Guided]:
+def _is_sum(denoiser: object) -> TypeGuard[Guided]:
     """Whether this is guidance of networks or callables: a weighted sum of two outputs."""
     return (
         opens(denoiser)
@@ -110,7 +110,7 @@ def _is_sum(denoiser: Any) -> TypeGuard[Guided]:
     )
 
 
-def _is_clipped(denoiser: Any) -> TypeGuard[Clipped]:
+def _is_clipped(denoiser: object) -> TypeGuard[Clipped]:
     """Whether this is a denoiser limited to bounds, and nothing else."""
     return (
         opens(denoiser)
@@ -120,7 +120,7 @@ def _is_clipped(denoiser: Any) -> TypeGuard[Clipped]:
 
 
 def _coefficients(
-    denoiser: Any, level: float
+    denoiser: object, level: float
 ) -> tuple[float, float, float, float, torch.dtype | None]:
     """(c_skip, c_out, c_in, c_noise, dtype of the network's input); a callable answers D itself."""
     if folds(denoiser):

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
+from cmsolvers.engine.adaptive import AdaptiveInfo
 from cmsolvers.engine.catalogue import SOLVERS
+from cmsolvers.engine.observers import Info
 from cmsolvers.engine.run import keeping_programs
 
 _WARM_UPS = 3
@@ -40,7 +42,7 @@ class CapturedRun:
     def __init__(
         self,
         sampler: Callable[..., Any],
-        model: Any,
+        model: object,
         x: Tensor,
         sigmas: object,
         extra_args: dict[str, Any] | None,
@@ -64,7 +66,7 @@ class CapturedRun:
             self.nfe = _evaluations(info)
 
     def __call__(
-        self, x: Tensor, *, seed: Any = None, extra_args: dict[str, Any] | None = None
+        self, x: Tensor, *, seed: noise.SeedLike = None, extra_args: dict[str, Any] | None = None
     ) -> Tensor:
         """Run.
 
@@ -147,9 +149,9 @@ class CapturedRun:
 
 def capture(
     sampler: Callable[..., Any],
-    denoiser: Any,
+    denoiser: object,
     x: Tensor,
-    sigmas: Any,
+    sigmas: check.Levels,
     *,
     extra_args: dict[str, Any] | None = None,
     pool: Any = None,
@@ -203,9 +205,8 @@ def capture(
     return CapturedRun(sampler, denoiser, x, sigmas, extra_args, options, pool)
 
 
-def _evaluations(info: Any) -> int:
-    calls = getattr(info, "calls", None)
-    return int(info.nfe if calls is None else calls)
+def _evaluations(info: Info | AdaptiveInfo) -> int:
+    return info.calls if isinstance(info, AdaptiveInfo) else info.nfe
 
 
 def _table(key: noise.Key, batch: int, device: torch.device) -> Tensor:
@@ -221,14 +222,14 @@ def _table(key: noise.Key, batch: int, device: torch.device) -> Tensor:
     return torch.stack((seed, first + ids), dim=1)
 
 
-def _children(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _children(name: str, value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
         yield from ((f"{name}[{key!r}]", entry) for key, entry in value.items())
-    elif type(value) in (list, tuple):
+    elif isinstance(value, (list, tuple)):
         yield from ((f"{name}[{i}]", entry) for i, entry in enumerate(value))
 
 
-def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+def _tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
     """All tensors in a nest of dicts, lists and tuples, with their places."""
     if isinstance(value, Tensor):
         yield name, value
@@ -246,7 +247,7 @@ def _replaced(name: str, value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return type(value)(entries) if type(value) in (list, tuple) else value
 
 
-def _check_like(given: Any, captured: Any, name: str = "extra_args") -> None:
+def _check_like(given: object, captured: object, name: str = "extra_args") -> None:
     """Raise unless a nest fits the captured one."""
     if isinstance(captured, Tensor):
         if not isinstance(given, Tensor):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import noise
+from cmsolvers.checks import Levels
 from cmsolvers.denoisers.composed import signature
 from cmsolvers.engine.answers import leaves
 from cmsolvers.engine.lower import lower
@@ -30,19 +31,19 @@ _PROGRAMS: OrderedDict[object, Program] = OrderedDict()
 
 def run(
     traced: Trace,
-    denoiser: Any,
+    denoiser: object,
     x: Tensor,
     *,
     name: str,
     model: str,
-    seed: Any,
+    seed: noise.SeedLike,
     noise_sampler: NoiseSampler | None,
     extra_args: dict[str, Any] | None,
     callback: Callable[[dict[str, Any]], object] | None,
     progress: bool,
     return_info: bool,
     check_nan: bool,
-    trajectory: Any,
+    trajectory: Levels | bool | None,
     grad: bool,
 ) -> Tensor | tuple[Tensor, Info]:
     """Run a trace; the options are documented in `options.SHARED`, and checked."""
@@ -116,7 +117,7 @@ def keeping_programs() -> Iterator[dict[object, Program]]:
         _KEPT.reset(token)
 
 
-def program_of(traced: Trace, denoiser: Any, x: Tensor, *, fused: bool, shown: bool) -> Program:
+def program_of(traced: Trace, denoiser: object, x: Tensor, *, fused: bool, shown: bool) -> Program:
     """The program of a run, kept for the next one with the same steps and kind of denoiser."""
     kept = _KEPT.get()
     if kept is not None:
@@ -137,7 +138,7 @@ def program_of(traced: Trace, denoiser: Any, x: Tensor, *, fused: bool, shown: b
     return program
 
 
-def key_of(seed: Any, x: Tensor, *, needed: bool) -> noise.Key | None:
+def key_of(seed: noise.SeedLike, x: Tensor, *, needed: bool) -> noise.Key | None:
     """The key of a run's noise; a seed that is given is checked even where there is no noise."""
     drawn = seed is None or isinstance(seed, torch.Generator)
     return noise.key(seed, x.shape[0], device=x.device) if needed or not drawn else None

@@ -82,7 +82,7 @@ def edm_output(sigma: Weight, sigma_data: Weight) -> tuple[Weight, Weight]:
 
 def euler_maruyama(diffusion: Weight, dt: Weight) -> Weight:
     """w_z of the Euler-Maruyama step, g sqrt|dt|."""
-    return diffusion * _root(abs(dt))
+    return diffusion * _root(cast(Weight, abs(dt)))
 
 
 def folded(w_x: Weight, w_d: Weight, c_skip: Weight, c_out: Weight) -> tuple[Weight, Weight]:

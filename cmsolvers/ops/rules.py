@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 Weight: TypeAlias = float | Tensor
+
+Level = TypeVar("Level", float, Tensor, float | Tensor)
+"""Formulas of numbers make numbers, formulas of tensors make tensors."""
 
 WEIGHTS, PF_ODE, HEUN, CONSISTENCY, EDM_INPUT, EDM_OUTPUT, EULER_MARUYAMA, FOLDED = range(8)
 """What the arguments of a step are.
@@ -27,27 +30,29 @@ WEIGHTS, PF_ODE, HEUN, CONSISTENCY, EDM_INPUT, EDM_OUTPUT, EULER_MARUYAMA, FOLDE
 """
 
 
-def pf_ode(sigma: Any, sigma_next: Any) -> tuple[Any, Any]:
+def pf_ode(sigma: Level, sigma_next: Level) -> tuple[Level, Level]:
     """(w_x, w_D) of the Euler step in sigma."""
     return sigma_next / sigma, (sigma - sigma_next) / sigma
 
 
-def heun(sigma: Any, sigma_next: Any) -> tuple[Any, Any, Any]:
+def heun(sigma: Level, sigma_next: Level) -> tuple[Level, Level, Level]:
     """(w_x, w_D, w_D') of the Heun corrector, D' at the Euler prediction."""
     half = 0.5 * (sigma_next - sigma)
     return sigma_next / sigma, half * (1.0 / sigma_next - 2.0 / sigma), -half / sigma_next
 
 
-def consistency(sigma: Any, sigma_data: float, boundary: Any) -> tuple[Any, Any]:
+def consistency(sigma: Level, sigma_data: float, boundary: Level) -> tuple[Level, Level]:
     """(c_skip, c_out) with the shifted boundary: (1, 0) there."""
     return consistency_parts(sigma, sigma_data, boundary)[:2]
 
 
-def consistency_parts(sigma: Any, sigma_data: float, boundary: Any) -> tuple[Any, Any, Any]:
+def consistency_parts(
+    sigma: Level, sigma_data: float, boundary: Level
+) -> tuple[Level, Level, Level]:
     """(c_skip, c_out, 1 / c_in) of a consistency model (Song et al. 2023, appendix C)."""
     shifted, variance = sigma - boundary, sigma_data * sigma_data
     spread = sigma * sigma + variance
-    root = math.sqrt(spread) if type(spread) is float else _root(spread)
+    root: Level = _root(spread)
     return variance / (shifted * shifted + variance), shifted * sigma_data / root, root
 
 
@@ -67,12 +72,13 @@ def boundary_at(sigma: Any, sigma_min: float, rounded: float) -> Any:
     return rounded if at_end else sigma_min
 
 
-def edm_input(sigma: Any, sigma_data: float) -> Any:
+def edm_input(sigma: Level, sigma_data: float) -> Level:
     """c_in of EDM (Karras et al. 2022, table 1)."""
-    return 1.0 / _root(sigma * sigma + sigma_data * sigma_data)
+    root: Level = _root(sigma * sigma + sigma_data * sigma_data)
+    return 1.0 / root
 
 
-def edm_output(sigma: Any, sigma_data: float) -> tuple[Any, Any]:
+def edm_output(sigma: Level, sigma_data: float) -> tuple[Level, Level]:
     """(c_skip, c_out) of EDM (Karras et al. 2022, table 1)."""
     variance = sigma_data * sigma_data
     spread = sigma * sigma + variance
@@ -84,7 +90,7 @@ def euler_maruyama(diffusion: Any, dt: Any) -> Any:
     return diffusion * (math.sqrt(abs(dt)) if type(dt) is float else _root(abs(dt)))
 
 
-def folded(w_x: Any, w_d: Any, c_skip: Any, c_out: Any) -> tuple[Any, Any]:
+def folded(w_x: Level, w_d: Level, c_skip: Level, c_out: Level) -> tuple[Level, Level]:
     """(w_x, w_F) where D = c_skip x + c_out F."""
     return w_x + w_d * c_skip, w_d * c_out
 

@@ -1,6 +1,6 @@
 """Compile and link the CUDA part on a machine that has nvcc, with or without a GPU.
 
-A virtual environment of its own holds a CUDA build of torch. The extension is built there for one
+A separate virtual environment holds a CUDA build of torch. The extension is built there for one
 architecture and PTX with warnings as errors; each kernel's registers, stack and spills are printed;
 a spill is a failure. At last the built package is imported, which needs no GPU.
 

@@ -2,13 +2,16 @@
 
 Every form over the answers of a model becomes one over what its networks return. A launch takes the
 state and four more tensors. Three ways are tried in turn: earlier answers stay forms; earlier
-answers are kept as second outputs; every answer becomes a tensor of its own.
+answers are kept as second outputs; every answer becomes a tensor.
+
+Where the first network of a step reads c_in x in the precision of the states, that tensor is the
+state: x = (c_in x) / c_in goes into the weights, and x itself is written only where somebody
+wants it. A step then moves no more memory than one whose model reads x.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -29,6 +32,7 @@ from cmsolvers.engine.trace import Ask, Noise, Past, State, Trace, TracedStep
 from cmsolvers.ops.step import MAX_INPUTS
 
 _WAYS = ("forms", "kept", "tensors")
+_WIDE = (torch.float32, torch.float64)  # half precision has no digit to spare for c_in x
 
 
 class _TooWideError(Exception):
@@ -47,11 +51,12 @@ class _Clamp(Symbol):
 
 def lower(
     trace: Trace,
-    denoiser: Any,
+    denoiser: object,
     dtype: torch.dtype,
     *,
     fused: bool,
-    shown: bool,
+    shown: bool = False,
+    states: bool = False,
 ) -> Program:
     """Make a program of a run.
 
@@ -61,10 +66,11 @@ def lower(
         dtype: of the states.
         fused: whether launches make the noise themselves; else it comes as tensors.
         shown: whether a callback sees every step.
+        states: whether the state after every step is wanted.
     """
     for way in _WAYS:
         try:
-            return _Lowering(trace, denoiser, dtype, fused, shown, way).program()
+            return _Lowering(trace, denoiser, dtype, fused, shown, states, way).program()
         except _TooWideError:
             continue
     raise AssertionError("the last way takes every form")
@@ -111,6 +117,11 @@ class _Answer:
         """Whether a network is called on y itself."""
         return any((c_in, dtype) == (1.0, self.dtype) for _, c_in, _, dtype, _ in self.calls)
 
+    def replaces_state(self) -> bool:
+        """Whether the one input of the networks can stand for y."""
+        wanted = self.inputs()
+        return len(wanted) == 1 and not self.plain() and wanted[0][1] is self.dtype in _WIDE
+
 
 @dataclass(eq=False)
 class _Inline:
@@ -131,10 +142,17 @@ class _Inline:
 
 class _Lowering:
     def __init__(
-        self, trace: Trace, denoiser: Any, dtype: torch.dtype, fused: bool, shown: bool, way: str
+        self,
+        trace: Trace,
+        denoiser: object,
+        dtype: torch.dtype,
+        fused: bool,
+        shown: bool,
+        states: bool,
+        way: str,
     ) -> None:
         self._trace, self._denoiser, self._dtype = trace, denoiser, dtype
-        self._fused, self._shown, self._way = fused, shown, way
+        self._fused, self._shown, self._states, self._way = fused, shown, shown or states, way
         self._means: dict[Symbol, Form] = {}
         self._scaled: dict[tuple[Symbol, float, torch.dtype], Scaled] = {}
         self._drawn: set[Symbol] = set()
@@ -142,8 +160,7 @@ class _Lowering:
         self._code: list[Instruction] = []
         self._tables: list[list[float]] = []
         self._places: list[tuple[int, float]] = []
-        first = trace.steps[0]
-        self._x = first.x if first.churn is None else State("x")
+        self._x: Symbol  # where the state is
         self._kept: set[Symbol] = set()
         self._inline: set[Symbol] = set()
         self._shared: Form | None = None
@@ -155,7 +172,9 @@ class _Lowering:
 
     def program(self) -> Program:
         steps, ends = [], []
-        first = self._x
+        begin = self._trace.steps[0]
+        first = begin.x if begin.churn is None else State("x")
+        self._x = first
         lifted = [step.churn is not None for step in self._trace.steps[1:]] + [True]
         for i, step in enumerate(self._trace.steps):
             self._code, self._shared = [], None
@@ -170,9 +189,12 @@ class _Lowering:
     def _step(self, i: int, step: TracedStep, end: State, after: TracedStep | None) -> None:
         if step.churn is not None:
             normal, weight = step.churn
-            lift = form_of(self._x) + weight * form_of(normal)
-            self._emit(lift, step.x, self._wish(step))
-        self._x = step.x
+            self._arrive(form_of(self._x) + weight * form_of(normal), step.x, step)
+        wish = self._wish(step)
+        if wish is not None and step.x not in self._means:
+            self._input(*wish)
+            self._stand_in(step, wish)
+        (self._x,) = self._expand(form_of(step.x)).terms
         inline = None
         for j, ask in enumerate(step.asks):
             self._ask(i, j, ask, step)
@@ -182,27 +204,46 @@ class _Lowering:
                 self._show(i, step, ask)
         if self._shown and not step.asks:
             self._code.append(Show(step.x, None, *self._trace.entry(i)))
-        wish = None if after is None else self._wish(after)
         result = step.result if self._shared is None else self._shared
-        self._emit(self._expand(result), end, wish, inline)
+        self._arrive(self._expand(result), end, after, inline)
         self._x = end
+
+    def _arrive(
+        self, form: Form, state: State, step: TracedStep | None, inline: _Inline | None = None
+    ) -> None:
+        """Launch a state, and what the first network of the step that begins there reads."""
+        wish = self._wish(step)
+        if inline is not None and inline.symbol in self._kept:
+            wish = None  # the second output is taken
+        out: State | None = state
+        if step is not None and wish is not None and not self._states:
+            out = None if self._answers[step.asks[0]].replaces_state() else state
+        self._emit(form, out, wish, inline)
+        if step is not None and wish is not None:
+            self._stand_in(step, wish)
+
+    def _stand_in(self, step: TracedStep, shown: tuple[Symbol, float, torch.dtype]) -> None:
+        """From now on the network's input is the state, where it can be."""
+        if self._answers[step.asks[0]].replaces_state():
+            self._means[step.x] = Form({self._scaled[shown]: 1.0 / shown[1]})
 
     def _ask(self, i: int, j: int, ask: Ask, step: TracedStep) -> None:
         """Make the state that is asked about, call the networks on it, and say what D means."""
         found, y = self._answers[ask], self._expand(ask.y)
-        here = _only(y)
-        if here is not None and isinstance(here, State):
-            base, state = y, here
-        else:
+        base, state = y, step.x
+        if _only(ask.y) is not step.x:
             state = State(f"y{i}.{j}")
             noisy = any(isinstance(s, Noise) for s in y.terms)
-            wanted = found.inputs()
-            own = (
-                noisy or found.plain() or found.clamps or len(wanted) != 1 or self._way == "tensors"
-            )
-            self._emit(y, state if own else None, (state, *wanted[0]) if wanted else None)
+            wanted, needed = found.inputs(), noisy or found.clamps or self._way == "tensors"
+            stands_in = found.replaces_state()
+            own = found.plain() or len(wanted) != 1 or (needed and not stands_in)
+            wish = (state, *wanted[0]) if wanted else None
+            self._emit(y, state if own else None, wish)
             self._share_noise(y, step)
-            base = form_of(state) if noisy or found.clamps or self._way == "tensors" else y
+            if needed:
+                base = form_of(state)
+                if wish is not None and stands_in:
+                    base = Form({self._scaled[wish]: 1.0 / wish[1]})
         for leaf, c_in, c_noise, dtype, outs in found.calls:
             while len(self._tables) <= leaf:
                 self._tables.append([])
@@ -252,26 +293,26 @@ class _Lowering:
             bounds, inner = clamp.bounds, self._settled(clamp.inner)
         else:  # the slope of a clamped D needs that D first
             inner = form_of(self._tensor(d, "D")) if clamped else self._settled(d)
-        others = [s for s in inner.terms if s is not step.x]
+        others = [s for s in inner.terms if s is not self._x]
         if len(others) != 1 or len(step.asks) > 1:
             inner = form_of(self._tensor(inner, "D"))
             others = list(inner.terms)
-        source = others[0]
-        a, b = inner.terms.get(step.x, 0.0), inner.terms[source]
+        source, x = others[0], self._expand(form_of(step.x))
+        a, b = inner.terms.get(self._x, 0.0), inner.terms[source]
         inline = State("d" if slope else "D")
         if kept and not slope and bounds is None and _only(inner) is source:
             self._means[step.kept[False]] = form_of(source)  # it is a tensor already
             self._means[ask] = form_of(source)
             return None
         if slope:
-            a, b = (1.0 - a) / step.start, -b / step.start
-            self._means[ask] = form_of(step.x) - step.start * form_of(inline)
+            a, b = (x.terms[self._x] - a) / step.start, -b / step.start
+            self._means[ask] = x - step.start * form_of(inline)
         else:
             self._means[ask] = form_of(inline)
         for past in step.kept.values() if kept else ():
             self._means[past] = form_of(inline)
         if len(step.asks) > 1:
-            self._emit(form_of(step.x) * a + form_of(source) * b, inline)
+            self._emit(a * form_of(self._x) + b * form_of(source), inline)
             return None
         self._inline.add(inline)
         if kept:
@@ -282,7 +323,7 @@ class _Lowering:
         """Make D for the callback."""
         known, found = _only(self._means[ask]), self._answers[ask]
         if known is None or known in self._inline:
-            known = self._tensor(_at(found.form, found.y, form_of(step.x)), "D")
+            known = self._tensor(_at(found.form, found.y, self._expand(form_of(step.x))), "D")
         self._code.append(Show(step.x, known, *self._trace.entry(i)))
 
     # --- forms ------------------------------------------------------------------------------------
@@ -332,9 +373,9 @@ class _Lowering:
 
     # --- launches ---------------------------------------------------------------------------------
 
-    def _wish(self, step: TracedStep) -> tuple[Symbol, float, torch.dtype] | None:
+    def _wish(self, step: TracedStep | None) -> tuple[Symbol, float, torch.dtype] | None:
         """The network's input that the first question of a step needs, at its own state."""
-        if not step.asks or _only(step.asks[0].y) is not step.x:
+        if step is None or not step.asks or _only(step.asks[0].y) is not step.x:
             return None
         wanted = self._answers[step.asks[0]].inputs()
         return (step.x, *wanted[0]) if wanted else None

@@ -77,8 +77,8 @@ class Machine:
         watched = program.holds and not self._transformed
         self._outputs = Outputs(copies=copies) if watched else None
 
-    def step(self, i: int) -> Tensor:
-        """Run step i; the state after it."""
+    def step(self, i: int) -> Tensor | None:
+        """Run step i; the state after it, where the program makes it."""
         for op in self._program.steps[i]:
             if isinstance(op, Launch):
                 self._launch(op)
@@ -92,7 +92,8 @@ class Machine:
                 if self._outputs is not None:
                     self._outputs.release(self._tensors[slot])
                 self._tensors[slot] = None
-        return self._tensors[self._program.states[i]]  # type: ignore[no-any-return]
+        at = self._program.states[i]
+        return None if at is None else self._tensors[at]
 
     # --- instructions -----------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ class Out(Symbol):
     __slots__ = ()
 
 
-class Scaled(Symbol):
+class Scaled(State):
     """A network's input c_in y, in its own dtype."""
 
     __slots__ = ("dtype",)
@@ -156,7 +156,7 @@ class Program:
 
     Attributes:
         steps: the instructions of each step.
-        states: slot of the state after each step.
+        states: slot of the state after each step, None where nobody wanted it.
         slots: for each slot the dtype of the buffer that the engine owns there, None for slots of
             tensors that users' functions return.
         tables: for each leaf the second arguments of its calls.
@@ -167,7 +167,7 @@ class Program:
     """
 
     steps: list[list[Instruction]]
-    states: list[int]
+    states: list[int | None]
     slots: list[torch.dtype | None]
     tables: list[list[float]]
     places: list[tuple[int, float]]
@@ -224,7 +224,7 @@ def assign(
             op.held = any(isinstance(after, Call) for after in code[k + 1 : end + 1])
         op.place(at)
     holds = any(isinstance(op, Call) and op.held for op in code)
-    return Program(steps, [at[end] for end in ends], slots, tables, places, holds)
+    return Program(steps, [at.get(end) for end in ends], slots, tables, places, holds)
 
 
 def _kind(symbol: Symbol, dtype: torch.dtype) -> torch.dtype | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -26,7 +25,7 @@ from cmsolvers.engine.program import Program
 from cmsolvers.engine.trace import Trace
 
 _MOST_PROGRAMS, _MOST_STEPS = 64, 1024
-_PROGRAMS: OrderedDict[object, Program] = OrderedDict()
+_PROGRAMS: dict[object, Program] = {}
 
 
 def run(
@@ -48,7 +47,7 @@ def run(
 ) -> Tensor | tuple[Tensor, Info]:
     """Run a trace; the options are documented in `options.SHARED`, and checked."""
     record = partial(Recorder, "trajectory", trajectory, traced.visited)
-    record()  # checks the argument before anything else is done
+    states = record().wanted  # checks the argument before anything else is done
     if not grad and x.requires_grad and torch.is_grad_enabled():
         warnings.warn(
             f"x requires a gradient, but {name} runs without autograd; grad=True records the run",
@@ -60,7 +59,9 @@ def run(
         if traced.brownian and noisy and noise_sampler is None:
             noise_sampler = PathNoise(traced, x, seed)
         fused = noise_sampler is None
-        program = program_of(traced, denoiser, x, fused=fused, shown=callback is not None)
+        program = program_of(
+            traced, denoiser, x.dtype, fused=fused, shown=callback is not None, states=states
+        )
         bad = BadOutputs(x) if check_nan else None
         machine = partial(
             Machine,
@@ -92,14 +93,17 @@ def _steps(
     traced: Trace, machine: Machine, recorder: Recorder, name: str | None
 ) -> tuple[Tensor, Recorder]:
     """All steps; `name` is that of a progress bar."""
-    y, done = machine.x, 0
-    recorder.add(y)
+    y: Tensor | None = machine.x
+    recorder.add(machine.x)
+    done = 0
     with bar(name is not None, name or "", len(traced.steps)) as progress_bar:
         for i, step in enumerate(traced.steps):
             y = machine.step(i)
-            recorder.add(y)
+            if y is not None:
+                recorder.add(y)
             done += len(step.asks)
             progress_bar.advance(traced.coordinate, step.to, done)
+    assert y is not None
     return y, recorder
 
 
@@ -117,25 +121,28 @@ def keeping_programs() -> Iterator[dict[object, Program]]:
         _KEPT.reset(token)
 
 
-def program_of(traced: Trace, denoiser: object, x: Tensor, *, fused: bool, shown: bool) -> Program:
-    """The program of a run, kept for the next one with the same steps and kind of denoiser."""
-    kept = _KEPT.get()
-    if kept is not None:
-        own = (traced, id(denoiser), x.dtype, fused, shown)
-        if own not in kept:
-            kept[own] = lower(traced, denoiser, x.dtype, fused=fused, shown=shown)
-        return kept[own]
-    kind = signature(denoiser)
-    key = (traced, kind, x.dtype, fused, shown)
-    if kind is not None and key in _PROGRAMS:
-        _PROGRAMS.move_to_end(key)
-        return _PROGRAMS[key]
-    program = lower(traced, denoiser, x.dtype, fused=fused, shown=shown)
-    if kind is not None and len(traced.steps) <= _MOST_STEPS:
-        _PROGRAMS[key] = program
-        if len(_PROGRAMS) > _MOST_PROGRAMS:
-            _PROGRAMS.popitem(last=False)
-    return program
+def program_of(traced: Trace, denoiser: object, dtype: torch.dtype, **wanted: bool) -> Program:
+    """The program of a run, kept for the next one with the same steps and kind of denoiser.
+
+    Args:
+        traced: the steps.
+        denoiser: the model.
+        dtype: of the states.
+        wanted: further arguments of `lower`.
+    """
+    kept, kind = _KEPT.get(), signature(denoiser)
+    programs: dict[object, Program] = _PROGRAMS if kept is None else kept
+    key = (traced, kind if kept is None else id(denoiser), dtype, *wanted.items())
+    found = programs.get(key)
+    if found is None:
+        found = lower(traced, denoiser, dtype, **wanted)
+    if kept is None and (kind is None or len(traced.steps) > _MOST_STEPS):
+        return found
+    programs.pop(key, None)
+    programs[key] = found  # the latest one last
+    if len(programs) > _MOST_PROGRAMS:
+        del programs[next(iter(programs))]
+    return found
 
 
 def key_of(seed: noise.SeedLike, x: Tensor, *, needed: bool) -> noise.Key | None:

@@ -30,7 +30,9 @@ class Key:
 
     def __post_init__(self) -> None:
         for name, value in (("seed", self.seed), ("offset", self.offset)):
-            object.__setattr__(self, name, _int(f"{name} of a Key", value))
+            number = _int(f"{name} of a Key", value)
+            if number is not value:
+                object.__setattr__(self, name, number)
         if not -(1 << 63) <= self.seed < 1 << 64:
             raise ValueError(f"seed of a Key must lie in [-2^63, 2^64); got {self.seed}")
         if not 0 <= self.offset < MAX_SAMPLE_ID:
@@ -154,7 +156,10 @@ def _int(name: str, value: object, wanted: str = "an int") -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, SupportsIndex) and not isinstance(value, (bool, Tensor, np.bool_)):
-        return operator.index(value)
+        try:
+            return operator.index(value)
+        except TypeError:  # an array of another shape or of floats has the method too
+            pass
     raise TypeError(f"{name} must be {wanted}; got {type(value).__name__}")
 
 

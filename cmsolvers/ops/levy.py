@@ -35,7 +35,7 @@ def terms(
 
     Args:
         start: a time, a fraction in [0, 1].
-        end: likewise.
+        end: a time, a fraction in [0, 1].
         length: in units of time.
         depth: the last level.
         unit: divide by the standard deviation.

@@ -102,7 +102,7 @@ def uniform(
     )
     u = (torch.stack(r, dim=-1).flatten(1)[:, :count].double() + 0.5) * 2.0**-32
     if dtype != torch.float64:
-        # In float64, where both bounds are exact: no device's handling of subnormals comes in.
+        # In float64, where both bounds are exact: how a device handles subnormals does not matter.
         limits = torch.finfo(dtype)
         u.clamp_(limits.smallest_normal * limits.eps, 1.0 - limits.eps / 2)
     return u.reshape(shape).to(dtype)

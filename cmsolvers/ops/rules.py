@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 Weight: TypeAlias = float | Tensor
+
+Level = TypeVar("Level", float, Tensor, float | Tensor)
+"""Formulas of numbers make numbers, formulas of tensors make tensors."""
 
 WEIGHTS, PF_ODE, HEUN, CONSISTENCY, EDM_INPUT, EDM_OUTPUT, EULER_MARUYAMA, FOLDED = range(8)
 """What the arguments of a step are.
@@ -27,29 +30,29 @@ WEIGHTS, PF_ODE, HEUN, CONSISTENCY, EDM_INPUT, EDM_OUTPUT, EULER_MARUYAMA, FOLDE
 """
 
 
-def pf_ode(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight]:
+def pf_ode(sigma: Level, sigma_next: Level) -> tuple[Level, Level]:
     """(w_x, w_D) of the Euler step in sigma."""
     return sigma_next / sigma, (sigma - sigma_next) / sigma
 
 
-def heun(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight, Weight]:
+def heun(sigma: Level, sigma_next: Level) -> tuple[Level, Level, Level]:
     """(w_x, w_D, w_D') of the Heun corrector, D' at the Euler prediction."""
     half = 0.5 * (sigma_next - sigma)
     return sigma_next / sigma, half * (1.0 / sigma_next - 2.0 / sigma), -half / sigma_next
 
 
-def consistency(sigma: Weight, sigma_data: Weight, boundary: Weight) -> tuple[Weight, Weight]:
+def consistency(sigma: Level, sigma_data: float, boundary: Level) -> tuple[Level, Level]:
     """(c_skip, c_out) with the shifted boundary: (1, 0) there."""
     return consistency_parts(sigma, sigma_data, boundary)[:2]
 
 
 def consistency_parts(
-    sigma: Weight, sigma_data: Weight, boundary: Weight
-) -> tuple[Weight, Weight, Weight]:
+    sigma: Level, sigma_data: float, boundary: Level
+) -> tuple[Level, Level, Level]:
     """(c_skip, c_out, 1 / c_in) of a consistency model (Song et al. 2023, appendix C)."""
     shifted, variance = sigma - boundary, sigma_data * sigma_data
     spread = sigma * sigma + variance
-    root = math.sqrt(spread) if type(spread) is float else _root(spread)
+    root: Level = _root(spread)
     return variance / (shifted * shifted + variance), shifted * sigma_data / root, root
 
 
@@ -58,34 +61,36 @@ def held(sigma_min: float) -> float:
     return torch.tensor(sigma_min, dtype=torch.float32, device="cpu").item()
 
 
-def boundary_at(sigma: Weight, sigma_min: float, rounded: float) -> Weight:
+def boundary_at(sigma: Any, sigma_min: float, rounded: float) -> Any:
     """The boundary for a level: sigma_min, but its `held` value where sigma is exactly that.
 
     So the function is the identity at both, and every other level keeps the sigma_min it was given.
     """
+    at_end = sigma == rounded
     if isinstance(sigma, Tensor):
-        return torch.full_like(sigma, sigma_min).masked_fill(sigma == rounded, rounded)
-    return rounded if sigma == rounded else sigma_min
+        return torch.full_like(sigma, sigma_min).masked_fill(at_end, rounded)
+    return rounded if at_end else sigma_min
 
 
-def edm_input(sigma: Weight, sigma_data: Weight) -> Weight:
+def edm_input(sigma: Level, sigma_data: float) -> Level:
     """c_in of EDM (Karras et al. 2022, table 1)."""
-    return 1.0 / _root(sigma * sigma + sigma_data * sigma_data)
+    root: Level = _root(sigma * sigma + sigma_data * sigma_data)
+    return 1.0 / root
 
 
-def edm_output(sigma: Weight, sigma_data: Weight) -> tuple[Weight, Weight]:
+def edm_output(sigma: Level, sigma_data: float) -> tuple[Level, Level]:
     """(c_skip, c_out) of EDM (Karras et al. 2022, table 1)."""
     variance = sigma_data * sigma_data
     spread = sigma * sigma + variance
     return variance / spread, sigma * sigma_data / _root(spread)
 
 
-def euler_maruyama(diffusion: Weight, dt: Weight) -> Weight:
+def euler_maruyama(diffusion: Any, dt: Any) -> Any:
     """w_z of the Euler-Maruyama step, g sqrt|dt|."""
-    return diffusion * _root(cast(Weight, abs(dt)))
+    return diffusion * (math.sqrt(abs(dt)) if type(dt) is float else _root(abs(dt)))
 
 
-def folded(w_x: Weight, w_d: Weight, c_skip: Weight, c_out: Weight) -> tuple[Weight, Weight]:
+def folded(w_x: Level, w_d: Level, c_skip: Level, c_out: Level) -> tuple[Level, Level]:
     """(w_x, w_F) where D = c_skip x + c_out F."""
     return w_x + w_d * c_skip, w_d * c_out
 
@@ -102,7 +107,7 @@ def canonical(
     Argument j is tensors[i] where places[i] is j, else numbers[j]. The weights are floats, or
     float64 tensors of shape [B], [1] or [].
     """
-    given: list[Weight] = list(numbers)
+    given: list[Any] = list(numbers)
     for place, tensor in zip(places, tensors, strict=True):
         given[place] = tensor.double()
     if rule == WEIGHTS:
@@ -125,7 +130,7 @@ def canonical(
     sigma, sigma_data, boundary = given
     if tensors:
         # As a tensor of levels holds it, so that its rounded sigma_min is the boundary too.
-        boundary = torch.full_like(tensors[0], cast(float, boundary)).double()
+        boundary = torch.full_like(tensors[0], boundary).double()
     return [*consistency(sigma, sigma_data, boundary), 0.0, *rest]
 
 
@@ -136,5 +141,5 @@ def split(arguments: Sequence[Weight]) -> tuple[list[float], list[Tensor], list[
     return numbers, [w for w in arguments if isinstance(w, Tensor)], places
 
 
-def _root(value: Weight) -> Weight:
+def _root(value: Any) -> Any:
     return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)

@@ -3,7 +3,7 @@
 #include "kernels.h"
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-// GCC 12 takes the undefined operands of its own intrinsics for a mistake (GCC bug 105593).
+// GCC 12 warns about the undefined operands in its intrinsics (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include "lanes_avx512.h"

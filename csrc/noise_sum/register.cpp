@@ -59,7 +59,7 @@ void noise_sum(const at::Tensor& out, at::IntArrayRef draws, c10::ArrayRef<doubl
                const OptionalTensor& table, at::IntArrayRef noise, const OptionalTensor& key) {
   NoiseSumParams p;
   fill_terms(p, out, draws, weights, table);
-  // On the CPU summing in logical order and a copy are quicker than gathering single elements.
+  // On the CPU summing in logical order and a copy are faster than gathering single elements.
   const bool direct = out.is_cpu() ? out.is_contiguous() : out.is_non_overlapping_and_dense();
   const at::Tensor sums = direct ? out : at::empty(out.sizes(), out.options());
   const at::Tensor kept = fill_place(p.place, sums, noise, key);

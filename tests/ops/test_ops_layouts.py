@@ -189,6 +189,32 @@ class TestOut:
             assert only[0] is out
             assert_same_bits(only, want)
 
+    @pytest.mark.parametrize("name", SETS)
+    @pytest.mark.parametrize("dtype", [F32, F64, F16])
+    @pytest.mark.parametrize("place", ["none", "x", "input"])
+    def test_two_outputs_of_one_dtype(self, name, dtype, place):
+        """Each output has the bits of a step that makes it alone, wherever the first is written."""
+        noise_of = {"seed": 3, "draw": 2}
+        x0, weights = (0.5, 0.25), (0.3, 0.7)
+        for second in (0.5, "x0", ("pair", 0.5, 0.25)):
+            x, m = randn(5, 700, dtype=dtype), randn(5, 700, seed=1, dtype=dtype)
+            with instruction_set(name):
+                options = {"x0": x0, "clamp": (-1.0, 0.5), "w_z": 0.2, **noise_of}
+                want = ops.weighted_step(x, (m,), weights, **options)
+                other = torch.empty_like(x)
+                if second == "x0":
+                    alone = ops.weighted_step(x, (m,), x0).clamp(-1.0, 0.5)
+                elif second == 0.5:  # a power of two, which commutes with rounding
+                    alone = ops.weighted_step(want, (), (0.5,))
+                else:
+                    alone = ops.weighted_step(x, (), (0.5,), w_z=0.25, **noise_of)
+                out = {"none": torch.empty_like(x), "x": x, "input": m}[place]
+                got = ops.weighted_step(
+                    x, (m,), weights, **options, second=second, out=out, second_out=other
+                )
+            assert got[0] is out and got[1] is other
+            assert_same_bits(got, (want, alone), f"{second}")
+
     def test_named(self):
         x, m, k = randn(4, 9), randn(4, 9, seed=1), randn(4, 9, seed=2)
         for call in (

@@ -4,9 +4,9 @@ Every form over the answers of a model becomes one over what its networks return
 state and four more tensors. Three ways are tried in turn: earlier answers stay forms; earlier
 answers are kept as second outputs; every answer becomes a tensor.
 
-Where the first network of a step reads c_in x in the precision of the states, that tensor is the
-state: x = (c_in x) / c_in goes into the weights, and x itself is written only where somebody
-wants it. A step then moves no more memory than one whose model reads x.
+Where the first network of the next step reads c_in x in the precision of the states, a step leaves
+that tensor as the state: x = (c_in x) / c_in goes into the weights, and x itself is written only
+where somebody wants it. A step then moves no more memory than one whose model reads x.
 """
 
 from __future__ import annotations
@@ -190,10 +190,6 @@ class _Lowering:
         if step.churn is not None:
             normal, weight = step.churn
             self._arrive(form_of(self._x) + weight * form_of(normal), step.x, step)
-        wish = self._wish(step)
-        if wish is not None and step.x not in self._means:
-            self._input(*wish)
-            self._stand_in(step, wish)
         (self._x,) = self._expand(form_of(step.x)).terms
         inline = None
         for j, ask in enumerate(step.asks):

@@ -68,6 +68,7 @@ class Machine:
             for dtype in program.slots
         ]
         self._rows = [self._table(k) for k in range(len(program.tables))]
+        self._unread: Tensor | None = None  # for a first output that nobody wants
         self._seed: Any = None
         self._offset = 0
         if key is not None:
@@ -182,12 +183,13 @@ class Machine:
             for slot, m in zip(op.inputs, inputs, strict=True):
                 t[slot] = m
         other_to = None if op.other is None else self._buffers[op.other]
-        if op.out is None and not inputs and isinstance(op.second, float):
+        noisy = isinstance(op.w_z, Tensor) or op.w_z != 0.0
+        if op.out is None and not (inputs or noisy) and isinstance(op.second, float):
             t[op.other] = ops.scale_input(x, op.second, dtype=op.dtype, out=other_to)
             return
         to = None if op.out is None else self._buffers[op.out]
         options: dict[str, Any] = {"out": to}
-        if isinstance(op.w_z, Tensor) or op.w_z:
+        if noisy:
             options.update(w_z=op.w_z, seed=self._key, stream=noise.STEPS, draw=op.draw)
         if op.basis is not None:
             options["x0"] = op.basis
@@ -199,7 +201,9 @@ class Machine:
         second = "x0" if op.second is True else op.second
         options.update(second=second, second_dtype=op.dtype, second_out=other_to)
         if op.out is None and self._reuse:
-            options["out"] = torch.empty_like(x)  # nobody reads it
+            if self._unread is None:
+                self._unread = torch.empty_like(x, requires_grad=False)
+            options["out"] = self._unread
         made = ops.weighted_step(x, inputs, op.row, **options)
         t[op.other] = made[1]
         if op.out is not None:

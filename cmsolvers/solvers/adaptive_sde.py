@@ -12,7 +12,7 @@ from cmsolvers import noise as noises
 from cmsolvers.engine.adaptive.control import PIControl
 from cmsolvers.engine.adaptive.loop import AdaptiveInfo, run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
-from cmsolvers.engine.adaptive.options import (
+from cmsolvers.engine.adaptive.settings import (
     ATOL,
     RTOL,
     Settings,

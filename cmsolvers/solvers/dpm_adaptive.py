@@ -14,7 +14,7 @@ from cmsolvers.engine import options
 from cmsolvers.engine.adaptive.control import FilterControl
 from cmsolvers.engine.adaptive.loop import AdaptiveInfo, run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
-from cmsolvers.engine.adaptive.options import (
+from cmsolvers.engine.adaptive.settings import (
     ATOL,
     RTOL,
     Settings,

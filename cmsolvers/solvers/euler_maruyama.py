@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cmsolvers.engine.forms import Form
-from cmsolvers.engine.times import TimeStep, time_solver
+from cmsolvers.engine.time_solver import TimeStep, time_solver
 
 
 def euler_maruyama_step(step: TimeStep) -> Form:

@@ -14,7 +14,7 @@ from cmsolvers import checks as check
 from cmsolvers.engine.adaptive.control import PIControl
 from cmsolvers.engine.adaptive.loop import AdaptiveInfo, Run, run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
-from cmsolvers.engine.adaptive.options import (
+from cmsolvers.engine.adaptive.settings import (
     Grid,
     Settings,
     checked,

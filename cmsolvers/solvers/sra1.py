@@ -10,7 +10,7 @@ from cmsolvers.engine.forms import Form
 from cmsolvers.engine.live import held
 from cmsolvers.engine.machine import NoiseSampler
 from cmsolvers.engine.options import Option
-from cmsolvers.engine.times import LiveStep, TimeStep, time_solver
+from cmsolvers.engine.time_solver import LiveStep, TimeStep, time_solver
 
 _ROOT3 = math.sqrt(3.0)
 

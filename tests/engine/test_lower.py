@@ -82,10 +82,27 @@ def test_heun_of_a_network(dtype):
         predictor, corrector = step
         c_in = RAW.coefficients(to).c_in
         assert predictor.out is None and predictor.second == c_in  # the state itself is not needed
-        assert corrector.out is not None and corrector.second == c_in
+        # In the precision of the states the network's input is the state.
+        assert (corrector.out is None) == (dtype is None) and corrector.second == c_in
         assert len(predictor.inputs) == 1 and len(corrector.inputs) == 2
         assert predictor.dtype == corrector.dtype == (dtype or F64)
     assert steps[-1][0].second is None and steps[-1][0].other is None
+
+
+@pytest.mark.parametrize("wanted", [{"states": True}, {"shown": True}], ids=["states", "shown"])
+@pytest.mark.parametrize("name", ["heun", "dpmpp_2m", "unipc"])
+def test_states_are_written_where_they_are_wanted(name, wanted):
+    """The network's input stays the state, so nothing else changes."""
+    run = traced(heun_step if name == "heun" else MULTISTEP[name], LEVELS)
+    plain = lower(run, RAW, F32, fused=True)
+    seen = lower(run, RAW, F32, fused=True, **wanted)
+    assert plain.states[-1] is not None and None not in seen.states
+    assert (None in plain.states) == (name != "unipc")  # which keeps D as second outputs
+    rows = [
+        [op.row for step in program.steps for op in step if isinstance(op, Launch)]
+        for program in (plain, seen)
+    ]
+    assert "shown" in wanted or rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("kind", ["callable", "edm", "x0"])

@@ -379,7 +379,11 @@ BAD = [
     ({"dtype": torch.int32}, TypeError, "dtype must be float64, float32, float16 or bfloat16"),
     ({"seed": -1}, ValueError, r"seed must lie in \[0, 2\^64\); got -1"),
     ({"seed": 1.5}, TypeError, "seed must be an int, an int64 tensor"),
-    ({"seed": torch.arange(3)}, ValueError, r"seed must have shape \[2\], one per sample; got \[3\]"),
+    (
+        {"seed": torch.arange(3)},
+        ValueError,
+        r"seed must have shape \[2\], one per sample; got \[3\]",
+    ),
     ({"offset": -1}, ValueError, "offset must leave sample ids"),
     ({"ids": torch.zeros(3).long()}, ValueError, r"ids must have shape \[2\]"),
 ]

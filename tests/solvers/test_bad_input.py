@@ -419,7 +419,7 @@ for name, oracle in ORACLES.items():
             add(f"{name}.{method}-sigma-{what}", call, error, "sigma must")
         if name != "Gaussian":
             call = lambda b, f=getattr(oracle, method): f(b.x[:, :2], 1.0)
-            add(f"{name}.{method}-size", call, ValueError, "x must have 3 elements a sample")
+            add(f"{name}.{method}-size", call, ValueError, "x must have 3 elements per sample")
 add("DataSet.score-zero", lambda b: ORACLES["DataSet"].score(b.x, 0.0), ValueError, "sigma must be")
 add("Gaussian-std", lambda b: Gaussian(0.0), ValueError, "std must be positive; got 0")
 add("Mixture-stds", lambda b: GaussianMixture(POINTS, -1.0), ValueError, "stds must be positive")

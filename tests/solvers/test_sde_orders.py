@@ -15,7 +15,7 @@ import cmsolvers as cm
 from cmsolvers import milstein, noise, predictor_corrector, sra1, stochastic_heun
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
 from cmsolvers.engine import catalogue
-from cmsolvers.engine.times import check_formula, time_solver
+from cmsolvers.engine.time_solver import check_formula, time_solver
 from support.orders import F64, FIRST, LAST, assert_order, grid
 
 PATHS, FINE = 10_000, 1024

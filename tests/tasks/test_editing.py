@@ -277,7 +277,7 @@ def test_derivatives():
     y = image((2, 1, 2, 2)).requires_grad_()
     operator = SuperResolve(2)
     assert torch.autograd.gradcheck(
-        lambda y: edit(F, y, [3.0, 0.5], operator=operator, seed=1), (y,)
+        lambda y: edit(F, y, [3.0, 0.5], operator=operator, seed=1, grad=True), (y,)
     )
     x = image((2, 1, 2, 2), 9).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: conditioned(F, y.detach(), operator)(x, 0.7), (x,))

@@ -16,7 +16,7 @@ from cmsolvers.engine.adaptive import lanes
 from cmsolvers.engine.adaptive.control import Control
 from cmsolvers.engine.adaptive.lanes import Lanes
 from cmsolvers.engine.adaptive.method import Method, Outcome, Step
-from cmsolvers.engine.adaptive.options import Grid
+from cmsolvers.engine.adaptive.settings import Grid
 from cmsolvers.engine.live import Held
 from cmsolvers.engine.observers import bar
 from cmsolvers.engine.outputs import StaticOutputError

@@ -14,7 +14,7 @@ from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.engine.adaptive.control import scaled_error
 from cmsolvers.engine.adaptive.lanes import Lanes
-from cmsolvers.engine.adaptive.options import Settings
+from cmsolvers.engine.adaptive.settings import Settings
 from cmsolvers.engine.forms import Form, form_of
 from cmsolvers.engine.live import Held, Live, held
 from cmsolvers.engine.machine import transformed

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from exact import SETS, assert_same_bits, instruction_set
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from cmsolvers import noise, ops
 from cmsolvers.ops import named, rules, step
+from support.exact import SETS, assert_same_bits, instruction_set
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 DTYPES = [F64, F32, F16, BF16]

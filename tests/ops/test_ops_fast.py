@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from cmsolvers import checks as check
 from cmsolvers import noise, ops
 from cmsolvers.ops import named, rules, step
 from support.exact import SETS, assert_same_bits, instruction_set
@@ -281,7 +282,7 @@ class TestNotPlain:
             True,
             -1,
         ],
-        ids=repr,
+        ids=lambda value: check.describe(value).replace("[", "").replace("]", ""),
     )
     def test_keys(self, table):
         assert FAST(X, (M,), (0.4, 0.6), 0.5, table, 0, 0, 0, None, 0, 0.3) is None

@@ -9,7 +9,8 @@ run (the loop), machine (calls and launches). `capture` makes one CUDA graph of 
 from cmsolvers.engine.forms import Form
 from cmsolvers.engine.options import Option
 from cmsolvers.engine.solver import solver
-from cmsolvers.engine.time_solver import TimeStep, time_solver
+from cmsolvers.engine.time_solver import time_solver
+from cmsolvers.engine.time_steps import TimeStep
 from cmsolvers.engine.trace import Step
 
 __all__ = ["Form", "Option", "Step", "TimeStep", "solver", "time_solver"]

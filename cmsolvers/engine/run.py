@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -48,12 +48,7 @@ def run(
     """Run a trace; the options are documented in `options.SHARED`, and checked."""
     record = partial(Recorder, "trajectory", trajectory, traced.visited)
     states = record().wanted  # checks the argument before anything else is done
-    if not grad and x.requires_grad and torch.is_grad_enabled():
-        warnings.warn(
-            f"x requires a gradient, but {name} runs without autograd; grad=True records the run",
-            stacklevel=4,
-        )
-    with nullcontext() if grad else torch.no_grad():
+    with gradients(x, name, grad):
         noisy = traced.noisy
         seen = callback is not None or noise_sampler is not None
         if traced.brownian and noisy and noise_sampler is None:
@@ -87,6 +82,18 @@ def run(
         if not (return_info or recorder.wanted):
             return y
         return y, Info(len(program.places), len(traced.steps), *recorder.result())
+
+
+def gradients(x: Tensor, name: str, grad: bool) -> AbstractContextManager[object]:
+    """The context of a run: without autograd unless that is wanted, and a warning for x."""
+    if grad:
+        return nullcontext()
+    if x.requires_grad and torch.is_grad_enabled():
+        warnings.warn(
+            f"x requires a gradient, but {name} runs without autograd; grad=True records the run",
+            stacklevel=5,
+        )
+    return torch.no_grad()
 
 
 def _steps(

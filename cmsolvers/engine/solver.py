@@ -7,37 +7,39 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, overload
 
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.checks import Levels
+from cmsolvers.denoisers.protocol import Denoiser
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.observers import Info
 from cmsolvers.engine.options import CHURN, S_NOISE, SHARED, Option
 from cmsolvers.engine.run import run
 from cmsolvers.engine.trace import Formula, Span, lifted, trace
 
-if TYPE_CHECKING:
-    from cmsolvers.checks import Levels
-    from cmsolvers.denoisers.protocol import Denoiser
-
 Result: TypeAlias = Tensor | tuple[Tensor, Info]
 Spans: TypeAlias = Callable[..., Sequence[Span]]
 """`spans(sigmas, **options)` -> the spans of all steps."""
 
 
-class Sampler(Protocol):
-    """A sampler on noise levels."""
+Model = TypeVar("Model", contravariant=True)
+
+
+class Solver(Protocol[Model]):
+    """What `solver` and `time_solver` make: `solver(model, x, grid, **options)`."""
 
     __name__: str
 
     @overload
     def __call__(
         self,
-        denoiser: Denoiser,
+        model: Model,
         x: Tensor,
-        sigmas: Levels,
+        grid: Levels,
+        /,
         *,
         return_info: Literal[True],
         **options: Any,
@@ -46,19 +48,24 @@ class Sampler(Protocol):
     @overload
     def __call__(
         self,
-        denoiser: Denoiser,
+        model: Model,
         x: Tensor,
-        sigmas: Levels,
+        grid: Levels,
+        /,
         *,
         trajectory: Literal[True] | Levels,
         **options: Any,
     ) -> tuple[Tensor, Info]: ...
 
     @overload
-    def __call__(self, denoiser: Denoiser, x: Tensor, sigmas: Levels, **options: Any) -> Tensor: ...
+    def __call__(self, model: Model, x: Tensor, grid: Levels, /, **options: Any) -> Tensor: ...
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, sigmas: Levels, **options: Any) -> Result:
-        """Sample: the arguments are documented in each sampler."""
+    def __call__(self, model: Model, x: Tensor, grid: Levels, /, **options: Any) -> Result:
+        """Run; each solver documents its arguments."""
+
+
+Sampler: TypeAlias = Solver[Denoiser]
+"""A sampler on noise levels, `sampler(denoiser, x, sigmas, **options)`."""
 
 
 def solver(

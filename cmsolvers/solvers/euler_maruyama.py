@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cmsolvers.engine.forms import Form
-from cmsolvers.engine.time_solver import TimeStep, time_solver
+from cmsolvers.engine.time_solver import time_solver
+from cmsolvers.engine.time_steps import TimeStep
 
 
 def euler_maruyama_step(step: TimeStep) -> Form:

@@ -11,7 +11,9 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.engine.forms import Form
 from cmsolvers.engine.live import held
-from cmsolvers.engine.time_solver import LiveStep, TimeStep, time_solver
+from cmsolvers.engine.live_run import LiveStep
+from cmsolvers.engine.time_solver import time_solver
+from cmsolvers.engine.time_steps import TimeStep
 from cmsolvers.solvers.euler_maruyama import euler_maruyama_step
 
 

@@ -12,8 +12,10 @@ import torch
 from cmsolvers import checks as check
 from cmsolvers.engine.forms import Form
 from cmsolvers.engine.live import held
+from cmsolvers.engine.live_run import LiveStep
 from cmsolvers.engine.options import Option, chosen
-from cmsolvers.engine.time_solver import LiveStep, TimeStep, time_solver
+from cmsolvers.engine.time_solver import time_solver
+from cmsolvers.engine.time_steps import TimeStep
 from cmsolvers.ops.norms import sums_of_squares
 from cmsolvers.processes.sde import Process, ScoreSDE
 

@@ -8,9 +8,11 @@ from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.engine.forms import Form
 from cmsolvers.engine.live import held
+from cmsolvers.engine.live_run import LiveStep
 from cmsolvers.engine.machine import NoiseSampler
 from cmsolvers.engine.options import Option
-from cmsolvers.engine.time_solver import LiveStep, TimeStep, time_solver
+from cmsolvers.engine.time_solver import time_solver
+from cmsolvers.engine.time_steps import TimeStep
 
 _ROOT3 = math.sqrt(3.0)
 

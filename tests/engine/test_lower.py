@@ -97,7 +97,7 @@ def test_states_are_written_where_they_are_wanted(name, wanted):
     plain = lower(run, RAW, F32, fused=True)
     seen = lower(run, RAW, F32, fused=True, **wanted)
     assert plain.states[-1] is not None and None not in seen.states
-    assert (None in plain.states) == (name != "unipc")  # which keeps D as second outputs
+    assert None in plain.states
     rows = [
         [op.row for step in program.steps for op in step if isinstance(op, Launch)]
         for program in (plain, seen)

@@ -3,7 +3,7 @@
 import pytest
 
 import cmsolvers as cm
-from cmsolvers.engine.time_solver import _trace
+from cmsolvers.engine.time_steps import trace_in_time as _trace
 from cmsolvers.engine.trace import Ask, Noise, State
 from cmsolvers.ops import rules
 from support.formulas import changed, formula_of, moved, traced

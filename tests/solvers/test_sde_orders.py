@@ -15,7 +15,8 @@ import cmsolvers as cm
 from cmsolvers import milstein, noise, predictor_corrector, sra1, stochastic_heun
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
 from cmsolvers.engine import catalogue
-from cmsolvers.engine.time_solver import check_formula, time_solver
+from cmsolvers.engine.time_solver import time_solver
+from cmsolvers.engine.time_steps import check_formula
 from support.orders import F64, FIRST, LAST, assert_order, grid
 
 PATHS, FINE = 10_000, 1024

@@ -1,0 +1,176 @@
+"""Runs in time whose calls and launches are made as the formula asks for them.
+
+That serves a user's SDE, whose coefficients come from calls, and steps that are not linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from cmsolvers import checks as check
+from cmsolvers import noise
+from cmsolvers.engine.fields import checked_diffusion, known, terms
+from cmsolvers.engine.forms import Form, Weight, form_of
+from cmsolvers.engine.live import Held, Live, Normal
+from cmsolvers.engine.machine import NoiseSampler, transformed
+from cmsolvers.engine.observers import BadOutputs, Recorder, bar
+from cmsolvers.engine.outputs import Outputs
+from cmsolvers.engine.time_steps import TimeStep
+from cmsolvers.engine.trace import Formula
+from cmsolvers.processes.sde import SDELike
+
+
+class LiveStep(TimeStep):
+    """A step of a live run; formulas that are not linear may ask it for tensors."""
+
+    def __init__(self, run: LiveRun, x: Tensor, index: int) -> None:
+        super().__init__(Held(x, "x"), run.times, index)
+        self.sde: Any = run.sde
+        self.additive = not getattr(run.sde, "state_dependent", False)
+        self.user_noise = run.noise_sampler is not None
+        self._run = run
+
+    @property
+    def key(self) -> noise.Key | None:
+        """Of the built-in noise."""
+        return self._run.live.key
+
+    def tensor(self, form: Form) -> Tensor:
+        """The value of a form."""
+        return self._run.live.tensor(form)
+
+    def time(self, t: float) -> Tensor:
+        """A time as a tensor [B]."""
+        return self._run.time(t)
+
+    def drift(self, y: Form, t: float) -> Form:
+        library = known(self.sde)
+        if library is None:
+            return self._run.evaluate(self, "drift", self.sde.drift, y, t)
+        a, b, _ = terms(library, t)
+        return a * y + b * self.score(y, t) if b else a * y
+
+    def score(self, y: Form, t: float) -> Form:
+        """The score of a reverse SDE or a probability-flow ODE."""
+        return self._run.evaluate(self, "score", self.sde.score, y, t)
+
+    def diffusion(self, y: Form, t: float) -> Weight:
+        library = known(self.sde)
+        if library is not None:
+            return terms(library, t)[2]
+        state, time = self.tensor(y), self.time(t)
+        given = self.sde.diffusion(time) if self.additive else self.sde.diffusion(state, time)
+        g = checked_diffusion(given, state)
+        return self._run.live.keep(g) if isinstance(g, Tensor) else g
+
+    def z(self, k: int = 0, span: tuple[float, float] | None = None) -> Form:
+        return form_of(self._run.normal(self.index, k, span or (self.t, self.to)))
+
+    def normal(self, form: Form, dtype: torch.dtype) -> Tensor:
+        """The values of a unit normal."""
+        (symbol,) = form.terms
+        assert isinstance(symbol, Normal)
+        return symbol.values(self._run.x, self._run.live.key, dtype)
+
+
+class LiveRun:
+    """A run whose steps are launched one by one."""
+
+    def __init__(
+        self,
+        sde: SDELike,
+        x: Tensor,
+        times: Sequence[float],
+        draws: int,
+        key: noise.Key | None,
+        options: dict[str, Any],
+        copies: bool,
+    ) -> None:
+        self.sde, self.x, self.times, self._draws = sde, x, times, draws
+        self.noise_sampler: NoiseSampler | None = options["noise_sampler"]
+        self._extra, self._callback = options["extra_args"] or {}, options["callback"]
+        plain = not transformed()
+        # Addresses cannot be asked for under a transform.
+        self._outputs = Outputs(copies=copies) if plain else None
+        self.live = Live(
+            x,
+            key,
+            reuse=plain
+            and not (options["grad"] or self._callback or forward_ad._current_level >= 0),
+        )
+        self._bad = BadOutputs(x) if options["check_nan"] else None
+        self._places: list[tuple[int, float]] = []
+        self._normals: dict[int, Normal] = {}
+        self._shown = -1
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations so far."""
+        return len(self._places)
+
+    def go(
+        self, formula: Formula, values: dict[str, Any], recorder: Recorder, name: str | None
+    ) -> tuple[Tensor, Recorder]:
+        """All steps; `name` is that of a progress bar."""
+        x = self.x
+        recorder.add(x)
+        with bar(name is not None, name or "", len(self.times) - 1) as progress_bar:
+            for i, to in enumerate(self.times[1:]):
+                x = self._step(formula, values, x, i)
+                recorder.add(x)
+                progress_bar.advance("t", to, self.nfe)
+        return x, recorder
+
+    def _step(self, formula: Formula, values: dict[str, Any], x: Tensor, index: int) -> Tensor:
+        """The state after a step."""
+        self.live.begin(x)
+        self._normals = {}
+        if self._outputs is not None:
+            self._outputs.clear()
+        return self.live.launch(formula(LiveStep(self, x, index), **values))
+
+    def time(self, t: float) -> Tensor:
+        """A time as a tensor [B]."""
+        return torch.full((len(self.x),), t, dtype=self.x.dtype, device=self.x.device)
+
+    def evaluate(
+        self, step: LiveStep, name: str, function: Callable[..., Tensor], y: Form, t: float
+    ) -> Form:
+        """What the user's drift or score returns."""
+        state = self.live.tensor(y)
+        out = check.model_output(name, function(state, self.time(t), **self._extra), state)
+        if self._bad is not None:
+            self._bad.add(len(self._places), out)
+        self._places.append((step.index, t))
+        if self._callback is not None and self._shown != step.index:
+            self._shown = step.index
+            entry = {"i": step.index, "x": state, "t": step.t, "t_next": step.to, "output": out}
+            self._callback(entry)
+        symbol = Held(self.live.keep(out), name)
+        if self._outputs is not None:
+            self._outputs.returned((out,), state)
+            symbol.tensor = self._outputs.hold(out)
+        return form_of(symbol)
+
+    def normal(self, index: int, k: int, span: tuple[float, float]) -> Normal:
+        """The k-th unit normal of a step."""
+        if k not in self._normals:
+            sampler = self.noise_sampler
+            given = None
+            if sampler is not None:
+
+                def given() -> Tensor:
+                    return check.model_output("noise_sampler", sampler(*span), self.x)
+
+            self._normals[k] = Normal(index * self._draws + k, given)
+        return self._normals[k]
+
+    def check(self) -> None:
+        """ValueError if an output was not finite; waits for the device if asked to look."""
+        if self._bad is not None:
+            self._bad.check("sde must give", "t", self._places)

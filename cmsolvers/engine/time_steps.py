@@ -1,0 +1,171 @@
+"""Steps in time: what a formula may ask of one, and all of a run before it begins.
+
+For the library's own SDEs all coefficients are numbers on the host: the formula is run once for all
+steps, as on noise levels.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from cmsolvers.engine.fields import Library, terms
+from cmsolvers.engine.forms import Form, Symbol, Weight, form_of
+from cmsolvers.engine.trace import Ask, Formula, Noise, State, Trace, TracedStep
+from cmsolvers.processes.sde import ScoreSDE
+
+_MOST_TRACES, _MOST_STEPS = 64, 1024
+_TRACES: dict[object, Trace] = {}
+_TOLERANCE = 1e-14
+
+
+class TimeStep(ABC):
+    """One step, and what a formula may ask of it.
+
+    Attributes:
+        x: the state at the start.
+        t: the time there.
+        to: the time at the end.
+        dt: to - t, negative in reverse time.
+        index: number of the step, from 0.
+        last: whether it is the last one.
+        additive: whether the diffusion depends on time alone.
+        user_noise: whether a noise_sampler replaces the built-in noise.
+    """
+
+    additive, user_noise = True, False
+
+    def __init__(self, x: Symbol, times: Sequence[float], index: int) -> None:
+        self.x, self.index, self.last = form_of(x), index, index == len(times) - 2
+        self.t, self.to = times[index], times[index + 1]
+        self.dt = self.to - self.t
+
+    @abstractmethod
+    def drift(self, y: Form, t: float) -> Form:
+        """The drift at y."""
+
+    @abstractmethod
+    def diffusion(self, y: Form, t: float) -> Weight:
+        """The diffusion at y: a number, an entry per sample or one per element."""
+
+    @abstractmethod
+    def z(self, k: int = 0, span: tuple[float, float] | None = None) -> Form:
+        """The k-th unit normal of the step; a noise_sampler gets the span."""
+
+    def W(self) -> Form:
+        """The increment of the Brownian motion over the step, sqrt|dt| z."""
+        return math.sqrt(abs(self.dt)) * self.z()
+
+
+class TracedTimeStep(TimeStep):
+    """A step of an SDE of the library, before the run."""
+
+    def __init__(self, sde: Library, times: Sequence[float], index: int, draws: int) -> None:
+        state = State(f"x{index}")
+        super().__init__(state, times, index)
+        self._sde, self._draws = sde, draws
+        self.traced = TracedStep(self.t, self.t, self.to, state)
+        self._normals: dict[int, Noise] = {}
+
+    def _ask(self, y: Form, t: float) -> Form:
+        ask = Ask(f"score{self.index}.{len(self.traced.asks)}", y, t)
+        self.traced.asks.append(ask)
+        return form_of(ask)
+
+    def drift(self, y: Form, t: float) -> Form:
+        a, b, _ = terms(self._sde, t)
+        return a * y + b * self._ask(y, t) if isinstance(self._sde, ScoreSDE) else a * y
+
+    def diffusion(self, y: Form, t: float) -> Weight:
+        return terms(self._sde, t)[2]
+
+    def z(self, k: int = 0, span: tuple[float, float] | None = None) -> Form:
+        if k not in self._normals:
+            where = span or (self.t, self.to)
+            self._normals[k] = Noise(f"z{self.index}.{k}", where, self.index * self._draws + k)
+        return form_of(self._normals[k])
+
+
+def trace_in_time(
+    formula: Formula, sde: Library, times: tuple[float, ...], values: dict[str, Any], draws: int
+) -> Trace:
+    """All steps of an SDE of the library; kept, since nothing else enters."""
+    process = sde.process if isinstance(sde, ScoreSDE) else sde
+    stochastic = isinstance(sde, ScoreSDE) and sde.stochastic
+    key = (formula, process, type(sde), stochastic, times, tuple(values.items()))
+    try:
+        found = _TRACES.pop(key, None)
+        keep = len(times) <= _MOST_STEPS
+    except TypeError:  # a process that is not hashable
+        found, keep = None, False
+    if found is None:
+        steps = []
+        for i in range(len(times) - 1):
+            step = TracedTimeStep(sde, times, i, draws)
+            step.traced.result = formula(step, **values)
+            steps.append(step.traced)
+        found = Trace(tuple(steps), coordinate="t")
+    if keep:
+        _TRACES[key] = found  # the latest one last
+        if len(_TRACES) > _MOST_TRACES:
+            del _TRACES[next(iter(_TRACES))]
+    return found
+
+
+class _Probe(TracedTimeStep):
+    """A step of dx = c dt + dw with constant c: every consistent method is exact on it."""
+
+    def drift(self, y: Form, t: float) -> Form:
+        return self._ask(y, t)
+
+    def diffusion(self, y: Form, t: float) -> Weight:
+        return 1.0
+
+
+def check_formula(formula: Formula, draws: int, **values: object) -> None:
+    """Check a formula on dx = c dt + dw, forward and backward in time.
+
+    Each state that the drift is asked at must be where its time says, and the step must end with
+    the variance |dt|.
+
+    Raises:
+        ArithmeticError: it does not.
+    """
+    name = getattr(formula, "__name__", "the formula")
+    for times in ((0.25, 0.75), (0.75, 0.25)):
+        step = _Probe(_NOTHING, times, 0, draws)
+        result = formula(step, **values)
+        asks = step.traced.asks
+        for row, t in (*((ask.y, ask.level) for ask in asks), (result, step.to)):
+            for kind, wanted in ((State, 1.0), (Ask, t - step.t)):
+                found = _total(row, kind)
+                if not abs(found - wanted) <= _TOLERANCE:
+                    raise ArithmeticError(
+                        f"{name}: weights of {_CALLED[kind]} must sum to {wanted:g} at t = {t:g}; "
+                        f"{row} gives {found!r}"
+                    )
+        variance = math.fsum(
+            _number(w) ** 2 for s, w in result.terms.items() if isinstance(s, Noise)
+        )
+        if not abs(variance - abs(step.dt)) <= _TOLERANCE:
+            raise ArithmeticError(
+                f"{name}: the noise of a step must have the variance {abs(step.dt):g}; "
+                f"{result} gives {variance!r}"
+            )
+
+
+_NOTHING: Any = None
+_CALLED: dict[type[Symbol], str] = {State: "the state", Ask: "the drift"}
+
+
+def _total(row: Form, kind: type[Symbol]) -> float:
+    return math.fsum(_number(w) for s, w in row.terms.items() if isinstance(s, kind))
+
+
+def _number(weight: Weight) -> float:
+    assert not isinstance(weight, Tensor)
+    return weight

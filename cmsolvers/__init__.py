@@ -1,21 +1,30 @@
 """Samplers, solvers and losses for score-based generative models and consistency models.
 
-`heun_pf_ode(denoiser, x, sigmas, seed=...)` and some thirty more samplers and solvers (`cmsolvers
-solvers` prints their table); `capture` makes a CUDA graph of a whole run. Levels:
-`karras_sigmas(n)` and others of `cmsolvers.schedules`. Denoisers from networks:
-`cmsolvers.denoisers`. Processes: `VP`, `VE`, `DDPM` and others. More: `cmsolvers.noise`,
-`losses`, `training`, `tasks` (editing, likelihoods, metrics), `ops` (single fused steps),
-`engine` (write your own solver).
+Samplers, `sampler(denoiser, x, sigmas, seed=...)`: euler_pf_ode heun_pf_ode dpm_2 dpm_fast lms ddim
+    ddpm_ancestral euler_ancestral dpm_2_ancestral dpmpp_2m dpmpp_2s_ancestral dpmpp_sde
+    dpmpp_2m_sde dpmpp_3m_sde unipc deis ipndm restart dpm_adaptive rk_pf_ode consistency_sample
+Solvers in time, `solver(sde, x, ts, seed=...)`: euler_maruyama milstein stochastic_heun sra1
+    predictor_corrector adaptive_sde
+Whole runs as CUDA graphs: capture
+Levels: karras_sigmas exponential_sigmas polyexponential_sigmas vp_sigmas ddpm_sigmas flow_sigmas
+    cosine_sigmas beta_sigmas
+Processes: VP SubVP VE Karras DDPM RectifiedFlow TrigFlow SDE
+Networks: EDM ConsistencyFunction, and in `cmsolvers.denoisers` from_eps from_v from_x0 from_score
+    from_flow from_trigflow guided autoguided clipped thresholded
+More: `cmsolvers.noise`, `losses`, `training`, `tasks` (editing, likelihoods, metrics), `ops`
+    (single fused steps), `engine` (write your own solver)
 
 `help(cmsolvers.heun_pf_ode)` documents a sampler completely.
 """
 
 # Without __all__ help(cmsolvers) does not print every function's own help.
+from cmsolvers.denoisers import EDM as EDM
 from cmsolvers.denoisers import ConsistencyFunction as ConsistencyFunction
 from cmsolvers.denoisers import oracles as oracles
 from cmsolvers.engine.adaptive import AdaptiveInfo as AdaptiveInfo
 from cmsolvers.engine.adaptive import SolverError as SolverError
 from cmsolvers.engine.capture import capture as capture
+from cmsolvers.engine.observers import Info as Info
 from cmsolvers.ops import build_info as build_info
 from cmsolvers.processes import DDPM as DDPM
 from cmsolvers.processes import VE as VE

@@ -163,9 +163,9 @@ def capture(
     network is no longer bound by the time it takes to launch them. On the CPU the same object runs
     the sampler. A network that `torch.compile` made works inside; its warm-up runs compile it.
 
-    The network's parameters are read where they are: changes in place (an optimizer's step,
-    `load_state_dict`) are seen by the next replay, other tensors in their place are not. The
-    network must not wait for the device or choose what to do by the values of tensors.
+    The network's parameters are read where they are: the next replay sees changes in place (an
+    optimizer's step, `load_state_dict`), but not a parameter that was replaced by another tensor.
+    The network must not wait for the device or choose what to do by the values of tensors.
 
     Args:
         sampler: a solver of the library with fixed steps, in sigma or time; an adaptive one with
@@ -175,8 +175,8 @@ def capture(
         x: [B, ...], an example: only its shape, layout, dtype and device matter.
         sigmas: as in the sampler (times for a solver in time).
         extra_args: as in the sampler. Tensors in it, nested too, may be replaced in every call.
-        pool: `run.pool` of another captured run whose memory this one may use as well, where the
-            two never run at the same time; a run's result is copied out before another starts.
+        pool: `run.pool` of another captured run, to use the same memory for both. The two must
+            not run at the same time; each result is a copy, so it stays valid.
         options: all other arguments of the sampler.
 
     Returns:

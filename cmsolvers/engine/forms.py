@@ -55,7 +55,9 @@ class Form:
     def __sub__(self, other: Form) -> Form:
         return self + -1.0 * other
 
-    def __mul__(self, factor: Weight) -> Form:
+    def __mul__(self, factor: Weight | Form) -> Form:
+        if isinstance(factor, Form):
+            raise TypeError("a form may be multiplied by numbers alone: a step is linear")
         return Form({symbol: factor * weight for symbol, weight in self.terms.items()})
 
     __rmul__ = __mul__
@@ -77,7 +79,10 @@ class Form:
         return Form(total)
 
     def __repr__(self) -> str:
-        return " + ".join(f"{w} {s}" for s, w in self.terms.items()) or "0"
+        parts = (
+            f"{w if isinstance(w, Tensor) else format(w, '.6g')} {s}" for s, w in self.terms.items()
+        )
+        return " + ".join(parts) or "0"
 
 
 def _sum(a: Weight, b: Weight) -> Weight:

@@ -54,8 +54,8 @@ CHURN = (
         0.0,
         check.non_negative,
         "how much noise is added before the steps, over all of them; 0 solves the ODE. Before a "
-        "step from sigma in [s_tmin, s_tmax] noise lifts the state to sigma (1 + gamma) with gamma "
-        "= min(s_churn / n, sqrt 2 - 1).",
+        "step from sigma in [s_tmin, s_tmax] noise lifts the state to "
+        "sigma_hat = sigma (1 + gamma), gamma = min(s_churn / n, sqrt 2 - 1).",
     ),
     Option("s_tmin", 0.0, check.non_negative, "smallest level with churn."),
     Option("s_tmax", math.inf, _unlimited, "largest level with churn."),
@@ -95,21 +95,22 @@ SHARED = (
         "run.",
         Callable | None,
     ),
-    Option("progress", False, check.flag, "show a bar with the level and the NFE.", bool),
+    Option("progress", False, check.flag, "show a bar with the {level} and the NFE.", bool),
     Option("return_info", False, check.flag, "return (x, `Info`).", bool),
     Option(
         "check_nan",
         False,
         check.flag,
         "raise ValueError at the end of the run if an output of the {model} was not finite, naming "
-        "step, level and sample. Nothing waits for the device before.",
+        "step, {level} and sample. The steps themselves wait for nothing.",
         bool,
     ),
     Option(
         "trajectory",
         None,
         lambda _, value: value,
-        "True for the state at every level of the run, or the levels whose states are wanted. They "
+        "True for the state at every {level} of the run, or the {level}s whose states are wanted. "
+        "They "
         "are copied to `info.trajectory`, [K, B, ...], with `info.levels` beside them, and (x, "
         "info) is returned.",
         Any,

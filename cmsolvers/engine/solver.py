@@ -101,6 +101,7 @@ def solver(
     Returns:
         A decorator of `formula(step, **options) -> Form`; `trace.Step` is what it may ask.
     """
+    check.choice("noise", noise, ("none", "churn", "fresh", "Brownian"))
     churn = CHURN if noise == "churn" else ()
     extra = (*churn, *(() if noise == "none" else (S_NOISE,)))
     own = [option.name for option in options]
@@ -127,7 +128,7 @@ def solver(
                 steps,
                 tuple((name, mine[name]) for name in asked),
                 s_noise=values.pop("s_noise", 1.0),
-                brownian=noise == "Brownian",
+                noise=noise,
                 keeps_spread=keeps_spread,
             )
             return run(traced, denoiser, x, name=formula.__name__, model=model, **values)
@@ -162,14 +163,22 @@ class Text:
     def words(self) -> dict[str, str]:
         """What is put into the texts of shared options."""
         sigma = self.grid == "sigmas"
-        entry = "dict(i, x, sigma, sigma_hat, denoised): numbers, x at sigma_hat and D there."
-        times = "dict(i, x, t, t_next, output), output what the drift or the score returned."
-        spans = {"churn": "; asked for (sigma, sigma_hat)", "Brownian": ""}.get(self.noise, "")
+        entry = (
+            "a dict of i, sigma, sigma_hat (numbers), x (the state at sigma_hat; sigma_hat is "
+            "sigma where no noise lifts the state) and denoised (D there)."
+        )
+        times = (
+            "a dict of i, t, t_next (numbers), x (the state at t) and output (what the drift or "
+            "the score returned)."
+        )
+        spans = "; churn gives it (sigma, sigma_hat)" if self.noise == "churn" else ""
         return {
             "start": "sigma" if sigma else "t",
             "end": "sigma_next" if sigma else "t_next",
             "noise_spans": spans,
-            "model": self.model if sigma else "drift or the score",
+            "model": "drift or the score"
+            if not sigma
+            else ("function f" if self.model == "f" else self.model),
             "entry": entry if sigma else times,
             "level": "level" if sigma else "time",
         }
@@ -184,17 +193,18 @@ class Text:
     def raises(self) -> dict[str, str]:
         """The errors of every solver."""
         return {
-            "TypeError": f"an argument of the wrong kind; a {self.words()['model']} that returns "
-            "no floating tensor of at most the precision of x.",
-            "ValueError": f"{self.grid} that are not finite and monotone, numbers out of range, a "
-            f"{self.words()['model']} that returns another shape or device.",
+            "TypeError": "an argument of the wrong kind; an output of the "
+            f"{self.words()['model']} that is no floating tensor of at most the precision of x.",
+            "ValueError": f"{self.grid} that are not finite and monotone, numbers out of range, an "
+            f"output of the {self.words()['model']} of another shape or on another device.",
         }
 
 
 DENOISER = """`D(x, sigma, **extra_args) -> x0`, x in Karras coordinates and sigma of shape [B],
-both in the dtype of x. Where it is made by `cmsolvers.denoisers` the sampler calls its networks
-itself and makes the rest part of the step. It may return the dtype of x or a floating one of lower
-precision. It must not write to its arguments; x is a buffer of the run, so clone it to keep it."""
+both in the dtype of x. Of a denoiser of `cmsolvers.denoisers` the sampler calls the network
+directly; preconditioning and guidance become weights of the step. It may return the dtype of x or a
+floating one of lower precision. It must not write to its arguments; x is a buffer of the run, so
+clone it to keep it."""
 CONSISTENCY = """`f(x, sigma, **extra_args) -> x` at sigma_min, sigma of shape [B]; a
 `ConsistencyFunction` becomes part of the step."""
 X = """[B, ...] at level sigmas[0], in Karras coordinates (x / alpha); float64, float32, float16 or
@@ -204,8 +214,9 @@ kept in float64 on the host."""
 SDE = """an `SDE`, a process (its forward SDE), `process.reverse(score)`,
 `process.probability_flow(score)`, or any object with `drift(x, t)` and `diffusion(t)`, which get t
 of shape [B] in the dtype of x. The diffusion is a number or a tensor of shape [] or [B], or it
-broadcasts against x and multiplies the noise elementwise. Of the library's own only the score is
-called; the rest becomes part of the step."""
+broadcasts against x and multiplies the noise elementwise. One that depends on the state is
+`diffusion(x, t)`, with `state_dependent = True` beside it (an argument of `SDE`). Of the library's
+own SDEs only the score is called; the rest becomes weights of the step."""
 X_IN_TIME = """[B, ...] at ts[0], in the coordinates of the SDE; float64, float32, float16 or
 bfloat16. Never written to."""
 TIMES = "strictly ascending (forward) or strictly descending (reverse), at least two."
@@ -281,7 +292,7 @@ def _docstring(written: str, options: Sequence[Option], text: Text) -> str:
         "Raises:\n" + _listed(errors),
     ]
     if "Source" in sections:
-        blocks.append("Source:" + sections["Source"].rstrip())
+        blocks.append("Source: " + sections["Source"].strip())
     return "\n\n".join(blocks) + "\n"
 
 

@@ -123,11 +123,18 @@ class Step:
     """
 
     def __init__(
-        self, before: Sequence[TracedStep], span: Span, index: int, count: int, s_noise: float
+        self,
+        before: Sequence[TracedStep],
+        span: Span,
+        count: int,
+        *,
+        s_noise: float = 1.0,
+        may_draw: bool = True,
     ) -> None:
+        index = len(before)
         sigma, self.sigma, self.to, self.kind = span
         self.index, self.count = index, count
-        self._before, self._normals = before, 0
+        self._before, self._normals, self._may_draw = before, 0, may_draw
         self.levels = (*(step.start for step in before), self.sigma)
         state = State(f"x{index}")
         self.x = form_of(state)
@@ -150,6 +157,8 @@ class Step:
 
     def z(self, to: float | None = None) -> Form:
         """A unit normal for the way from `sigma` to `to` (the end of the step by default)."""
+        if not self._may_draw:
+            raise ArithmeticError('a formula that draws noise must be declared with noise="fresh"')
         end = self.to if to is None else to
         self._normals += 1
         return form_of(Noise(f"z{self.index}.{self._normals}", (self.sigma, end), self.index))
@@ -167,6 +176,11 @@ class Step:
         return settle(y, self.traced, level)
 
     def _past(self, k: int, *, slope: bool) -> Form:
+        if not 1 <= k <= self.index:
+            asked = "past_slope" if slope else "past"
+            raise IndexError(
+                f"{asked}({k}) needs {k} steps before this one; step {self.index} has {self.index}"
+            )
         step = self._before[-k]
         known = step.kept.get(slope)
         if known is None:
@@ -225,7 +239,7 @@ def trace(
     options: tuple[tuple[str, object], ...] = (),
     *,
     s_noise: float = 1.0,
-    brownian: bool = False,
+    noise: str = "fresh",
     keeps_spread: bool = True,
 ) -> Trace:
     """Run a formula over all steps and check its rows; cached, since nothing else enters.
@@ -235,7 +249,8 @@ def trace(
         spans: of the steps.
         options: keyword arguments of the formula.
         s_noise: factor on every noise weight, applied after the check.
-        brownian: whether the noise is one Brownian path, whose increments nest.
+        noise: "none" or "churn" where the formula draws none; "fresh"; "Brownian" for one path,
+            whose increments nest.
         keeps_spread: whether x = D + sigma z with constant D must end with the spread `to`.
 
     Raises:
@@ -245,23 +260,38 @@ def trace(
     check_range([span[0] for span in spans] + [spans[-1][2]])
     steps: list[TracedStep] = []
     for i, span in enumerate(spans):
-        step = Step(steps, span, i, len(spans), s_noise)
+        drawn = noise in ("fresh", "Brownian")
+        step = Step(steps, span, len(spans), s_noise=s_noise, may_draw=drawn)
         try:
             result = formula(step, **dict(options))
+            if not isinstance(result, Form):
+                raise TypeError(f"a formula must return a form; it returned {result!r}")
+            traced = step.traced
+            if noise != "Brownian":
+                _check_one_normal(traced, result)
+            for ask in traced.asks:
+                ask.y = _checked(ask.y, traced, ask.level, keeps_spread, s_noise)
+            traced.result = _checked(result, traced, step.to, keeps_spread, s_noise)
         except ZeroDivisionError as error:
-            near = ", ".join(repr(level) for level in step.levels[-3:])
-            raise ValueError(
-                "sigmas must be far enough apart for the weights of a step; "
-                f"got {step.to!r} after {near}"
-            ) from error
-        traced = step.traced
-        if not brownian:
-            _check_one_normal(traced, result)
-        for ask in traced.asks:
-            ask.y = _checked(ask.y, traced, ask.level, keeps_spread, s_noise)
-        traced.result = _checked(result, traced, step.to, keeps_spread, s_noise)
+            raise ValueError(_divided_by_zero(formula, step)) from error
+        except (ArithmeticError, IndexError, TypeError) as error:
+            error.args = (f"step {i} of {_name(formula)}: {error}",)
+            raise
         steps.append(traced)
-    return Trace(tuple(steps), brownian)
+    return Trace(tuple(steps), brownian=noise == "Brownian")
+
+
+def _name(formula: Formula) -> str:
+    return getattr(formula, "__name__", "the formula")
+
+
+def _divided_by_zero(formula: Formula, step: Step) -> str:
+    if step.to == 0:
+        return f"{_name(formula)} divides by 0 in a step to 0; a formula must allow step.to == 0"
+    near = ", ".join(repr(level) for level in step.levels[-3:])
+    return (
+        f"sigmas must be far enough apart for the weights of a step; got {step.to!r} after {near}"
+    )
 
 
 def lifted(
@@ -293,7 +323,7 @@ def check_row(row: Form, step: TracedStep, to: float, keeps_spread: bool = True)
     ones = [_value(symbol) * w for symbol, w in weights.items()]
     size, total = math.fsum(map(abs, ones)), math.fsum(ones)
     if not abs(total - 1.0) <= _TOLERANCE * size:
-        raise ArithmeticError(f"weights must sum to 1 for constant D; {row} gives {total}")
+        raise ArithmeticError(f"weights must sum to 1 for constant D; {row} gives {total:.10g}")
     if not keeps_spread:
         return
     carried = [_spread(symbol, step) * w for symbol, w in weights.items()]
@@ -301,7 +331,9 @@ def check_row(row: Form, step: TracedStep, to: float, keeps_spread: bool = True)
     spread = math.hypot(math.fsum(carried), *drawn)
     allowed = _TOLERANCE * (math.fsum(map(abs, carried)) + to) + _ROUNDING * size * step.start
     if not abs(spread - to) <= allowed:
-        raise ArithmeticError(f"the spread must be {to}; {row} from {step.start} gives {spread}")
+        raise ArithmeticError(
+            f"the spread must be {to:.6g}; {row} from {step.start:.6g} gives {spread:.6g}"
+        )
 
 
 def settle(row: Form, step: TracedStep, to: float) -> Form:

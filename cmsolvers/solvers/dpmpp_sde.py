@@ -35,8 +35,8 @@ def _within_step(name: str, value: object) -> float:
         eta_option(
             1.0,
             "0 is the ODE, 1 the reverse SDE; the noise of a step from s to s' is "
-            "min(1, eta sqrt(1 - s'^2/s^2)) s'. `dpmpp_2m_sde` has another eta: there the drift "
-            "grows with it.",
+            "min(1, eta sqrt(1 - s'^2/s^2)) s'. Between 0 and 1 that is not the eta of "
+            "`dpmpp_2m_sde`, whose drift has the factor 1 + eta.",
         ),
         Option(
             "r",

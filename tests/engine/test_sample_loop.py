@@ -565,7 +565,7 @@ def test_noise_checks_itself():
         return formula
 
     right, two = ancestral(1.0), ancestral(1.0, second=True)
-    assert traced(right, levels).noisy and traced(two, levels, brownian=True).noisy
+    assert traced(right, levels).noisy and traced(two, levels, noise="Brownian").noisy
     for size in (0.9, 1.1, 0.0):
         with pytest.raises(ArithmeticError, match="spread"):
             traced(ancestral(size), levels)

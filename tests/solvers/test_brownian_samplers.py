@@ -141,7 +141,7 @@ def test_it_is_the_path_of_the_noise_contract(sampler, options, levels):
 
 def test_increments_are_independent_unit_normals():
     formula = formula_of(cm.dpmpp_sde, eta=1.0, r=0.5)
-    run = traced(formula, (*grid(6).tolist(), 0.0), brownian=True)
+    run = traced(formula, (*grid(6).tolist(), 0.0), noise="Brownian")
     path = PathNoise(run, torch.empty(40_000, 2), 3)
     ends = [(step.asks[1].level, step.to) for step in run.steps[:-1]]
     z = [path(step.sigma, e) for step, both in zip(run.steps, ends, strict=False) for e in both]

@@ -44,7 +44,7 @@ def test_weights_that_are_the_number_0_are_dropped():
 def test_symbols_are_told_apart_by_identity():
     again = Symbol("A")
     assert (a + form_of(again)).terms == {A: 1.0, again: 1.0}
-    assert repr(a + form_of(again)) == "1.0 A + 1.0 A"
+    assert repr(a + form_of(again)) == "1 A + 1 A"
 
 
 def test_forms_do_not_change():

@@ -117,6 +117,8 @@ class Guided(Composed):
         weights = self._weights_of(sigma, level, extra)
         args = self.arguments(extra)
         used = asked(weights)
+        if used == (1,) and self.rescale:
+            used = (0, 1)  # the spread of D_c is wanted all the same
         if len(used) == 1:
             return denoised(sides[used[0]], x, sigma, level, args[used[0]])
         if self.one_call:

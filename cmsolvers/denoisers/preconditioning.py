@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
 
 from cmsolvers import checks as check
 from cmsolvers import ops
@@ -87,6 +88,7 @@ def as_written(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
         and not (module._forward_pre_hooks or module._forward_hooks)
         and not (module._backward_pre_hooks or module._backward_hooks)
         and module._compiled_call_impl is None
+        and not (global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks)
     )
 
 
@@ -156,11 +158,7 @@ class Preconditioned(nn.Module):
         """
         if not as_written(self, Preconditioned.forward):
             return CALLED
-        kind = type(self)
-        if (
-            kind.coefficients is not Preconditioned.coefficients
-            or kind.noise_dtype is not Preconditioned.noise_dtype
-        ):
+        if "coefficients" in vars(self) or not self._keeps_coefficients():
             return None
         return signature_of(self._scalings, self.dtype, self.time_dtype)
 

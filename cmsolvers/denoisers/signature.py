@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import partial
-from types import MethodType
+from types import FunctionType, MethodType
 
-from torch import nn
+import torch
 
 from cmsolvers.denoisers.scalings import EDMScalings, InProcess
 
@@ -14,50 +14,47 @@ CALLED: Hashable = ("called",)
 """Of a denoiser that is only called: nothing of it is settled before the call."""
 
 
-class _Same:
-    """Equal to itself alone; it holds the value, whose id therefore stays its own."""
-
-    def __init__(self, value: object) -> None:
-        self._value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other._value is self._value
-
-    def __hash__(self) -> int:
-        return id(self._value)
-
-
-class _ChangingError(Exception):
-    """A part whose answers training changes."""
+class _OtherError(Exception):
+    """A part that the library does not know: its answers may change."""
 
 
 def signature_of(*parts: object) -> Hashable | None:
     """A tuple that is equal for parts that were made alike; None where a part may change its mind.
 
-    Partials, bound methods and scalings compare by what they hold, everything else as it compares
-    itself: a process by value, a user's function by identity.
+    Numbers, and what the library itself defines, compare by value. A user's function may read
+    anything, and a user's subclass compare as it likes: what was settled for it must not be kept.
     """
     try:
         return tuple(map(_key, parts))
-    except _ChangingError:
+    except _OtherError:
         return None
 
 
 def _key(value: object) -> Hashable:
-    if isinstance(value, nn.Module):  # a learned c_noise
-        raise _ChangingError
+    parts: tuple[object, ...]
     if isinstance(value, partial):
-        parts = value.func, *value.args, *value.keywords, *value.keywords.values()
+        names = tuple(value.keywords)
+        parts = value.func, len(value.args), names, *value.args, *value.keywords.values()
     elif isinstance(value, MethodType):
         parts = value.__func__, value.__self__
-    elif isinstance(value, InProcess):
+    elif type(value) is InProcess:
         parts = value.process, value.target, value.c_noise
-    elif isinstance(value, EDMScalings):
-        parts = value.parts
-    else:
-        try:
-            hash(value)
-        except TypeError:
-            return _Same(value)
+    elif isinstance(value, EDMScalings) and _is_ours(type(value)):
+        parts = type(value), *value.parts
+    elif type(value) is tuple:
+        parts = value
+    elif value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
+        return type(value), value
+    elif isinstance(value, (FunctionType, type)):
+        if not _is_ours(value):
+            raise _OtherError
         return value
+    elif _is_ours(type(value)) and type(value).__hash__ is not None:
+        return value
+    else:
+        raise _OtherError
     return tuple(map(_key, parts))
+
+
+def _is_ours(value: FunctionType | type) -> bool:
+    return value.__module__.startswith("cmsolvers.") and not getattr(value, "__closure__", None)

@@ -95,7 +95,7 @@ def answer(denoiser: object, ask: Asker, y: Form, level: float, leaf: int = 0) -
 
 def _network(denoiser: Preconditioned) -> Any:
     """What is called: the network itself, unless a subclass does something around it."""
-    plain = type(denoiser).network is Preconditioned.network
+    plain = type(denoiser).network is Preconditioned.network and "network" not in vars(denoiser)
     return denoiser.net if plain else denoiser.network
 
 
@@ -105,6 +105,7 @@ def _is_sum(denoiser: object) -> TypeGuard[Guided]:
         opens(denoiser)
         and isinstance(denoiser, Guided)
         and type(denoiser).at is Guided.at
+        and "at" not in vars(denoiser)
         and not denoiser.rescale
         and not any(map(opens, denoiser.sides))
     )
@@ -116,6 +117,7 @@ def _is_clipped(denoiser: object) -> TypeGuard[Clipped]:
         opens(denoiser)
         and isinstance(denoiser, Clipped)
         and type(denoiser).rewrite is Clipped.rewrite
+        and "rewrite" not in vars(denoiser)
     )
 
 

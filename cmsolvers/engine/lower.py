@@ -32,6 +32,7 @@ from cmsolvers.engine.trace import Ask, Noise, Past, State, Trace, TracedStep
 from cmsolvers.ops.step import MAX_INPUTS
 
 _WAYS = ("forms", "kept", "tensors")
+_LEAST = 1e-30  # of c_in, so that float32 holds it and its inverse
 _WIDE = (torch.float32, torch.float64)  # half precision has no digit to spare for c_in x
 
 
@@ -120,7 +121,10 @@ class _Answer:
     def replaces_state(self) -> bool:
         """Whether the one input of the networks can stand for y."""
         wanted = self.inputs()
-        return len(wanted) == 1 and not self.plain() and wanted[0][1] is self.dtype in _WIDE
+        if len(wanted) != 1 or self.plain():
+            return False
+        c_in, dtype = wanted[0]
+        return dtype is self.dtype in _WIDE and _LEAST < abs(c_in) < 1.0 / _LEAST
 
 
 @dataclass(eq=False)

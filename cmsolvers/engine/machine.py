@@ -212,24 +212,28 @@ class Machine:
     # --- memory -----------------------------------------------------------------------------------
 
     def _table(self, leaf: int) -> tuple[Tensor, ...]:
-        """Second arguments of a leaf's calls as tensors [B], made once for a program."""
+        """Second arguments of a leaf's calls as tensors [B], made once for a program.
+
+        They are made anew after a network has written to them.
+        """
         x, values = self.x, self._program.tables[leaf]
         dtype = self._leaves[leaf].dtype
         stream = torch.cuda.current_stream(x.device) if x.is_cuda else None
         key = (leaf, len(x), dtype, x.device, stream)
         rows = self._program.rows
-        if key in rows:
-            return rows[key]
+        known, version = rows.get(key, ((), 0))
+        if known and known[0]._version == version:
+            return known
         with torch.inference_mode(False), torch.no_grad():
             column = torch.tensor(values, dtype=torch.float64, device="cpu").to(dtype)[:, None]
             table = column.expand(len(values), len(x)).contiguous()
             if x.is_cuda:  # from pinned memory the copy makes nobody wait
                 table = table.pin_memory().to(x.device, non_blocking=True)
             found = table.to(x.device).unbind(0)
-        if not self._transformed:
+        if found and type(found[0]) is Tensor and not self._transformed:
             if len(rows) >= _MOST_ROWS:
                 rows.clear()
-            rows[key] = found
+            rows[key] = found, found[0]._version
         return found
 
 

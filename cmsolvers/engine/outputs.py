@@ -36,23 +36,28 @@ class Outputs:
         """
         if self._held:
             for out in outs:
-                address = out.data_ptr()
-                if address in self._held and address != shown.data_ptr():
+                address = _memory(out)
+                if address in self._held and address != _memory(shown):
                     raise StaticOutputError
 
     def hold(self, out: Tensor) -> Tensor:
         """The output, which is read after a later call."""
         if self._copies:
             return out.clone()
-        address = out.data_ptr()
+        address = _memory(out)
         if address:  # 0 where it has no elements
             self._held[address] = out
         return out
 
     def release(self, out: Tensor) -> None:
         """Nothing reads an output any more."""
-        self._held.pop(out.data_ptr(), None)
+        self._held.pop(_memory(out), None)
 
     def clear(self) -> None:
         """Nothing reads any output any more."""
         self._held.clear()
+
+
+def _memory(out: Tensor) -> int:
+    """Where the memory begins that a tensor is a view of."""
+    return out.untyped_storage().data_ptr()

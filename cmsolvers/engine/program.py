@@ -163,7 +163,8 @@ class Program:
         places: (step, level) of each evaluation.
         holds: whether an output is read after a later call.
         static: whether a network is known to return the same memory at every call.
-        rows: the tables as tensors, by leaf, batch, dtype, device and stream.
+        rows: the tables as tensors, by leaf, batch, dtype, device and stream, with the version of
+            each that tells whether somebody has written to it.
     """
 
     steps: list[list[Instruction]]
@@ -173,7 +174,7 @@ class Program:
     places: list[tuple[int, float]]
     holds: bool = False
     static: bool = False
-    rows: dict[object, tuple[Tensor, ...]] = field(default_factory=dict)
+    rows: dict[object, tuple[tuple[Tensor, ...], int]] = field(default_factory=dict)
 
     @property
     def launches(self) -> int:

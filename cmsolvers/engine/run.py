@@ -16,6 +16,7 @@ from cmsolvers import noise
 from cmsolvers.checks import Levels
 from cmsolvers.denoisers.composed import signature
 from cmsolvers.engine.answers import leaves
+from cmsolvers.engine.latest import Latest
 from cmsolvers.engine.lower import lower
 from cmsolvers.engine.machine import Machine, NoiseSampler
 from cmsolvers.engine.observers import BadOutputs, Info, Recorder, bar
@@ -25,7 +26,7 @@ from cmsolvers.engine.program import Program
 from cmsolvers.engine.trace import Trace
 
 _MOST_PROGRAMS, _MOST_STEPS = 64, 1024
-_PROGRAMS: dict[object, Program] = {}
+_PROGRAMS: Latest[Program] = Latest(_MOST_PROGRAMS)
 
 
 def run(
@@ -114,13 +115,13 @@ def _steps(
     return y, recorder
 
 
-_KEPT: ContextVar[dict[object, Program] | None] = ContextVar("kept programs", default=None)
+_KEPT: ContextVar[Latest[Program] | None] = ContextVar("kept programs", default=None)
 
 
 @contextmanager
-def keeping_programs() -> Iterator[dict[object, Program]]:
+def keeping_programs() -> Iterator[Latest[Program]]:
     """Within it a run on the same denoiser has the same program, with the same tensors in it."""
-    programs: dict[object, Program] = {}
+    programs: Latest[Program] = Latest(_MOST_PROGRAMS)
     token = _KEPT.set(programs)
     try:
         yield programs
@@ -137,19 +138,16 @@ def program_of(traced: Trace, denoiser: object, dtype: torch.dtype, **wanted: bo
         dtype: of the states.
         wanted: further arguments of `lower`.
     """
+
+    def make() -> Program:
+        return lower(traced, denoiser, dtype, **wanted)
+
     kept, kind = _KEPT.get(), signature(denoiser)
-    programs: dict[object, Program] = _PROGRAMS if kept is None else kept
-    key = (traced, kind if kept is None else id(denoiser), dtype, *wanted.items())
-    found = programs.get(key)
-    if found is None:
-        found = lower(traced, denoiser, dtype, **wanted)
-    if kept is None and (kind is None or len(traced.steps) > _MOST_STEPS):
-        return found
-    programs.pop(key, None)
-    programs[key] = found  # the latest one last
-    if len(programs) > _MOST_PROGRAMS:
-        del programs[next(iter(programs))]
-    return found
+    if kept is not None:
+        return kept.get((traced, id(denoiser), dtype, *wanted.items()), make)
+    if kind is None or len(traced.steps) > _MOST_STEPS:
+        return make()
+    return _PROGRAMS.get((traced, kind, dtype, *wanted.items()), make)
 
 
 def key_of(seed: noise.SeedLike, x: Tensor, *, needed: bool) -> noise.Key | None:

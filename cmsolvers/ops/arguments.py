@@ -174,7 +174,7 @@ def overlap(a: Tensor, b: Tensor) -> bool:
     """Whether the two tensors' address ranges meet."""
     if a.device != b.device or a.device.type == "meta" or a.numel() == 0 or b.numel() == 0:
         return False
-    if _opaque():
+    if _opaque() or isinstance(a, torch._subclasses.FakeTensor):
         return False
     return a.data_ptr() < _end(b) and b.data_ptr() < _end(a)
 

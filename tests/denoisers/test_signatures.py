@@ -38,19 +38,15 @@ def own_noise(sigma):
 
 
 class Scale:
-    """Of the same value as another one, and not hashable."""
+    """A callable of a user."""
 
     def __init__(self, by):
         self.by = by
-
-    def __eq__(self, other):
-        return isinstance(other, Scale) and self.by == other.by
 
     def __call__(self, sigma):
         return self.by * sigma
 
 
-UNHASHABLE = Scale(2.0)
 LABEL = torch.zeros(4)
 
 
@@ -64,10 +60,6 @@ DIFFERENT = {
     "edm": lambda: EDM(net()),
     "edm data": lambda: EDM(net(), 0.6),
     "edm noise": lambda: EDM(net(), c_noise="published"),
-    "edm own noise": lambda: EDM(net(), c_noise=own_noise),
-    "edm partial": lambda: EDM(net(), c_noise=partial(math.pow, 2.0)),
-    "edm other partial": lambda: EDM(net(), c_noise=partial(math.pow, 3.0)),
-    "edm unhashable": lambda: EDM(net(), c_noise=UNHASHABLE),
     "edm dtype": lambda: EDM(net(), dtype=torch.float16),
     "consistency": lambda: ConsistencyFunction(net()),
     "consistency end": lambda: ConsistencyFunction(net(), sigma_min=0.01),
@@ -83,7 +75,6 @@ DIFFERENT = {
     "v integers": lambda: from_v(net(), process=DDPM(), time_dtype=torch.int64),
     "v short integers": lambda: from_v(net(), process=DDPM(), time_dtype=torch.int32),
     "flow": lambda: from_flow(net()),
-    "own": lambda: Preconditioned(net(), own_noise),
     "clipped": lambda: clipped(EDM(net())),
     "clipped bounds": lambda: clipped(EDM(net()), -2.0, 2.0),
     "clipped inner": lambda: clipped(EDM(net(), 0.6)),
@@ -124,16 +115,6 @@ def test_a_signature_follows_the_denoiser():
     assert denoiser.signature == EDM(net(), dtype=torch.float16).signature != before
 
 
-def test_equal_is_not_the_same_for_what_cannot_be_hashed():
-    assert Scale(2.0) == UNHASHABLE
-    assert EDM(net(), c_noise=Scale(2.0)).signature != EDM(net(), c_noise=UNHASHABLE).signature
-
-
-def test_functions_are_told_apart():
-    one, other = (EDM(net(), c_noise=lambda s: s) for _ in range(2))
-    assert one.signature != other.signature
-
-
 def test_what_is_only_called_has_the_signature_of_a_callable():
     class Clips(EDM):
         def forward(self, x, sigma, **extra):
@@ -155,9 +136,13 @@ class OwnCoefficients(EDM):
         return super().coefficients(2.0 * sigma)
 
 
-class OwnTimes(EDM):
-    def noise_dtype(self, x):
-        return torch.float64
+class OwnProcess(cm.VP):
+    """Compares equal to any other VP."""
+
+
+def overridden(denoiser):
+    denoiser.coefficients = denoiser.coefficients
+    return denoiser
 
 
 class OwnClip(Clipped):
@@ -171,6 +156,14 @@ class Plain(Composed):
 
 
 KEPT_BY_NOBODY = {
+    # A user's function may read anything, and a user's object compare as it likes.
+    "own noise": lambda: EDM(net(), c_noise=own_noise),
+    "own lambda": lambda: EDM(net(), c_noise=lambda sigma: sigma),
+    "own partial": lambda: EDM(net(), c_noise=partial(math.pow, 2.0)),
+    "own object": lambda: EDM(net(), c_noise=Scale(2.0)),
+    "own scalings": lambda: Preconditioned(net(), own_noise),
+    "own process": lambda: from_v(net(), process=OwnProcess()),
+    "instance's coefficients": lambda: overridden(EDM(net())),
     "scale": lambda: autoguided(EDM(net()), EDM(net()), torch.tensor(2.0)),
     "scales": lambda: autoguided(EDM(net()), EDM(net()), torch.ones(4)),
     "learned": lambda: EDM(net(), c_noise=Learned()),
@@ -179,7 +172,6 @@ KEPT_BY_NOBODY = {
     "inner": lambda: clipped(EDM(net(), c_noise=Learned())),
     "threshold inner": lambda: thresholded(EDM(net(), c_noise=Learned())),
     "own coefficients": lambda: OwnCoefficients(net()),
-    "own times": lambda: OwnTimes(net()),
     "own clip": lambda: OwnClip(EDM(net()), -1.0, 1.0),
     "own": Plain,
     "conditioned": lambda: conditioned(

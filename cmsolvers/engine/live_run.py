@@ -153,8 +153,7 @@ class LiveRun:
             self._callback(entry)
         symbol = Held(self.live.keep(out), name)
         if self._outputs is not None:
-            self._outputs.returned((out,), state)
-            symbol.tensor = self._outputs.hold(out)
+            symbol.tensor = self._outputs.take(out, state, held=True)
         return form_of(symbol)
 
     def normal(self, index: int, k: int, span: tuple[float, float]) -> Normal:

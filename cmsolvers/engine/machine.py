@@ -127,9 +127,8 @@ class Machine:
             for slot, out in zip(op.outs, outs, strict=True):
                 t[slot] = out
             return
-        self._outputs.returned(outs, shown)
         for slot, out in zip(op.outs, outs, strict=True):
-            t[slot] = self._outputs.hold(out) if op.held else out
+            t[slot] = self._outputs.take(out, shown, held=op.held)
 
     def _draw(self, op: Draw) -> None:
         assert self._noise_sampler is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 
@@ -27,31 +25,32 @@ class Outputs:
         self._copies = copies
         self._held: dict[int, Tensor] = {}
 
-    def returned(self, outs: Sequence[Tensor], shown: Tensor) -> None:
-        """A function of `shown` has returned.
+    def take(self, out: Tensor, shown: Tensor, *, held: bool) -> Tensor:
+        """What a function of `shown` returned; `held`: it is read after a later call.
 
         Raises:
-            StaticOutputError: in memory that is held. What returns its input does no harm: that
-                stays as it is while outputs of it are held.
+            StaticOutputError: it lies in memory that is held. What returns its input does no harm:
+                that stays as it is while outputs of it are held.
         """
-        if self._held:
-            for out in outs:
-                address = _memory(out)
-                if address in self._held and address != _memory(shown):
-                    raise StaticOutputError
-
-    def hold(self, out: Tensor) -> Tensor:
-        """The output, which is read after a later call."""
+        if not (held or self._held):
+            return out
+        memory = _memory(out)
+        if memory in self._held and memory != _memory(shown):
+            raise StaticOutputError
+        if not held:
+            return out
         if self._copies:
             return out.clone()
-        address = _memory(out)
-        if address:  # 0 where it has no elements
-            self._held[address] = out
+        if memory:  # 0 where it has no elements
+            self._held[memory] = out
         return out
 
     def release(self, out: Tensor) -> None:
         """Nothing reads an output any more."""
-        self._held.pop(_memory(out), None)
+        for memory, held in self._held.items():
+            if held is out:
+                del self._held[memory]
+                return
 
     def clear(self) -> None:
         """Nothing reads any output any more."""

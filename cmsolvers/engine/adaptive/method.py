@@ -66,8 +66,7 @@ class Model:
             bad = ~out.detach().isfinite().reshape(out.shape[0], size).all(1)
             self.bad = bad if self.bad is None else self.bad | bad
         if self._outputs is not None:
-            self._outputs.returned((out,), y)
-            out = self._outputs.hold(out)
+            out = self._outputs.take(out, y, held=True)
         return Held(out, self.name)
 
     def forget(self, keep: Held | None = None) -> None:
@@ -76,7 +75,7 @@ class Model:
         if self._outputs is not None:
             self._outputs.clear()
             if keep is not None and not self._copies:
-                self._outputs.hold(keep.tensor)
+                self._outputs.take(keep.tensor, keep.tensor, held=True)
 
 
 class Step:

@@ -6,6 +6,7 @@ Error-controlled steps have weights per sample, and the diffusion of a user's SD
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +29,7 @@ class Held(Symbol):
 
 
 class Normal(Symbol):
-    """A unit normal: built in, named by its draw, or a user's tensor.
-
-    Args:
-        draw: which draw of the stream of sampler steps the built-in one is.
-        given: gives the user's values and is called once; None where there are none.
-    """
+    """A unit normal: that draw of the stream of steps, or what `given` gives, called once."""
 
     __slots__ = ("_given", "_kept", "draw")
 
@@ -50,14 +46,8 @@ class Normal(Symbol):
     def values(self, like: Tensor, key: noise.Key | None, dtype: torch.dtype) -> Tensor:
         """The tensor: built-in values in this dtype, a user's as they came."""
         if self._given is None:
-            return noise.normal(
-                like.shape,
-                key,
-                stream=noise.STEPS,
-                draw=self.draw,
-                dtype=dtype,
-                device=like.device,
-            )
+            where: dict[str, Any] = {"dtype": dtype, "device": like.device}
+            return noise.normal(like.shape, key, stream=noise.STEPS, draw=self.draw, **where)
         if self._kept is None:
             self._kept = self._given()
         return self._kept
@@ -151,22 +141,10 @@ class Live:
         w_z: Weight,
         normal: Normal | None,
     ) -> Tensor:
-        out = self._buffer() if self._reuse else None
-        tensors = tuple(alike(inputs, x.dtype))
-        if normal is None:
-            y = ops.weighted_step(x, tensors, tuple(row), out=out)
-        else:
-            y = ops.weighted_step(
-                x,
-                tensors,
-                tuple(row),
-                w_z=w_z,
-                seed=self.key,
-                stream=noise.STEPS,
-                draw=normal.draw,
-                out=out,
-            )
-        return self.keep(y)
+        more: dict[str, Any] = {"out": self._buffer() if self._reuse else None}
+        if normal is not None:
+            more |= {"w_z": w_z, "seed": self.key, "stream": noise.STEPS, "draw": normal.draw}
+        return self.keep(ops.weighted_step(x, tuple(alike(inputs, x.dtype)), tuple(row), **more))
 
     def _buffer(self) -> Tensor:
         """A buffer that nothing alive lies in, be it as a view."""

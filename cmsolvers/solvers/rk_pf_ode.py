@@ -134,7 +134,7 @@ class RungeKutta(Method):
         step = Step(self.model, now, now.t + (h if ends[1] > ends[0] else -h))
         f = self.slope(step, step.x, step.t)
         bend = self.slope(step, step.x + step.h * f, step.t_next) - f
-        one.count(torch.ones_like(now.fresh))
+        one.count(torch.ones_like(now.retry))
         largest = torch.maximum(speed, norm(step, bend) / h)
         power = torch.exp(torch.log(0.01 / largest) * (1 / self.tableau.order))
         better = torch.where(largest <= 1e-15, (h * 1e-3).clamp_min(1e-6), power)

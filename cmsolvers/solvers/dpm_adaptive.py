@@ -16,6 +16,7 @@ from cmsolvers.engine.adaptive.loop import AdaptiveInfo, run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
 from cmsolvers.engine.adaptive.settings import (
     ATOL,
+    PCOEFF,
     RTOL,
     Settings,
     like,
@@ -52,9 +53,7 @@ class DPMSettings(Settings):
     rtol: float = option(0.05, check.non_negative, RTOL)
     atol: float = option(0.0078, check.positive, ATOL)
     h_init: float = option(0.05, check.positive, "first step size in -ln sigma, positive.")
-    pcoeff: float = option(
-        0.0, check.non_negative, "proportional part of the step size control, not negative."
-    )
+    pcoeff: float = option(0.0, check.non_negative, PCOEFF)
     icoeff: float = option(
         1.0,
         check.non_negative,
@@ -81,14 +80,7 @@ class DPMSettings(Settings):
 
 
 class DPMSolver(Method):
-    """Steps of DPM-Solver in t = -ln sigma, two orders at once.
-
-    Args:
-        model: D.
-        settings: order, eta and tolerances.
-        noise: of the batch, for eta > 0.
-        t_end: where the run ends.
-    """
+    """Steps of DPM-Solver in t = -ln sigma, two orders at once; the run ends at `t_end`."""
 
     name = "dpm_adaptive"
     remembers = True
@@ -102,11 +94,9 @@ class DPMSolver(Method):
         self.evaluations = settings.order - 1
 
     def level(self, t: Tensor) -> Tensor:
-        """Sigma."""
         return torch.exp(-t)
 
     def place(self, level: float) -> float:
-        """The t of a sigma."""
         return -math.log(level)
 
     def attempt(self, step: Step) -> Outcome:
@@ -132,9 +122,9 @@ class DPMSolver(Method):
         more = (h - step.h).clamp_min(0.0)
         spread = sigma_next * torch.sqrt(-torch.expm1(-2.0 * more)) * self._s_noise
         if self._noise.built_in:
-            return spread * held(self._noise.fresh(step.lanes), "z")
+            return spread * held(self._noise.fresh(step.lanes))
         last = math.exp(-self._t_end)
-        return spread * held(self._noise.sampled(step.lanes, sigma, sigma_next, last), "z")
+        return spread * held(self._noise.sampled(step.lanes, sigma, sigma_next, last))
 
 
 class _Stages:

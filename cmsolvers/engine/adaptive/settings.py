@@ -52,6 +52,8 @@ def fraction(name: str, value: object) -> float:
 _FIXED = {known.name: known for known in options.SHARED}
 RTOL = "relative tolerance of a step, not negative."
 ATOL = "absolute tolerance of a step, positive."
+PCOEFF = "proportional part of the step size control, not negative."
+SAFETY = "factor on a new step size, in (0, 1)."
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ Solve: TypeAlias = Callable[[_M, Tensor, Levels, _S], tuple[Tensor, "AdaptiveInf
 def options_of(kind: type[Settings]) -> list[Option]:
     """All options, a solver's own first."""
     own_first = sorted(fields(kind), key=lambda f: f.name in Settings.__dataclass_fields__)
-    return [Option(f.name, f.default, **f.metadata, type=f.type) for f in own_first]
+    return [Option(f.name, f.default, **f.metadata) for f in own_first]
 
 
 def checked(kind: type[_S], given: Mapping[str, object]) -> _S:

@@ -115,23 +115,14 @@ class Live:
                 tensor, weight = (factor * tensor).to(like.dtype), 1.0
             tensors.append(tensor)
             row.append(weight)
-        x, tensors, row = self._base(tensors, row)
-        *row, w_z = on_device([*row, w_z], like.device)
+        # The tensor in front must have the dtype of the states.
+        k = next((k for k, tensor in enumerate(tensors) if tensor.dtype is like.dtype), None)
+        x, w_x = (like, 0.0) if k is None else (tensors.pop(k), row.pop(k))
+        *row, w_z = on_device([w_x, *row, w_z], like.device)
         while len(tensors) > MAX_INPUTS:
             x = self._step(x, tensors[:MAX_INPUTS], row[: MAX_INPUTS + 1], 0.0, None)
             tensors, row = tensors[MAX_INPUTS:], [1.0, *row[MAX_INPUTS + 1 :]]
         return self._step(x, tensors, row, w_z, normal)
-
-    def _base(
-        self, tensors: list[Tensor], row: list[Weight]
-    ) -> tuple[Tensor, list[Tensor], list[Weight]]:
-        """The tensor in front, which must have the dtype of the states, and the others."""
-        like = self._like
-        for k, tensor in enumerate(tensors):
-            if tensor.dtype is like.dtype:
-                rest = tensors[:k] + tensors[k + 1 :]
-                return tensor, rest, [row[k], *row[:k], *row[k + 1 :]]
-        return like, tensors, [0.0, *row]
 
     def _step(
         self,
@@ -161,12 +152,11 @@ class Live:
 def on_device(row: Sequence[Weight], device: torch.device) -> list[Weight]:
     """Weights on the device of the states; all that are elsewhere go there in one copy."""
     away = {k: w for k, w in enumerate(row) if isinstance(w, Tensor) and w.device != device}
-    found = list(row)
-    if away:
-        moved = torch.stack(list(away.values()), dim=1).to(device)
-        for k, column in zip(away, moved.unbind(1), strict=True):
-            found[k] = column
-    return found
+    if not away:
+        return list(row)
+    moved = torch.stack(list(away.values()), dim=1).to(device).unbind(1)
+    here: dict[int, Weight] = dict(zip(away, moved, strict=True))
+    return [here.get(k, w) for k, w in enumerate(row)]
 
 
 def elementwise(weight: Weight) -> bool:

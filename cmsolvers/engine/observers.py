@@ -106,19 +106,18 @@ class BadOutputs:
         codes = torch.where(not_finite(output), codes, _NONE_BAD)
         self._first = torch.minimum(self._first, codes.min())
 
-    def first(self) -> tuple[int, int] | None:
-        """(evaluation, sample) of the first bad output, or None; the only wait for the device."""
-        code = int(self._first.item())
-        return None if code == _NONE_BAD else divmod(code, self._batch)
-
     def check(self, said: str, coordinate: str, places: Sequence[tuple[int, float]]) -> None:
-        """Raise ValueError if an output was not finite; `places` are (step, level) of all."""
-        found = self.first()
-        if found is not None:
-            step, level = places[found[0]]
+        """Raise ValueError if an output was not finite; `places` are (step, level) of all.
+
+        This waits for the device, once.
+        """
+        code = int(self._first.item())
+        if code != _NONE_BAD:
+            evaluation, sample = divmod(code, self._batch)
+            step, level = places[evaluation]
             raise ValueError(
                 f"{said} finite values; got NaN or infinity at step {step}, "
-                f"{coordinate} {level:g}, sample {found[1]}"
+                f"{coordinate} {level:g}, sample {sample}"
             )
 
 

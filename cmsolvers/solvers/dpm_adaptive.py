@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from cmsolvers.engine.adaptive.settings import (
     PCOEFF,
     RTOL,
     Settings,
+    fraction,
     like,
     option,
     read_levels,
@@ -38,13 +40,6 @@ def _order(_: str, value: object) -> int:
     return value
 
 
-def _safety(name: str, value: object) -> float:
-    number = check.real(name, value)
-    if not 0 < number <= 1:
-        raise ValueError(f"{name} must lie in (0, 1]; got {number:g}")
-    return number
-
-
 @dataclass(frozen=True)
 class DPMSettings(Settings):
     """The options of `dpm_adaptive`."""
@@ -62,7 +57,7 @@ class DPMSettings(Settings):
     dcoeff: float = option(0.0, check.non_negative, "derivative part, not negative.")
     accept_safety: float = option(
         0.81,
-        _safety,
+        partial(fraction, one=True),
         "a step is accepted if the step size would change by at least this factor; in (0, 1].",
     )
     eta: float = like(

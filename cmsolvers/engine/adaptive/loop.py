@@ -142,8 +142,7 @@ class Run:
             self._fail(self._active().nonzero()[0], "it needs more than max_steps steps")
         last = self._denoised() if grid.denoise else self._result(self._whole("x"))
         if self._states is not None:
-            ends = [last] if grid.denoise else []
-            for state in (self._like, *self._states.to(last.dtype), *ends):
+            for state in (self._like, *self._states.to(last.dtype), *([last] * grid.denoise)):
                 grid.recorder.add(state)
         states, levels = grid.recorder.result()
         return last, replace(self._info(), trajectory=states, levels=levels)
@@ -281,11 +280,7 @@ class Run:
 
 
 def run(
-    method: Method,
-    control: Control,
-    x: Tensor,
-    grid: Grid,
-    first_step: float | Callable[[Run], Tensor],
+    method: Method, control: Control, x: Tensor, grid: Grid, first: float | Callable[[Run], Tensor]
 ) -> tuple[Tensor, AdaptiveInfo]:
     """Run to the end of a grid, with a first step size or what finds those of all samples."""
 
@@ -293,7 +288,7 @@ def run(
         one = Run(method, control, x, grid, copies=copies)
         if x.shape[0]:
             one.evaluate_first()
-            one.now.h = one.now.h + (first_step(one) if callable(first_step) else first_step)
+            one.now.h = one.now.h + (first(one) if callable(first) else first)
         return one.go()
 
     seen = method.settings.callback is not None or method.settings.noise_sampler is not None

@@ -41,11 +41,11 @@ def optional(checked: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     return lambda name, value: None if value is None else checked(name, value)
 
 
-def fraction(name: str, value: object) -> float:
-    """A number in (0, 1)."""
+def fraction(name: str, value: object, *, one: bool = False) -> float:
+    """A number in (0, 1), or in (0, 1] with `one`."""
     number = check.real(name, value)
-    if not 0 < number < 1:
-        raise ValueError(f"{name} must lie in (0, 1); got {number:g}")
+    if not (0 < number < 1 or (one and number == 1)):
+        raise ValueError(f"{name} must lie in (0, 1{']' if one else ')'}; got {number:g}")
     return number
 
 
@@ -197,22 +197,18 @@ class Words(Text):
         return {"denoiser": _DENOISER, "x": x, "sigmas": f"{grid} {_TO_ZERO}"}
 
     def words(self) -> dict[str, str]:
-        shown = "sigma, sigma_hat, sigma_next, denoised"
-        if self.grid == "ts":
-            shown = "t, t_next, output"
-        ended = "; a sample that has ended has {end} = {start}"
+        words = super().words()
+        times = self.grid == "ts"
+        shown = "t, t_next, output" if times else "sigma, sigma_hat, sigma_next, denoised"
+        ended = f"; a sample that has ended has {words['end']} = {words['start']}"
         spans = {
             "none": ". Checked and never called, as in every sampler without noise",
             "fresh": f". Asked once per try, with float64 [B] each{ended}",
             "Brownian": ". Asked once per try, rejected ones too, with float64 [B] each, so it "
             f"should be a path's increment over sqrt|t_next - t|{ended}",
         }
-        own = {
-            "noise_spans": spans[self.noise],
-            "entry": f"dict(i, samples, x, {shown}):",
-            "grid": f"those of `{self.grid}`",
-        }
-        return own | {k: v for k, v in super().words().items() if k not in own}
+        words |= {"noise_spans": spans[self.noise], "entry": f"dict(i, samples, x, {shown}):"}
+        return words | {"grid": f"those of `{self.grid}`"}
 
     def returns(self) -> str:
         return super().returns().replace("an `Info`", "an `AdaptiveInfo`")

@@ -6,6 +6,7 @@ Error-controlled steps have weights per sample, and the diffusion of a user's SD
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,12 +32,11 @@ class Held(Symbol):
 class Normal(Symbol):
     """A unit normal: that draw of the stream of steps, or what `given` gives, called once."""
 
-    __slots__ = ("_given", "_kept", "draw")
+    __slots__ = ("_given", "draw")
 
     def __init__(self, draw: int, given: Callable[[], Tensor] | None = None) -> None:
         super().__init__(f"z{draw}")
-        self.draw, self._given = draw, given
-        self._kept: Tensor | None = None
+        self.draw, self._given = draw, None if given is None else cache(given)
 
     @property
     def built_in(self) -> bool:
@@ -48,9 +48,7 @@ class Normal(Symbol):
         if self._given is None:
             where: dict[str, Any] = {"dtype": dtype, "device": like.device}
             return noise.normal(like.shape, key, stream=noise.STEPS, draw=self.draw, **where)
-        if self._kept is None:
-            self._kept = self._given()
-        return self._kept
+        return self._given()
 
 
 def held(tensor: Tensor, name: str = "tensor") -> Form:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Noise: TypeAlias = Literal["none", "churn", "fresh", "Brownian"]
 
@@ -16,47 +16,37 @@ class Facts:
     Attributes:
         name: of the function in `cmsolvers`.
         function: the solver itself.
-        space: "sigma" (a denoiser on noise levels) or "time" (any SDE or ODE).
         order: of convergence, as text: "2", "1 to 4", "1.5 strong, additive noise".
         nfe: evaluations of the model for n steps, as text: "n", "2 n - 1".
-        noise: none; churn, off by default; fresh unit normals a step; a Brownian path.
-        adaptive: whether each sample chooses its own steps.
+        noise: none; churn, off by default; fresh unit normals per step; a Brownian path.
         source: paper and equation or algorithm.
+        space: "sigma" (a denoiser on noise levels) or "time" (any SDE or ODE).
+        adaptive: whether each sample chooses its own steps.
     """
 
     name: str
     function: Callable[..., object]
-    space: Literal["sigma", "time"]
     order: str
     nfe: str
     noise: Noise
-    adaptive: bool
     source: str
+    space: Literal["sigma", "time"] = "sigma"
+    adaptive: bool = False
 
 
 SOLVERS: dict[str, Facts] = {}
 """All solvers that have been imported, by name."""
 
 
-def enter(
-    function: Callable[..., object],
-    *,
-    order: str,
-    nfe: str,
-    noise: Noise,
-    source: str,
-    space: Literal["sigma", "time"] = "sigma",
-    adaptive: bool = False,
-) -> None:
-    """Enter a solver; arguments as the attributes of `Facts`."""
+def enter(function: Callable[..., object], **facts: Any) -> None:
+    """Enter a solver; the facts are the other attributes of `Facts`."""
     name = function.__name__
-    SOLVERS[name] = Facts(name, function, space, order, nfe, noise, adaptive, source)
+    SOLVERS[name] = Facts(name, function, **facts)
 
 
 def table() -> str:
     """All solvers in Markdown, in the order of their kinds and names."""
-    kinds = {"sigma": 0, "time": 1}
-    rows = sorted(SOLVERS.values(), key=lambda f: (kinds[f.space], f.adaptive, f.name))
+    rows = sorted(SOLVERS.values(), key=lambda f: (f.space, f.adaptive, f.name))
     lines = ["| solver | runs on | order | NFE for n steps | noise | source |", "|" + "---|" * 6]
     for f in rows:
         space = "a denoiser" if f.space == "sigma" else "any SDE or ODE"

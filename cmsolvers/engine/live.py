@@ -6,6 +6,8 @@ Error-controlled steps have weights per sample, and the diffusion of a user's SD
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,19 +30,13 @@ class Held(Symbol):
 
 
 class Normal(Symbol):
-    """A unit normal: built in, named by its draw, or a user's tensor.
+    """A unit normal: that draw of the stream of steps, or what `given` gives, called once."""
 
-    Args:
-        draw: which draw of the stream of sampler steps the built-in one is.
-        given: gives the user's values and is called once; None where there are none.
-    """
-
-    __slots__ = ("_given", "_kept", "draw")
+    __slots__ = ("_given", "draw")
 
     def __init__(self, draw: int, given: Callable[[], Tensor] | None = None) -> None:
         super().__init__(f"z{draw}")
-        self.draw, self._given = draw, given
-        self._kept: Tensor | None = None
+        self.draw, self._given = draw, None if given is None else cache(given)
 
     @property
     def built_in(self) -> bool:
@@ -50,17 +46,9 @@ class Normal(Symbol):
     def values(self, like: Tensor, key: noise.Key | None, dtype: torch.dtype) -> Tensor:
         """The tensor: built-in values in this dtype, a user's as they came."""
         if self._given is None:
-            return noise.normal(
-                like.shape,
-                key,
-                stream=noise.STEPS,
-                draw=self.draw,
-                dtype=dtype,
-                device=like.device,
-            )
-        if self._kept is None:
-            self._kept = self._given()
-        return self._kept
+            where: dict[str, Any] = {"dtype": dtype, "device": like.device}
+            return noise.normal(like.shape, key, stream=noise.STEPS, draw=self.draw, **where)
+        return self._given()
 
 
 def held(tensor: Tensor, name: str = "tensor") -> Form:
@@ -125,23 +113,14 @@ class Live:
                 tensor, weight = (factor * tensor).to(like.dtype), 1.0
             tensors.append(tensor)
             row.append(weight)
-        x, tensors, row = self._base(tensors, row)
-        *row, w_z = on_device([*row, w_z], like.device)
+        # The tensor in front must have the dtype of the states.
+        k = next((k for k, tensor in enumerate(tensors) if tensor.dtype is like.dtype), None)
+        x, w_x = (like, 0.0) if k is None else (tensors.pop(k), row.pop(k))
+        *row, w_z = on_device([w_x, *row, w_z], like.device)
         while len(tensors) > MAX_INPUTS:
             x = self._step(x, tensors[:MAX_INPUTS], row[: MAX_INPUTS + 1], 0.0, None)
             tensors, row = tensors[MAX_INPUTS:], [1.0, *row[MAX_INPUTS + 1 :]]
         return self._step(x, tensors, row, w_z, normal)
-
-    def _base(
-        self, tensors: list[Tensor], row: list[Weight]
-    ) -> tuple[Tensor, list[Tensor], list[Weight]]:
-        """The tensor in front, which must have the dtype of the states, and the others."""
-        like = self._like
-        for k, tensor in enumerate(tensors):
-            if tensor.dtype is like.dtype:
-                rest = tensors[:k] + tensors[k + 1 :]
-                return tensor, rest, [row[k], *row[:k], *row[k + 1 :]]
-        return like, tensors, [0.0, *row]
 
     def _step(
         self,
@@ -151,22 +130,10 @@ class Live:
         w_z: Weight,
         normal: Normal | None,
     ) -> Tensor:
-        out = self._buffer() if self._reuse else None
-        tensors = tuple(alike(inputs, x.dtype))
-        if normal is None:
-            y = ops.weighted_step(x, tensors, tuple(row), out=out)
-        else:
-            y = ops.weighted_step(
-                x,
-                tensors,
-                tuple(row),
-                w_z=w_z,
-                seed=self.key,
-                stream=noise.STEPS,
-                draw=normal.draw,
-                out=out,
-            )
-        return self.keep(y)
+        more: dict[str, Any] = {"out": self._buffer() if self._reuse else None}
+        if normal is not None:
+            more |= {"w_z": w_z, "seed": self.key, "stream": noise.STEPS, "draw": normal.draw}
+        return self.keep(ops.weighted_step(x, tuple(alike(inputs, x.dtype)), tuple(row), **more))
 
     def _buffer(self) -> Tensor:
         """A buffer that nothing alive lies in, be it as a view."""
@@ -183,12 +150,11 @@ class Live:
 def on_device(row: Sequence[Weight], device: torch.device) -> list[Weight]:
     """Weights on the device of the states; all that are elsewhere go there in one copy."""
     away = {k: w for k, w in enumerate(row) if isinstance(w, Tensor) and w.device != device}
-    found = list(row)
-    if away:
-        moved = torch.stack(list(away.values()), dim=1).to(device)
-        for k, column in zip(away, moved.unbind(1), strict=True):
-            found[k] = column
-    return found
+    if not away:
+        return list(row)
+    moved = torch.stack(list(away.values()), dim=1).to(device).unbind(1)
+    here: dict[int, Weight] = dict(zip(away, moved, strict=True))
+    return [here.get(k, w) for k, w in enumerate(row)]
 
 
 def elementwise(weight: Weight) -> bool:

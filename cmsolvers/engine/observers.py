@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ class Recorder:
         wanted: None or False (nothing), True (every state) or the levels of some of `visited`.
         visited: the level of each state that `add` will be shown, in order.
 
+    Attributes:
+        chosen: the levels whose states are recorded.
+
     Raises:
         TypeError: neither a bool nor a sequence of numbers.
         ValueError: no levels, or one that the run does not visit.
@@ -50,35 +54,40 @@ class Recorder:
         self._visited, self._at = visited, 0
         self._states: list[Tensor] = []
         if wanted is None or isinstance(wanted, bool):
-            chosen = set(visited) if wanted else set()
+            self.chosen = set(visited) if wanted else set()
         else:
-            chosen = set(check.floats(name, wanted))
-            if not chosen:
+            self.chosen = set(check.floats(name, wanted))
+            if not self.chosen:
                 raise ValueError(f"{name} must hold at least one level; got none")
-        missing = sorted(chosen - set(visited))
+        missing = sorted(self.chosen - set(visited))
         if missing:
             raise ValueError(
                 f"{name} must hold levels that the run visits; got {missing[0]!r}, which is none "
                 f"of its {len(visited)} from {visited[0]:g} to {visited[-1]:g}"
             )
-        self._chosen = chosen
 
     @property
     def wanted(self) -> bool:
         """Whether anything is recorded."""
-        return bool(self._chosen)
+        return bool(self.chosen)
 
     def add(self, x: Tensor) -> None:
         """The next state."""
-        if self._visited[self._at] in self._chosen:
+        if self._visited[self._at] in self.chosen:
             self._states.append(x.clone())  # the loop may write to its buffer again
         self._at += 1
 
     def result(self) -> tuple[Tensor | None, tuple[float, ...] | None]:
         """(states [K, B, ...], their levels), or (None, None)."""
-        if not self._chosen:
+        if not self.chosen:
             return None, None
-        return torch.stack(self._states), tuple(v for v in self._visited if v in self._chosen)
+        return torch.stack(self._states), tuple(v for v in self._visited if v in self.chosen)
+
+
+def not_finite(output: Tensor) -> Tensor:
+    """The samples with an entry that is NaN or infinite, bool [B]."""
+    rows = output.detach().isfinite().reshape(len(output), math.prod(output.shape[1:]))
+    return ~rows.all(1)
 
 
 class BadOutputs:
@@ -93,49 +102,41 @@ class BadOutputs:
         """Record one model output; waits for nothing."""
         if output.numel() == 0:
             return
-        bad = ~torch.isfinite(output.detach()).reshape(self._batch, -1).all(1)
-        codes = torch.where(bad, self._samples + evaluation * self._batch, _NONE_BAD)
+        codes = self._samples + evaluation * self._batch
+        codes = torch.where(not_finite(output), codes, _NONE_BAD)
         self._first = torch.minimum(self._first, codes.min())
 
-    def first(self) -> tuple[int, int] | None:
-        """(evaluation, sample) of the first bad output, or None; the only wait for the device."""
-        code = int(self._first.item())
-        return None if code == _NONE_BAD else divmod(code, self._batch)
-
     def check(self, said: str, coordinate: str, places: Sequence[tuple[int, float]]) -> None:
-        """Raise ValueError if an output was not finite; `places` are (step, level) of all."""
-        found = self.first()
-        if found is not None:
-            step, level = places[found[0]]
+        """Raise ValueError if an output was not finite; `places` are (step, level) of all.
+
+        This waits for the device, once.
+        """
+        code = int(self._first.item())
+        if code != _NONE_BAD:
+            evaluation, sample = divmod(code, self._batch)
+            step, level = places[evaluation]
             raise ValueError(
                 f"{said} finite values; got NaN or infinity at step {step}, "
-                f"{coordinate} {level:g}, sample {found[1]}"
+                f"{coordinate} {level:g}, sample {sample}"
             )
 
 
-class _NoBar(AbstractContextManager["_NoBar"]):
-    def advance(self, name: str, level: float, nfe: int) -> None:
-        """Nothing."""
+class bar(AbstractContextManager["bar"]):  # noqa: N801  # named as functions like it are
+    """A tqdm bar that shows the level and the NFE, or nothing."""
 
-    def __exit__(self, *_: object) -> None:
-        return None
+    def __init__(self, progress: bool, name: str, steps: int | None) -> None:
+        self._bar: Any = None
+        if progress:
+            from tqdm.auto import tqdm
 
-
-class _Bar(AbstractContextManager["_Bar"]):
-    def __init__(self, name: str, steps: int | None) -> None:
-        from tqdm.auto import tqdm
-
-        self._bar = tqdm(total=steps, desc=name)
+            self._bar = tqdm(total=steps, desc=name)
 
     def advance(self, name: str, level: float, nfe: int) -> None:
         """One step done."""
-        self._bar.set_postfix_str(f"{name} {level:.4g}, NFE {nfe}", refresh=False)
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{name} {level:.4g}, NFE {nfe}", refresh=False)
+            self._bar.update()
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-
-def bar(progress: bool, name: str, steps: int | None) -> _Bar | _NoBar:
-    """A tqdm bar that shows the level and the NFE, or nothing."""
-    return _Bar(name, steps) if progress else _NoBar()
+        if self._bar is not None:
+            self._bar.close()

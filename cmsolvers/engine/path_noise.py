@@ -26,11 +26,7 @@ class PathNoise:
     Successive queries share a time: a step starts where the last one ended, and a singlestep method
     asks twice from one start. So W is summed up once for each time, from the root of its tree, and
     kept for the next query; that halves the normals.
-
-    Args:
-        traced: the run; some of its rows have noise.
-        x: the state, whose shape, dtype, layout and device the noise has.
-        seed: see `noise.key`.
+    The noise has the shape, dtype, layout and device of x.
     """
 
     def __init__(self, traced: Trace, x: Tensor, seed: noise.SeedLike) -> None:
@@ -39,15 +35,9 @@ class PathNoise:
         self._length = math.log(self._first / min(levels))
         fractions = sorted(map(self._fraction, levels))
         spacing = min(_SPACING, *(b - a for a, b in pairwise(fractions)))
-        self._path = noise.BrownianPath(
-            seed,
-            0.0,
-            1.0,
-            x.shape,
-            # The deepest tree may not tell levels apart that are closer still; it is good enough.
-            spacing=spacing if spacing > 0.5**30 else None,
-            device=x.device,
-        )
+        # The deepest tree may not tell levels apart that are closer still; it is good enough.
+        near = spacing if spacing > 0.5**30 else None
+        self._path = noise.BrownianPath(seed, 0.0, 1.0, x.shape, spacing=near, device=x.device)
         self._like = x
         self._dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
         self._known: dict[float, Tensor] = {}

@@ -15,6 +15,7 @@ from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise
 from cmsolvers.engine.adaptive.settings import (
     ATOL,
     RTOL,
+    SAFETY,
     Settings,
     fraction,
     option,
@@ -43,7 +44,7 @@ class SDESettings(Settings):
         optional(check.positive),
         "first step size, positive; None is a hundredth of the whole time.",
     )
-    safety: float = option(0.9, fraction, "factor on a new step size, in (0, 1).")
+    safety: float = option(0.9, fraction, SAFETY)
     exponent: float = option(
         0.9, check.positive, "r of h' = h safety error^-r, positive; 0.5 to 1 in the paper."
     )
@@ -52,12 +53,7 @@ class SDESettings(Settings):
 class ImprovedEuler(Method):
     """x' = x + h f + g dW, x'' = x + h (f + f') / 2 + (g + g') dW / 2, f' and g' at (x', t + h).
 
-    Args:
-        sde: what is integrated.
-        model: its score where it is one of the library's, else its drift.
-        settings: the tolerances.
-        noise: of the batch; None for an ODE.
-        ends: where the run starts and ends.
+    The model is the SDE's score where it has one, else its drift; an ODE has no noise.
     """
 
     name = "adaptive_sde"
@@ -88,12 +84,8 @@ class ImprovedEuler(Method):
 
     def shown(self, step: Step) -> dict[str, Any]:
         """x, t, t_next and the output of drift or score."""
-        return {
-            "x": step.lanes.x,
-            "t": step.t,
-            "t_next": step.t_next,
-            "output": step.first.tensor,
-        }
+        where = {"x": step.lanes.x, "t": step.t, "t_next": step.t_next}
+        return {**where, "output": step.first.tensor}
 
     def _terms(self, step: Step, y: Form, t: Tensor) -> tuple[Form, Weight]:
         """Drift and diffusion at y."""
@@ -106,22 +98,16 @@ class ImprovedEuler(Method):
 
     def _increment(self, step: Step) -> Form:
         """W(t_next) - W(t) of every sample, on its own path: a rejected try is bridged."""
-        x, (start, end) = step.lanes.x, self._ends
         if self._noise is None:
             return ZERO
         if not self._noise.built_in:
-            z = self._noise.sampled(step.lanes, step.t, step.t_next, end)
+            z = self._noise.sampled(step.lanes, step.t, step.t_next, self._ends[1])
             # A tensor, not a form: a diffusion may have weights of another shape.
-            return held(step.value(step.h.abs().sqrt() * held(z, "z")), "dW")
-        path = noises.BrownianPath(
-            self._noise.key(step.lanes.ids),
-            min(start, end),
-            max(start, end),
-            x.shape,
-            dtype=x.dtype,
-            device=x.device,
-        )
-        return held(path(step.t.to(x.device), step.t_next.to(x.device)), "dW")
+            return held(step.value(step.h.abs().sqrt() * held(z)))
+        x, key = step.lanes.x, self._noise.key(step.lanes.ids)
+        first, last = sorted(self._ends)
+        path = noises.BrownianPath(key, first, last, x.shape, dtype=x.dtype, device=x.device)
+        return held(path(step.t.to(x.device), step.t_next.to(x.device)))
 
 
 @solver(
@@ -162,12 +148,6 @@ def adaptive_sde(
     noise = SampleNoise(settings, x, wanted=noisy)
     model = Model(name, function, x.dtype, look=settings.check_nan)
     steps = ImprovedEuler(sde, model, settings, noise if noisy else None, (start, end))
-    control = PIControl(
-        k=1 / settings.exponent,
-        pcoeff=0.0,
-        icoeff=1.0,
-        safety=settings.safety,
-        min_factor=0.1,
-        max_factor=10.0,
-    )
+    k = 1 / settings.exponent
+    control = PIControl(k, 0.0, 1.0, settings.safety, min_factor=0.1, max_factor=10.0)
     return run(steps, control, x, grid, settings.first_step or abs(end - start) / 100)

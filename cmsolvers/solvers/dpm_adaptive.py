@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,8 +17,10 @@ from cmsolvers.engine.adaptive.loop import AdaptiveInfo, run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
 from cmsolvers.engine.adaptive.settings import (
     ATOL,
+    PCOEFF,
     RTOL,
     Settings,
+    fraction,
     like,
     option,
     read_levels,
@@ -37,13 +40,6 @@ def _order(_: str, value: object) -> int:
     return value
 
 
-def _safety(name: str, value: object) -> float:
-    number = check.real(name, value)
-    if not 0 < number <= 1:
-        raise ValueError(f"{name} must lie in (0, 1]; got {number:g}")
-    return number
-
-
 @dataclass(frozen=True)
 class DPMSettings(Settings):
     """The options of `dpm_adaptive`."""
@@ -52,9 +48,7 @@ class DPMSettings(Settings):
     rtol: float = option(0.05, check.non_negative, RTOL)
     atol: float = option(0.0078, check.positive, ATOL)
     h_init: float = option(0.05, check.positive, "first step size in -ln sigma, positive.")
-    pcoeff: float = option(
-        0.0, check.non_negative, "proportional part of the step size control, not negative."
-    )
+    pcoeff: float = option(0.0, check.non_negative, PCOEFF)
     icoeff: float = option(
         1.0,
         check.non_negative,
@@ -63,7 +57,7 @@ class DPMSettings(Settings):
     dcoeff: float = option(0.0, check.non_negative, "derivative part, not negative.")
     accept_safety: float = option(
         0.81,
-        _safety,
+        partial(fraction, one=True),
         "a step is accepted if the step size would change by at least this factor; in (0, 1].",
     )
     eta: float = like(
@@ -81,14 +75,7 @@ class DPMSettings(Settings):
 
 
 class DPMSolver(Method):
-    """Steps of DPM-Solver in t = -ln sigma, two orders at once.
-
-    Args:
-        model: D.
-        settings: order, eta and tolerances.
-        noise: of the batch, for eta > 0.
-        t_end: where the run ends.
-    """
+    """Steps of DPM-Solver in t = -ln sigma, two orders at once; the run ends at `t_end`."""
 
     name = "dpm_adaptive"
     remembers = True
@@ -102,11 +89,9 @@ class DPMSolver(Method):
         self.evaluations = settings.order - 1
 
     def level(self, t: Tensor) -> Tensor:
-        """Sigma."""
         return torch.exp(-t)
 
     def place(self, level: float) -> float:
-        """The t of a sigma."""
         return -math.log(level)
 
     def attempt(self, step: Step) -> Outcome:
@@ -132,9 +117,9 @@ class DPMSolver(Method):
         more = (h - step.h).clamp_min(0.0)
         spread = sigma_next * torch.sqrt(-torch.expm1(-2.0 * more)) * self._s_noise
         if self._noise.built_in:
-            return spread * held(self._noise.fresh(step.lanes), "z")
+            return spread * held(self._noise.fresh(step.lanes))
         last = math.exp(-self._t_end)
-        return spread * held(self._noise.sampled(step.lanes, sigma, sigma_next, last), "z")
+        return spread * held(self._noise.sampled(step.lanes, sigma, sigma_next, last))
 
 
 class _Stages:

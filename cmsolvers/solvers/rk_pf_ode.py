@@ -15,6 +15,8 @@ from cmsolvers.engine.adaptive.control import PIControl
 from cmsolvers.engine.adaptive.loop import AdaptiveInfo, Run, run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
 from cmsolvers.engine.adaptive.settings import (
+    PCOEFF,
+    SAFETY,
     Grid,
     Settings,
     checked,
@@ -48,10 +50,8 @@ class RungeKuttaSettings(Settings):
         'what steps are measured in. The pairs of order 5 gain by "log_sigma", the others by '
         '"sigma".',
     )
-    safety: float = option(0.9, fraction, "factor on a new step size, in (0, 1).")
-    pcoeff: float = option(
-        0.2, check.non_negative, "proportional part of the step size control, not negative."
-    )
+    safety: float = option(0.9, fraction, SAFETY)
+    pcoeff: float = option(0.2, check.non_negative, PCOEFF)
     icoeff: float = option(
         0.65,
         check.positive,
@@ -67,14 +67,7 @@ class RungeKuttaSettings(Settings):
 
 
 class RungeKutta(Method):
-    """A pair on dx/dt: t is sigma and the slope (x - D) / sigma, or t is ln sigma and it is x - D.
-
-    Args:
-        tableau: the pair.
-        model: D.
-        settings: coordinate and tolerances.
-        name: of the solver.
-    """
+    """A pair on dx/dt: t is sigma and the slope (x - D) / sigma, or ln sigma and it is x - D."""
 
     def __init__(
         self, tableau: Tableau, model: Model, settings: RungeKuttaSettings, name: str = "rk_pf_ode"
@@ -86,11 +79,9 @@ class RungeKutta(Method):
         self.evaluations = len(tableau.a)
 
     def level(self, t: Tensor) -> Tensor:
-        """Sigma."""
         return torch.exp(t) if self._log else t
 
     def place(self, level: float) -> float:
-        """The t of a sigma."""
         return math.log(level) if self._log else level
 
     def slope(self, step: Step, y: Form, t: Tensor) -> Form:
@@ -134,7 +125,7 @@ class RungeKutta(Method):
         step = Step(self.model, now, now.t + (h if ends[1] > ends[0] else -h))
         f = self.slope(step, step.x, step.t)
         bend = self.slope(step, step.x + step.h * f, step.t_next) - f
-        one.count(torch.ones_like(now.fresh))
+        one.count(torch.ones_like(now.retry))
         largest = torch.maximum(speed, norm(step, bend) / h)
         power = torch.exp(torch.log(0.01 / largest) * (1 / self.tableau.order))
         better = torch.where(largest <= 1e-15, (h * 1e-3).clamp_min(1e-6), power)
@@ -176,20 +167,9 @@ def rk_pf_ode(
 def solve(
     denoiser: Denoiser, x: Tensor, levels: tuple[float, float], *, name: str, **options: Any
 ) -> tuple[Tensor, AdaptiveInfo]:
-    """`rk_pf_ode` for other parts of the library: upwards too, under a name of theirs.
+    """`rk_pf_ode` for other parts of the library, from a checked x: upwards too, without autograd.
 
-    Args:
-        denoiser: D.
-        x: [B, ...] at levels[0], checked.
-        levels: two positive levels, in any order.
-        name: for error texts and progress bars.
-        options: of `rk_pf_ode`.
-
-    Returns:
-        (x at levels[1], AdaptiveInfo).
-
-    Raises:
-        SolverError, TypeError, ValueError: documented in `rk_pf_ode`.
+    `name` is for error texts and progress bars.
     """
     settings = checked(RungeKuttaSettings, options)
     with torch.no_grad():
@@ -202,12 +182,6 @@ def _run(
     table = TABLEAUX[settings.method]
     model = Model("denoiser", denoiser, x.dtype, look=settings.check_nan)
     steps = RungeKutta(table, model, settings, name)
-    control = PIControl(
-        k=table.embedded_order + 1,
-        pcoeff=settings.pcoeff,
-        icoeff=settings.icoeff,
-        safety=settings.safety,
-        min_factor=0.2,
-        max_factor=10.0,
-    )
+    parts = settings.pcoeff, settings.icoeff, settings.safety
+    control = PIControl(table.embedded_order + 1, *parts, min_factor=0.2, max_factor=10.0)
     return run(steps, control, x, grid, settings.first_step or steps.first_step)

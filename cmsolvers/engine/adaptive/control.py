@@ -31,13 +31,7 @@ def scaled_error(
 ) -> Tensor:
     """Root mean square of error / (atol + rtol max(|a|, |b|)), float64 [B].
 
-    Args:
-        error: [B, ...].
-        a: a state, like error.
-        b: another.
-        rtol: relative tolerance.
-        atol: absolute tolerance, positive.
-        larger: divide by the larger of the two tolerances, not by their sum.
+    a and b are states, all three [B, ...]; `larger` divides by max(atol, rtol ...), not by the sum.
 
     Source: Hairer, Norsett & Wanner (1993), eq. II.4.11; Lu et al. (2022), appendix C.4, for the
     larger one.
@@ -59,8 +53,11 @@ class Control(ABC):
     """Decides, for each sample by itself.
 
     Attributes:
+        k: exponent of h in the error of a step: one more than the lower order of the pair.
         min_factor: what a step size changes by where the error is not a number.
     """
+
+    k: float
 
     min_factor: float
 
@@ -75,17 +72,10 @@ class Control(ABC):
 
 @dataclass(frozen=True)
 class PIControl(Control):
-    """h' = h safety e^-((p + i) / k) e_last^(p / k), within bounds.
+    """h' = h safety e^-((p + i) / k) e_last^(p / k), within [min_factor, max_factor] h.
 
-    A rejected step is repeated with h safety e^(-1 / k); the step after it does not grow.
-
-    Args:
-        k: exponent of h in the error of a step: one more than the lower order of the pair.
-        pcoeff: p, the proportional part.
-        icoeff: i, the integral part.
-        safety: below 1.
-        min_factor: smallest change.
-        max_factor: largest change.
+    p is `pcoeff` and i `icoeff`. A rejected step is repeated with h safety e^(-1 / k), safety below
+    1; the step after it does not grow.
 
     Source: Hairer, Norsett & Wanner (1993), eq. II.4.13, and Hairer & Wanner, "Solving Ordinary
     Differential Equations II" (1996), eq. IV.2.43, whose beta is p / k and alpha (p + i) / k.
@@ -99,7 +89,6 @@ class PIControl(Control):
     max_factor: float
 
     def decide(self, error: Tensor, memory: Memory, retry: Tensor) -> Decision:
-        """As documented in the class."""
         now = torch.log(error.clamp_min(_LEAST_ERROR))
         (earlier,) = memory or (torch.full_like(now, math.nan),)
         last = torch.where(earlier.isnan(), now, earlier)
@@ -120,15 +109,8 @@ class PIControl(Control):
 class FilterControl(Control):
     """A smoothly limited PID: factor = 1 + atan(P - 1), accepted if it is at least `accept_safety`.
 
-    P = e^-b1 e_1^-b2 e_2^-b3 with b1 = (p + i + d) / k, b2 = -(p + 2 d) / k, b3 = d / k.
-
-    Args:
-        k: exponent of h in the error of a step.
-        pcoeff: p.
-        icoeff: i.
-        dcoeff: d.
-        accept_safety: the smallest factor of an accepted step.
-        min_factor: see `Control`.
+    P = e^-b1 e_1^-b2 e_2^-b3 with b1 = (p + i + d) / k, b2 = -(p + 2 d) / k, b3 = d / k; p, i and d
+    are `pcoeff`, `icoeff` and `dcoeff`.
 
     Source: Soderlind, "Digital filters in adaptive time-stepping" (2003), section 3; Soderlind &
     Wang, "Adaptive time-stepping and computational stability" (2006), section 3, for the limiter.
@@ -142,7 +124,6 @@ class FilterControl(Control):
     min_factor: float = 0.2
 
     def decide(self, error: Tensor, memory: Memory, retry: Tensor) -> Decision:
-        """As documented in the class; `retry` is not read."""
         p, i, d = (c / self.k for c in (self.pcoeff, self.icoeff, self.dcoeff))
         now = torch.log(error + 1e-8)
         latest, older = memory or (torch.full_like(now, math.nan),) * 2

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from cmsolvers.engine.adaptive.control import Memory
 from cmsolvers.engine.live import Held
 
 _COUNTS = ("leg", "failure", "accepted", "rejected", "nfe")
-_CONTROL = ("ids", "t", "h", "retry", "fresh", *_COUNTS)
+_CONTROL = ("ids", "t", "h", "retry", *_COUNTS)
 
 
 @dataclass
@@ -25,12 +25,9 @@ class Lanes:
         t: float64 [b], where the sample is.
         h: float64 [b], positive: the size of the step to try next.
         leg: int64 [b], how many stops have been reached.
-        retry: bool [b], whether the step before was rejected.
-        fresh: bool [b], whether `first` must be evaluated anew.
+        retry: bool [b], whether the step before was rejected: `first` is still known then.
         failure: int64 [b], 0 or why the sample stopped.
-        accepted: int64 [b].
-        rejected: int64 [b].
-        nfe: int64 [b].
+        accepted, rejected, nfe: int64 [b], counts.
         memory: of the step size control.
         x: [b, ...], on the device of the states.
         first: [b, ...], the model's output at x; None before it is known.
@@ -42,7 +39,6 @@ class Lanes:
     h: Tensor
     leg: Tensor
     retry: Tensor
-    fresh: Tensor
     failure: Tensor
     accepted: Tensor
     rejected: Tensor
@@ -56,9 +52,9 @@ class Lanes:
         """The rows of an index on the control device."""
         there = index.to(self.x.device)
         # Indexing keeps the memory format, index_select does not.
-        control: dict[str, Any] = {name: getattr(self, name)[index] for name in _CONTROL}
-        return Lanes(
-            **control,
+        return replace(
+            self,
+            **{name: getattr(self, name)[index] for name in _CONTROL},
             memory=tuple(m[index] for m in self.memory),
             x=self.x[there],
             first=None if self.first is None else Held(self.first.tensor[there]),
@@ -79,21 +75,16 @@ def start(x: Tensor, t: float, device: torch.device) -> Lanes:
         t=whole(t, torch.float64),
         h=whole(0.0, torch.float64),
         retry=whole(False, torch.bool),
-        fresh=whole(True, torch.bool),
         memory=(),
         x=x,
     )
 
 
-def join(parts: Sequence[Lanes]) -> Callable[[str], Tensor]:
-    """Name of an attribute -> its rows over several lanes, in the order of the whole batch."""
+def join(parts: Sequence[Lanes], name: str) -> Tensor:
+    """The rows of an attribute over several lanes, in the order of the whole batch."""
     order = torch.argsort(torch.cat([part.ids for part in parts]))
-
-    def whole(name: str) -> Tensor:
-        rows = torch.cat([getattr(part, name) for part in parts])
-        return rows[order.to(rows.device)]
-
-    return whole
+    rows = torch.cat([getattr(part, name) for part in parts])
+    return rows[order.to(rows.device)]
 
 
 def choose(accept: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
@@ -63,34 +63,18 @@ class SolverError(RuntimeError):
 
     Attributes:
         x: [B, ...], the state that each sample reached, in the dtype and layout of the input.
-        level: float64 [B], where: sigma of a sigma-space solver, t of a t-space one.
+        level, sigma, t: float64 [B], where: sigma of a sigma-space solver, t of a t-space one.
         info: the counts so far.
     """
 
     def __init__(self, message: str, x: Tensor, level: Tensor, info: AdaptiveInfo) -> None:
         super().__init__(message)
-        self.x, self.level, self.info = x, level, info
-
-    @property
-    def sigma(self) -> Tensor:
-        """The level of each sample, of a sigma-space solver."""
-        return self.level
-
-    @property
-    def t(self) -> Tensor:
-        """The time of each sample, of a t-space solver."""
-        return self.level
+        self.x, self.info = x, info
+        self.level = self.sigma = self.t = level
 
 
 class Run:
-    """One run.
-
-    Args:
-        method: the steps.
-        control: the step sizes.
-        x: the user's x, [B, ...], whose dtype and layout results have.
-        grid: a step lands on every stop.
-        copies: whether the model's outputs are copied, since it returns the same memory again.
+    """One run from the user's x, whose dtype and layout results have.
 
     Attributes:
         now: the samples under way; their step sizes `h` must be set before `go`.
@@ -103,9 +87,8 @@ class Run:
         self.method, self._control, self._like, self._grid = method, control, x, grid
         self._settings = settings = method.settings
         self._compact = settings.mode == "compact"
-        self._extra: dict[str, Any] = dict(settings.extra_args or {})
-        if self._compact:
-            self._extra = {**all_samples(method.model.function, x), **self._extra}
+        told = all_samples(method.model.function, x) if self._compact else {}
+        self._extra: dict[str, Any] = {**told, **(settings.extra_args or {})}
         method.model.begin(self._extra, copies=copies)
         # Half precision is widened: errors and small steps need the digits.
         x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -125,12 +108,11 @@ class Run:
     def evaluate_first(self) -> None:
         """The model's output where the samples are, if any is new there."""
         now, model = self.now, self.method.model
-        if self._compact and not bool(now.fresh.any()):
+        if self._compact and bool(now.retry.all()):
             return
         model.forget()
         now.first = model(now.x, self.method.level(now.t))
-        self.count(now.fresh & self._active())
-        now.fresh = torch.zeros_like(now.fresh)
+        self.count(self._active() & ~now.retry)
 
     def count(self, used: Tensor, calls: int = 1) -> None:
         """The samples of a mask made use of some evaluations."""
@@ -160,10 +142,10 @@ class Run:
             self._fail(self._active().nonzero()[0], "it needs more than max_steps steps")
         last = self._denoised() if grid.denoise else self._result(self._whole("x"))
         if self._states is not None:
-            ends = [last] if grid.denoise else []
-            for state in (self._like, *self._states.to(last.dtype), *ends):
+            for state in (self._like, *self._states.to(last.dtype), *([last] * grid.denoise)):
                 grid.recorder.add(state)
-        return last, self._info(*grid.recorder.result())
+        states, levels = grid.recorder.result()
+        return last, replace(self._info(), trajectory=states, levels=levels)
 
     def _denoised(self) -> Tensor:
         """The model's output at the last stop."""
@@ -184,27 +166,15 @@ class Run:
         return torch.empty_like(self._like, requires_grad=False).copy_(x)
 
     def _whole(self, name: str) -> Tensor:
-        """An attribute of the lanes for the whole batch."""
-        return lanes.join([*self._gone, self.now])(name)
+        """An attribute of the lanes, in the order of the whole batch."""
+        return lanes.join([*self._gone, self.now], name)
 
-    def _info(
-        self, trajectory: Tensor | None = None, levels: tuple[float, ...] | None = None
-    ) -> AdaptiveInfo:
+    def _info(self) -> AdaptiveInfo:
         """The counts so far."""
-        device = self._like.device
-        nfe, accepted, rejected, leg = (
-            self._whole(name).to(device) for name in ("nfe", "accepted", "rejected", "leg")
-        )
-        return AdaptiveInfo(
-            nfe=nfe,
-            accepted=accepted,
-            rejected=rejected,
-            finished=leg == len(self._stops),
-            calls=self.method.model.calls,
-            attempts=self._attempts,
-            trajectory=trajectory,
-            levels=levels,
-        )
+        names = ("nfe", "accepted", "rejected", "leg")
+        nfe, accepted, rejected, leg = (self._whole(k).to(self._like.device) for k in names)
+        finished, calls = leg == len(self._stops), self.method.model.calls
+        return AdaptiveInfo(nfe, accepted, rejected, finished, calls, self._attempts)
 
     def _active(self) -> Tensor:
         return (self.now.leg < len(self._stops)) & (self.now.failure == 0)
@@ -236,10 +206,9 @@ class Run:
         now.t = torch.where(accept, step.t_next, now.t)
         now.h = torch.where(active, h, now.h)
         now.failure = torch.maximum(now.failure, failure)
-        now.memory, now.retry, now.fresh = decision.memory, refused, now.fresh | accept
+        now.memory, now.retry = decision.memory, refused
         now.accepted, now.rejected = now.accepted + accept, now.rejected + refused
-        if self._states is not None:
-            self._record(accept & landing)
+        self._record(accept & landing)
         now.leg = now.leg + (accept & landing)
         method.model.forget(now.first)
 
@@ -261,26 +230,22 @@ class Run:
         now = self.now
         if self._compact and not bool(accept.any()):
             return
-        every = self._compact and bool(accept.all())
-
-        def chosen(new: Tensor, old: Tensor | None) -> Tensor:
-            assert old is not None
-            return new if every else lanes.choose(accept, new, old)
-
-        now.x = chosen(outcome.x, now.x)
-        if outcome.previous is not None:
-            now.previous = chosen(outcome.previous, now.previous)
-        if outcome.first is not None:
-            assert now.first is not None
-            first = chosen(outcome.first.tensor, now.first.tensor)
-            now.first = outcome.first if every else Held(first)
+        x, _, first, previous = outcome
+        if not (self._compact and bool(accept.all())):
+            x = lanes.choose(accept, x, now.x)
+            if previous is not None and now.previous is not None:
+                previous = lanes.choose(accept, previous, now.previous)
+            if first is not None and now.first is not None:
+                first = Held(lanes.choose(accept, first.tensor, now.first.tensor))
+        now.x = x
+        now.previous = now.previous if previous is None else previous
+        now.first = now.first if first is None else first
 
     def _record(self, landed: Tensor) -> None:
-        """Keep the states of samples that are on a stop now."""
-        if self._compact and not bool(landed.any()):
-            return
+        """Keep the states of samples that are on a stop now, if any are wanted."""
         states, now = self._states, self.now
-        assert states is not None
+        if states is None or (self._compact and not bool(landed.any())):
+            return
         where = now.leg.clamp_max(len(self._stops) - 1).to(states.device)
         ids = now.ids.to(states.device)
         states.index_put_((where, ids), lanes.choose(landed, now.x, states[where, ids]))
@@ -315,11 +280,7 @@ class Run:
 
 
 def run(
-    method: Method,
-    control: Control,
-    x: Tensor,
-    grid: Grid,
-    first_step: float | Callable[[Run], Tensor],
+    method: Method, control: Control, x: Tensor, grid: Grid, first: float | Callable[[Run], Tensor]
 ) -> tuple[Tensor, AdaptiveInfo]:
     """Run to the end of a grid, with a first step size or what finds those of all samples."""
 
@@ -327,7 +288,7 @@ def run(
         one = Run(method, control, x, grid, copies=copies)
         if x.shape[0]:
             one.evaluate_first()
-            one.now.h = one.now.h + (first_step(one) if callable(first_step) else first_step)
+            one.now.h = one.now.h + (first(one) if callable(first) else first)
         return one.go()
 
     seen = method.settings.callback is not None or method.settings.noise_sampler is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,16 +17,17 @@ from cmsolvers.engine.adaptive.settings import Settings
 from cmsolvers.engine.forms import Form, form_of
 from cmsolvers.engine.live import Held, Live, held
 from cmsolvers.engine.machine import transformed
+from cmsolvers.engine.observers import not_finite
 from cmsolvers.engine.outputs import Outputs
 from cmsolvers.ops.noise_sum import noise_sum
 
 
 class Model:
-    """A user's denoiser, drift or score, as a run calls it.
+    """A user's denoiser, drift or score, as a run calls it: `function(x, level, **extra)`.
 
     Args:
         name: for error texts.
-        function: `function(x, level, **extra)`.
+        function: what is called.
         dtype: of its arguments: that of the user's x.
         look: whether samples whose output is not finite are noted.
 
@@ -62,8 +62,7 @@ class Model:
         out = check.model_output(self.name, out, y)
         self.calls += 1
         if self._look:
-            size = math.prod(out.shape[1:])
-            bad = ~out.detach().isfinite().reshape(out.shape[0], size).all(1)
+            bad = not_finite(out)
             self.bad = bad if self.bad is None else self.bad | bad
         if self._outputs is not None:
             out = self._outputs.take(out, y, held=True)
@@ -81,18 +80,13 @@ class Model:
 class Step:
     """A step to try, for all samples under way.
 
-    Args:
-        model: what is integrated.
-        lanes: where the samples are; `first` is known.
+    Attributes:
+        lanes: where the samples are; their `first` is known.
         t_next: float64 [b] on the control device, where the step leads; t of a sample that has
             ended.
-
-    Attributes:
-        x: the states.
-        first: the model's output there.
-        newest: its latest output.
-        t: float64 [b] on the control device.
-        h: float64 [b], t_next - t.
+        t, h: float64 [b], where it starts and t_next - t.
+        x: the states, as a form.
+        first, newest: the model's outputs there and at the latest question.
     """
 
     def __init__(self, model: Model, lanes: Lanes, t_next: Tensor) -> None:
@@ -138,11 +132,7 @@ class Outcome(NamedTuple):
 
 
 class Method(ABC):
-    """One step with an error estimate.
-
-    Args:
-        model: what is integrated.
-        settings: the tolerances among them.
+    """One step of a model with an error estimate.
 
     Attributes:
         name: of the solver.
@@ -178,14 +168,9 @@ class Method(ABC):
 
     def shown(self, step: Step) -> dict[str, Any]:
         """A callback's view of a step of a denoiser."""
-        sigma = self.level(step.t)
-        return {
-            "x": step.lanes.x,
-            "sigma": sigma,
-            "sigma_hat": sigma,
-            "sigma_next": self.level(step.t_next),
-            "denoised": step.first.tensor,
-        }
+        sigma, to = self.level(step.t), self.level(step.t_next)
+        where = {"x": step.lanes.x, "sigma": sigma, "sigma_hat": sigma, "sigma_next": to}
+        return {**where, "denoised": step.first.tensor}
 
 
 class SampleNoise:
@@ -232,11 +217,8 @@ class SampleNoise:
 
     def sampled(self, lanes: Lanes, start: Tensor, end: Tensor, last: float) -> Tensor:
         """What the noise sampler gives; samples that have left the batch are at `last`."""
-        batch, x = self._like.shape[0], lanes.x
-        spans = []
-        for value in (start, end):
-            whole = torch.full((batch,), last, dtype=torch.float64, device=value.device)
-            spans.append(whole.index_put((lanes.ids,), value).to(x.device))
+        whole = start.new_full((len(self._like),), last)
+        a, b = (whole.index_put((lanes.ids,), t).to(lanes.x.device) for t in (start, end))
         assert self._sampler is not None
-        z = check.model_output("noise_sampler", self._sampler(*spans), self._like)
-        return z[lanes.ids.to(z.device)].to(x.dtype)
+        z = check.model_output("noise_sampler", self._sampler(a, b), self._like)
+        return z[lanes.ids.to(z.device)].to(lanes.x.dtype)

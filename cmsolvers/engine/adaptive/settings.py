@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, overload
 
 import torch
@@ -31,10 +31,9 @@ def option(default: object, checked: Callable[[str, Any], Any], text: str) -> An
     return field(default=default, metadata={"checked": checked, "text": text})
 
 
-def like(known: Option, text: str | None = None) -> Any:
-    """The same of an option of other solvers, with another text if one is given."""
-    metadata = {"checked": known.checked, "text": text or known.text}
-    return field(default=known.default, metadata=metadata)
+def like(known: Option, more: str = "") -> Any:
+    """The same of an option of other solvers, with more to say of it."""
+    return option(known.default, known.checked, known.text + more)
 
 
 def optional(checked: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
@@ -42,17 +41,19 @@ def optional(checked: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     return lambda name, value: None if value is None else checked(name, value)
 
 
-def fraction(name: str, value: object) -> float:
-    """A number in (0, 1)."""
+def fraction(name: str, value: object, *, one: bool = False) -> float:
+    """A number in (0, 1), or in (0, 1] with `one`."""
     number = check.real(name, value)
-    if not 0 < number < 1:
-        raise ValueError(f"{name} must lie in (0, 1); got {number:g}")
+    if not (0 < number < 1 or (one and number == 1)):
+        raise ValueError(f"{name} must lie in (0, 1{']' if one else ')'}; got {number:g}")
     return number
 
 
 _FIXED = {known.name: known for known in options.SHARED}
 RTOL = "relative tolerance of a step, not negative."
 ATOL = "absolute tolerance of a step, positive."
+PCOEFF = "proportional part of the step size control, not negative."
+SAFETY = "factor on a new step size, in (0, 1)."
 
 
 @dataclass(frozen=True)
@@ -77,58 +78,45 @@ class Settings:
         "`info.finished` says it then).",
     )
     seed: noise.SeedLike = like(_FIXED["seed"])  # noqa: RUF009
-    noise_sampler: NoiseSampler | None = like(  # noqa: RUF009
-        _FIXED["noise_sampler"],
-        "`noise_sampler({start}, {end}) -> Tensor` with float64 [B] each, unit normal in the shape "
-        "of x, in place of the built-in noise{noise_spans}.",
-    )
+    noise_sampler: NoiseSampler | None = like(_FIXED["noise_sampler"])  # noqa: RUF009
     extra_args: Mapping[str, Any] | None = like(
         _FIXED["extra_args"],
-        "dict of further keyword arguments for the {model}. In compact mode tensors among them (in "
-        "dicts, lists and tuples too) whose first size is B are rows of samples and follow their "
-        "samples.",
+        " In compact mode tensors among them (in dicts, lists and tuples too) whose first size is "
+        "B are rows of samples and follow their samples.",
     )
-    callback: Callable[[dict[str, Any]], object] | None = like(  # noqa: RUF009
-        _FIXED["callback"],
+    callback: Callable[[dict[str, Any]], object] | None = option(  # noqa: RUF009
+        None,
+        check.optional_function,
         "called before each try with {entry} i counts tries, `samples` [b] are places in the "
         "batch, {level}s are float64 [b]. What it raises ends the run.",
     )
     progress: bool = like(
-        _FIXED["progress"],
-        "show a bar of tries, with the mean {level} and the calls of the {model}.",
+        _FIXED["progress"], " It counts tries; the {level} is the mean over the samples under way."
     )
-    return_info: bool = like(_FIXED["return_info"], "return (x, `AdaptiveInfo`).")
-    check_nan: bool = like(
-        _FIXED["check_nan"],
+    return_info: bool = option(False, check.flag, "return (x, `AdaptiveInfo`).")
+    check_nan: bool = option(
+        False,
+        check.flag,
         "look at every output of the {model}, and raise SolverError as soon as one is not finite. "
         "By default a step whose error is not a number is tried smaller, and SolverError is raised "
         "where no step is small enough.",
     )
     trajectory: bool | Levels | None = like(  # noqa: RUF009
-        _FIXED["trajectory"],
-        "True for the state at every {level} of {grid}, or the {level}s whose states are wanted; "
-        "steps are made to land there. The states are copied to `info.trajectory`, [K, B, ...], "
-        "with `info.levels` beside them, and (x, info) is returned.",
+        _FIXED["trajectory"], " The {level}s of a run are {grid}; steps land on those wanted."
     )
-    grad: bool = like(
-        _FIXED["grad"],
-        "let autograd record the steps that are taken, for derivatives by x, by `extra_args` or by "
-        "the parameters of the {model}; step sizes count as constants. By default the run records "
-        "nothing and needs less memory.",
-    )
+    grad: bool = like(_FIXED["grad"], " Step sizes count as constants.")
 
 
-_M_contra = TypeVar("_M_contra", contravariant=True)
+_M = TypeVar("_M", contravariant=True)
 _S = TypeVar("_S", bound=Settings)
-Solve: TypeAlias = Callable[[_M_contra, Tensor, Levels, _S], tuple[Tensor, "AdaptiveInfo"]]
+Solve: TypeAlias = Callable[[_M, Tensor, Levels, _S], tuple[Tensor, "AdaptiveInfo"]]
 """What a public solver does once x and its options are checked."""
 
 
 def options_of(kind: type[Settings]) -> list[Option]:
     """All options, a solver's own first."""
-    own = [f for f in fields(kind) if f.name not in Settings.__dataclass_fields__]
-    shared = [f for f in fields(kind) if f.name in Settings.__dataclass_fields__]
-    return [Option(f.name, f.default, **f.metadata, type=f.type) for f in (*own, *shared)]
+    own_first = sorted(fields(kind), key=lambda f: f.name in Settings.__dataclass_fields__)
+    return [Option(f.name, f.default, **f.metadata) for f in own_first]
 
 
 def checked(kind: type[_S], given: Mapping[str, object]) -> _S:
@@ -137,33 +125,26 @@ def checked(kind: type[_S], given: Mapping[str, object]) -> _S:
     return kind(**{name: known[name](name, value) for name, value in given.items()})
 
 
-class AdaptiveSolver(Protocol[_M_contra]):
+class AdaptiveSolver(Protocol[_M]):
     """An error-controlled solver of a denoiser on noise levels, or of an SDE in time."""
 
     __name__: str
 
     @overload
     def __call__(
-        self, model: _M_contra, x: Tensor, grid: Levels, /, *, return_info: Literal[True], **o: Any
+        self, model: _M, x: Tensor, grid: Levels, /, *, return_info: Literal[True], **o: Any
     ) -> tuple[Tensor, AdaptiveInfo]: ...
 
     @overload
     def __call__(
-        self,
-        model: _M_contra,
-        x: Tensor,
-        grid: Levels,
-        /,
-        *,
-        trajectory: Literal[True] | Levels,
-        **o: Any,
+        self, model: _M, x: Tensor, grid: Levels, /, *, trajectory: Literal[True] | Levels, **o: Any
     ) -> tuple[Tensor, AdaptiveInfo]: ...
 
     @overload
-    def __call__(self, model: _M_contra, x: Tensor, grid: Levels, /, **o: Any) -> Tensor: ...
+    def __call__(self, model: _M, x: Tensor, grid: Levels, /, **o: Any) -> Tensor: ...
 
     def __call__(
-        self, model: _M_contra, x: Tensor, grid: Levels, /, **o: Any
+        self, model: _M, x: Tensor, grid: Levels, /, **o: Any
     ) -> Tensor | tuple[Tensor, AdaptiveInfo]:
         """Solve: the arguments are documented in each solver."""
 
@@ -175,19 +156,11 @@ def solver(
     source: str,
     noise: catalogue.Noise,
     space: Literal["sigma", "time"] = "sigma",
-) -> Callable[[Solve[_M_contra, _S]], AdaptiveSolver[_M_contra]]:
-    """Make a public solver: check its options, document it, enter it in the catalogue.
-
-    Args:
-        kind: its options.
-        order: of convergence, as text.
-        source: paper and equation.
-        noise: what noise there is.
-        space: what it runs on.
-    """
+) -> Callable[[Solve[_M, _S]], AdaptiveSolver[_M]]:
+    """Make a public solver: check its options (`kind`), document it, enter it in the catalogue."""
     words = Words("sde", "ts", noise) if space == "time" else Words("denoiser", "sigmas", noise)
 
-    def decorate(solve: Solve[_M_contra, _S]) -> AdaptiveSolver[_M_contra]:
+    def decorate(solve: Solve[_M, _S]) -> AdaptiveSolver[_M]:
         def call(
             model: Any, x: Any, grid: Any, values: dict[str, Any]
         ) -> Tensor | tuple[Tensor, AdaptiveInfo]:
@@ -203,9 +176,9 @@ def solver(
                 y, info = solve(model, x, grid, settings)
             return (y, info) if settings.return_info or info.trajectory is not None else y
 
-        function: AdaptiveSolver[_M_contra] = public(solve, call, options_of(kind), words)
-        facts = {"order": order, "nfe": "adaptive", "source": source}
-        catalogue.enter(function, **facts, noise=noise, space=space, adaptive=True)
+        function: AdaptiveSolver[_M] = public(solve, call, options_of(kind), words)
+        facts = {"order": order, "nfe": "adaptive", "source": source, "noise": noise}
+        catalogue.enter(function, **facts, space=space, adaptive=True)
         return function
 
     return decorate
@@ -215,38 +188,32 @@ class Words(Text):
     """Texts of the docstrings of adaptive solvers."""
 
     def arguments(self) -> dict[str, str]:
-        """The positional arguments."""
-        found = super().arguments()
-        found["x"] = f"{found['x']} Half precision is computed in float32."
+        model, x, grid = super().arguments().values()
+        x += " Half precision is computed in float32."
+        grid += f" Only the ends are used, unless `trajectory` asks for {self.words()['level']}s in"
+        grid += " between."
         if self.grid == "ts":
-            return {**found, "sde": f"{found['sde']} {_FOLLOWS}", "ts": _TIMES}
-        return {**found, "denoiser": _DENOISER, "sigmas": _SIGMAS}
+            return {"sde": f"{model} {_FOLLOWS}", "x": x, "ts": grid}
+        return {"denoiser": _DENOISER, "x": x, "sigmas": f"{grid} {_TO_ZERO}"}
 
     def words(self) -> dict[str, str]:
-        """What is put into the texts of options."""
-        shown = "sigma, sigma_hat, sigma_next, denoised"
-        if self.grid == "ts":
-            shown = "t, t_next, output"
-        ended = "; a sample that has ended has {end} = {start}"
+        words = super().words()
+        times = self.grid == "ts"
+        shown = "t, t_next, output" if times else "sigma, sigma_hat, sigma_next, denoised"
+        ended = f"; a sample that has ended has {words['end']} = {words['start']}"
         spans = {
             "none": ". Checked and never called, as in every sampler without noise",
-            "fresh": f". Asked once per try{ended}",
-            "Brownian": ". Asked once per try, rejected ones too, so it should be a path's "
-            f"increment over sqrt|t_next - t|{ended}",
+            "fresh": f". Asked once per try, with float64 [B] each{ended}",
+            "Brownian": ". Asked once per try, rejected ones too, with float64 [B] each, so it "
+            f"should be a path's increment over sqrt|t_next - t|{ended}",
         }
-        own = {
-            "noise_spans": spans[self.noise],
-            "entry": f"dict(i, samples, x, {shown}):",
-            "grid": f"`{self.grid}`",
-        }
-        return own | {k: v for k, v in super().words().items() if k not in own}
+        words |= {"noise_spans": spans[self.noise], "entry": f"dict(i, samples, x, {shown}):"}
+        return words | {"grid": f"those of `{self.grid}`"}
 
     def returns(self) -> str:
-        """The result."""
         return super().returns().replace("an `Info`", "an `AdaptiveInfo`")
 
     def raises(self) -> dict[str, str]:
-        """The errors of every solver."""
         failed = (
             "a sample's step size fell below what moves it, its error was not a number, or "
             "max_steps were not enough; the error carries the states reached and names sample and "
@@ -258,13 +225,10 @@ class Words(Text):
 _DENOISER = """`D(x, sigma, **extra_args) -> x0`, x in Karras coordinates and sigma of shape [B],
 both in the dtype of x, for the samples under way. It may return the dtype of x or a floating one of
 lower precision. It must not write to its arguments."""
-_FOLLOWS = """It must not depend on the state; it is asked for the samples under way, so one of the
-shape of x must follow the shape of t."""
-_SIGMAS = """levels, strictly descending; a tensor or a sequence, read once and kept in float64 on
-the host. Only the ends are used, unless `trajectory` asks for levels in between. Before a final 0
-comes a positive level where the run ends; one evaluation of the denoiser there gives the result."""
-_TIMES = """strictly ascending or strictly descending, at least two; only the ends are used, unless
-`trajectory` asks for times in between."""
+_FOLLOWS = """The diffusion must not depend on the state. It is asked for the samples under way, so
+one of the shape of x must follow the shape of t."""
+_TO_ZERO = """Before a final 0 comes a positive level where the run ends; one evaluation of the
+denoiser there gives the result."""
 
 
 @dataclass(frozen=True)
@@ -284,28 +248,27 @@ class Grid:
 
 def read_times(ts: object, settings: Settings) -> Grid:
     """The ends of `ts`, and what a trajectory asks for in between."""
-    return _landings(check.times("ts", ts), settings.trajectory, last=1)
+    return _landings(check.times("ts", ts), settings.trajectory)
 
 
 def read_levels(sigmas: object, settings: Settings) -> Grid:
     """The ends of `sigmas`, and what a trajectory asks for in between."""
     levels = check.sigmas("sigmas", sigmas)
-    if levels[-1] > 0:
-        return _landings(levels, settings.trajectory, last=1)
-    if len(levels) < 3:
+    to_zero = levels[-1] == 0
+    if to_zero and len(levels) < 3:
         raise ValueError(
             f"sigmas must have a positive level between the first and a final 0; got {len(levels)} "
             "levels"
         )
-    grid = _landings(levels, settings.trajectory, last=2)
-    return replace(grid, stops=grid.stops[:-1], denoise=True)
+    return _landings(levels, settings.trajectory, to_zero)
 
 
-def _landings(levels: tuple[float, ...], trajectory: bool | Levels | None, last: int) -> Grid:
-    """The first level, the last ones, and those that a trajectory asks for in between."""
-    wanted: Collection[float] = ()
-    if Recorder("trajectory", trajectory, levels).wanted:
-        wanted = levels if trajectory is True else check.floats("trajectory", trajectory)
-    between = (level for level in levels[1:-last] if level in wanted)
-    visited = (levels[0], *between, *levels[-last:])
-    return Grid(visited, Recorder("trajectory", trajectory, visited))
+def _landings(
+    levels: tuple[float, ...], trajectory: bool | Levels | None, to_zero: bool = False
+) -> Grid:
+    """The ends, with the level before a final 0, and what a trajectory asks for in between."""
+    wanted = Recorder("trajectory", trajectory, levels).chosen
+    ends = {levels[0], *levels[-1 - to_zero :]}
+    visited = tuple(level for level in levels if level in wanted | ends)
+    stops = visited[:-1] if to_zero else visited
+    return Grid(stops, Recorder("trajectory", trajectory, visited), to_zero)

@@ -22,22 +22,20 @@ def _density(tree: Tree) -> int:
     return _order(tree) * math.prod(map(_density, tree))
 
 
-def _forests(order: int, largest: Tree | None = None) -> Iterator[Tree]:
-    """All multisets of trees with `order` vertices in all, none after `largest` in their order."""
-    if order == 0:
-        yield ()
-        return
-    for size in range(order, 0, -1):
-        for tree in rooted_trees(size):
-            if largest is None or (_order(tree), tree) <= (_order(largest), largest):
-                for rest in _forests(order - size, tree):
-                    yield (tree, *rest)
+def _grown(tree: Tree) -> Iterator[Tree]:
+    """The trees with one more vertex, a leaf."""
+    yield tuple(sorted((*tree, ())))
+    for k, branch in enumerate(tree):
+        for grown in _grown(branch):
+            yield tuple(sorted((*tree[:k], grown, *tree[k + 1 :])))
 
 
 @lru_cache(maxsize=16)
 def rooted_trees(order: int) -> tuple[Tree, ...]:
     """All rooted trees with `order` vertices: 1, 1, 2, 4, 9 for orders 1 to 5."""
-    return tuple(_forests(order - 1))
+    if order == 1:
+        return ((),)
+    return tuple(sorted({grown for tree in rooted_trees(order - 1) for grown in _grown(tree)}))
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,8 @@ class Tableau:
         stages = len(self.a) + 1
         if [len(row) for row in self.a] != list(range(1, stages)):
             raise ValueError(f"a of {self.name} must have rows of 1, 2, ... entries")
-        weights = (("b", self.b, self.order), ("b_low", self.b_low, self.embedded_order))
-        for label, b, order in weights:
+        low = ("b_low", self.b_low, self.embedded_order)
+        for label, b, order in (("b", self.b, self.order), low):
             if len(b) != stages:
                 raise ValueError(f"{label} of {self.name} must have {stages} entries; got {len(b)}")
             for tree in (t for n in range(1, order + 1) for t in rooted_trees(n)):
@@ -115,10 +113,8 @@ class Tableau:
         phi = [1.0] * (len(self.a) + 1)
         for branch in tree:
             inner = self._elementary(branch)
-            sums = [
-                math.fsum(w * v for w, v in zip(row, inner, strict=False)) for row in ((), *self.a)
-            ]
-            phi = [p * s for p, s in zip(phi, sums, strict=True)]
+            for i, row in enumerate(((), *self.a)):
+                phi[i] *= math.fsum(w * v for w, v in zip(row, inner, strict=False))
         return phi
 
 
@@ -160,22 +156,13 @@ DOPRI54 = Tableau(
 )
 
 _TSIT_B = (
-    0.09646076681806523,
-    0.01,
-    0.4798896504144996,
-    1.379008574103742,
-    -3.290069515436081,
-    2.324710524099774,
-)
+    0.09646076681806523, 0.01, 0.4798896504144996,
+    1.379008574103742, -3.290069515436081, 2.324710524099774,
+)  # fmt: skip
 _TSIT_ERROR = (
-    0.00178001105222577714,
-    0.0008164344596567469,
-    -0.007880878010261995,
-    0.1447110071732629,
-    -0.5823571654525552,
-    0.45808210592918697,
-    -1 / 66,
-)
+    0.00178001105222577714, 0.0008164344596567469, -0.007880878010261995,
+    0.1447110071732629, -0.5823571654525552, 0.45808210592918697, -1 / 66,
+)  # fmt: skip
 
 TSIT54 = Tableau(
     name="tsit54",
@@ -186,19 +173,14 @@ TSIT54 = Tableau(
         (-0.008480655492356989, 0.335480655492357),
         (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
         (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
-        (
-            5.86145544294642,
-            -12.92096931784711,
-            8.159367898576159,
-            -0.071584973281401,
-            -0.028269050394068383,
-        ),
+        (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401,
+         -0.028269050394068383),
         _TSIT_B,
     ),
     b=(*_TSIT_B, 0.0),
     b_low=tuple(b + e for b, e in zip((*_TSIT_B, 0.0), _TSIT_ERROR, strict=True)),
     source="Tsitouras, Runge-Kutta pairs of order 5(4) satisfying only the first column "
     "simplifying assumption (2011), table 1",
-)
+)  # fmt: skip
 
 TABLEAUX = {t.name: t for t in (HEUN21, BOSH32, DOPRI54, TSIT54)}

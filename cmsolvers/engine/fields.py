@@ -23,6 +23,15 @@ def check_sde(sde: object) -> None:
             )
 
 
+def check_additive(sde: object) -> None:
+    """ValueError if the diffusion depends on the state."""
+    if getattr(sde, "state_dependent", False):
+        raise ValueError(
+            "sde must have a diffusion that does not depend on the state; got one with "
+            "state_dependent = True"
+        )
+
+
 def known(sde: SDELike) -> Library | None:
     """The SDE where its coefficients are numbers on the host, None where they must be asked for.
 

@@ -29,7 +29,7 @@ class LiveStep(TimeStep):
     """A step of a live run; formulas that are not linear may ask it for tensors."""
 
     def __init__(self, run: LiveRun, x: Tensor, index: int) -> None:
-        super().__init__(Held(x, "x"), run.times, index)
+        super().__init__(Held(x, "x"), run.times, index, run.draws)
         self.sde: Any = run.sde
         self.additive = not getattr(run.sde, "state_dependent", False)
         self.user_noise = run.noise_sampler is not None
@@ -69,7 +69,7 @@ class LiveStep(TimeStep):
         return self._run.live.keep(g) if isinstance(g, Tensor) else g
 
     def z(self, k: int = 0, span: tuple[float, float] | None = None) -> Form:
-        return form_of(self._run.normal(self.index, k, span or (self.t, self.to)))
+        return form_of(self._run.normal(k, self._draw(k), span or (self.t, self.to)))
 
     def normal(self, form: Form, dtype: torch.dtype) -> Tensor:
         """The values of a unit normal."""
@@ -91,7 +91,7 @@ class LiveRun:
         options: dict[str, Any],
         copies: bool,
     ) -> None:
-        self.sde, self.x, self.times, self._draws = sde, x, times, draws
+        self.sde, self.x, self.times, self.draws = sde, x, times, draws
         self.noise_sampler: NoiseSampler | None = options["noise_sampler"]
         self._extra, self._callback = options["extra_args"] or {}, options["callback"]
         plain = not transformed()
@@ -153,11 +153,11 @@ class LiveRun:
             self._callback(entry)
         symbol = Held(self.live.keep(out), name)
         if self._outputs is not None:
-            symbol.tensor = self._outputs.take(out, state, held=True)
+            (symbol.tensor,) = self._outputs.take((out,), state, held=True)
         return form_of(symbol)
 
-    def normal(self, index: int, k: int, span: tuple[float, float]) -> Normal:
-        """The k-th unit normal of a step."""
+    def normal(self, k: int, draw: int, span: tuple[float, float]) -> Normal:
+        """The k-th unit normal of a step, and which draw it is."""
         if k not in self._normals:
             sampler = self.noise_sampler
             given = None
@@ -166,7 +166,7 @@ class LiveRun:
                 def given() -> Tensor:
                     return check.model_output("noise_sampler", sampler(*span), self.x)
 
-            self._normals[k] = Normal(index * self._draws + k, given)
+            self._normals[k] = Normal(draw, given)
         return self._normals[k]
 
     def check(self) -> None:

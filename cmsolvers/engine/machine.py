@@ -123,12 +123,10 @@ class Machine:
         if self._bad is not None:
             for out in outs:
                 self._bad.add(op.evaluation, out)
-        if self._outputs is None:
-            for slot, out in zip(op.outs, outs, strict=True):
-                t[slot] = out
-            return
+        if self._outputs is not None:
+            outs = self._outputs.take(outs, shown, held=op.held)
         for slot, out in zip(op.outs, outs, strict=True):
-            t[slot] = self._outputs.take(out, shown, held=op.held)
+            t[slot] = out
 
     def _draw(self, op: Draw) -> None:
         assert self._noise_sampler is not None

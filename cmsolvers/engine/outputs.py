@@ -23,33 +23,36 @@ class Outputs:
 
     def __init__(self, *, copies: bool) -> None:
         self._copies = copies
-        self._held: dict[int, Tensor] = {}
+        self._held: dict[int, list[Tensor]] = {}
 
-    def take(self, out: Tensor, shown: Tensor, *, held: bool) -> Tensor:
-        """What a function of `shown` returned; `held`: it is read after a later call.
+    def take(self, outs: tuple[Tensor, ...], shown: Tensor, *, held: bool) -> tuple[Tensor, ...]:
+        """What one call, of `shown`, returned; `held`: it is read after a later call.
 
         Raises:
             StaticOutputError: it lies in memory that is held. What returns its input does no harm:
                 that stays as it is while outputs of it are held.
         """
         if not (held or self._held):
-            return out
-        memory = _memory(out)
-        if memory in self._held and memory != _memory(shown):
-            raise StaticOutputError
-        if not held:
-            return out
-        if self._copies:
-            return out.clone()
-        if memory:  # 0 where it has no elements
-            self._held[memory] = out
-        return out
+            return outs
+        places = [_memory(out) for out in outs]
+        for place in places:
+            if place in self._held and place != _memory(shown):
+                raise StaticOutputError
+        if held and self._copies:
+            return tuple(out.clone() for out in outs)
+        if held:
+            for place, out in zip(places, outs, strict=True):
+                if place:  # 0 where it has no elements
+                    self._held.setdefault(place, []).append(out)
+        return outs
 
     def release(self, out: Tensor) -> None:
         """Nothing reads an output any more."""
-        for memory, held in self._held.items():
-            if held is out:
-                del self._held[memory]
+        for place, outs in self._held.items():
+            if any(one is out for one in outs):
+                outs[:] = [one for one in outs if one is not out]
+                if not outs:
+                    del self._held[place]
                 return
 
     def clear(self) -> None:

@@ -246,8 +246,11 @@ def public(
         for key in given:
             if key not in known and key not in signature.parameters:
                 raise TypeError(f"{name}() got an unexpected keyword argument {key!r}")
-        if len(args) != 3:
-            bound = signature.bind(*args, **given)
+        if len(args) != 3 or not given.keys() <= known.keys():
+            try:
+                bound = signature.bind(*args, **given)
+            except TypeError as error:
+                raise TypeError(f"{name}(): {error}") from None
             args, given = bound.args, bound.kwargs
         values = dict(defaults)
         for key, value in given.items():

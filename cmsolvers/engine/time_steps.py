@@ -40,7 +40,8 @@ class TimeStep(ABC):
 
     additive, user_noise = True, False
 
-    def __init__(self, x: Symbol, times: Sequence[float], index: int) -> None:
+    def __init__(self, x: Symbol, times: Sequence[float], index: int, draws: int) -> None:
+        self._draws = draws
         self.x, self.index, self.last = form_of(x), index, index == len(times) - 2
         self.t, self.to = times[index], times[index + 1]
         self.dt = self.to - self.t
@@ -57,6 +58,14 @@ class TimeStep(ABC):
     def z(self, k: int = 0, span: tuple[float, float] | None = None) -> Form:
         """The k-th unit normal of the step; a noise_sampler gets the span."""
 
+    def _draw(self, k: int) -> int:
+        """The number of the k-th draw of the step, among those of the run."""
+        if not 0 <= k < self._draws:
+            raise ArithmeticError(
+                f"z({k}) needs draws of at least {k + 1}; the solver declares {self._draws}"
+            )
+        return self.index * self._draws + k
+
     def W(self) -> Form:
         """The increment of the Brownian motion over the step, sqrt|dt| z."""
         return math.sqrt(abs(self.dt)) * self.z()
@@ -67,8 +76,8 @@ class TracedTimeStep(TimeStep):
 
     def __init__(self, sde: Library, times: Sequence[float], index: int, draws: int) -> None:
         state = State(f"x{index}")
-        super().__init__(state, times, index)
-        self._sde, self._draws = sde, draws
+        super().__init__(state, times, index, draws)
+        self._sde = sde
         self.traced = TracedStep(self.t, self.t, self.to, state)
         self._normals: dict[int, Noise] = {}
 
@@ -87,7 +96,7 @@ class TracedTimeStep(TimeStep):
     def z(self, k: int = 0, span: tuple[float, float] | None = None) -> Form:
         if k not in self._normals:
             where = span or (self.t, self.to)
-            self._normals[k] = Noise(f"z{self.index}.{k}", where, self.index * self._draws + k)
+            self._normals[k] = Noise(f"z{self.index}.{k}", where, self._draw(k))
         return form_of(self._normals[k])
 
 

@@ -182,6 +182,10 @@ class Step:
                 f"{asked}({k}) needs {k} steps before this one; step {self.index} has {self.index}"
             )
         step = self._before[-k]
+        if step.asks[0].y.terms != {step.x: 1.0}:
+            raise ArithmeticError(
+                "past D are those at the start of a step; D must be asked there first"
+            )
         known = step.kept.get(slope)
         if known is None:
             answer = form_of(step.asks[0])

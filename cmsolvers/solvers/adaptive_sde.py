@@ -23,7 +23,7 @@ from cmsolvers.engine.adaptive.settings import (
     read_times,
     solver,
 )
-from cmsolvers.engine.fields import check_sde, checked_diffusion
+from cmsolvers.engine.fields import check_additive, check_sde, checked_diffusion
 from cmsolvers.engine.forms import ZERO, Form, Weight
 from cmsolvers.engine.live import held
 from cmsolvers.processes.sde import ScoreSDE
@@ -138,8 +138,7 @@ def adaptive_sde(
     equations" (2003), for the error of an embedded pair.
     """
     check_sde(sde)
-    if getattr(sde, "state_dependent", False):
-        raise ValueError("sde must have a diffusion that does not depend on the state")
+    check_additive(sde)
     grid = read_times(ts, settings)
     start, end = grid.stops[0], grid.stops[-1]
     name, function, noisy = "drift", sde.drift, True

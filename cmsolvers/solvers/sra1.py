@@ -6,6 +6,7 @@ import math
 
 from cmsolvers import checks as check
 from cmsolvers import noise
+from cmsolvers.engine.fields import check_additive
 from cmsolvers.engine.forms import Form
 from cmsolvers.engine.live import held
 from cmsolvers.engine.live_run import LiveStep
@@ -15,11 +16,6 @@ from cmsolvers.engine.time_solver import time_solver
 from cmsolvers.engine.time_steps import TimeStep
 
 _ROOT3 = math.sqrt(3.0)
-
-
-def _additive(sde: object, times: object, area_sampler: object) -> None:
-    if getattr(sde, "state_dependent", False):
-        raise ValueError("sra1 needs additive noise; got an sde with state_dependent = True")
 
 
 @time_solver(
@@ -39,7 +35,7 @@ def _additive(sde: object, times: object, area_sampler: object) -> None:
         )
     ],
     draws=lambda **_: 2,
-    checked=_additive,
+    checked=lambda sde, *_, **__: check_additive(sde),
 )
 def sra1(step: TimeStep, area_sampler: NoiseSampler | None) -> Form:
     """Integrate dx = f(x, t) dt + g(t) dw with strong order 1.5, g free of the state.

@@ -240,8 +240,8 @@ def test_networks_that_return_the_same_memory(name, mode):
 class Trusting(Outputs):
     """Takes every output for a tensor of its own."""
 
-    def take(self, out, shown, *, held):
-        return out
+    def take(self, outs, shown, *, held):
+        return outs
 
 
 @pytest.mark.parametrize("name", STATIC)

@@ -321,7 +321,7 @@ def test_programs_count_the_launches_of_a_run(name, kind, monkeypatch):
     monkeypatch.setattr(
         run_module, "lower", lambda *a, **k: made.append(original(*a, **k)) or made[-1]
     )
-    monkeypatch.setattr(run_module, "_PROGRAMS", type(run_module._PROGRAMS)())
+    monkeypatch.setattr(run_module, "_PROGRAMS", type(run_module._PROGRAMS)(64))
     denoiser = {"callable": DATA, "edm": EDM(net), "guided": GUIDED}[kind]
     if name == "consistency_sample":
         denoiser = ConsistencyFunction(net)

@@ -154,7 +154,7 @@ def test_callbacks_and_noise_samplers_notice_nothing(buffers):
 
 @pytest.fixture
 def unprotected(monkeypatch):
-    monkeypatch.setattr(Outputs, "take", lambda self, out, shown, *, held: out)
+    monkeypatch.setattr(Outputs, "take", lambda self, outs, shown, *, held: outs)
 
 
 @pytest.mark.parametrize("name", ["heun_pf_ode", "dpmpp_2m", "unipc", "dpm_fast"])

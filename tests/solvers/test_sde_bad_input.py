@@ -107,7 +107,7 @@ for what, call, error, text in (
         "sra1 state",
         lambda x: sra1(OWN, x, T),
         ValueError,
-        "sra1 needs additive noise; got an sde with state_dependent = True",
+        "sde must have a diffusion that does not depend on the state; got one with state_dependent",
     ),
     (
         "area kind",

@@ -65,7 +65,7 @@ class Model:
             bad = not_finite(out)
             self.bad = bad if self.bad is None else self.bad | bad
         if self._outputs is not None:
-            out = self._outputs.take(out, y, held=True)
+            (out,) = self._outputs.take((out,), y, held=True)
         return Held(out, self.name)
 
     def forget(self, keep: Held | None = None) -> None:
@@ -74,7 +74,7 @@ class Model:
         if self._outputs is not None:
             self._outputs.clear()
             if keep is not None and not self._copies:
-                self._outputs.take(keep.tensor, keep.tensor, held=True)
+                self._outputs.take((keep.tensor,), keep.tensor, held=True)
 
 
 class Step:

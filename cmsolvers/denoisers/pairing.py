@@ -67,12 +67,10 @@ def joined_arguments(first: Extra, second: Extra, batch: int) -> Arguments:
 def _joined(name: str, a: Any, b: Any, batch: int) -> Any:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return joined_arguments(a, b, batch)
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a.shape[:1] == b.shape[:1] == (batch,) and a.shape == b.shape:
-            return torch.cat((a, b))
-    elif a is b or (isinstance(a, (bool, int, float, str)) and a == b):
-        return a
-    if a is b:
+    pair = isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape
+    if pair and a.shape[:1] == (batch,):
+        return torch.cat((a, b))
+    if a is b or (isinstance(a, (bool, int, float, str)) and a == b):
         return a
     raise TypeError(
         f"{name} must be a tensor of {batch} rows on both sides to be batched, or the same; "

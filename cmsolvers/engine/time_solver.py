@@ -11,12 +11,13 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.fields import check_sde, is_noisy, known
+from cmsolvers.engine.help_texts import Text
 from cmsolvers.engine.live_run import LiveRun
 from cmsolvers.engine.observers import Info, Recorder
 from cmsolvers.engine.options import SHARED, Option
 from cmsolvers.engine.outputs import StaticOutputError
 from cmsolvers.engine.run import gradients, key_of, run
-from cmsolvers.engine.solver import Result, Solver, Text, public
+from cmsolvers.engine.solver import Result, Solver, public
 from cmsolvers.engine.time_steps import check_formula, trace_in_time
 from cmsolvers.engine.trace import Formula
 from cmsolvers.processes.sde import SDELike

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, overload
 
-import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.checks import Levels
 from cmsolvers.engine import catalogue, options
+from cmsolvers.engine.help_texts import Text
 from cmsolvers.engine.observers import Recorder
 from cmsolvers.engine.options import Option
-from cmsolvers.engine.solver import Text, public
+from cmsolvers.engine.run import gradients
+from cmsolvers.engine.solver import public
 
 if TYPE_CHECKING:
     from cmsolvers.engine.adaptive.loop import AdaptiveInfo
@@ -166,13 +165,7 @@ def solver(
         ) -> Tensor | tuple[Tensor, AdaptiveInfo]:
             check.state("x", x)
             settings = kind(**values)
-            if not settings.grad and x.requires_grad and torch.is_grad_enabled():
-                warnings.warn(
-                    f"x requires a gradient, but {solve.__name__} runs without autograd; grad=True "
-                    "records the run",
-                    stacklevel=3,
-                )
-            with nullcontext() if settings.grad else torch.no_grad():
+            with gradients(x, solve.__name__, settings.grad):
                 y, info = solve(model, x, grid, settings)
             return (y, info) if settings.return_info or info.trajectory is not None else y
 

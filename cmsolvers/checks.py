@@ -110,7 +110,8 @@ def _inside(name: str, value: object) -> str:
 def function(name: str, value: _F | None) -> _F:
     """Something that can be called. None is refused too, so its type is gone from the result."""
     if not callable(value):
-        raise TypeError(f"{name} must be callable; got {describe(value)}")
+        inner = ": its .module is" if callable(getattr(value, "module", None)) else ""
+        raise TypeError(f"{name} must be callable; got {describe(value)}{inner}")
     return value
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cmsolvers as cm
-from cmsolvers import denoisers, noise
+from cmsolvers import denoisers, noise, training
 from cmsolvers.denoisers import EDM, ConsistencyFunction
 from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.engine.forms import form_of
@@ -70,6 +70,12 @@ each_run = pytest.mark.parametrize("sample", RUNS.values(), ids=RUNS)
 
 def latent(shape=(7, 3, 5, 3), dtype=torch.float32, scale=20.0):
     return (scale * noise.normal(shape, 5)).to(dtype)
+
+
+def test_an_average_is_told_what_to_hand_over():
+    average = training.EMA(EDM(torch.nn.Linear(3, 3)))
+    with pytest.raises(TypeError, match=r"denoiser must be callable; .*EMA: its \.module is"):
+        cm.heun_pf_ode(average, latent((2, 3)), SIGMAS)
 
 
 @each_run

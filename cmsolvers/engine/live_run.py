@@ -18,7 +18,7 @@ from cmsolvers.engine.fields import checked_diffusion, known, terms
 from cmsolvers.engine.forms import Form, Weight, form_of
 from cmsolvers.engine.live import Held, Live, Normal
 from cmsolvers.engine.machine import NoiseSampler, transformed
-from cmsolvers.engine.observers import BadOutputs, Recorder, bar
+from cmsolvers.engine.observers import BadOutputs
 from cmsolvers.engine.outputs import Outputs
 from cmsolvers.engine.time_steps import TimeStep
 from cmsolvers.engine.trace import Formula
@@ -83,6 +83,8 @@ class LiveRun:
 
     def __init__(
         self,
+        formula: Formula,
+        values: dict[str, Any],
         sde: SDELike,
         x: Tensor,
         times: Sequence[float],
@@ -91,6 +93,7 @@ class LiveRun:
         options: dict[str, Any],
         copies: bool,
     ) -> None:
+        self._formula, self._values, self._now = formula, values, x
         self.sde, self.x, self.times, self.draws = sde, x, times, draws
         self.noise_sampler: NoiseSampler | None = options["noise_sampler"]
         self._extra, self._callback = options["extra_args"] or {}, options["callback"]
@@ -113,26 +116,14 @@ class LiveRun:
         """Evaluations so far."""
         return len(self._places)
 
-    def go(
-        self, formula: Formula, values: dict[str, Any], recorder: Recorder, name: str | None
-    ) -> tuple[Tensor, Recorder]:
-        """All steps; `name` is that of a progress bar."""
-        x = self.x
-        recorder.add(x)
-        with bar(name is not None, name or "", len(self.times) - 1) as progress_bar:
-            for i, to in enumerate(self.times[1:]):
-                x = self._step(formula, values, x, i)
-                recorder.add(x)
-                progress_bar.advance("t", to, self.nfe)
-        return x, recorder
-
-    def _step(self, formula: Formula, values: dict[str, Any], x: Tensor, index: int) -> Tensor:
-        """The state after a step."""
-        self.live.begin(x)
+    def step(self, i: int) -> Tensor:
+        """Run step i; the state after it."""
+        self.live.begin(self._now)
         self._normals = {}
         if self._outputs is not None:
             self._outputs.clear()
-        return self.live.launch(formula(LiveStep(self, x, index), **values))
+        self._now = self.live.launch(self._formula(LiveStep(self, self._now, i), **self._values))
+        return self._now
 
     def time(self, t: float) -> Tensor:
         """A time as a tensor [B]."""

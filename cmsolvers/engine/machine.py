@@ -56,6 +56,7 @@ class Machine:
     ) -> None:
         self._program, self.x, self._leaves = program, x, leaves
         self._dtype, self._shape = x.dtype, x.shape
+        self.nfe, self.copied = 0, copies
         self._key, self._noise_sampler = key, noise_sampler
         self._callback, self._bad = callback, bad
         self._tensors: list[Any] = [None] * len(program.slots)
@@ -100,6 +101,7 @@ class Machine:
 
     def _call(self, op: Call) -> None:
         leaf, t = self._leaves[op.leaf], self._tensors
+        self.nfe = op.evaluation + 1
         shown, level = t[op.shown], self._rows[op.leaf][op.row]
         if len(op.outs) == 2:
             assert leaf.both is not None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def run(
             traced, denoiser, x.dtype, fused=fused, shown=callback is not None, states=states
         )
         bad = BadOutputs(x) if check_nan else None
-        machine = partial(
+        start = partial(
             Machine,
             program,
             x,
@@ -70,13 +70,16 @@ def run(
             bad=bad,
             grad=grad,
         )
-        try:
-            y, recorder = _steps(
-                traced, machine(copies=seen or program.static), record(), name if progress else None
-            )
-        except StaticOutputError:
-            program.static = _KEPT.get() is not None  # others share a program that is not kept
-            y, recorder = _steps(traced, machine(copies=True), record(), name if progress else None)
+        y, recorder, machine = drive(
+            start,
+            record,
+            copies=seen or program.static,
+            name=name if progress else None,
+            coordinate=traced.coordinate,
+            ends=traced.visited[1:],
+        )
+        # Others share a program that is not kept for this model alone.
+        program.static = machine.copied and _KEPT.get() is not None
         if bad is not None:
             said = f"{model} must return" if traced.coordinate == "sigma" else "sde must give"
             bad.check(said, traced.coordinate, program.places)
@@ -97,22 +100,55 @@ def gradients(x: Tensor, name: str, grad: bool) -> AbstractContextManager[object
     return torch.no_grad()
 
 
-def _steps(
-    traced: Trace, machine: Machine, recorder: Recorder, name: str | None
-) -> tuple[Tensor, Recorder]:
-    """All steps; `name` is that of a progress bar."""
-    y: Tensor | None = machine.x
-    recorder.add(machine.x)
-    done = 0
-    with bar(name is not None, name or "", len(traced.steps)) as progress_bar:
-        for i, step in enumerate(traced.steps):
-            y = machine.step(i)
-            if y is not None:
-                recorder.add(y)
-            done += len(step.asks)
-            progress_bar.advance(traced.coordinate, step.to, done)
+class Going(Protocol):
+    """A run under way from the state x."""
+
+    x: Tensor
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the model so far."""
+
+    def step(self, i: int) -> Tensor | None:
+        """Run step i; the state after it, where it is made."""
+
+
+G = TypeVar("G", bound=Going)
+
+
+def drive(
+    start: Callable[..., G],
+    record: Callable[[], Recorder],
+    *,
+    copies: bool,
+    name: str | None,
+    coordinate: str,
+    ends: Sequence[float],
+) -> tuple[Tensor, Recorder, G]:
+    """All steps of a run; begins anew with copies where outputs turn out to share memory.
+
+    Args:
+        start: `start(copies=...)` makes a run.
+        record: makes a recorder.
+        copies: whether outputs are copied from the start.
+        name: of a progress bar; None shows none.
+        coordinate: what the bar calls a level.
+        ends: the level after each step.
+    """
+    going, recorder = start(copies=copies), record()
+    y: Tensor | None = going.x
+    recorder.add(going.x)
+    try:
+        with bar(name is not None, name or "", len(ends)) as progress_bar:
+            for i, end in enumerate(ends):
+                y = going.step(i)
+                if y is not None:
+                    recorder.add(y)
+                progress_bar.advance(coordinate, end, going.nfe)
+    except StaticOutputError:
+        return drive(start, record, copies=True, name=name, coordinate=coordinate, ends=ends)
     assert y is not None
-    return y, recorder
+    return y, recorder, going
 
 
 _KEPT: ContextVar[Latest[Program] | None] = ContextVar("kept programs", default=None)

@@ -15,8 +15,7 @@ from cmsolvers.engine.help_texts import Text
 from cmsolvers.engine.live_run import LiveRun
 from cmsolvers.engine.observers import Info, Recorder
 from cmsolvers.engine.options import SHARED, Option
-from cmsolvers.engine.outputs import StaticOutputError
-from cmsolvers.engine.run import gradients, key_of, run
+from cmsolvers.engine.run import drive, gradients, key_of, run
 from cmsolvers.engine.solver import Result, Solver, public
 from cmsolvers.engine.time_steps import check_formula, trace_in_time
 from cmsolvers.engine.trace import Formula
@@ -105,14 +104,15 @@ def _run_live(
     with gradients(x, formula.__name__, values["grad"]):
         own = values["noise_sampler"] is not None
         key = key_of(values["seed"], x, needed=noisy and (not own or draws > 1))
-        going = partial(LiveRun, sde, x, times, draws, key, values)
-        name = formula.__name__ if values["progress"] else None
-        try:
-            ended = going(copies=own or values["callback"] is not None)
-            y, recorder = ended.go(formula, mine, record(), name)
-        except StaticOutputError:
-            ended = going(copies=True)
-            y, recorder = ended.go(formula, mine, record(), name)
+        start = partial(LiveRun, formula, mine, sde, x, times, draws, key, values)
+        y, recorder, ended = drive(
+            start,
+            record,
+            copies=own or values["callback"] is not None,
+            name=formula.__name__ if values["progress"] else None,
+            coordinate="t",
+            ends=times[1:],
+        )
         ended.check()
         if not (values["return_info"] or recorder.wanted):
             return y

@@ -81,7 +81,7 @@ def sde_2m(midpoint):
     ids=["2m", "sde-midpoint", "sde-heun", "unipc-bh1", "unipc-bh2"],
 )
 def test_moving_weight_to_the_present_fails(formula, problem):
-    wrong = sampler_of(changed(formula, to_the_present))
+    wrong = sampler_of(changed(formula, to_the_present), noise="Brownian")
     with pytest.raises(AssertionError, match="order"):
         assert_order(errors_of(wrong, problem), 2)
 

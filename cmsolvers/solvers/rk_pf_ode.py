@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.engine.adaptive.control import PIControl
-from cmsolvers.engine.adaptive.loop import AdaptiveInfo, Run, run
+from cmsolvers.engine.adaptive.info import AdaptiveInfo
+from cmsolvers.engine.adaptive.loop import Run, run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
 from cmsolvers.engine.adaptive.settings import (
     PCOEFF,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -14,6 +14,7 @@ from cmsolvers.denoisers.composed import all_samples
 from cmsolvers.denoisers.pairing import take
 from cmsolvers.engine.adaptive import lanes
 from cmsolvers.engine.adaptive.control import Control
+from cmsolvers.engine.adaptive.info import AdaptiveInfo, SolverError
 from cmsolvers.engine.adaptive.lanes import Lanes
 from cmsolvers.engine.adaptive.method import Method, Outcome, Step
 from cmsolvers.engine.adaptive.settings import Grid
@@ -30,47 +31,6 @@ _MEANS = {
     "its dtype, or the model is not smooth",
 }
 _LEAST_STEP = 16 * 2.0**-52
-
-
-@dataclass(frozen=True)
-class AdaptiveInfo:
-    """What a run cost, sample by sample.
-
-    Attributes:
-        nfe: int64 [B], evaluations of the model that the sample made use of.
-        accepted: int64 [B], steps taken.
-        rejected: int64 [B], steps tried and given up.
-        finished: bool [B], whether the sample reached the end. Only False in a `SolverError`, or
-            where nobody looked (masked mode while a graph is captured).
-        calls: calls of the model for the whole batch.
-        attempts: rounds of the loop: the largest accepted + rejected, or more in masked mode.
-        trajectory: the states asked for, [K, B, ...]; None if none were.
-        levels: where those states are: K levels, or times.
-    """
-
-    nfe: Tensor
-    accepted: Tensor
-    rejected: Tensor
-    finished: Tensor
-    calls: int
-    attempts: int
-    trajectory: Tensor | None = None
-    levels: tuple[float, ...] | None = None
-
-
-class SolverError(RuntimeError):
-    """An adaptive run that could not go on; the text names a sample and where it stands.
-
-    Attributes:
-        x: [B, ...], the state that each sample reached, in the dtype and layout of the input.
-        level, sigma, t: float64 [B], where: sigma of a sigma-space solver, t of a t-space one.
-        info: the counts so far.
-    """
-
-    def __init__(self, message: str, x: Tensor, level: Tensor, info: AdaptiveInfo) -> None:
-        super().__init__(message)
-        self.x, self.info = x, info
-        self.level = self.sigma = self.t = level
 
 
 class Run:

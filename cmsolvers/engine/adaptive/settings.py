@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, overload
 
 from torch import Tensor
 
@@ -12,14 +12,12 @@ from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.checks import Levels
 from cmsolvers.engine import catalogue, options
+from cmsolvers.engine.adaptive.info import AdaptiveInfo
 from cmsolvers.engine.help_texts import Text
 from cmsolvers.engine.observers import Recorder
 from cmsolvers.engine.options import Option
 from cmsolvers.engine.run import gradients
 from cmsolvers.engine.solver import public
-
-if TYPE_CHECKING:
-    from cmsolvers.engine.adaptive.loop import AdaptiveInfo
 
 NoiseSampler: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """`noise_sampler(start, end)` with one level or time per sample, float64 [B] each."""
@@ -108,7 +106,7 @@ class Settings:
 
 _M = TypeVar("_M", contravariant=True)
 _S = TypeVar("_S", bound=Settings)
-Solve: TypeAlias = Callable[[_M, Tensor, Levels, _S], tuple[Tensor, "AdaptiveInfo"]]
+Solve: TypeAlias = Callable[[_M, Tensor, Levels, _S], tuple[Tensor, AdaptiveInfo]]
 """What a public solver does once x and its options are checked."""
 
 

@@ -6,10 +6,9 @@ other by way of a denoiser: `to_v(from_eps(net, process=DDPM()), process=VP())`.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,10 @@ from cmsolvers import checks as check
 from cmsolvers.denoisers.preconditioning import identity_noise, noise_input, training_mode
 from cmsolvers.denoisers.protocol import Denoiser, Scalar
 from cmsolvers.denoisers.scalings import InProcess, Row, Target, edm_scalings
+from cmsolvers.denoisers.shared_help import documented
 from cmsolvers.processes import VP, Karras, Process, RectifiedFlow, TrigFlow
 from cmsolvers.processes.elementary import broadcastable, exact, maths
+from cmsolvers.processes.sde import check_process
 
 __all__ = [
     "Prediction",
@@ -111,12 +112,9 @@ class Prediction(nn.Module):
 
 
 def _in_process(denoiser: Denoiser, target: Target, process: Process) -> Prediction:
-    if not isinstance(process, Process):
-        raise TypeError(f"process must be a Process; got {check.describe(process)}")
+    check_process("process", process)
     return Prediction(denoiser, InProcess(process, target), process.sigma_hat)
 
-
-_Function = TypeVar("_Function", bound=Callable[..., object])
 
 _SHARED = """\
 Args:
@@ -132,24 +130,12 @@ Raises:
     TypeError: denoiser cannot be called, process is no Process."""
 
 
-def _documented(output: str) -> Callable[[_Function], _Function]:
-    """Put into a docstring what these have in common, so that each is complete by itself."""
-
-    def fill(function: _Function) -> _Function:
-        if function.__doc__ is not None:  # it is None under python -OO
-            text = inspect.cleandoc(function.__doc__)
-            function.__doc__ = text.replace("(arguments)", _SHARED.format(output=output))
-        return function
-
-    return fill
-
-
 _KARRAS = Karras()
 _VP = VP()
 _FLOW = RectifiedFlow()
 
 
-@_documented("eps")
+@documented(_SHARED, "eps")
 def to_eps(denoiser: Denoiser, *, process: Process = _KARRAS) -> Prediction:
     """The noise, eps = (x_t - alpha D) / sigma.
 
@@ -160,7 +146,7 @@ def to_eps(denoiser: Denoiser, *, process: Process = _KARRAS) -> Prediction:
     return _in_process(denoiser, "eps", process)
 
 
-@_documented("v")
+@documented(_SHARED, "v")
 def to_v(denoiser: Denoiser, *, process: Process = _VP) -> Prediction:
     """The v of progressive distillation, v = alpha eps - sigma D.
 
@@ -171,7 +157,7 @@ def to_v(denoiser: Denoiser, *, process: Process = _VP) -> Prediction:
     return _in_process(denoiser, "v", process)
 
 
-@_documented("x_0")
+@documented(_SHARED, "x_0")
 def to_x0(denoiser: Denoiser, *, process: Process = _KARRAS) -> Prediction:
     """The clean data D, called in the coordinates and time of a process.
 
@@ -180,7 +166,7 @@ def to_x0(denoiser: Denoiser, *, process: Process = _KARRAS) -> Prediction:
     return _in_process(denoiser, "x0", process)
 
 
-@_documented("score")
+@documented(_SHARED, "score")
 def to_score(denoiser: Denoiser, *, process: Process = _KARRAS) -> Prediction:
     """The score (alpha D - x_t) / sigma^2, what `process.reverse` wants.
 
@@ -193,7 +179,7 @@ def to_score(denoiser: Denoiser, *, process: Process = _KARRAS) -> Prediction:
     return _in_process(denoiser, "score", process)
 
 
-@_documented("u")
+@documented(_SHARED, "u")
 def to_flow(denoiser: Denoiser, *, process: Process = _FLOW) -> Prediction:
     """The velocity alpha' D + sigma' eps of the path: for `RectifiedFlow` eps - D.
 

@@ -3,14 +3,10 @@
 Every one is `D = c_skip x + c_out F(c_in x, c_noise)` with coefficients in float64. Called by
 itself a denoiser takes three launches, network aside; inside a sampler the loop reads
 `coefficients` and `network` instead and folds all of it into the step. Both ways are
-differentiable in x and in the network. `cmsolvers.conversions` goes the other way.
+differentiable in x and in the network. `cmsolvers.denoisers.conversions` goes the other way.
 """
 
 from __future__ import annotations
-
-import inspect
-from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 
@@ -31,8 +27,9 @@ from cmsolvers.denoisers.scalings import (
     Target,
     edm_scalings,
 )
+from cmsolvers.denoisers.shared_help import documented
 from cmsolvers.processes import DDPM, VP, Karras, RectifiedFlow, TrigFlow
-from cmsolvers.processes.sde import Process
+from cmsolvers.processes.sde import Process, check_process
 
 __all__ = [
     "EDM",
@@ -49,8 +46,6 @@ __all__ = [
     "published_noise",
 ]
 
-
-_Function = TypeVar("_Function", bound=Callable[..., object])
 
 _SHARED = """\
 Args:
@@ -75,18 +70,6 @@ Raises:
     ValueError: an unknown c_noise, or one beside time_dtype."""
 
 
-def _documented(output: str) -> Callable[[_Function], _Function]:
-    """Put into a docstring what all of `from_*` share, so that each is complete by itself."""
-
-    def fill(function: _Function) -> _Function:
-        if function.__doc__ is not None:  # it is None under python -OO
-            text = inspect.cleandoc(function.__doc__)
-            function.__doc__ = text.replace("(arguments)", _SHARED.format(output=output))
-        return function
-
-    return fill
-
-
 def _in_process(
     net: Network,
     target: Target,
@@ -95,8 +78,7 @@ def _in_process(
     dtype: torch.dtype | None,
     time_dtype: torch.dtype | None,
 ) -> Preconditioned:
-    if not isinstance(process, Process):
-        raise TypeError(f"process must be a Process; got {check.describe(process)}")
+    check_process("process", process)
     given = None if c_noise is None else noise_input("c_noise", c_noise)
     if time_dtype is not None:
         if not isinstance(process, DDPM):
@@ -120,7 +102,7 @@ _VP = VP()
 _FLOW = RectifiedFlow()
 
 
-@_documented("eps")
+@documented(_SHARED, "eps")
 def from_eps(
     net: Network,
     *,
@@ -138,7 +120,7 @@ def from_eps(
     return _in_process(net, "eps", process, c_noise, dtype, time_dtype)
 
 
-@_documented("v")
+@documented(_SHARED, "v")
 def from_v(
     net: Network,
     *,
@@ -158,7 +140,7 @@ def from_v(
     return _in_process(net, "v", process, c_noise, dtype, time_dtype)
 
 
-@_documented("x_0")
+@documented(_SHARED, "x_0")
 def from_x0(
     net: Network,
     *,
@@ -176,7 +158,7 @@ def from_x0(
     return _in_process(net, "x0", process, c_noise, dtype, time_dtype)
 
 
-@_documented("score")
+@documented(_SHARED, "score")
 def from_score(
     net: Network,
     *,
@@ -194,7 +176,7 @@ def from_score(
     return _in_process(net, "score", process, c_noise, dtype, time_dtype)
 
 
-@_documented("u")
+@documented(_SHARED, "u")
 def from_flow(
     net: Network,
     *,

@@ -274,3 +274,10 @@ class Process(ABC):
         """(x / alpha, sigma / alpha) -> (x, t): the inverse of `to_karras`, shapes as there."""
         t = self.t_of_sigma(exact(sigma_hat))
         return x_hat * broadcastable(self.alpha(t), x_hat), t
+
+
+def check_process(name: str, value: object) -> Process:
+    """A process of the library."""
+    if not isinstance(value, Process):
+        raise TypeError(f"{name} must be a Process; got {check.describe(value)}")
+    return value

@@ -10,7 +10,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.processes.ddpm import DDPM
 from cmsolvers.processes.elementary import Time, exact
-from cmsolvers.processes.sde import Process
+from cmsolvers.processes.sde import Process, check_process
 from cmsolvers.schedules.grids import bounds, finish, ramp
 
 
@@ -172,8 +172,7 @@ def beta_sigmas(
     of even steps by Beta(0.6, 0.6).
     """
     n = check.count("n", n)
-    if not isinstance(process, Process):
-        raise TypeError(f"process must be a Process; got {check.describe(process)}")
+    check_process("process", process)
     a, b = check.positive("alpha", alpha), check.positive("beta", beta)
     from scipy.special import betaincinv  # here, because it takes longer to load than all of ours
 

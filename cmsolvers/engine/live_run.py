@@ -10,16 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.engine.fields import checked_diffusion, known, terms
 from cmsolvers.engine.forms import Form, Weight, form_of
 from cmsolvers.engine.live import Held, Live, Normal
-from cmsolvers.engine.machine import NoiseSampler, transformed
+from cmsolvers.engine.machine import NoiseSampler
 from cmsolvers.engine.observers import BadOutputs
-from cmsolvers.engine.outputs import Outputs
+from cmsolvers.engine.outputs import reusable, watched
 from cmsolvers.engine.time_steps import TimeStep
 from cmsolvers.engine.trace import Formula
 from cmsolvers.processes.sde import SDELike
@@ -97,14 +96,11 @@ class LiveRun:
         self.sde, self.x, self.times, self.draws = sde, x, times, draws
         self.noise_sampler: NoiseSampler | None = options["noise_sampler"]
         self._extra, self._callback = options["extra_args"] or {}, options["callback"]
-        plain = not transformed()
-        # Addresses cannot be asked for under a transform.
-        self._outputs = Outputs(copies=copies) if plain else None
+        self._outputs = watched(copies=copies)
         self.live = Live(
             x,
             key,
-            reuse=plain
-            and not (options["grad"] or self._callback or forward_ad._current_level >= 0),
+            reuse=reusable(grad=options["grad"], callback=self._callback),
         )
         self._bad = BadOutputs(x) if options["check_nan"] else None
         self._places: list[tuple[int, float]] = []

@@ -7,14 +7,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from cmsolvers import checks as check
 from cmsolvers import noise, ops
 from cmsolvers.denoisers.pairing import alike, halves, twice
 from cmsolvers.engine.answers import Leaf
 from cmsolvers.engine.observers import BadOutputs
-from cmsolvers.engine.outputs import Outputs
+from cmsolvers.engine.outputs import reusable, transformed, watched
 from cmsolvers.engine.program import Call, Draw, Launch, Program, Show
 from cmsolvers.ops import step as fast
 
@@ -61,8 +60,7 @@ class Machine:
         self._callback, self._bad = callback, bad
         self._tensors: list[Any] = [None] * len(program.slots)
         self._tensors[0] = x
-        self._transformed = transformed()
-        self._reuse = not (grad or callback or self._transformed or forward_ad._current_level >= 0)
+        self._reuse = reusable(grad=grad, callback=callback)
         # Where each slot's tensor is written; None makes a new one every time.
         self._buffers = [
             torch.empty_like(x, dtype=dtype, requires_grad=False) if dtype and self._reuse else None
@@ -75,9 +73,7 @@ class Machine:
         if key is not None:
             self._seed = key.seed & fast.MASK64 if key.table is None else key.table
             self._offset = key.offset
-        # Addresses cannot be asked for under a transform.
-        watched = program.holds and not self._transformed
-        self._outputs = Outputs(copies=copies) if watched else None
+        self._outputs = watched(copies=copies) if program.holds else None
 
     def step(self, i: int) -> Tensor | None:
         """Run step i; the state after it, where the program makes it."""
@@ -229,16 +225,8 @@ class Machine:
             if x.is_cuda:  # from pinned memory the copy makes nobody wait
                 table = table.pin_memory().to(x.device, non_blocking=True)
             found = table.to(x.device).unbind(0)
-        if found and type(found[0]) is Tensor and not self._transformed:
+        if found and type(found[0]) is Tensor and not transformed():
             if len(rows) >= _MOST_ROWS:
                 rows.clear()
             rows[key] = found, found[0]._version
         return found
-
-
-def transformed() -> bool:
-    """Whether a torch.func transform or a compiler is at work: buffers must not be reused there."""
-    active: Callable[[], bool] = getattr(
-        torch._C, "_are_functorch_transforms_active", lambda: False
-    )
-    return active() or torch.compiler.is_compiling()

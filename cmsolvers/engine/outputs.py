@@ -1,8 +1,12 @@
-"""Outputs of users' functions that later calls must not overwrite."""
+"""Memory between calls: a run's buffers, and outputs that no later call may overwrite."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class StaticOutputError(Exception):
@@ -58,6 +62,27 @@ class Outputs:
     def clear(self) -> None:
         """Nothing reads any output any more."""
         self._held.clear()
+
+
+def watched(*, copies: bool) -> Outputs | None:
+    """The outputs of a run; None under a transform, where addresses cannot be asked for."""
+    return None if transformed() else Outputs(copies=copies)
+
+
+def reusable(*, grad: bool, callback: object) -> bool:
+    """Whether a run may write to its buffers again.
+
+    Not with derivatives, under transforms, or where a callback may keep what it is shown.
+    """
+    return not (grad or callback or transformed() or forward_ad._current_level >= 0)
+
+
+def transformed() -> bool:
+    """Whether a torch.func transform or a compiler is at work: buffers must not be reused there."""
+    active: Callable[[], bool] = getattr(
+        torch._C, "_are_functorch_transforms_active", lambda: False
+    )
+    return active() or torch.compiler.is_compiling()
 
 
 def _memory(out: Tensor) -> int:

@@ -16,9 +16,8 @@ from cmsolvers.engine.adaptive.lanes import Lanes
 from cmsolvers.engine.adaptive.settings import Settings
 from cmsolvers.engine.forms import Form, form_of
 from cmsolvers.engine.live import Held, Live, held
-from cmsolvers.engine.machine import transformed
 from cmsolvers.engine.observers import not_finite
-from cmsolvers.engine.outputs import Outputs
+from cmsolvers.engine.outputs import watched
 from cmsolvers.ops.noise_sum import noise_sum
 
 
@@ -48,8 +47,7 @@ class Model:
     def begin(self, extra: Mapping[str, Any], *, copies: bool) -> None:
         """A run begins; `copies` is that of `Outputs`."""
         self.extra, self.calls, self.bad, self._copies = extra, 0, None, copies
-        # Addresses cannot be asked for under a transform.
-        self._outputs = None if transformed() else Outputs(copies=copies)
+        self._outputs = watched(copies=copies)
 
     def __call__(self, y: Tensor, level: Tensor) -> Held:
         """Its output at y, level [b] on any device; no later call overwrites it until `forget`.

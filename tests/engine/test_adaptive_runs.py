@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cmsolvers as cm
 from cmsolvers import noise
+from cmsolvers.engine import outputs as outputs_module
 from cmsolvers.engine.adaptive import SolverError
-from cmsolvers.engine.adaptive import method as method_module
 from cmsolvers.engine.options import SHARED
 from cmsolvers.engine.outputs import Outputs
 from cmsolvers.solvers import adaptive_sde, dpm_adaptive, rk_pf_ode
@@ -248,7 +248,7 @@ class Trusting(Outputs):
 def test_outputs_taken_for_new_tensors_spoil_the_result(name, monkeypatch):
     run, model = static_case(name)
     expected, _ = run(model)
-    monkeypatch.setattr(method_module, "Outputs", Trusting)
+    monkeypatch.setattr(outputs_module, "Outputs", Trusting)
     try:
         y, _ = run(Static(model))
     except SolverError:

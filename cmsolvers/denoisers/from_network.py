@@ -266,7 +266,7 @@ class EDM(Preconditioned):
 class ConsistencyFunction(Preconditioned):
     """Consistency function f(x, sigma) = c_skip x + c_out F, with f(x, sigma_min) = x to the bit.
 
-    sigma_min rounded to float32, as a float32 tensor of levels holds it, is sigma_min too.
+    sigma_min as a tensor of levels in float32, float16 or bfloat16 holds it is sigma_min too.
     c_skip = sd^2 / ((s - e)^2 + sd^2), c_out = (s - e) sd / sqrt(s^2 + sd^2),
     c_in = 1 / sqrt(s^2 + sd^2), where e = sigma_min.
 

@@ -63,19 +63,14 @@ def noise_input(name: str, value: NoiseInput) -> Callable[[Scalar], Scalar]:
     return check.function(name, value)
 
 
-def _noise_of(
-    levels: Tensor, c_noise: Callable[[Scalar], Scalar], dtype: torch.dtype
-) -> tuple[Tensor, bool]:
-    """c_noise of float64 levels in the network's dtype, the bits of c_noise(levels).to(dtype).
-
-    And whether it is certain that nothing holds on to the levels.
-    """
+def _noise_of(levels: Tensor, c_noise: Callable[[Scalar], Scalar], dtype: torch.dtype) -> Tensor:
+    """c_noise of float64 levels in the network's dtype, the bits of c_noise(levels).to(dtype)."""
     factor = 0.25 if c_noise is edm_noise else 250.0 if c_noise is published_noise else None
     wide = dtype is torch.float32 or dtype is torch.float64  # torch rounds twice to narrower ones
     followed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if factor is None or not wide or followed:
-        return cast(Tensor, c_noise(levels)).to(dtype), False
-    return ops.scale_input(levels.log(), factor, dtype=dtype), True  # one launch, cast included
+        return cast(Tensor, c_noise(levels)).to(dtype)
+    return ops.scale_input(levels.log(), factor, dtype=dtype)  # one launch, cast included
 
 
 def as_written(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
@@ -203,48 +198,39 @@ class Preconditioned(nn.Module):
             check.state("x", x)
         if type(sigma) is not float or not 0.0 < sigma < math.inf:
             sigma = check.level("sigma", sigma, x)
-        differentiated = isinstance(sigma, Tensor) and _differentiated(sigma)
-        if isinstance(sigma, Tensor) and not differentiated:
-            scalings = self._scalings
-            if isinstance(scalings, EDMScalings) and self._keeps_coefficients():
-                return self._by_steps(x, sigma, scalings, extra_args)
+        if isinstance(sigma, Tensor) and _differentiated(sigma):
+            return self._plain(x, sigma, extra_args)
+        scalings = self._scalings
+        if isinstance(scalings, EDMScalings) and self._keeps_coefficients():
+            # the steps make their weights of the levels, with the bits of `coefficients`
+            if isinstance(sigma, Tensor):
+                c_noise = _noise_of(sigma.double(), scalings.c_noise, self.noise_dtype(x))
+            else:
+                c_noise = scalings.c_noise(sigma)
+            x_in = scalings.scaled_input(x, sigma, self.dtype)
+            return scalings.output(x, self._called(x, x_in, c_noise, extra_args), sigma)
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        noise_dtype = self.noise_dtype(x)
-        if isinstance(c_noise, Tensor):
-            c_noise = c_noise.to(noise_dtype).expand(x.shape[0])
-        else:
-            c_noise = torch.full((x.shape[0],), c_noise, dtype=noise_dtype, device=x.device)
-        if differentiated:
-            return self._plain(x, c_skip, c_out, c_in, c_noise, extra_args)
         x_in = ops.scale_input(x, c_in, dtype=self.dtype)
-        f = check.model_output("net", self.network(x_in, c_noise, **extra_args), x)
+        f = self._called(x, x_in, c_noise, extra_args)
         return ops.weighted_step(x, (f,), (c_skip, c_out))
 
-    def _by_steps(self, x: Tensor, sigma: Tensor, scalings: EDMScalings, extra: Extra) -> Tensor:
-        """D where the steps make their weights of the levels, with the bits of numbers."""
-        levels = sigma.double()
-        c_noise, apart = _noise_of(levels, scalings.c_noise, self.noise_dtype(x))
-        if c_noise.ndim == 0:
-            c_noise = c_noise.expand(x.shape[0])
-        x_in = scalings.scaled_input(x, sigma, self.dtype)
-        f = check.model_output("net", self.network(x_in, c_noise, **extra), x)
-        return scalings.output(x, f, levels, apart and levels is not sigma)
+    def _called(self, x: Tensor, x_in: Tensor, c_noise: Scalar, extra: Extra) -> Tensor:
+        """F, checked; c_noise a number, or of shape [] or [B]."""
+        dtype, batch = self.noise_dtype(x), (x.shape[0],)
+        if not isinstance(c_noise, Tensor):
+            c_noise = torch.full(batch, c_noise, dtype=dtype, device=x.device)
+        elif c_noise.dtype is not dtype or c_noise.shape != batch:
+            c_noise = c_noise.to(dtype).expand(batch)
+        return check.model_output("net", self.network(x_in, c_noise, **extra), x)
 
     def _keeps_coefficients(self) -> bool:
         """Whether `coefficients` is the one of this class: neither a subclass nor x replaced it."""
         return getattr(self.coefficients, "__func__", None) is Preconditioned.coefficients
 
-    def _plain(
-        self,
-        x: Tensor,
-        c_skip: Scalar,
-        c_out: Scalar,
-        c_in: Scalar,
-        c_noise: Tensor,
-        extra: Extra,
-    ) -> Tensor:
+    def _plain(self, x: Tensor, sigma: Tensor, extra: Extra) -> Tensor:
         """The same in torch, for derivatives in sigma: fused steps take weights as constants."""
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         x_in = (x * broadcastable(c_in, x)).to(self.dtype or x.dtype)
-        f = check.model_output("net", self.network(x_in, c_noise, **extra), x)
+        f = self._called(x, x_in, c_noise, extra)
         result: Tensor = x * broadcastable(c_skip, x) + f.to(x.dtype) * broadcastable(c_out, x)
         return result

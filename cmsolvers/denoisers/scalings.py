@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cmsolvers import ops
 from cmsolvers.denoisers.protocol import Scalar
-from cmsolvers.ops.rules import boundary_at, consistency_parts, held
+from cmsolvers.ops.rules import consistency, held
 from cmsolvers.processes.ddpm import DDPM
 from cmsolvers.processes.elementary import maths
 from cmsolvers.processes.sde import Process
@@ -113,20 +113,13 @@ class EDMScalings:
         """What the row depends on, the level aside."""
         return type(self), self.sigma_data, self.c_noise
 
-    def scaled_input(self, x: Tensor, sigma: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """c_in x in one launch, levels of shape [] or [B]."""
+    def scaled_input(self, x: Tensor, sigma: float | Tensor, dtype: torch.dtype | None) -> Tensor:
+        """c_in x in one launch; a level, or levels of shape [] or [B]."""
         return ops.edm_input(x, sigma, self.sigma_data, dtype=dtype)
 
-    def output(self, x: Tensor, f: Tensor, levels: Tensor, spent: bool = False) -> Tensor:
-        """c_skip x + c_out F in one launch.
-
-        Args:
-            x: [B, ...].
-            f: F, of the shape of x.
-            levels: float64 of shape [] or [B].
-            spent: whether the levels may be written over.
-        """
-        return ops.edm_output(x, f, levels, self.sigma_data)
+    def output(self, x: Tensor, f: Tensor, sigma: float | Tensor) -> Tensor:
+        """c_skip x + c_out F in one launch."""
+        return ops.edm_output(x, f, sigma, self.sigma_data)
 
 
 class ConsistencyScalings(EDMScalings):
@@ -134,7 +127,7 @@ class ConsistencyScalings(EDMScalings):
 
     Args:
         sigma_data: standard deviation of the data.
-        sigma_min: the level where the function is the identity; its float32 rounding is too.
+        sigma_min: the level where the function is the identity; rounded, it is too.
         c_noise: of the level.
     """
 
@@ -147,8 +140,7 @@ class ConsistencyScalings(EDMScalings):
 
     def __call__(self, level: Scalar) -> Row:
         """The row at a level."""
-        boundary = boundary_at(level, self.sigma_min, self._held)
-        c_skip, c_out, root = consistency_parts(level, self.sigma_data, boundary)
+        c_skip, c_out, root = consistency(level, self.sigma_data, self.sigma_min, self._held)
         return c_skip, c_out, 1.0 / root, self.c_noise(level)
 
     @property
@@ -156,11 +148,8 @@ class ConsistencyScalings(EDMScalings):
         """What the row depends on, the level aside."""
         return (*super().parts, self.sigma_min)
 
-    def output(self, x: Tensor, f: Tensor, levels: Tensor, spent: bool = False) -> Tensor:
-        """As of `EDMScalings`; the step knows one boundary, so both levels of it become that."""
-        if self._held != self.sigma_min:
-            fill = levels.masked_fill_ if spent else levels.masked_fill
-            levels = fill(levels == self._held, self.sigma_min)
+    def output(self, x: Tensor, f: Tensor, sigma: float | Tensor) -> Tensor:
+        """c_skip x + c_out F in one launch, with the boundary."""
         return ops.consistency_output(
-            x, f, levels, sigma_data=self.sigma_data, sigma_min=self.sigma_min
+            x, f, sigma, sigma_data=self.sigma_data, sigma_min=self.sigma_min
         )

@@ -18,7 +18,6 @@ from cmsolvers.ops.rules import (
     PF_ODE,
     WEIGHTS,
     Weight,
-    consistency,
     euler_maruyama,
     heun,
     pf_ode,
@@ -191,7 +190,8 @@ def consistency_output(
 ) -> Tensor:
     """c_skip x + c_out F of a consistency model (Song et al. 2023, appendix C).
 
-    Exactly x at sigma = sigma_min.
+    Exactly x at sigma = sigma_min, and where a level is sigma_min as float32, float16 or bfloat16
+    holds it.
 
     Args:
         x: [B, ...], the noisy state.
@@ -207,24 +207,15 @@ def consistency_output(
     Raises:
         TypeError, ValueError: as `weighted_step`; sigma_data not positive.
     """
-    if not 0 < sigma_data < INFINITY:
-        raise ValueError(f"sigma_data must be positive and finite; got {sigma_data}")
-    if not 0 <= sigma_min < INFINITY:
-        raise ValueError(f"sigma_min must not be negative or infinite; got {sigma_min}")
-    if not (type(sigma) is float and 0.0 <= sigma < INFINITY):
-        if isinstance(sigma, Tensor):
-            numbers = {"sigma_data": sigma_data, "sigma_min": sigma_min}
-            return step_by_rule(x, (f,), CONSISTENCY, {"sigma": sigma, **numbers}, out=out)
-        _check(x, (f,), sigma=sigma)
-        sigma = float(sigma)
-        if sigma < 0:
-            raise ValueError(f"sigma must not be negative; got {sigma}")
-    weights = consistency(sigma, sigma_data, sigma_min)
     if FAST is not None and not tracing():
-        done = FAST(x, (f,), weights, 0.0, None, 0, 0, 0, out)
+        levels = (sigma, sigma_data, sigma_min)
+        done = FAST(x, (f,), levels, 0.0, None, 0, 0, 0, out, CONSISTENCY)
         if done is not None:
             return done
-    return weighted_step(x, (f,), weights, out=out)
+    if not 0 <= sigma_min < INFINITY:
+        raise ValueError(f"sigma_min must not be negative or infinite; got {sigma_min}")
+    arguments = (*_edm_arguments(x, (f,), sigma, sigma_data), float(sigma_min))
+    return run_rule(x, (f,), CONSISTENCY, arguments, out=out)
 
 
 def scale_input(
@@ -286,7 +277,7 @@ def edm_input(
         TypeError, ValueError: as `weighted_step`; sigma negative, sigma_data not positive.
     """
     same = dtype is None or dtype == getattr(x, "dtype", None)
-    if FAST is not None and not tracing() and _fine_levels(sigma, sigma_data):
+    if FAST is not None and not tracing():
         done, levels = None, (sigma, sigma_data)
         if same:
             done = FAST(x, (), levels, 0.0, None, 0, 0, 0, out, EDM_INPUT)
@@ -327,7 +318,7 @@ def edm_output(
     Raises:
         TypeError, ValueError: as `weighted_step`; sigma negative, sigma_data not positive.
     """
-    if FAST is not None and not tracing() and _fine_levels(sigma, sigma_data):
+    if FAST is not None and not tracing():
         done = FAST(x, (f,), (sigma, sigma_data), 0.0, None, 0, 0, 0, out, EDM_OUTPUT)
         if done is not None:
             return done
@@ -416,12 +407,6 @@ def _by_levels(
         if rule == HEUN and type(sigma_next) is float and sigma_next == 0.0:
             raise ValueError(AT_ZERO)
     return step_by_rule(x, inputs, rule, {"sigma": sigma, "sigma_next": sigma_next}, out=out)
-
-
-def _fine_levels(sigma: Weight, sigma_data: float) -> bool:
-    """Whether there is nothing in these numbers to refuse or to convert; a tensor is not read."""
-    fine = type(sigma) is float and 0.0 <= sigma < INFINITY
-    return (fine or isinstance(sigma, Tensor)) and 0 < sigma_data < INFINITY
 
 
 def _edm_arguments(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar
 
-import torch
+import numpy as np
 from torch import Tensor
 
 Weight: TypeAlias = float | Tensor
@@ -41,35 +41,33 @@ def heun(sigma: Level, sigma_next: Level) -> tuple[Level, Level, Level]:
     return sigma_next / sigma, half * (1.0 / sigma_next - 2.0 / sigma), -half / sigma_next
 
 
-def consistency(sigma: Level, sigma_data: float, boundary: Level) -> tuple[Level, Level]:
-    """(c_skip, c_out) with the shifted boundary: (1, 0) there."""
-    return consistency_parts(sigma, sigma_data, boundary)[:2]
+def consistency(
+    sigma: Any, sigma_data: float, sigma_min: float, rounded: Sequence[float]
+) -> tuple[Any, Any, Any]:
+    """(c_skip, c_out, 1 / c_in) of a consistency model (Song et al. 2023, appendix C).
 
-
-def consistency_parts(
-    sigma: Level, sigma_data: float, boundary: Level
-) -> tuple[Level, Level, Level]:
-    """(c_skip, c_out, 1 / c_in) of a consistency model (Song et al. 2023, appendix C)."""
-    shifted, variance = sigma - boundary, sigma_data * sigma_data
-    spread = sigma * sigma + variance
-    root: Level = _root(spread)
+    The function is the identity, (1, 0), at sigma_min and where a level is one of the `rounded`
+    values of it (see `held`); every other level keeps the sigma_min it was given.
+    """
+    shifted: Any = sigma - sigma_min
+    if isinstance(sigma, Tensor):
+        for value in rounded:
+            shifted = shifted.masked_fill(sigma == value, 0.0)
+    elif sigma in rounded:
+        shifted = 0.0
+    variance = sigma_data * sigma_data
+    root = _root(sigma * sigma + variance)
     return variance / (shifted * shifted + variance), shifted * sigma_data / root, root
 
 
-def held(sigma_min: float) -> float:
-    """sigma_min as a float32 tensor of levels holds it."""
-    return torch.tensor(sigma_min, dtype=torch.float32, device="cpu").item()
-
-
-def boundary_at(sigma: Any, sigma_min: float, rounded: float) -> Any:
-    """The boundary for a level: sigma_min, but its `held` value where sigma is exactly that.
-
-    So the function is the identity at both, and every other level keeps the sigma_min it was given.
-    """
-    at_end = sigma == rounded
-    if isinstance(sigma, Tensor):
-        return torch.full_like(sigma, sigma_min).masked_fill(at_end, rounded)
-    return rounded if at_end else sigma_min
+def held(sigma_min: float) -> tuple[float, float, float]:
+    """sigma_min as tensors of levels in float32, float16 and bfloat16 hold it."""
+    with np.errstate(over="ignore"):
+        single = np.float32(sigma_min)
+        half = np.float16(single)
+    word = int(single.view(np.uint32))
+    word = (word + 0x7FFF + (word >> 16 & 1)) & 0xFFFF0000  # to nearest, ties to even
+    return float(single), float(half), float(np.uint32(word).view(np.float32))
 
 
 def edm_input(sigma: Level, sigma_data: float) -> Level:
@@ -127,11 +125,8 @@ def canonical(
         return [*edm_output(*given), 0.0, *rest]
     if rule == EULER_MARUYAMA:
         return [1.0, given[1], euler_maruyama(*given), *rest]
-    sigma, sigma_data, boundary = given
-    if tensors:
-        # As a tensor of levels holds it, so that its rounded sigma_min is the boundary too.
-        boundary = torch.full_like(tensors[0], boundary).double()
-    return [*consistency(sigma, sigma_data, boundary), 0.0, *rest]
+    sigma, sigma_data, sigma_min = given
+    return [*consistency(sigma, sigma_data, sigma_min, held(sigma_min))[:2], 0.0, *rest]
 
 
 def split(arguments: Sequence[Weight]) -> tuple[list[float], list[Tensor], list[int]]:

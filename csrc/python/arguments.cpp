@@ -10,25 +10,6 @@
 #include "tensors.h"
 
 namespace cmsolvers {
-namespace {
-
-// A float64 number as a tensor of that type holds it.
-double as_held(double value, DType type) {
-  const float single = static_cast<float>(value);
-  switch (type) {
-    case DType::f64:
-      return value;
-    case DType::f32:
-      return single;
-    case DType::f16:
-      return static_cast<float>(c10::Half(single));
-    case DType::bf16:
-      return static_cast<float>(c10::BFloat16(single));
-  }
-  return value;
-}
-
-}  // namespace
 
 int input_count(Rule rule, int given) {
   if (rule == Rule::weights || rule == Rule::folded) return given;
@@ -40,10 +21,12 @@ int argument_count(Rule rule, int n_inputs) {
   return rule == Rule::consistency ? 3 : 2;
 }
 
+bool of_level(Rule rule) {
+  return rule == Rule::consistency || rule == Rule::edm_input || rule == Rule::edm_output;
+}
+
 int tensor_count(Rule rule, int n_inputs) {
-  const bool level_alone =
-      rule == Rule::consistency || rule == Rule::edm_input || rule == Rule::edm_output;
-  return level_alone ? 1 : argument_count(rule, n_inputs);
+  return of_level(rule) ? 1 : argument_count(rule, n_inputs);
 }
 
 int argument_place(Rule rule, int j, int n_inputs) {
@@ -94,9 +77,12 @@ void fill_arguments(StepParams& p, const Arguments& given, const at::Tensor& x,
 }
 
 void settle_weights(StepParams& p, bool on_cpu) {
-  if (p.rule == Rule::consistency && p.arguments[0].data != nullptr)
-    // so that a level of sigma_min as a tensor holds it is the boundary too
-    p.numbers[2] = as_held(p.numbers[2], p.arguments[0].type);
+  if (p.rule == Rule::consistency) {
+    const float single = static_cast<float>(p.numbers[2]);
+    p.numbers[3] = single;
+    p.numbers[4] = static_cast<float>(c10::Half(single));
+    p.numbers[5] = static_cast<float>(c10::BFloat16(single));
+  }
   if (p.has_tensors && (p.per_sample || !on_cpu)) return;
   double weights[kWeights];
   CMS_ISA::weights_of(p, 0, weights);

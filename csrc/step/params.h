@@ -36,7 +36,8 @@ enum class Rule : int8_t {
   weights,         // the weights themselves
   pf_ode,          // 0 sigma, 1 sigma'; the weights of ops.pf_ode_step
   heun,            // 0 sigma, 1 sigma'; those of the corrector of ops.heun_step
-  consistency,     // 0 sigma, 1 sigma_data, 2 sigma_min; those of ops.consistency_output
+  consistency,     // 0 sigma, 1 sigma_data, 2 sigma_min; those of ops.consistency_output (3 to 5:
+                   // sigma_min as float32, float16 and bfloat16 hold it, from settle_weights)
   edm_input,       // 0 sigma, 1 sigma_data; that of ops.edm_input, as s0 too
   edm_output,      // 0 sigma, 1 sigma_data; those of ops.edm_output
   euler_maruyama,  // 0 diffusion, 1 dt; those of ops.euler_maruyama_step

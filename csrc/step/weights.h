@@ -56,7 +56,9 @@ CMS_HD void apply_rule(Rule rule, double (&w)[kWeights]) {
     other = -half / next;
   } else if (rule == Rule::consistency) {
     const double sigma = w[0], data = w[1];
-    const double shifted = sigma - w[2], variance = data * data;
+    // The boundary is sigma_min, and the level itself where that is sigma_min rounded.
+    const bool end = sigma == w[3] || sigma == w[4] || sigma == w[5];
+    const double shifted = sigma - (end ? sigma : w[2]), variance = data * data;
     x = variance / (shifted * shifted + variance);
     first = shifted * data / square_root(sigma * sigma + variance);
   } else if (rule == Rule::edm_input) {

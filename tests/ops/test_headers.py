@@ -130,7 +130,7 @@ int main() {{
   while (std::fread(word, 8, 3, stdin) == 3) {{
     double w[kWeights] = {{}};
     std::memcpy(w, word + 1, 16);
-    if (static_cast<Rule>(word[0]) == Rule::consistency) w[2] = 0.002;
+    if (static_cast<Rule>(word[0]) == Rule::consistency) w[2] = w[3] = 0.002;
     if (static_cast<Rule>(word[0]) == Rule::folded) w[kSkip] = 0.3, w[kOut] = 0.8;
     apply_rule(static_cast<Rule>(word[0]), w);
     std::fwrite(w, 8, kWeights, stdout);

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmsolvers import noise, ops
+from cmsolvers.ops import rules
 from support.exact import SETS, assert_same_bits, instruction_set, reference_kernels
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
@@ -194,6 +195,29 @@ class TestArguments:
         y = ops.consistency_output(x, torch.ones_like(X), levels)
         assert_same_bits(y, X)
         assert_same_bits(torch.autograd.grad(y.sum(), x)[0], torch.ones_like(X))
+
+    def test_every_other_level_keeps_its_boundary(self):
+        """Levels in float32 get the weights of the same levels in float64, and of numbers."""
+        end, x = 0.0035, X.double()
+        f = torch.ones_like(x)
+        levels = torch.tensor([0.0036, 0.0034, end, 0.5, 80.0])
+        y = ops.consistency_output(x, f, levels, sigma_min=end)
+        assert_same_bits(y, ops.consistency_output(x, f, levels.double(), sigma_min=end))
+        for b, s in enumerate(levels.tolist()):
+            alone = ops.consistency_output(x[b : b + 1], f[b : b + 1], s, sigma_min=end)
+            assert_same_bits(y[b : b + 1], alone)
+        rounded = levels[2].item()
+        assert rounded != end  # and a boundary that is rounded for all levels is another function
+        assert not torch.equal(y, ops.consistency_output(x, f, levels, sigma_min=rounded))
+
+    @pytest.mark.parametrize("end", [0.002, 1e-3 / 3, 0.1, 7e4, 3e-9, 1e-320, 1.0 + 2.0**-9])
+    def test_held_is_what_tensors_hold(self, end):
+        levels = torch.tensor(end, dtype=F32)
+        expected = [levels.to(dtype).item() for dtype in (F32, torch.float16, torch.bfloat16)]
+        assert list(rules.held(end)) == expected
+        for level in expected[: 3 if end < 6e4 else 1]:
+            y = ops.consistency_output(X, torch.full_like(X, float("inf")), level, sigma_min=end)
+            assert_same_bits(y, X)
 
     def test_levels_changed_before_the_backward_pass(self):
         x, levels = X.clone().requires_grad_(), S.clone()

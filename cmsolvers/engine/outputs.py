@@ -27,7 +27,7 @@ class Outputs:
 
     def __init__(self, *, copies: bool) -> None:
         self._copies = copies
-        self._held: dict[int, list[Tensor]] = {}
+        self._held: dict[int, tuple[int, Tensor]] = {}  # where each output lies, by its id
 
     def take(self, outs: tuple[Tensor, ...], shown: Tensor, *, held: bool) -> tuple[Tensor, ...]:
         """What one call, of `shown`, returned; `held`: it is read after a later call.
@@ -38,26 +38,19 @@ class Outputs:
         """
         if not (held or self._held):
             return outs
-        places = [_memory(out) for out in outs]
-        for place in places:
-            if place in self._held and place != _memory(shown):
+        places = {id(out): (_memory(out), out) for out in outs}
+        for place, _ in self._held.values():
+            if any(place == new for new, _ in places.values()) and place != _memory(shown):
                 raise StaticOutputError
         if held and self._copies:
-            return tuple(out.clone() for out in outs)
+            return tuple([out.clone() for out in outs])
         if held:
-            for place, out in zip(places, outs, strict=True):
-                if place:  # 0 where it has no elements
-                    self._held.setdefault(place, []).append(out)
+            self._held |= places
         return outs
 
     def release(self, out: Tensor) -> None:
         """Nothing reads an output any more."""
-        for place, outs in self._held.items():
-            if any(one is out for one in outs):
-                outs[:] = [one for one in outs if one is not out]
-                if not outs:
-                    del self._held[place]
-                return
+        self._held.pop(id(out), None)
 
     def clear(self) -> None:
         """Nothing reads any output any more."""
@@ -86,5 +79,5 @@ def transformed() -> bool:
 
 
 def _memory(out: Tensor) -> int:
-    """Where the memory begins that a tensor is a view of."""
-    return out.untyped_storage().data_ptr()
+    """Where the memory begins that a tensor is a view of; its id where it has no elements."""
+    return out.untyped_storage().data_ptr() or id(out)

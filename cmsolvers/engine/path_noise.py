@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from cmsolvers import noise, ops
 from cmsolvers.engine.trace import Trace
+from cmsolvers.noise.brownian import Terms
 from cmsolvers.ops.levy import TREES
 
 _SPACING = 0.5**15
@@ -30,39 +33,79 @@ class PathNoise:
     """
 
     def __init__(self, traced: Trace, x: Tensor, seed: noise.SeedLike) -> None:
-        levels = {level for level in (*traced.levels, *traced.visited) if level > 0}
-        self._first = max(levels)
-        self._length = math.log(self._first / min(levels))
-        fractions = sorted(map(self._fraction, levels))
-        spacing = min(_SPACING, *(b - a for a, b in pairwise(fractions)))
-        # The deepest tree may not tell levels apart that are closer still; it is good enough.
-        near = spacing if spacing > 0.5**30 else None
-        self._path = noise.BrownianPath(seed, 0.0, 1.0, x.shape, spacing=near, device=x.device)
+        self._levels, spacing, self._spans = _plan(traced)
+        self._path = noise.BrownianPath(seed, 0.0, 1.0, x.shape, spacing=spacing, device=x.device)
         self._like = x
         self._dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
         self._known: dict[float, Tensor] = {}
 
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:
         """The path's increment, scaled to variance 1."""
-        a, b = self._fraction(sigma), self._fraction(sigma_next)
-        if a == b:  # a last digit apart: the noise of such a step is next to none
+        span = self._spans.get((sigma, sigma_next))
+        if span is None:
+            ends = self._levels[sigma], self._levels[sigma_next]
+            span = self._spans[sigma, sigma_next] = _span(self._path, *ends)
+        ends, sums, between, row = span
+        if not row:
             return self._empty().zero_().to(self._like.dtype)
-        spare = [self._known.pop(u) for u in tuple(self._known) if u not in (a, b)]
-        for u in (a, b):
-            if u not in self._known:
-                out = spare.pop() if spare else self._empty()
-                self._known[u] = self._path(_root(u), u, out=out)
-        inputs, scale = [self._known[a]], 1.0 / math.sqrt(b - a)
-        if _root(a) != _root(b):
-            inputs.append(self._path(_root(a), _root(b), out=self._empty()))
-        row = (scale, -scale, scale)[: 1 + len(inputs)]
-        return ops.weighted_step(self._known[b], inputs, row).to(self._like.dtype)
-
-    def _fraction(self, sigma: float) -> float:
-        return min(max(math.log(self._first / sigma) / self._length, 0.0), 1.0)
+        known = self._known
+        spare = [known.pop(u) for u in tuple(known) if u not in ends]
+        for u, terms in zip(ends, sums, strict=True):
+            if u not in known:
+                known[u] = self._path.sum(terms, spare.pop() if spare else self._empty())
+        inputs = [known[ends[0]]]
+        if between is not None:
+            inputs.append(self._path.sum(between, self._empty()))
+        return ops.weighted_step(known[ends[1]], inputs, row).to(self._like.dtype)
 
     def _empty(self) -> Tensor:
         return torch.empty_like(self._like, dtype=self._dtype, requires_grad=False)
+
+
+class _Span(NamedTuple):
+    """How the noise of a step is made, whatever the seed.
+
+    Attributes:
+        ends: both times u.
+        sums: W at each of them, less that at the root of its tree.
+        between: W from the root of the first to that of the second, where these differ.
+        row: weights of W at the second time, at the first, and of `between`; none for no noise.
+    """
+
+    ends: tuple[float, float]
+    sums: tuple[Terms, Terms]
+    between: Terms | None
+    row: tuple[float, ...]
+
+
+def _span(path: noise.BrownianPath, a: float, b: float) -> _Span:
+    sums = path.terms(_root(a), a), path.terms(_root(b), b)
+    if a == b:  # a last digit apart: the noise of such a step is next to none
+        return _Span((a, b), sums, None, ())
+    scale = 1.0 / math.sqrt(b - a)
+    if _root(a) == _root(b):
+        return _Span((a, b), sums, None, (scale, -scale))
+    return _Span((a, b), sums, path.terms(_root(a), _root(b)), (scale, -scale, scale))
+
+
+_Plan: TypeAlias = tuple[dict[float, float], float | None, dict[tuple[float, float], _Span]]
+_PLANS: WeakKeyDictionary[Trace, _Plan] = WeakKeyDictionary()
+
+
+def _plan(traced: Trace) -> _Plan:
+    """The time u of each level, the spacing of the path, and what is known of its spans so far."""
+    known = _PLANS.get(traced)
+    if known is not None:
+        return known
+    asked = (level for normal in traced.normals for level in normal.span)
+    levels = {level for level in (*traced.levels, *traced.visited, *asked) if level > 0}
+    first = max(levels)
+    length = math.log(first / min(levels))
+    times = {s: min(max(math.log(first / s) / length, 0.0), 1.0) for s in levels}
+    apart = min(_SPACING, *(b - a for a, b in pairwise(sorted(times.values()))))
+    # The deepest tree may not tell levels apart that are closer still; it is good enough.
+    plan: _Plan = times, apart if apart > 0.5**30 else None, {}
+    return _PLANS.setdefault(traced, plan)
 
 
 def _root(u: float) -> float:

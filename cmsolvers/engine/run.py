@@ -50,7 +50,7 @@ def run(
     record = partial(Recorder, "trajectory", trajectory, traced.visited)
     states = record().wanted  # checks the argument before anything else is done
     with gradients(x, name, grad):
-        noisy = traced.noisy
+        noisy = bool(traced.normals)
         seen = callback is not None or noise_sampler is not None
         if traced.brownian and noisy and noise_sampler is None:
             noise_sampler = PathNoise(traced, x, seed)

@@ -217,13 +217,11 @@ class Trace:
         return "denoised", {"i": i, "sigma": step.sigma, "sigma_hat": step.start}
 
     @cached_property
-    def noisy(self) -> bool:
-        """Whether any step asks for noise."""
-        return any(
-            step.churn is not None or any(isinstance(s, Noise) for s in form.terms)
-            for step in self.steps
-            for form in (step.result, *(ask.y for ask in step.asks))
-        )
+    def normals(self) -> set[Noise]:
+        """All unit normals that are drawn."""
+        forms = (f for step in self.steps for f in (step.result, *(ask.y for ask in step.asks)))
+        drawn = {symbol for form in forms for symbol in form.terms if isinstance(symbol, Noise)}
+        return drawn | {step.churn[0] for step in self.steps if step.churn is not None}
 
     @cached_property
     def levels(self) -> list[float]:

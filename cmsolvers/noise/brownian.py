@@ -18,6 +18,8 @@ _LENGTHS = (1e-60, 1e60)
 """Outside, float32 does not hold the increments (of a cell of the finest tree, or at all)."""
 
 Time = float | Tensor
+Terms = tuple[list[int], list[float]]
+"""Draws and weights of `noise_sum`."""
 
 
 class BrownianPath:
@@ -141,10 +143,18 @@ class BrownianPath:
 
     def _query(self, a: Time, b: Time, out: Tensor | None, *, unit: bool) -> Tensor:
         out = self._output(out)
-        how = (self._length, self.depth, unit)
         if isinstance(a, Tensor) or isinstance(b, Tensor):
-            table = levy.table(self._fractions("a", a, out), self._fractions("b", b, out), *how)
+            starts, ends = self._fractions("a", a, out), self._fractions("b", b, out)
+            table = levy.table(starts, ends, self._length, self.depth, unit)
             return noise_sum(out, [], [], table=table, key=self._key, stream=STREAM)
+        return self.sum(self.terms(a, b, unit=unit), out)
+
+    def terms(self, a: float, b: float, *, unit: bool = False) -> Terms:
+        """What `path(a, b)` sums, or `path.unit(a, b)`: the same for every seed and shape.
+
+        Raises:
+            ValueError: as a call.
+        """
         start, end = self._fraction("a", a), self._fraction("b", b)
         if start == end and unit:
             raise ValueError(f"b must differ from a for a unit normal; got {a} and {b}")
@@ -154,8 +164,11 @@ class BrownianPath:
                 f"got {a} and {b}, in a cell of length {self._length * 0.5**self.depth:g}"
             )
         terms = levy.terms if torch.compiler.is_compiling() else levy.cached_terms
-        draws, weights = terms(start, end, *how)
-        return noise_sum(out, draws, weights, key=self._key, stream=STREAM)
+        return terms(start, end, self._length, self.depth, unit)
+
+    def sum(self, terms: Terms, out: Tensor) -> Tensor:
+        """Write an increment to a tensor of the path's shape, and return that."""
+        return noise_sum(out, *terms, key=self._key, stream=STREAM)
 
     def _output(self, out: Tensor | None) -> Tensor:
         if out is None:

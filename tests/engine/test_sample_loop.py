@@ -377,9 +377,9 @@ LEVELS = tuple(SIGMAS.tolist())
 def test_traces_are_cached_and_say_what_they_need():
     churned = trace(heun_step, lifted(LEVELS, 3.0, 0.0, math.inf))
     assert trace(heun_step, lifted(LEVELS, 3.0, 0.0, math.inf)) is churned
-    assert churned.noisy and max(len(step.asks) for step in churned.steps) == 2
+    assert churned.normals and max(len(step.asks) for step in churned.steps) == 2
     assert len(churned.levels) == 11 and churned.visited == LEVELS
-    assert not traced(heun_step, LEVELS).noisy
+    assert not traced(heun_step, LEVELS).normals
 
 
 class Fixed(EDM):
@@ -571,7 +571,7 @@ def test_noise_checks_itself():
         return formula
 
     right, two = ancestral(1.0), ancestral(1.0, second=True)
-    assert traced(right, levels).noisy and traced(two, levels, noise="Brownian").noisy
+    assert traced(right, levels).normals and traced(two, levels, noise="Brownian").normals
     for size in (0.9, 1.1, 0.0):
         with pytest.raises(ArithmeticError, match="spread"):
             traced(ancestral(size), levels)

@@ -9,6 +9,8 @@ import torch
 import cmsolvers as cm
 from cmsolvers import denoisers, noise
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
+from cmsolvers.engine import Form, Step, solver
+from cmsolvers.engine.catalogue import SOLVERS
 from cmsolvers.engine.path_noise import PathNoise
 from support.formulas import formula_of, traced
 from support.orders import F64, FIRST, LAST, assert_order, grid
@@ -216,3 +218,29 @@ def test_the_generator_is_asked_once_and_never_for_an_ode(sampler):
     torch.manual_seed(0)
     torch.randint(0, 2, (1,))
     assert not torch.equal(sampler(MODEL, x, SIGMAS), first)
+
+
+def test_a_formula_may_draw_to_a_level_where_it_asks_nothing():
+    """Noise to the middle of a step and to its end, D at the start alone."""
+
+    @solver(order="1", nfe="n", source="here", noise="Brownian", keeps_spread=False)
+    def halved(step: Step) -> Form:
+        """Two increments in a step.
+
+        Source: here.
+        """
+        s, to = step.sigma, step.to
+        if to == 0:
+            return step.D(step.x, s)
+        d, middle = step.D(step.x, s), math.sqrt(s * to)
+        return d + to / s * (step.x - d) + 0.1 * step.z(middle) + 0.1 * step.z()
+
+    try:
+        x, levels = latent(), (*grid(6).tolist(), 0.0)
+        y = halved(MODEL, x, levels, seed=4)
+        assert torch.equal(y, halved(MODEL, x, levels, seed=4))
+        run = traced(formula_of(halved), levels, noise="Brownian", keeps_spread=False)
+        given = halved(MODEL, x, levels, noise_sampler=PathNoise(run, x, 4))
+        torch.testing.assert_close(y, given, rtol=1e-5, atol=1e-5)
+    finally:
+        del SOLVERS["halved"]

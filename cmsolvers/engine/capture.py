@@ -94,7 +94,7 @@ class CapturedRun:
             return result
         with torch.no_grad():
             self._x.copy_(x)
-            self._keys.copy_(_table(key, len(x), x.device))
+            self._keys.copy_(key.rows(len(x), x.device))
             for name, slot in self._static.items():
                 slot.copy_(given[name])
             self.graph.replay()
@@ -107,7 +107,7 @@ class CapturedRun:
     def _capture(self, x: Tensor, pool: Any) -> None:
         """Warm up on a stream of its own, then record the run."""
         self._x = torch.empty_like(x).copy_(x)
-        self._keys = _table(noise.key(0, len(x)), len(x), x.device)
+        self._keys = noise.key(0, len(x)).rows(len(x), x.device)
         self._static = {name: slot.detach().clone() for name, slot in self._slots.items()}
         extra = _replaced("extra_args", self._extra, self._static)
         key = noise.Key(table=self._keys)
@@ -207,19 +207,6 @@ def capture(
 
 def _evaluations(info: Info | AdaptiveInfo) -> int:
     return info.calls if isinstance(info, AdaptiveInfo) else info.nfe
-
-
-def _table(key: noise.Key, batch: int, device: torch.device) -> Tensor:
-    """The key as rows (seed, id), int64 [B, 2]."""
-    ids = torch.arange(batch, device=device)
-    if key.table is None:
-        seeds = torch.full_like(ids, key.seed)
-        return torch.stack((seeds, ids + key.offset), dim=1)
-    table = key.table.to(device)
-    if table.shape[0] == batch:
-        return table.clone()
-    seed, first = table.expand(batch, 2).unbind(1)
-    return torch.stack((seed, first + ids), dim=1)
 
 
 def _children(name: str, value: object) -> Iterator[tuple[str, object]]:

@@ -16,8 +16,8 @@ from cmsolvers import noise
 from cmsolvers.engine.fields import checked_diffusion, known, terms
 from cmsolvers.engine.forms import Form, Weight, form_of
 from cmsolvers.engine.live import Held, Live, Normal
-from cmsolvers.engine.machine import NoiseSampler
 from cmsolvers.engine.observers import BadOutputs
+from cmsolvers.engine.options import Shared
 from cmsolvers.engine.outputs import reusable, watched
 from cmsolvers.engine.time_steps import TimeStep
 from cmsolvers.engine.trace import Formula
@@ -89,20 +89,16 @@ class LiveRun:
         times: Sequence[float],
         draws: int,
         key: noise.Key | None,
-        options: dict[str, Any],
+        options: Shared,
         copies: bool,
     ) -> None:
         self._formula, self._values, self._now = formula, values, x
         self.sde, self.x, self.times, self.draws = sde, x, times, draws
-        self.noise_sampler: NoiseSampler | None = options["noise_sampler"]
-        self._extra, self._callback = options["extra_args"] or {}, options["callback"]
+        self.noise_sampler = options.noise_sampler
+        self._extra, self._callback = options.extra_args or {}, options.callback
         self._outputs = watched(copies=copies)
-        self.live = Live(
-            x,
-            key,
-            reuse=reusable(grad=options["grad"], callback=self._callback),
-        )
-        self._bad = BadOutputs(x) if options["check_nan"] else None
+        self.live = Live(x, key, reuse=reusable(grad=options.grad, callback=self._callback))
+        self._bad = BadOutputs(x, "sde must give", "t") if options.check_nan else None
         self._places: list[tuple[int, float]] = []
         self._normals: dict[int, Normal] = {}
         self._shown = -1
@@ -159,4 +155,4 @@ class LiveRun:
     def check(self) -> None:
         """ValueError if an output was not finite; waits for the device if asked to look."""
         if self._bad is not None:
-            self._bad.check("sde must give", "t", self._places)
+            self._bad.check(self._places)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ from cmsolvers import noise, ops
 from cmsolvers.denoisers.pairing import alike, halves, twice
 from cmsolvers.engine.answers import Leaf
 from cmsolvers.engine.observers import BadOutputs
+from cmsolvers.engine.options import NoiseSampler, Shared
 from cmsolvers.engine.outputs import reusable, transformed, watched
 from cmsolvers.engine.program import Call, Draw, Launch, Program, Show
 from cmsolvers.ops import step as fast
 
-NoiseSampler: TypeAlias = Callable[[float, float], Tensor]
 _MOST_ROWS = 16
 
 
@@ -32,11 +32,10 @@ class Machine:
         program: the instructions.
         x: the initial state.
         leaves: the callables of the instructions.
+        options: of the run.
         key: of the built-in noise, if any is drawn.
         noise_sampler: unit normals in place of the built-in noise, if any are asked for.
-        callback: what `Show` calls.
         bad: where outputs that are not finite are recorded.
-        grad: whether derivatives are wanted.
         copies: whether outputs that are read after a later call are copied.
     """
 
@@ -45,22 +44,21 @@ class Machine:
         program: Program,
         x: Tensor,
         leaves: Sequence[Leaf],
+        options: Shared,
         *,
         key: noise.Key | None,
         noise_sampler: NoiseSampler | None,
-        callback: Callable[[dict[str, Any]], object] | None,
         bad: BadOutputs | None,
-        grad: bool,
         copies: bool,
     ) -> None:
         self._program, self.x, self._leaves = program, x, leaves
         self._dtype, self._shape = x.dtype, x.shape
         self.nfe, self.copied = 0, copies
         self._key, self._noise_sampler = key, noise_sampler
-        self._callback, self._bad = callback, bad
+        self._callback, self._bad = options.callback, bad
         self._tensors: list[Any] = [None] * len(program.slots)
         self._tensors[0] = x
-        self._reuse = reusable(grad=grad, callback=callback)
+        self._reuse = reusable(grad=options.grad, callback=options.callback)
         # Where each slot's tensor is written; None makes a new one every time.
         self._buffers = [
             torch.empty_like(x, dtype=dtype, requires_grad=False) if dtype and self._reuse else None
@@ -92,6 +90,11 @@ class Machine:
                 self._tensors[slot] = None
         at = self._program.states[i]
         return None if at is None else self._tensors[at]
+
+    def check(self) -> None:
+        """ValueError if an output was not finite; waits for the device if asked to look."""
+        if self._bad is not None:
+            self._bad.check(self._program.places)
 
     # --- instructions -----------------------------------------------------------------------------
 

@@ -91,10 +91,16 @@ def not_finite(output: Tensor) -> Tensor:
 
 
 class BadOutputs:
-    """First evaluation and sample whose model output is not finite, kept on the device."""
+    """First evaluation and sample whose model output is not finite, kept on the device.
 
-    def __init__(self, x: Tensor) -> None:
-        self._batch = x.shape[0]
+    Args:
+        x: the state.
+        said: who must give finite values, for the error.
+        coordinate: what a level is called there.
+    """
+
+    def __init__(self, x: Tensor, said: str, coordinate: str) -> None:
+        self._batch, self._said, self._coordinate = x.shape[0], said, coordinate
         self._first = torch.full((), _NONE_BAD, dtype=torch.int64, device=x.device)
         self._samples = torch.arange(self._batch, device=x.device)
 
@@ -106,7 +112,7 @@ class BadOutputs:
         codes = torch.where(not_finite(output), codes, _NONE_BAD)
         self._first = torch.minimum(self._first, codes.min())
 
-    def check(self, said: str, coordinate: str, places: Sequence[tuple[int, float]]) -> None:
+    def check(self, places: Sequence[tuple[int, float]]) -> None:
         """Raise ValueError if an output was not finite; `places` are (step, level) of all.
 
         This waits for the device, once.
@@ -116,8 +122,8 @@ class BadOutputs:
             evaluation, sample = divmod(code, self._batch)
             step, level = places[evaluation]
             raise ValueError(
-                f"{said} finite values; got NaN or infinity at step {step}, "
-                f"{coordinate} {level:g}, sample {sample}"
+                f"{self._said} finite values; got NaN or infinity at step {step}, "
+                f"{self._coordinate} {level:g}, sample {sample}"
             )
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
+
+from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers import noise
+from cmsolvers.checks import Levels
+
+NoiseSampler: TypeAlias = Callable[[Any, Any], Tensor]
+"""`noise_sampler(start, end)`: numbers, or float64 [B] where each sample has its own steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,49 +68,73 @@ def eta(default: float, text: str, *, share: bool = False) -> Option:
     return Option("eta", default, share_of_noise if share else check.non_negative, text)
 
 
-SEED = """an int in [0, 2^64), an int64 tensor [B] (one seed per sample), a torch.Generator, a
-`noise.Key`, or None: one is drawn from torch's generator if noise is needed."""
+def option(default: object, checked: Callable[[str, Any], Any], text: str) -> Any:
+    """A field of a dataclass of options: default, check and text as in `Option`."""
+    return field(default=default, metadata={"checked": checked, "text": text})
 
-SHARED = (
-    Option("seed", None, lambda _, value: value, SEED),
-    Option(
-        "noise_sampler",
+
+def options_of(kind: type) -> list[Option]:
+    """The options that a dataclass holds; those of a subclass come before those of its base."""
+    bases = [getattr(base, "__dataclass_fields__", {}) for base in reversed(kind.__mro__)]
+
+    def depth(f: Field[Any]) -> int:
+        return next(i for i, known in enumerate(bases) if f.name in known)
+
+    own_first = sorted(fields(kind), key=depth, reverse=True)
+    return [Option(f.name, f.default, **f.metadata) for f in own_first]
+
+
+def _any(_: str, value: object) -> object:
+    return value
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The options of every solver, checked."""
+
+    seed: noise.SeedLike = option(  # noqa: RUF009
+        None,
+        _any,
+        "an int in [0, 2^64), an int64 tensor [B] (one seed per sample), a torch.Generator, a "
+        "`noise.Key`, or None: one is drawn from torch's generator if noise is needed.",
+    )
+    noise_sampler: NoiseSampler | None = option(  # noqa: RUF009
         None,
         check.optional_function,
         "`noise_sampler({start}, {end}) -> Tensor`, unit normal in the shape of x, in place of the "
         "built-in noise{noise_spans}.",
-    ),
-    Option("extra_args", None, check.options, "dict of further keyword arguments for the {model}."),
-    Option(
-        "callback",
+    )
+    extra_args: Mapping[str, Any] | None = option(
+        None, check.options, "dict of further keyword arguments for the {model}."
+    )
+    callback: Callable[[dict[str, Any]], object] | None = option(  # noqa: RUF009
         None,
         check.optional_function,
         "called once per step, after its first evaluation, with {entry} What it raises ends the "
         "run.",
-    ),
-    Option("progress", False, check.flag, "show a bar with the {level} and the NFE."),
-    Option("return_info", False, check.flag, "return (x, `Info`)."),
-    Option(
-        "check_nan",
+    )
+    progress: bool = option(False, check.flag, "show a bar with the {level} and the NFE.")
+    return_info: bool = option(False, check.flag, "return (x, `Info`).")
+    check_nan: bool = option(
         False,
         check.flag,
         "raise ValueError at the end of the run if an output of the {model} was not finite, naming "
         "step, {level} and sample. The steps themselves wait for nothing.",
-    ),
-    Option(
-        "trajectory",
+    )
+    trajectory: Levels | bool | None = option(  # noqa: RUF009
         None,
-        lambda _, value: value,
+        _any,
         "True for the state at every {level} of the run, or the {level}s whose states are wanted. "
         "They are copied to `info.trajectory`, [K, B, ...], with `info.levels` beside them, and "
         "(x, info) is returned.",
-    ),
-    Option(
-        "grad",
+    )
+    grad: bool = option(
         False,
         check.flag,
         "let autograd record the run, for derivatives by x, by `extra_args` or by the parameters "
         "of the {model}. By default the run records nothing and needs less memory.",
-    ),
-)
+    )
+
+
+SHARED = options_of(Shared)
 """Options of every solver with fixed steps."""

@@ -2,102 +2,58 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from cmsolvers import noise
-from cmsolvers.checks import Levels
 from cmsolvers.denoisers.composed import signature
 from cmsolvers.engine.answers import leaves
 from cmsolvers.engine.latest import Latest
 from cmsolvers.engine.lower import lower
-from cmsolvers.engine.machine import Machine, NoiseSampler
+from cmsolvers.engine.machine import Machine
 from cmsolvers.engine.observers import BadOutputs, Info, Recorder, bar
+from cmsolvers.engine.options import Shared
 from cmsolvers.engine.outputs import StaticOutputError
 from cmsolvers.engine.path_noise import PathNoise
 from cmsolvers.engine.program import Program
 from cmsolvers.engine.trace import Trace
 
+Result: TypeAlias = Tensor | tuple[Tensor, Info]
 _MOST_PROGRAMS, _MOST_STEPS = 64, 1024
 _PROGRAMS: Latest[Program] = Latest(_MOST_PROGRAMS)
 
 
 def run(
-    traced: Trace,
-    denoiser: object,
-    x: Tensor,
-    *,
-    name: str,
-    model: str,
-    seed: noise.SeedLike,
-    noise_sampler: NoiseSampler | None,
-    extra_args: dict[str, Any] | None,
-    callback: Callable[[dict[str, Any]], object] | None,
-    progress: bool,
-    return_info: bool,
-    check_nan: bool,
-    trajectory: Levels | bool | None,
-    grad: bool,
-) -> Tensor | tuple[Tensor, Info]:
-    """Run a trace; the options are documented in `options.SHARED`, and checked."""
-    record = partial(Recorder, "trajectory", trajectory, traced.visited)
-    states = record().wanted  # checks the argument before anything else is done
-    with gradients(x, name, grad):
-        noisy = bool(traced.normals)
-        seen = callback is not None or noise_sampler is not None
-        if traced.brownian and noisy and noise_sampler is None:
-            noise_sampler = PathNoise(traced, x, seed)
-        fused = noise_sampler is None
-        program = program_of(
-            traced, denoiser, x.dtype, fused=fused, shown=callback is not None, states=states
-        )
-        bad = BadOutputs(x) if check_nan else None
-        start = partial(
-            Machine,
-            program,
-            x,
-            leaves(denoiser, model, extra_args or {}, x),
-            key=key_of(seed, x, needed=noisy and fused),
-            noise_sampler=noise_sampler,
-            callback=callback,
-            bad=bad,
-            grad=grad,
-        )
-        y, recorder, machine = drive(
-            start,
-            record,
-            copies=seen or program.static,
-            name=name if progress else None,
-            coordinate=traced.coordinate,
-            ends=traced.visited[1:],
-        )
-        # Others share a program that is not kept for this model alone.
-        program.static = machine.copied and _KEPT.get() is not None
-        if bad is not None:
-            said = f"{model} must return" if traced.coordinate == "sigma" else "sde must give"
-            bad.check(said, traced.coordinate, program.places)
-        if not (return_info or recorder.wanted):
-            return y
-        return y, Info(len(program.places), len(traced.steps), *recorder.result())
+    traced: Trace, denoiser: object, x: Tensor, options: Shared, *, name: str, model: str
+) -> Result:
+    """Run a trace; `name` is the solver's, `model` that of its first argument."""
+    states = Recorder("trajectory", options.trajectory, traced.visited).wanted
+    noisy, sampler = bool(traced.normals), options.noise_sampler
+    if traced.brownian and noisy and sampler is None:
+        sampler = PathNoise(traced, x, options.seed)
+    fused, shown = sampler is None, options.callback is not None
+    program = program_of(traced, denoiser, x.dtype, fused=fused, shown=shown, states=states)
+    key = key_of(options.seed, x, needed=noisy and fused)
+    said = f"{model} must return" if traced.coordinate == "sigma" else "sde must give"
 
-
-def gradients(x: Tensor, name: str, grad: bool) -> AbstractContextManager[object]:
-    """The context of a run: without autograd unless that is wanted, and a warning for x."""
-    if grad:
-        return nullcontext()
-    if x.requires_grad and torch.is_grad_enabled():
-        warnings.warn(
-            f"x requires a gradient, but {name} runs without autograd; grad=True records the run",
-            stacklevel=5,
+    def start(*, copies: bool) -> Machine:
+        called = leaves(denoiser, model, options.extra_args or {}, x)
+        bad = BadOutputs(x, said, traced.coordinate) if options.check_nan else None
+        return Machine(
+            program, x, called, options, key=key, noise_sampler=sampler, bad=bad, copies=copies
         )
-    return torch.no_grad()
+
+    result, machine = drive(
+        start, options, name, traced.coordinate, traced.visited, copies=program.static
+    )
+    # Others share a program that is not kept for this model alone.
+    program.static = machine.copied and _KEPT.get() is not None
+    return result
 
 
 class Going(Protocol):
@@ -112,43 +68,52 @@ class Going(Protocol):
     def step(self, i: int) -> Tensor | None:
         """Run step i; the state after it, where it is made."""
 
+    def check(self) -> None:
+        """ValueError if an output was not finite, where that is looked for."""
+
 
 G = TypeVar("G", bound=Going)
 
 
 def drive(
     start: Callable[..., G],
-    record: Callable[[], Recorder],
-    *,
-    copies: bool,
-    name: str | None,
+    options: Shared,
+    name: str,
     coordinate: str,
-    ends: Sequence[float],
-) -> tuple[Tensor, Recorder, G]:
+    visited: Sequence[float],
+    *,
+    copies: bool = False,
+) -> tuple[Result, G]:
     """All steps of a run; begins anew with copies where outputs turn out to share memory.
 
     Args:
         start: `start(copies=...)` makes a run.
-        record: makes a recorder.
-        copies: whether outputs are copied from the start.
-        name: of a progress bar; None shows none.
-        coordinate: what the bar calls a level.
-        ends: the level after each step.
+        options: of the run.
+        name: of the solver.
+        coordinate: what a progress bar calls a level.
+        visited: the level at the start and after each step.
+        copies: whether outputs are copied from the start, as they are where a callback or a noise
+            sampler would see that a run begins anew.
     """
-    going, recorder = start(copies=copies), record()
+    recorder = Recorder("trajectory", options.trajectory, visited)
+    seen = options.callback is not None or options.noise_sampler is not None
+    going = start(copies=copies or seen)
     y: Tensor | None = going.x
     recorder.add(going.x)
     try:
-        with bar(name is not None, name or "", len(ends)) as progress_bar:
-            for i, end in enumerate(ends):
+        with bar(options.progress, name, len(visited) - 1) as progress_bar:
+            for i, level in enumerate(visited[1:]):
                 y = going.step(i)
                 if y is not None:
                     recorder.add(y)
-                progress_bar.advance(coordinate, end, going.nfe)
+                progress_bar.advance(coordinate, level, going.nfe)
     except StaticOutputError:
-        return drive(start, record, copies=True, name=name, coordinate=coordinate, ends=ends)
+        return drive(start, options, name, coordinate, visited, copies=True)
     assert y is not None
-    return y, recorder, going
+    going.check()
+    if not (options.return_info or recorder.wanted):
+        return y, going
+    return (y, Info(going.nfe, len(visited) - 1, *recorder.result())), going
 
 
 _KEPT: ContextVar[Latest[Program] | None] = ContextVar("kept programs", default=None)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, overload
 
+import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
@@ -15,19 +18,19 @@ from cmsolvers.denoisers.protocol import Denoiser
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.help_texts import Text, docstring_of, signature_of
 from cmsolvers.engine.observers import Info
-from cmsolvers.engine.options import CHURN, S_NOISE, SHARED, Option
-from cmsolvers.engine.run import run
+from cmsolvers.engine.options import CHURN, S_NOISE, SHARED, Option, Shared
+from cmsolvers.engine.run import Result, run
 from cmsolvers.engine.trace import Formula, Span, lifted, trace
 
-Result: TypeAlias = Tensor | tuple[Tensor, Info]
 Spans: TypeAlias = Callable[..., Sequence[Span]]
 """`spans(sigmas, **options)` -> the spans of all steps."""
 
 
 Model = TypeVar("Model", contravariant=True)
+Cost = TypeVar("Cost", covariant=True)
 
 
-class Solver(Protocol[Model]):
+class Solver(Protocol[Model, Cost]):
     """What `solver` and `time_solver` make: `solver(model, x, grid, **options)`."""
 
     __name__: str
@@ -42,7 +45,7 @@ class Solver(Protocol[Model]):
         *,
         return_info: Literal[True],
         **options: Any,
-    ) -> tuple[Tensor, Info]: ...
+    ) -> tuple[Tensor, Cost]: ...
 
     @overload
     def __call__(
@@ -54,16 +57,18 @@ class Solver(Protocol[Model]):
         *,
         trajectory: Literal[True] | Levels,
         **options: Any,
-    ) -> tuple[Tensor, Info]: ...
+    ) -> tuple[Tensor, Cost]: ...
 
     @overload
     def __call__(self, model: Model, x: Tensor, grid: Levels, /, **options: Any) -> Tensor: ...
 
-    def __call__(self, model: Model, x: Tensor, grid: Levels, /, **options: Any) -> Result:
+    def __call__(
+        self, model: Model, x: Tensor, grid: Levels, /, **options: Any
+    ) -> Tensor | tuple[Tensor, Cost]:
         """Run; each solver documents its arguments."""
 
 
-Sampler: TypeAlias = Solver[Denoiser]
+Sampler: TypeAlias = Solver[Denoiser, Info]
 """A sampler on noise levels, `sampler(denoiser, x, sigmas, **options)`."""
 
 
@@ -130,7 +135,8 @@ def solver(
                 noise=noise,
                 keeps_spread=keeps_spread,
             )
-            return run(traced, denoiser, x, name=formula.__name__, model=model, **values)
+            name, shared = formula.__name__, Shared(**values)
+            return run(traced, denoiser, x, shared, name=name, model=model)
 
         text = Text(model, "sigmas", noise)
         function: Sampler = public(formula, call, (*options, *extra, *SHARED), text)
@@ -173,7 +179,8 @@ def public(
         values = dict(defaults)
         for key, value in given.items():
             values[key] = known[key].checked(key, value)
-        return call(*args, values)
+        with _gradients(args[1], name, values["grad"]):
+            return call(*args, values)
 
     function.__name__ = function.__qualname__ = name
     function.__wrapped__ = described  # type: ignore[attr-defined]  # what getsource shows
@@ -181,3 +188,15 @@ def public(
     function.__signature__ = signature  # type: ignore[attr-defined]
     function.__doc__ = docstring_of(inspect.getdoc(described) or "", options, text)
     return function
+
+
+def _gradients(x: object, name: str, grad: bool) -> AbstractContextManager[object]:
+    """The context of a run: without autograd unless that is wanted, and a warning for x."""
+    if grad:
+        return nullcontext()
+    if getattr(x, "requires_grad", False) and torch.is_grad_enabled():
+        warnings.warn(
+            f"x requires a gradient, but {name} runs without autograd; grad=True records the run",
+            stacklevel=3,
+        )
+    return torch.no_grad()

@@ -14,14 +14,14 @@ from cmsolvers.engine.fields import check_sde, is_noisy, known
 from cmsolvers.engine.help_texts import Text
 from cmsolvers.engine.live_run import LiveRun
 from cmsolvers.engine.observers import Info, Recorder
-from cmsolvers.engine.options import SHARED, Option
-from cmsolvers.engine.run import drive, gradients, key_of, run
-from cmsolvers.engine.solver import Result, Solver, public
+from cmsolvers.engine.options import SHARED, Option, Shared
+from cmsolvers.engine.run import Result, drive, key_of, run
+from cmsolvers.engine.solver import Solver, public
 from cmsolvers.engine.time_steps import check_formula, trace_in_time
 from cmsolvers.engine.trace import Formula
 from cmsolvers.processes.sde import SDELike
 
-TimeSolver: TypeAlias = Solver[SDELike]
+TimeSolver: TypeAlias = Solver[SDELike, Info]
 """A solver of SDEs and ODEs in time, `solver(sde, x, ts, **options)`."""
 
 
@@ -71,14 +71,19 @@ def time_solver(
                 checked(sde, times, **mine)
             if not live:
                 check_weights()
+            options = Shared(**values)
             library, count = known(sde), draws(**mine)
-            tensors = live or (values["noise_sampler"] is not None and count > 1)
+            tensors = live or (options.noise_sampler is not None and count > 1)
             if library is not None and not (tensors or any(map(callable, mine.values()))):
                 traced = trace_in_time(formula, library, times, mine, count)
                 score = getattr(library, "score", None)
-                return run(traced, score, x, name=name, model="score", **values)
-            drawn = is_noisy(sde) or (noisy is not None and noisy(**mine))
-            return _run_live(formula, sde, x, times, mine, count, drawn, values)
+                return run(traced, score, x, options, name=name, model="score")
+            Recorder("trajectory", options.trajectory, times)  # before a seed is drawn
+            noisy_run = is_noisy(sde) or (noisy is not None and noisy(**mine))
+            needed = noisy_run and (options.noise_sampler is None or count > 1)
+            key = key_of(options.seed, x, needed=needed)
+            start = partial(LiveRun, formula, mine, sde, x, times, count, key, options)
+            return drive(start, options, name, "t", times)[0]
 
         function: TimeSolver = public(
             formula, call, (*options, *SHARED), Text("sde", "ts", "fresh")
@@ -87,33 +92,3 @@ def time_solver(
         return function
 
     return decorate
-
-
-def _run_live(
-    formula: Formula,
-    sde: SDELike,
-    x: Tensor,
-    times: tuple[float, ...],
-    mine: dict[str, Any],
-    draws: int,
-    noisy: bool,
-    values: dict[str, Any],
-) -> Result:
-    record = partial(Recorder, "trajectory", values["trajectory"], times)
-    record()  # checks the argument before anything else is done
-    with gradients(x, formula.__name__, values["grad"]):
-        own = values["noise_sampler"] is not None
-        key = key_of(values["seed"], x, needed=noisy and (not own or draws > 1))
-        start = partial(LiveRun, formula, mine, sde, x, times, draws, key, values)
-        y, recorder, ended = drive(
-            start,
-            record,
-            copies=own or values["callback"] is not None,
-            name=formula.__name__ if values["progress"] else None,
-            coordinate="t",
-            ends=times[1:],
-        )
-        ended.check()
-        if not (values["return_info"] or recorder.wanted):
-            return y
-        return y, Info(ended.nfe, len(times) - 1, *recorder.result())

@@ -49,6 +49,19 @@ class Key:
                 f"table of a Key must have shape [B, 2] or [1, 2]; got {list(self.table.shape)}"
             )
 
+    def rows(self, batch: int, device: torch.device) -> Tensor:
+        """(seed, sample id) of every row of a batch, int64 [B, 2] on a device; a tensor of its own.
+
+        The table is not read on the host.
+        """
+        places = torch.arange(batch, device=device)
+        if self.table is None:
+            return torch.stack((torch.full_like(places, self.seed), places + self.offset), dim=1)
+        table = self.table.to(device)
+        if len(table) == batch:
+            return table.clone()
+        return torch.stack((table[:, 0].expand(batch), table[:, 1] + places), dim=1)
+
 
 SeedLike: TypeAlias = int | Tensor | torch.Generator | Key | None
 

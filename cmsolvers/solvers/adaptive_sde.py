@@ -19,7 +19,6 @@ from cmsolvers.engine.adaptive.settings import (
     SAFETY,
     Settings,
     fraction,
-    option,
     optional,
     read_times,
     solver,
@@ -27,6 +26,7 @@ from cmsolvers.engine.adaptive.settings import (
 from cmsolvers.engine.fields import check_additive, check_sde, checked_diffusion
 from cmsolvers.engine.forms import ZERO, Form, Weight
 from cmsolvers.engine.live import held
+from cmsolvers.engine.options import option
 from cmsolvers.processes.sde import ScoreSDE
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.engine import options
 from cmsolvers.engine.adaptive.control import FilterControl
 from cmsolvers.engine.adaptive.info import AdaptiveInfo
 from cmsolvers.engine.adaptive.loop import run
@@ -23,12 +22,13 @@ from cmsolvers.engine.adaptive.settings import (
     Settings,
     fraction,
     like,
-    option,
     read_levels,
     solver,
 )
 from cmsolvers.engine.forms import Form
 from cmsolvers.engine.live import held
+from cmsolvers.engine.options import S_NOISE, option
+from cmsolvers.engine.options import eta as eta_option
 
 if TYPE_CHECKING:
     from cmsolvers.checks import Levels
@@ -62,7 +62,7 @@ class DPMSettings(Settings):
         "a step is accepted if the step size would change by at least this factor; in (0, 1].",
     )
     eta: float = like(
-        options.eta(
+        eta_option(
             0.0,
             "0 is the ODE, 1 an ancestral step: the ODE goes down to sigma_down and noise up to "
             "sigma_next; in [0, 1]. Near the end sigma_down is cut at the last level. An ancestral "
@@ -72,7 +72,7 @@ class DPMSettings(Settings):
             share=True,
         )
     )
-    s_noise: float = like(options.S_NOISE)
+    s_noise: float = like(S_NOISE)
 
 
 class DPMSolver(Method):

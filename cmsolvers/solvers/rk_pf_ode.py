@@ -22,7 +22,6 @@ from cmsolvers.engine.adaptive.settings import (
     Settings,
     checked,
     fraction,
-    option,
     optional,
     read_levels,
     solver,
@@ -30,7 +29,7 @@ from cmsolvers.engine.adaptive.settings import (
 from cmsolvers.engine.adaptive.tableaux import TABLEAUX, Tableau
 from cmsolvers.engine.forms import ZERO, Form
 from cmsolvers.engine.observers import Recorder
-from cmsolvers.engine.options import chosen
+from cmsolvers.engine.options import chosen, option
 from cmsolvers.ops.norms import root_mean_square
 
 if TYPE_CHECKING:

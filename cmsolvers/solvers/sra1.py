@@ -10,8 +10,7 @@ from cmsolvers.engine.fields import check_additive
 from cmsolvers.engine.forms import Form
 from cmsolvers.engine.live import held
 from cmsolvers.engine.live_run import LiveStep
-from cmsolvers.engine.machine import NoiseSampler
-from cmsolvers.engine.options import Option
+from cmsolvers.engine.options import NoiseSampler, Option
 from cmsolvers.engine.time_solver import time_solver
 from cmsolvers.engine.time_steps import TimeStep
 

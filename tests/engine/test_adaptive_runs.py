@@ -70,6 +70,13 @@ def test_help_is_complete_and_defaults_are_shared(solver):
         assert parameters[option.name].default == option.default
 
 
+def test_the_warning_about_gradients_points_at_the_caller():
+    x = START.clone().requires_grad_()
+    with pytest.warns(UserWarning, match="rk_pf_ode runs without autograd; grad=True") as caught:
+        y = rk_pf_ode(MIXTURE, x, [FIRST, LAST])
+    assert [warning.filename for warning in caught] == [__file__] and not y.requires_grad
+
+
 def test_masked_mode_need_not_look():
     y, info = rk_pf_ode(
         MIXTURE, START, [FIRST, LAST], mode="masked", check_every=None, max_steps=60,

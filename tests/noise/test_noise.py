@@ -374,6 +374,23 @@ class TestSeeds:
             ops.add_noise(x, 1.0, seed=key, stream=0), noise.normal((3, 9), 7, offset=10)
         )
 
+    def test_rows_of_a_key(self):
+        """Every kind of key as a table of its rows: the same noise, in memory of its own."""
+        seeds = torch.tensor([5, 2**40, 9])
+        keys = [
+            noise.Key(2**64 - 3, 7),
+            noise.key(seeds, 3),
+            noise.Key(table=torch.tensor([[7, 10]])),
+        ]
+        for key in keys:
+            rows = key.rows(3, torch.device("cpu"))
+            assert rows.shape == (3, 2) and rows.dtype == torch.int64
+            table = noise.Key(table=rows)
+            assert_same_bits(noise.normal((3, 9), table), noise.normal((3, 9), key))
+            assert key.table is None or rows.data_ptr() != key.table.data_ptr()
+            one = noise.Key(table=rows[2:])  # a row stands for its sample alone
+            assert_same_bits(noise.normal((1, 9), one), noise.normal((3, 9), key)[2:])
+
     def test_extremes_of_ids(self):
         noise.normal((4, 2), 1, offset=2**56 - 4)
         z = noise.normal((1, 2), 1, ids=torch.tensor([2**56 - 1]))

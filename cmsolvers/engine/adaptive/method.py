@@ -187,14 +187,7 @@ class SampleNoise:
         if drawn and not (wanted and self.built_in):
             return
         key = noise.key(settings.seed, like.shape[0], device=like.device)
-        places = torch.arange(like.shape[0], device=like.device)
-        if key.table is None:
-            seeds = torch.full_like(places, key.seed)
-            self._table = torch.stack((seeds, places + key.offset), dim=1)
-            return
-        self._table = key.table.to(like.device)
-        if key.table.shape[0] == 1:
-            self._table = self._table + torch.stack((torch.zeros_like(places), places), dim=1)
+        self._table = key.rows(like.shape[0], like.device)
 
     @property
     def built_in(self) -> bool:

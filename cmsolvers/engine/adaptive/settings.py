@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, overload
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers import noise
 from cmsolvers.checks import Levels
-from cmsolvers.engine import catalogue, options
+from cmsolvers.engine import catalogue
 from cmsolvers.engine.adaptive.info import AdaptiveInfo
 from cmsolvers.engine.help_texts import Text
 from cmsolvers.engine.observers import Recorder
-from cmsolvers.engine.options import Option
-from cmsolvers.engine.run import gradients
-from cmsolvers.engine.solver import public
-
-NoiseSampler: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""`noise_sampler(start, end)` with one level or time per sample, float64 [B] each."""
+from cmsolvers.engine.options import SHARED, Option, Shared, chosen, option, options_of
+from cmsolvers.engine.solver import Solver, public
 
 
-def option(default: object, checked: Callable[[str, Any], Any], text: str) -> Any:
-    """A field of `Settings`: an option's default, check and text."""
-    return field(default=default, metadata={"checked": checked, "text": text})
-
-
-def like(known: Option, more: str = "") -> Any:
+def like(known: Option, text: str = "") -> Any:
     """The same of an option of other solvers, with more to say of it."""
-    return option(known.default, known.checked, known.text + more)
+    return option(known.default, known.checked, known.text + text)
 
 
 def optional(checked: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
@@ -46,7 +36,7 @@ def fraction(name: str, value: object, *, one: bool = False) -> float:
     return number
 
 
-_FIXED = {known.name: known for known in options.SHARED}
+_FIXED = {known.name: known for known in SHARED}
 RTOL = "relative tolerance of a step, not negative."
 ATOL = "absolute tolerance of a step, positive."
 PCOEFF = "proportional part of the step size control, not negative."
@@ -54,7 +44,7 @@ SAFETY = "factor on a new step size, in (0, 1)."
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Shared):
     """The options of every adaptive solver; subclasses have those of one solver too."""
 
     rtol: float = option(1e-5, check.non_negative, RTOL)
@@ -62,7 +52,7 @@ class Settings:
     max_steps: int = option(4096, check.count, "most tries of a sample.")
     mode: str = option(
         "compact",
-        options.chosen("compact", "masked"),
+        chosen("compact", "masked"),
         '"compact": samples that have ended leave the batch, and every try waits for the device '
         'once. "masked": all stay, with steps of size 0, and nothing waits but the look that '
         "`check_every` documents; made for CUDA graphs and compilers of fixed shapes.",
@@ -74,8 +64,6 @@ class Settings:
         "max_steps tries and looks after them (not at all while a graph is captured: "
         "`info.finished` says it then).",
     )
-    seed: noise.SeedLike = like(_FIXED["seed"])  # noqa: RUF009
-    noise_sampler: NoiseSampler | None = like(_FIXED["noise_sampler"])  # noqa: RUF009
     extra_args: Mapping[str, Any] | None = like(
         _FIXED["extra_args"],
         " In compact mode tensors among them (in dicts, lists and tuples too) whose first size is "
@@ -98,7 +86,7 @@ class Settings:
         "By default a step whose error is not a number is tried smaller, and SolverError is raised "
         "where no step is small enough.",
     )
-    trajectory: bool | Levels | None = like(  # noqa: RUF009
+    trajectory: Levels | bool | None = like(  # noqa: RUF009
         _FIXED["trajectory"], " The {level}s of a run are {grid}; steps land on those wanted."
     )
     grad: bool = like(_FIXED["grad"], " Step sizes count as constants.")
@@ -110,40 +98,14 @@ Solve: TypeAlias = Callable[[_M, Tensor, Levels, _S], tuple[Tensor, AdaptiveInfo
 """What a public solver does once x and its options are checked."""
 
 
-def options_of(kind: type[Settings]) -> list[Option]:
-    """All options, a solver's own first."""
-    own_first = sorted(fields(kind), key=lambda f: f.name in Settings.__dataclass_fields__)
-    return [Option(f.name, f.default, **f.metadata) for f in own_first]
-
-
 def checked(kind: type[_S], given: Mapping[str, object]) -> _S:
     """The options that are given, checked, and defaults."""
     known = {entry.name: entry.checked for entry in options_of(kind)}
     return kind(**{name: known[name](name, value) for name, value in given.items()})
 
 
-class AdaptiveSolver(Protocol[_M]):
-    """An error-controlled solver of a denoiser on noise levels, or of an SDE in time."""
-
-    __name__: str
-
-    @overload
-    def __call__(
-        self, model: _M, x: Tensor, grid: Levels, /, *, return_info: Literal[True], **o: Any
-    ) -> tuple[Tensor, AdaptiveInfo]: ...
-
-    @overload
-    def __call__(
-        self, model: _M, x: Tensor, grid: Levels, /, *, trajectory: Literal[True] | Levels, **o: Any
-    ) -> tuple[Tensor, AdaptiveInfo]: ...
-
-    @overload
-    def __call__(self, model: _M, x: Tensor, grid: Levels, /, **o: Any) -> Tensor: ...
-
-    def __call__(
-        self, model: _M, x: Tensor, grid: Levels, /, **o: Any
-    ) -> Tensor | tuple[Tensor, AdaptiveInfo]:
-        """Solve: the arguments are documented in each solver."""
+AdaptiveSolver: TypeAlias = Solver[_M, AdaptiveInfo]
+"""An error-controlled solver of a denoiser on noise levels, or of an SDE in time."""
 
 
 def solver(
@@ -163,8 +125,7 @@ def solver(
         ) -> Tensor | tuple[Tensor, AdaptiveInfo]:
             check.state("x", x)
             settings = kind(**values)
-            with gradients(x, solve.__name__, settings.grad):
-                y, info = solve(model, x, grid, settings)
+            y, info = solve(model, x, grid, settings)
             return (y, info) if settings.return_info or info.trajectory is not None else y
 
         function: AdaptiveSolver[_M] = public(solve, call, options_of(kind), words)

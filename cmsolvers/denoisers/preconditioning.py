@@ -153,7 +153,7 @@ class Preconditioned(nn.Module):
         """
         if not as_written(self, Preconditioned.forward):
             return CALLED
-        if "coefficients" in vars(self) or not self._keeps_coefficients():
+        if not self._keeps_coefficients():
             return None
         return signature_of(self._scalings, self.dtype, self.time_dtype)
 
@@ -225,7 +225,8 @@ class Preconditioned(nn.Module):
 
     def _keeps_coefficients(self) -> bool:
         """Whether `coefficients` is the one of this class: neither a subclass nor x replaced it."""
-        return getattr(self.coefficients, "__func__", None) is Preconditioned.coefficients
+        own = type(self).coefficients is Preconditioned.coefficients
+        return own and "coefficients" not in self.__dict__
 
     def _plain(self, x: Tensor, sigma: Tensor, extra: Extra) -> Tensor:
         """The same in torch, for derivatives in sigma: fused steps take weights as constants."""

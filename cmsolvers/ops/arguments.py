@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cmsolvers.checks import PRECISION, carries_tangent, differentiated
 from cmsolvers.ops.binary import CPU_ONLY
+from cmsolvers.ops.rules import ARGUMENTS, EULER_MARUYAMA, HEUN, PF_ODE, Weight
 
 
 def check_dtype(name: str, dtype: object) -> None:
@@ -96,6 +97,31 @@ def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
         raise TypeError(f"{name} must be a number or a tensor; got {type(value).__name__}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite; got {value}")
+
+
+def check_rule(rule: int, arguments: Sequence[Weight], x: Tensor) -> list[Weight]:
+    """The arguments of a rule, checked by their names; numbers as floats, tensors are not read."""
+    found: list[Weight] = []
+    for name, value in zip(ARGUMENTS[rule], arguments, strict=True):
+        if name in ("sigma_data", "sigma_min") and isinstance(value, Tensor):
+            value = value.item()
+        check_weight(name, value, x)
+        if isinstance(value, Tensor):
+            found.append(value)
+            continue
+        number = float(value)
+        if rule == HEUN and name == "sigma_next" and number == 0.0:
+            raise ValueError(
+                "sigma_next must be positive for the corrector; got 0 (there the predictor is the "
+                "step)"
+            )
+        divides = name == "sigma_data" or (name == "sigma" and rule in (PF_ODE, HEUN))
+        if divides and not number > 0.0:
+            raise ValueError(f"{name} must be positive; got {number}")
+        if rule != EULER_MARUYAMA and number < 0.0:
+            raise ValueError(f"{name} must not be negative; got {number}")
+        found.append(number)
+    return found
 
 
 def second_dtype_for(dtype: torch.dtype | None, x: Tensor, wanted: bool) -> torch.dtype:

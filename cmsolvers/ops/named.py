@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from cmsolvers.ops.arguments import check_state, check_weight
+from cmsolvers.ops.arguments import check_rule, check_state, check_weight
 from cmsolvers.ops.keys import SeedLike
 from cmsolvers.ops.rules import (
     CONSISTENCY,
@@ -18,23 +16,16 @@ from cmsolvers.ops.rules import (
     PF_ODE,
     WEIGHTS,
     Weight,
-    euler_maruyama,
-    heun,
-    pf_ode,
 )
 from cmsolvers.ops.step import (
     FAST,
     keyed,
-    run_rule,
     second_alone,
     step_by_rule,
     tracing,
     usual_outputs,
     weighted_step,
 )
-
-INFINITY = math.inf
-AT_ZERO = "sigma_next must be positive for the corrector; got 0 (there the predictor is the step)"
 
 
 def euler_maruyama_step(
@@ -70,31 +61,16 @@ def euler_maruyama_step(
     Raises:
         TypeError, ValueError: as `weighted_step`.
     """
-    if type(diffusion) is float and type(dt) is float:
-        w_z = euler_maruyama(diffusion, dt)
-        if FAST is not None and not tracing():
-            key, first = keyed(seed, offset)
-            done = FAST(x, (drift,), (1.0, dt), w_z, key, stream, draw, first, out)
-            if done is not None:
-                return done
-        _check(x, (drift,), diffusion=diffusion, dt=dt)
-    elif isinstance(diffusion, Tensor) or isinstance(dt, Tensor):
-        return step_by_rule(
-            x,
-            (drift,),
-            EULER_MARUYAMA,
-            {"diffusion": diffusion, "dt": dt},
-            seed=seed,
-            stream=stream,
-            draw=draw,
-            offset=offset,
-            out=out,
-        )
-    else:
-        _check(x, (drift,), diffusion=diffusion, dt=dt)
-        w_z = euler_maruyama(float(diffusion), float(dt))
-    return weighted_step(
-        x, (drift,), (1.0, dt), w_z=w_z, seed=seed, stream=stream, draw=draw, offset=offset, out=out
+    return step_by_rule(
+        x,
+        (drift,),
+        EULER_MARUYAMA,
+        (diffusion, dt),
+        seed=seed,
+        stream=stream,
+        draw=draw,
+        offset=offset,
+        out=out,
     )
 
 
@@ -119,17 +95,7 @@ def pf_ode_step(
     Raises:
         TypeError, ValueError: as `weighted_step`; sigma not positive.
     """
-    if not (type(sigma) is type(sigma_next) is float and 0.0 < sigma < INFINITY > sigma_next >= 0):
-        if isinstance(sigma, Tensor) or isinstance(sigma_next, Tensor):
-            return _by_levels(x, (denoised,), PF_ODE, sigma, sigma_next, out)
-        _check(x, (denoised,), sigma=sigma, sigma_next=sigma_next)
-        sigma, sigma_next = _levels(sigma, sigma_next)
-    weights = pf_ode(sigma, sigma_next)
-    if FAST is not None and not tracing():
-        done = FAST(x, (denoised,), weights, 0.0, None, 0, 0, 0, out)
-        if done is not None:
-            return done
-    return weighted_step(x, (denoised,), weights, out=out)
+    return step_by_rule(x, (denoised,), PF_ODE, (sigma, sigma_next), out=out)
 
 
 def heun_step(
@@ -163,20 +129,7 @@ def heun_step(
     """
     if denoised_next is None:
         return pf_ode_step(x, denoised, sigma, sigma_next, out=out)
-    inputs = (denoised, denoised_next)
-    if not (type(sigma) is type(sigma_next) is float and 0.0 < sigma < INFINITY > sigma_next > 0):
-        if isinstance(sigma, Tensor) or isinstance(sigma_next, Tensor):
-            return _by_levels(x, inputs, HEUN, sigma, sigma_next, out)
-        _check(x, inputs, sigma=sigma, sigma_next=sigma_next)
-        sigma, sigma_next = _levels(sigma, sigma_next)
-        if sigma_next == 0.0:
-            raise ValueError(AT_ZERO)
-    weights = heun(sigma, sigma_next)
-    if FAST is not None and not tracing():
-        done = FAST(x, inputs, weights, 0.0, None, 0, 0, 0, out)
-        if done is not None:
-            return done
-    return weighted_step(x, inputs, weights, out=out)
+    return step_by_rule(x, (denoised, denoised_next), HEUN, (sigma, sigma_next), out=out)
 
 
 def consistency_output(
@@ -207,15 +160,7 @@ def consistency_output(
     Raises:
         TypeError, ValueError: as `weighted_step`; sigma_data not positive.
     """
-    if FAST is not None and not tracing():
-        levels = (sigma, sigma_data, sigma_min)
-        done = FAST(x, (f,), levels, 0.0, None, 0, 0, 0, out, CONSISTENCY)
-        if done is not None:
-            return done
-    if not 0 <= sigma_min < INFINITY:
-        raise ValueError(f"sigma_min must not be negative or infinite; got {sigma_min}")
-    arguments = (*_edm_arguments(x, (f,), sigma, sigma_data), float(sigma_min))
-    return run_rule(x, (f,), CONSISTENCY, arguments, out=out)
+    return step_by_rule(x, (f,), CONSISTENCY, (sigma, sigma_data, sigma_min), out=out)
 
 
 def scale_input(
@@ -276,20 +221,16 @@ def edm_input(
     Raises:
         TypeError, ValueError: as `weighted_step`; sigma negative, sigma_data not positive.
     """
-    same = dtype is None or dtype == getattr(x, "dtype", None)
-    if FAST is not None and not tracing():
-        done, levels = None, (sigma, sigma_data)
-        if same:
-            done = FAST(x, (), levels, 0.0, None, 0, 0, 0, out, EDM_INPUT)
-        elif out is None or out.dtype == dtype:
-            where = dtype if out is None else out
-            done = FAST(x, (), levels, 0.0, None, 0, 0, 0, False, EDM_INPUT, 1.0, where)
+    levels = (sigma, sigma_data)
+    if dtype is None or dtype == getattr(x, "dtype", None):
+        return step_by_rule(x, (), EDM_INPUT, levels, out=out)
+    if FAST is not None and not tracing() and (out is None or out.dtype == dtype):
+        where = dtype if out is None else out
+        done = FAST(x, (), levels, 0.0, None, 0, 0, 0, False, EDM_INPUT, 1.0, where)
         if done is not None:
             return done
-    arguments = _edm_arguments(x, (), sigma, sigma_data)
-    if same or dtype is None:
-        return run_rule(x, (), EDM_INPUT, arguments, out=out)
-    return second_alone(x, EDM_INPUT, arguments, dtype, out)
+    check_state(x, ())
+    return second_alone(x, EDM_INPUT, check_rule(EDM_INPUT, levels, x), dtype, out)
 
 
 def edm_output(
@@ -318,12 +259,7 @@ def edm_output(
     Raises:
         TypeError, ValueError: as `weighted_step`; sigma negative, sigma_data not positive.
     """
-    if FAST is not None and not tracing():
-        done = FAST(x, (f,), (sigma, sigma_data), 0.0, None, 0, 0, 0, out, EDM_OUTPUT)
-        if done is not None:
-            return done
-    arguments = _edm_arguments(x, (f,), sigma, sigma_data)
-    return run_rule(x, (f,), EDM_OUTPUT, arguments, out=out)
+    return step_by_rule(x, (f,), EDM_OUTPUT, (sigma, sigma_data), out=out)
 
 
 def add_noise(
@@ -390,47 +326,3 @@ def _check(x: Tensor, inputs: tuple[Tensor, ...], **numbers: Weight) -> None:
     check_state(x, inputs)
     for name, value in numbers.items():
         check_weight(name, value, x)
-
-
-def _by_levels(
-    x: Tensor,
-    inputs: tuple[Tensor, ...],
-    rule: int,
-    sigma: Weight,
-    sigma_next: Weight,
-    out: Tensor | None,
-) -> Tensor:
-    """A step between levels of which at least one is a tensor; what is a number is checked."""
-    if not (isinstance(sigma, Tensor) and isinstance(sigma_next, Tensor)):
-        _check(x, inputs, sigma=sigma, sigma_next=sigma_next)
-        sigma, sigma_next = _levels(sigma, sigma_next)
-        if rule == HEUN and type(sigma_next) is float and sigma_next == 0.0:
-            raise ValueError(AT_ZERO)
-    return step_by_rule(x, inputs, rule, {"sigma": sigma, "sigma_next": sigma_next}, out=out)
-
-
-def _edm_arguments(
-    x: Tensor, inputs: tuple[Tensor, ...], sigma: Weight, sigma_data: float
-) -> tuple[Weight, float]:
-    """Sigma and sigma_data, checked; numbers as floats."""
-    if not 0 < sigma_data < INFINITY:
-        raise ValueError(f"sigma_data must be positive and finite; got {sigma_data}")
-    _check(x, inputs, sigma=sigma)
-    if not isinstance(sigma, Tensor):
-        sigma = float(sigma)
-        if sigma < 0:
-            raise ValueError(f"sigma must not be negative; got {sigma}")
-    return sigma, float(sigma_data)
-
-
-def _levels(sigma: Weight, sigma_next: Weight) -> tuple[Weight, Weight]:
-    """Numbers as floats, checked; tensors are not read."""
-    if type(sigma) is not float and not isinstance(sigma, Tensor):
-        sigma = float(sigma)
-    if type(sigma_next) is not float and not isinstance(sigma_next, Tensor):
-        sigma_next = float(sigma_next)
-    if type(sigma) is float and not sigma > 0.0:
-        raise ValueError(f"sigma must be positive; got {sigma}")
-    if type(sigma_next) is float and not sigma_next >= 0.0:
-        raise ValueError(f"sigma_next must not be negative; got {sigma_next}")
-    return sigma, sigma_next

@@ -30,6 +30,17 @@ WEIGHTS, PF_ODE, HEUN, CONSISTENCY, EDM_INPUT, EDM_OUTPUT, EULER_MARUYAMA, FOLDE
 """
 
 
+ARGUMENTS = {
+    PF_ODE: ("sigma", "sigma_next"),
+    HEUN: ("sigma", "sigma_next"),
+    CONSISTENCY: ("sigma", "sigma_data", "sigma_min"),
+    EDM_INPUT: ("sigma", "sigma_data"),
+    EDM_OUTPUT: ("sigma", "sigma_data"),
+    EULER_MARUYAMA: ("diffusion", "dt"),
+}
+"""What users call the arguments of the rules."""
+
+
 def pf_ode(sigma: Level, sigma_next: Level) -> tuple[Level, Level]:
     """(w_x, w_D) of the Euler step in sigma."""
     return sigma_next / sigma, (sigma - sigma_next) / sigma

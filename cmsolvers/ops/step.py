@@ -14,6 +14,7 @@ from cmsolvers.ops import autograd as _autograd  # noqa: F401  (registers the de
 from cmsolvers.ops import reference
 from cmsolvers.ops.arguments import (
     check_outputs,
+    check_rule,
     check_state,
     check_weight,
     second_dtype_for,
@@ -291,7 +292,7 @@ def step_by_rule(
     x: Tensor,
     inputs: tuple[Tensor, ...],
     rule: int,
-    arguments: dict[str, Weight],
+    arguments: tuple[Weight, ...],
     *,
     seed: SeedLike = None,
     stream: int = 0,
@@ -299,13 +300,13 @@ def step_by_rule(
     offset: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """A step whose weights the kernel makes of some other arguments, tensors among them.
+    """A step whose weights the kernel makes of levels.
 
     Args:
         x: as in `weighted_step`.
         inputs: as many as the rule goes with.
         rule: of rules.py; EULER_MARUYAMA draws noise.
-        arguments: the rule's arguments in their order, with the names for errors.
+        arguments: the rule's, in their order.
         seed: as in `weighted_step`, and so are the others.
         stream: 0..255.
         draw: 0..2^32-1.
@@ -316,33 +317,18 @@ def step_by_rule(
         x'.
 
     Raises:
-        TypeError, ValueError: as `weighted_step`.
+        TypeError, ValueError: as `weighted_step`; numbers out of range.
     """
+    noisy = rule == EULER_MARUYAMA
     if FAST is not None and not tracing():
-        values = tuple(arguments.values())
-        key, first = keyed(seed, offset)
-        done = FAST(x, inputs, values, 0.0, key, stream, draw, first, out, rule)
+        key, first = keyed(seed, offset) if noisy else (None, 0)
+        done = FAST(x, inputs, arguments, 0.0, key, stream, draw, first, out, rule)
         if done is not None:
             return done
     check_state(x, inputs)
-    for name, value in arguments.items():
-        check_weight(name, value, x)
-    noisy = rule == EULER_MARUYAMA
+    checked = check_rule(rule, arguments, x)
     noise = _noise(x, seed, stream, draw, offset) if noisy else ([], None)
-    return run_rule(x, inputs, rule, list(arguments.values()), noise=noise, out=out)
-
-
-def run_rule(
-    x: Tensor,
-    inputs: Sequence[Tensor],
-    rule: int,
-    arguments: Sequence[Weight],
-    *,
-    noise: tuple[list[int], Tensor | None] = ([], None),
-    out: Tensor | None = None,
-) -> Tensor:
-    """The general way of a step with one output, on checked arguments."""
-    result = _run(x, inputs, rule, arguments, noise=noise, out=out)
+    result = _run(x, inputs, rule, checked, noise=noise, out=out)
     assert isinstance(result, Tensor)
     return result
 

@@ -21,12 +21,28 @@ int argument_count(Rule rule, int n_inputs) {
   return rule == Rule::consistency ? 3 : 2;
 }
 
-bool of_level(Rule rule) {
-  return rule == Rule::consistency || rule == Rule::edm_input || rule == Rule::edm_output;
+int tensor_count(Rule rule, int n_inputs) {
+  const bool level_alone =
+      rule == Rule::consistency || rule == Rule::edm_input || rule == Rule::edm_output;
+  return level_alone ? 1 : argument_count(rule, n_inputs);
 }
 
-int tensor_count(Rule rule, int n_inputs) {
-  return of_level(rule) ? 1 : argument_count(rule, n_inputs);
+bool in_range(const StepParams& p) {
+  const auto positive = [&](int j) { return p.arguments[j].data != nullptr || p.numbers[j] > 0.0; };
+  const auto natural = [&](int j) { return p.numbers[j] >= 0.0; };  // 0 stands for tensors
+  switch (p.rule) {
+    case Rule::pf_ode:
+      return positive(0) && natural(1);
+    case Rule::heun:
+      return positive(0) && positive(1);
+    case Rule::consistency:
+      return natural(0) && positive(1) && natural(2);
+    case Rule::edm_input:
+    case Rule::edm_output:
+      return natural(0) && positive(1);
+    default:
+      return true;
+  }
 }
 
 int argument_place(Rule rule, int j, int n_inputs) {

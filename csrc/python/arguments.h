@@ -15,8 +15,9 @@ int input_count(Rule rule, int given);
 // How many arguments a rule takes with n inputs.
 int argument_count(Rule rule, int n_inputs);
 
-// Whether the arguments are (sigma, sigma_data) or (sigma, sigma_data, sigma_min).
-bool of_level(Rule rule);
+// Whether no number among the arguments is one that the rule refuses: levels below 0, or at 0 where
+// the rule divides by them.
+bool in_range(const StepParams& params);
 
 // How many arguments, the first ones, may be tensors.
 int tensor_count(Rule rule, int n_inputs);

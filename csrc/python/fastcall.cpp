@@ -196,8 +196,7 @@ bool read_arguments(StepParams& p, Given& given, PyObject* const* args) {
     return false;
   }
   if (weights && !take_argument(p, given, kZ, args[kNoiseWeight])) return false;
-  if (of_level(p.rule) && !(p.numbers[0] >= 0.0 && p.numbers[1] > 0.0 && p.numbers[2] >= 0.0))
-    return false;  // a level, sigma_data or sigma_min to refuse; 0 stands for tensors
+  if (!in_range(p)) return false;
   if (!read_modes(p, given, args)) return false;
   const auto present = [&](int j) { return p.arguments[j].data != nullptr || p.numbers[j] != 0.0; };
   p.noise = weights ? present(kZ) || (p.second == Second::pair && present(kS1))

@@ -255,7 +255,7 @@ class _Lowering:
         d = _at(found.form, found.y, base)
         self._means[ask] = d
         if self._way == "tensors" or (found.clamps and (j or len(step.asks) > 1)):
-            self._means[ask] = form_of(self._tensor(self._settled(d), f"D{i}.{j}"))
+            self._means[ask] = form_of(self._tensor(self._without_clamps(d), f"D{i}.{j}"))
 
     def _share_noise(self, y: Form, step: TracedStep) -> None:
         """Leave the noise of y, with the state, to a step that reads two normals.
@@ -290,9 +290,9 @@ class _Lowering:
         slope = any(step.kept)
         bounds: tuple[float, float] | None = None
         if isinstance(clamp, _Clamp) and not (kept and slope):
-            bounds, inner = clamp.bounds, self._settled(clamp.inner)
+            bounds, inner = clamp.bounds, self._without_clamps(clamp.inner)
         else:  # the slope of a clamped D needs that D first
-            inner = form_of(self._tensor(d, "D")) if clamped else self._settled(d)
+            inner = form_of(self._tensor(d, "D")) if clamped else self._without_clamps(d)
         others = [s for s in inner.terms if s is not self._x]
         if len(others) != 1 or len(step.asks) > 1:
             inner = form_of(self._tensor(inner, "D"))
@@ -339,7 +339,7 @@ class _Lowering:
 
         return form.replace(meaning)
 
-    def _settled(self, form: Form) -> Form:
+    def _without_clamps(self, form: Form) -> Form:
         """The form with every clamped part made a tensor, but for a form that is one clamp."""
 
         def meaning(symbol: Symbol) -> Form | None:
@@ -353,7 +353,7 @@ class _Lowering:
         """A tensor with the value of a form; its clamps come first."""
         only = _only(form)
         if isinstance(only, _Clamp):
-            inner = self._settled(only.inner)
+            inner = self._without_clamps(only.inner)
             others = [s for s in inner.terms if not isinstance(s, State)]
             states = [s for s in inner.terms if isinstance(s, State)]
             if len(others) != 1 or len(states) > 1:
@@ -368,7 +368,7 @@ class _Lowering:
         if only is not None:
             return only
         result = State(name)
-        self._emit(self._settled(form), result)
+        self._emit(self._without_clamps(form), result)
         return result
 
     # --- launches ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ both levels, which is a one-sample estimate of the same step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from cmsolvers import checks as check
 from cmsolvers import noise, ops
 from cmsolvers.losses import terms
 from cmsolvers.losses.distances import Distance, get_distance
-from cmsolvers.losses.randomness import SameRandomness
+from cmsolvers.losses.randomness import SameRandomness, same_statistics
 
 Model: TypeAlias = Callable[..., Tensor]
 PairWeight: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -63,7 +63,8 @@ def consistency_distillation(
         teacher: denoiser D(x, sigma, **teacher_args) that makes the step.
         x0: clean data [B, ...].
         sigma: the larger levels, a number or a tensor [] or [B].
-        sigma_next: the smaller levels, positive.
+        sigma_next: the smaller levels, at least 0. Where it is 0 the target is x0 itself (as in
+            easy consistency tuning), and nothing that the target returns is used.
         distance: "l1", "l2", "pseudo_huber", "lpips", or a callable (a, b) -> [B].
         weight: w(sigma, sigma_next) -> [B], both [B] in float64; None is 1 (lambda = 1).
         solver: "heun" (order 2), "euler", or a callable (teacher, x, sigma, sigma_next) -> x'.
@@ -83,12 +84,12 @@ def consistency_distillation(
 
     Source: Song et al., "Consistency Models" (2023), algorithm 2.
     """
-    high, low, extra = _prepare(student, target, x0, sigma, sigma_next, extra_args, reduction)
+    pair = _prepare(student, target, x0, sigma, sigma_next, extra_args, reduction)
     check.function("teacher", teacher)
     check.optional_function("weight", weight)
-    teacher_extra = extra if teacher_args is None else check.options("teacher_args", teacher_args)
+    teacher_extra = pair.extra if teacher_args is None else check.options("teacher_args", teacher_args)
     step = _teacher_step(solver)
-    x = terms.noised(x0, high, seed, draw, offset)
+    x = terms.noised(x0, pair.high, seed, draw, offset)
     dtype = torch.promote_types(x.dtype, torch.float32)
 
     def denoise(state: Tensor, level: Tensor) -> Tensor:
@@ -96,10 +97,9 @@ def consistency_distillation(
         return check.model_output("teacher", denoised, state)
 
     with torch.no_grad():
-        x_next = check.model_output("solver", step(denoise, x, high, low), x)
-    return _compare(
-        student, target, x, x_next, high, low, get_distance(distance), weight, extra, reduction
-    )
+        x_next = check.model_output("solver", step(denoise, x, pair.high, pair.end), x)
+    apart = _distances(student, target, x, x_next, pair, get_distance(distance))
+    return terms.weigh(apart, None if weight is None else weight(pair.high, pair.low), reduction)
 
 
 def consistency_training(
@@ -129,7 +129,8 @@ def consistency_training(
             without gradient.
         x0: clean data [B, ...].
         sigma: the larger levels, a number or a tensor [] or [B].
-        sigma_next: the smaller levels, positive.
+        sigma_next: the smaller levels, at least 0. Where it is 0 the target is x0 itself (as in
+            easy consistency tuning), and nothing that the target returns is used.
         distance: "l1", "l2", "pseudo_huber", "lpips", or a callable (a, b) -> [B].
         weight: w(sigma, sigma_next) -> [B], both [B] in float64; None is 1.
         seed: seed or `noise.Key` of the noise.
@@ -148,23 +149,40 @@ def consistency_training(
     Source: Song et al., "Consistency Models" (2023), algorithm 3; Song & Dhariwal (2023), section
         3.
     """
-    high, low, extra = _prepare(student, target, x0, sigma, sigma_next, extra_args, reduction)
+    pair = _prepare(student, target, x0, sigma, sigma_next, extra_args, reduction)
     check.optional_function("weight", weight)
-    pair = ops.add_noise(
-        x0, high, sigma_next=low, seed=seed, stream=noise.TRAINING, draw=draw, offset=offset
+    x, x_next = ops.add_noise(
+        x0,
+        pair.high,
+        sigma_next=pair.end,
+        seed=seed,
+        stream=noise.TRAINING,
+        draw=draw,
+        offset=offset,
     )
-    return _compare(
-        student,
-        target,
-        pair[0],
-        pair[1],
-        high,
-        low,
-        get_distance(distance),
-        weight,
-        extra,
-        reduction,
-    )
+    apart = _distances(student, target, x, x_next, pair, get_distance(distance))
+    return terms.weigh(apart, None if weight is None else weight(pair.high, pair.low), reduction)
+
+
+class _Pair(NamedTuple):
+    """Checked arguments of a loss.
+
+    Attributes:
+        x0: clean data.
+        high: sigma, float64 [B].
+        low: sigma_next, likewise.
+        at_zero: where sigma_next is 0, so that x0 takes the place of what the target returns: True
+            for all samples, None for none, or bool [B].
+        end: sigma_next, and sigma where that is 0: where teacher and target are called.
+        extra: arguments of student and target.
+    """
+
+    x0: Tensor
+    high: Tensor
+    low: Tensor
+    at_zero: Tensor | bool | None
+    end: Tensor
+    extra: dict[str, object]
 
 
 def _prepare(
@@ -175,34 +193,42 @@ def _prepare(
     sigma_next: float | Tensor,
     extra_args: Mapping[str, object] | None,
     reduction: str,
-) -> tuple[Tensor, Tensor, dict[str, object]]:
+) -> _Pair:
     check.function("student", student)
     check.optional_function("target", target)
     terms.reduction_name(reduction)
     high, low = terms.pair(sigma, sigma_next, check.state("x0", x0))
-    return high, low, check.options("extra_args", extra_args)
+    extra = check.options("extra_args", extra_args)
+    if not isinstance(sigma_next, Tensor):
+        clean = sigma_next == 0
+        return _Pair(x0, high, low, clean or None, high if clean else low, extra)
+    at_zero = low == 0
+    readable = low.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and not bool(at_zero.any()):
+        return _Pair(x0, high, low, None, low, extra)
+    return _Pair(x0, high, low, at_zero, torch.where(at_zero, high, low), extra)
 
 
-def _compare(
+def _distances(
     student: Model,
     target: Model | None,
     x: Tensor,
     x_next: Tensor,
-    high: Tensor,
-    low: Tensor,
+    pair: _Pair,
     distance: Distance,
-    weight: PairWeight | None,
-    extra: dict[str, object],
-    reduction: str,
 ) -> Tensor:
+    """d(f(x, sigma), f^-(x', sigma_next)), [B]."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     same = SameRandomness(x.device)
-    value = check.model_output("student", student(x, high.to(dtype), **extra), x)
-    with torch.no_grad(), same.replay():
-        model = student if target is None else target
-        aim = check.model_output("target", model(x_next, low.to(dtype), **extra), x)
-    apart = terms.distances("distance", distance(value, aim), x)
-    return terms.weigh(apart, None if weight is None else weight(high, low), reduction)
+    value = check.model_output("student", student(x, pair.high.to(dtype), **pair.extra), x)
+    model = student if target is None else target
+    with torch.no_grad(), same.replay(), same_statistics(model):
+        aim = pair.x0
+        if pair.at_zero is not True:
+            aim = check.model_output("target", model(x_next, pair.end.to(dtype), **pair.extra), x)
+        if isinstance(pair.at_zero, Tensor):
+            aim = torch.where(pair.at_zero.reshape(-1, *[1] * (x.ndim - 1)), pair.x0, aim)
+    return terms.distances("distance", distance(value, aim), x)
 
 
 def _teacher_step(solver: str | Callable[..., Tensor]) -> Callable[..., Tensor]:

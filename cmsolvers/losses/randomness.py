@@ -1,4 +1,4 @@
-"""The same random numbers in two passes of a network: one dropout mask for student and target."""
+"""Two passes of a network that count as one: the same dropout mask, and statistics of the first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 
 class SameRandomness:
@@ -51,3 +53,25 @@ class SameRandomness:
             torch.set_rng_state(self._cpu)
             torch.get_device_module(self._type).set_rng_state(state, index)
             yield
+
+
+@contextmanager
+def same_statistics(model: object) -> Iterator[None]:
+    """A block whose passes leave the running statistics of normalisation layers as they were.
+
+    In training mode every pass of a network with `BatchNorm` moves its running statistics. Those of
+    the target's pass, at another level, would be mixed with the student's.
+
+    Args:
+        model: a module; of another callable nothing is known.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+    for layer in model.modules() if isinstance(model, nn.Module) else ():
+        if isinstance(layer, _NormBase) and layer.training and layer.track_running_stats:
+            statistics = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
+            kept += [(now, now.clone()) for now in statistics if now is not None]
+    try:
+        yield
+    finally:
+        for now, before in kept:
+            now.data.copy_(before)  # past the version that the student's backward pass checks

@@ -13,21 +13,25 @@ from cmsolvers import noise, ops
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def levels(name: str, value: object, x: Tensor) -> Tensor:
-    """Positive noise levels, one per sample: a number or a tensor [] or [B] -> float64 [B]."""
-    level = check.level(name, value, x)
+def levels(name: str, value: object, x: Tensor, *, zero: bool = False) -> Tensor:
+    """Noise levels, one per sample: a number or a tensor [] or [B] -> float64 [B].
+
+    They are positive, or with `zero` at least 0.
+    """
+    level = check.level(name, value, x, zero=zero)
     if not isinstance(level, Tensor):
         return torch.full((x.shape[0],), level, dtype=torch.float64, device=x.device)
     if level.device.type == "cpu" and not torch.compiler.is_compiling():
-        bad = ~((level > 0) & level.isfinite())
+        bad = ~(((level >= 0) if zero else (level > 0)) & level.isfinite())
         if bool(bad.any()):
-            raise ValueError(f"{name} must be positive and finite; got {float(level[bad][0]):g}")
+            wanted = "not be negative or infinite" if zero else "be positive and finite"
+            raise ValueError(f"{name} must {wanted}; got {float(level[bad][0]):g}")
     return level.detach().double().expand(x.shape[0])
 
 
 def pair(sigma: object, sigma_next: object, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two levels with sigma > sigma_next; entries on a GPU, or compiled, are not read."""
-    high, low = levels("sigma", sigma, x), levels("sigma_next", sigma_next, x)
+    """Levels sigma > sigma_next >= 0; entries on a GPU, or compiled, are not read."""
+    high, low = levels("sigma", sigma, x), levels("sigma_next", sigma_next, x, zero=True)
     if (
         high.device.type == "cpu"
         and not torch.compiler.is_compiling()

@@ -107,17 +107,19 @@ class _Rule:
         with torch._C._AutoDispatchBelowAutograd():
             return _call(spec, x, inputs, given, key)
 
+    # Activation checkpointing lets `saved_tensors` be read once in a derivative: hence `saved`.
+
     @staticmethod
-    def _weights(ctx: _Context) -> list[Weight]:
+    def _weights(ctx: _Context, saved: Sequence[Tensor]) -> list[Weight]:
         """The canonical weights, made in plain torch where arguments are tensors."""
         spec = ctx.spec
-        given = ctx.saved_tensors[: len(spec.places)]
+        given = saved[: len(spec.places)]
         return canonical(spec.numbers, given, spec.places, spec.rule, ctx.count)
 
     @staticmethod
-    def _inside(ctx: _Context, w: Sequence[Weight]) -> Tensor:
+    def _inside(ctx: _Context, w: Sequence[Weight], saved: Sequence[Tensor]) -> Tensor:
         """1 where the clamp lets x0 through (bounds too, as in torch.clamp), else 0."""
-        x, f = ctx.saved_tensors[-2:]
+        x, f = saved[-2:]
         n = ctx.count
         x0 = _combine(((x.detach(), w[n + 2]), (f.detach(), w[n + 3])))
         assert x0 is not None
@@ -128,8 +130,8 @@ class _Rule:
     def backward(
         ctx: _Context, grad: Tensor | None, grad_second: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        spec, n = ctx.spec, ctx.count
-        w = _Rule._weights(ctx)
+        spec, n, saved = ctx.spec, ctx.count, ctx.saved_tensors
+        w = _Rule._weights(ctx, saved)
         if grad_second is not None:
             grad_second = grad_second.to(torch.promote_types(ctx.dtype, grad_second.dtype))
         through = NONE if spec.second == NONE else spec.second
@@ -152,7 +154,7 @@ class _Rule:
             reach = {X0: 1.0, SCALED: scale * w[1], PAIR: 0.0, NONE: 0.0}[through]
             grad_x0 = both(w[1], reach)
             if grad_x0 is not None and spec.clamp:
-                grad_x0 = grad_x0 * _Rule._inside(ctx, w)
+                grad_x0 = grad_x0 * _Rule._inside(ctx, w, saved)
             second = grad_second if through != NONE else None
             terms = ((grad, w[0]), (second, direct), (grad_x0, w[n + 2]))
             grads.append(_combine(terms) if ctx.needs_input_grad[1] else None)
@@ -173,7 +175,7 @@ class _Rule:
         _key: None,
         *rest: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        spec = ctx.spec
+        spec, saved = ctx.spec, ctx.saved_tensors
         inputs, tangents_of_weights = rest[: ctx.count], rest[ctx.count :]
         if any(t is not None for t in tangents_of_weights):
             raise ValueError(CONSTANT_WEIGHTS)
@@ -187,15 +189,15 @@ class _Rule:
         quiet = spec._replace(noise=(), clamp=())
         if spec.clamp:
             n = ctx.count
-            w = _Rule._weights(ctx)
+            w = _Rule._weights(ctx, saved)
             x0 = _combine(((x, w[n + 2]), (tangents[0], w[n + 3])))
             assert x0 is not None
-            tangents[0] = x0 * _Rule._inside(ctx, w)
+            tangents[0] = x0 * _Rule._inside(ctx, w, saved)
             if spec.second == X0:
                 first = _combine(((x, w[0]), *((t, w[k + 1]) for k, t in enumerate(tangents))))
                 return first, tangents[0].to(spec.second_dtype)
             tangents = [t.to(x.dtype) for t in tangents]
-        return _call(quiet, x, tangents, ctx.saved_tensors[: len(spec.places)], None)
+        return _call(quiet, x, tangents, saved[: len(spec.places)], None)
 
 
 class _Step(_Rule, torch.autograd.Function):

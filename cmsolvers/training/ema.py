@@ -11,14 +11,20 @@ from torch import Tensor, nn
 from cmsolvers import checks as check
 
 M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
+_WIDER = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.complex32: torch.complex64,
+}
 
 
 class EMA(Generic[M_co]):
     """Average of a network's parameters and buffers: average <- mu average + (1 - mu) network.
 
     The average lives in `module`, a copy of the network in evaluation mode, without gradients,
-    whose float16 and bfloat16 tensors became float32: with mu = 0.9999 a step is smaller than what
-    half precision can add. Floating buffers are averaged too; others (counters) are copied. If the
+    whose float16 and bfloat16 tensors became float32 (complex32 ones complex64): with mu = 0.9999 a
+    step is smaller than what half precision can add. Floating and complex buffers are averaged too;
+    others (counters) are copied. If the
     average is the target of a consistency loss with dropout, put it in training mode
     (`ema.module.train()`): student and target then drop the same units.
 
@@ -42,8 +48,8 @@ class EMA(Generic[M_co]):
         self.module: M_co = copy.deepcopy(network).requires_grad_(False).eval()
         for tensors in (self.module.parameters(), self.module.buffers()):
             for tensor in tensors:
-                if tensor.dtype in (torch.float16, torch.bfloat16):
-                    tensor.data = tensor.data.float()
+                if tensor.dtype in _WIDER:
+                    tensor.data = tensor.data.to(_WIDER[tensor.dtype])
 
     @torch.no_grad()
     def update(self, network: nn.Module, decay: float | None = None) -> None:
@@ -60,13 +66,14 @@ class EMA(Generic[M_co]):
             raise ValueError(
                 "network must have the parameters and buffers of the network that is averaged"
             )
-        floating = [(a, b) for a, b in zip(mine, theirs, strict=True) if a.is_floating_point()]
+        averages, values = [], []
         for a, b in zip(mine, theirs, strict=True):
-            if not a.is_floating_point():
+            if a.is_floating_point() or a.is_complex():
+                averages.append(_real(a))
+                values.append(_real(b.detach().to(a)))
+            else:
                 a.copy_(b)
-        if floating:
-            averages = [a for a, _ in floating]
-            values = [b.detach().to(a) for a, b in floating]
+        if averages:
             torch._foreach_lerp_(averages, values, 1.0 - mu)
         self.steps += 1
 
@@ -98,3 +105,8 @@ def _decay(value: float) -> float:
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _real(t: Tensor) -> Tensor:
+    """The same memory as real numbers."""
+    return torch.view_as_real(t) if t.is_complex() else t

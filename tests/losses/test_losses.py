@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import types
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from cmsolvers.denoisers import EDM, ConsistencyFunction
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
 from cmsolvers.schedules import karras_sigmas
 
+F64 = torch.float64
 SIGMA_MIN = 0.002
 DISTANCES = ["l1", "l2", "pseudo_huber"]
 
@@ -385,6 +388,83 @@ def test_replay_leaves_the_generator_where_it_stood():
     assert torch.equal(state, torch.get_rng_state())
 
 
+# --- the clean sample as target ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["training", "distillation"])
+@pytest.mark.parametrize("target", [None, "another"])
+def test_at_level_zero_the_target_is_the_data(kind: str, target: str | None):
+    """As in easy consistency tuning; the other samples are what they are without such a one."""
+    x0, f = data(8), nn.Linear(3, 3).double()
+    student = lambda x, s: f(x) / (1 + s.reshape(-1, 1))  # noqa: E731
+    other = None if target is None else lambda x, s: student(x, s) / s.reshape(-1, 1)
+
+    def loss(x0: Tensor, high: Any, low: Any, offset: int = 0) -> Tensor:
+        more = {"seed": 3, "offset": offset, "reduction": "none", "distance": "l2"}
+        if kind == "training":
+            return losses.consistency_training(student, other, x0, high, low, **more)
+        return losses.consistency_distillation(student, other, student, x0, high, low, **more)
+
+    high = torch.linspace(1.0, 3.0, 8, dtype=F64)
+    low = high / 2
+    low[[2, 5]] = 0.0
+    got = loss(x0, high, low)
+    noisy = x0 + high[:, None] * noise.normal(x0.shape, 3, stream=noise.TRAINING, dtype=F64)
+    scale = 1 / high if kind == "training" else torch.ones_like(high)
+    clean = (student(noisy, high) - x0).square().mean(1) * scale
+    torch.testing.assert_close(got[[2, 5]], clean[[2, 5]])
+    for b in (0, 1, 3, 4, 6, 7):
+        torch.testing.assert_close(got[b : b + 1], loss(x0[b : b + 1], high[b], low[b], b))
+        assert not torch.allclose(got[b], clean[b])  # the control
+    torch.testing.assert_close(loss(x0, 2.0, 0.0), loss(x0, 2.0, torch.zeros(8, dtype=F64)))
+    assert torch.autograd.grad(got.sum(), f.weight)[0].isfinite().all()
+
+
+def test_at_level_zero_alone_the_target_is_not_called():
+    def never(x: Tensor, sigma: Tensor) -> Tensor:
+        raise AssertionError
+
+    assert losses.consistency_training(same, never, X0, 1.0, 0.0, seed=1) > 0
+    with pytest.raises(AssertionError):
+        losses.consistency_training(same, never, X0, 1.0, 0.1, seed=1)
+
+
+# --- running statistics -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [None, "average"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_are_those_of_the_students_pass(target: str | None, momentum: Any):
+    """One pass is counted, the student's; and the backward pass goes through."""
+    norm = nn.BatchNorm1d(3, momentum=momentum, affine=False).double()
+    norm.train()
+    weight = torch.ones((), dtype=F64, requires_grad=True)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            return weight * self.norm(x)
+
+    x0 = data(256)
+    student, alone = Net(), copy.deepcopy(norm)
+    other = None if target is None else copy.deepcopy(student)
+    value = losses.consistency_training(student, other, x0, 40.0, 2.0, seed=5)
+    noisy = x0 + 40.0 * noise.normal(x0.shape, 5, stream=noise.TRAINING, dtype=F64)
+    alone(noisy)
+    torch.testing.assert_close(norm.running_var, alone.running_var)
+    torch.testing.assert_close(norm.running_mean, alone.running_mean)
+    assert norm.num_batches_tracked == 1
+    if other is not None:
+        assert other.norm.num_batches_tracked == 0 and (other.norm.running_var == 1).all()
+    value.backward()
+    assert weight.grad.isfinite()
+    norm(2.0 * noisy)  # the control: outside a loss the statistics do move
+    assert norm.num_batches_tracked == 2
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 X0 = torch.zeros(4, 3)
@@ -398,7 +478,9 @@ BAD = [
     ({"sigma": 1.0, "sigma_next": 1.0}, ValueError, "sigma must be above sigma_next"),
     ({"sigma": 1.0, "sigma_next": 2.0}, ValueError, "sigma must be above sigma_next"),
     ({"sigma": -1.0}, ValueError, "sigma must be positive"),
-    ({"sigma_next": 0.0}, ValueError, "sigma_next must be positive"),
+    ({"sigma_next": -0.5}, ValueError, "sigma_next must not be negative"),
+    ({"sigma_next": torch.tensor([1.0, 0.5, -0.1, 0.0])}, ValueError, "sigma_next must not be neg"),
+    ({"sigma": 0.0, "sigma_next": 0.0}, ValueError, "sigma must be positive"),
     ({"sigma": torch.ones(3)}, ValueError, "sigma must have shape"),
     ({"sigma": torch.ones(4, dtype=torch.int64)}, TypeError, "sigma must be floating"),
     ({"sigma": float("nan")}, ValueError, "sigma"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, func
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 from cmsolvers import noise, ops
 from cmsolvers.ops import rules
@@ -171,6 +172,23 @@ class TestReverse:
         ops.weighted_step(x, (f,), (0.5, 3.0), clamp=(-1, 1)).sum().backward()
         assert f.grad.tolist() == [[0.0, 3.0, 3.0, 3.0, 0.0]]  # bounds count as inside, as in torch
         assert x.grad.tolist() == [[0.5] * 5]
+
+    @pytest.mark.parametrize("name", EXACT)
+    @pytest.mark.parametrize("reentrant", [False, True])
+    def test_checkpointing_of_every_mode(self, name, reentrant):
+        """Saved tensors are read once, as checkpoints demand; the gradients are the same."""
+        mode = EXACT[name]
+        call = function(mode)
+
+        def total(*arguments):
+            made = call(*arguments)
+            return sum(t.square().sum() for t in (made if isinstance(made, tuple) else (made,)))
+
+        given = [t.requires_grad_() for t in tensors(mode)]
+        kept = checkpoint(total, *given, use_reentrant=reentrant)
+        kept.backward()
+        plain = torch.autograd.grad(total(*given), given)
+        assert all(torch.equal(t.grad, g) for t, g in zip(given, plain, strict=True))
 
     def test_checkpointing_through_steps(self):
         x = randn(2, 3).requires_grad_()

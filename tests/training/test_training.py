@@ -153,6 +153,26 @@ def test_average_is_kept_in_float32_at_least(dtype: torch.dtype):
     assert net.w.dtype is dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.complex32, torch.complex64, torch.complex128])
+def test_average_of_complex_parameters_and_buffers(dtype: torch.dtype):
+    """As an average of real and imaginary parts: not a copy of the last value."""
+    net = nn.Module()
+    net.w = nn.Parameter(torch.zeros(2, dtype=dtype))
+    net.register_buffer("mean", torch.zeros(3, dtype=dtype))
+    ema = training.EMA(net, 0.75)
+    net.w.data.fill_(2 + 1j)
+    net.mean.fill_(-4j)
+    ema.update(net)
+    ema.update(net)
+    wide = torch.complex128 if dtype is torch.complex128 else torch.complex64
+    assert ema.module.w.dtype is ema.module.mean.dtype is wide
+    share = 1 - 0.75**2
+    assert torch.equal(ema.module.w.data, torch.full((2,), share * (2 + 1j), dtype=wide))
+    assert torch.equal(ema.module.mean, torch.full((3,), share * -4j, dtype=wide))
+    ema.copy_to(net)
+    assert net.w.dtype is dtype and net.w[0].item() == share * (2 + 1j)
+
+
 def test_half_precision_average_would_have_stalled():
     """The negative control: what the class avoids."""
     w = torch.ones((), dtype=torch.bfloat16)

@@ -87,7 +87,8 @@ def consistency_distillation(
     pair = _prepare(student, target, x0, sigma, sigma_next, extra_args, reduction)
     check.function("teacher", teacher)
     check.optional_function("weight", weight)
-    teacher_extra = pair.extra if teacher_args is None else check.options("teacher_args", teacher_args)
+    own = None if teacher_args is None else check.options("teacher_args", teacher_args)
+    teacher_extra = pair.extra if own is None else own
     step = _teacher_step(solver)
     x = terms.noised(x0, pair.high, seed, draw, offset)
     dtype = torch.promote_types(x.dtype, torch.float32)

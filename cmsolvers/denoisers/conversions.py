@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cmsolvers import checks as check
 from cmsolvers.denoisers.preconditioning import identity_noise, noise_input, training_mode
 from cmsolvers.denoisers.protocol import Denoiser, Scalar
-from cmsolvers.denoisers.scalings import InProcess, Row, Target, edm_scalings
+from cmsolvers.denoisers.scalings import EDMScalings, InProcess, Row, Target
 from cmsolvers.denoisers.shared_help import documented
 from cmsolvers.processes import VP, Karras, Process, RectifiedFlow, TrigFlow
 from cmsolvers.processes.elementary import broadcastable, exact, maths
@@ -220,7 +220,7 @@ def to_edm(denoiser: Denoiser, sigma_data: float = 0.5, *, c_noise: str = "edm")
     if c_noise not in _LEVELS:
         known = ", ".join(map(repr, _LEVELS))
         raise ValueError(f"c_noise must be one of {known}; got {check.describe(c_noise)}")
-    scalings = edm_scalings(sd, noise_input("c_noise", c_noise))
+    scalings = EDMScalings(sd, noise_input("c_noise", c_noise))
     return Prediction(denoiser, scalings, _LEVELS[c_noise])
 
 
@@ -239,5 +239,5 @@ def to_trigflow(denoiser: Denoiser, sigma_data: float = 0.5) -> Prediction:
         ValueError: sigma_data not positive.
     """
     process = TrigFlow(check.positive("sigma_data", sigma_data))
-    scalings = edm_scalings(process.sigma_data, process.t_of_sigma, sign=-1.0)
+    scalings = EDMScalings(process.sigma_data, process.t_of_sigma, sign=-1.0)
     return Prediction(denoiser, scalings, process.sigma_hat)

@@ -25,7 +25,6 @@ from cmsolvers.denoisers.scalings import (
     EDMScalings,
     InProcess,
     Target,
-    edm_scalings,
 )
 from cmsolvers.denoisers.shared_help import documented
 from cmsolvers.processes import DDPM, VP, Karras, RectifiedFlow, TrigFlow
@@ -228,7 +227,7 @@ def from_trigflow(
     """
     sd = check.positive("sigma_data", sigma_data)
     handed = TrigFlow(sd).t_of_sigma if c_noise is None else noise_input("c_noise", c_noise)
-    return Preconditioned(net, edm_scalings(sd, handed, sign=-1.0), dtype=dtype)
+    return Preconditioned(net, EDMScalings(sd, handed, sign=-1.0), dtype=dtype)
 
 
 class EDM(Preconditioned):
@@ -241,7 +240,8 @@ class EDM(Preconditioned):
         sigma_data: standard deviation of the data, positive.
         c_noise: "edm" (0.25 ln sigma), "published", "sigma" or a callable of sigma, which takes a
             float as well as a float64 tensor.
-        dtype: dtype of the network's input; None is that of x.
+        dtype: dtype of x_in; None is that of x. c_noise is float32 whatever that is (float64 where
+            x is): a network in half precision casts it.
 
     Raises:
         TypeError: net cannot be called, a dtype that is not floating.
@@ -266,9 +266,9 @@ class EDM(Preconditioned):
 class ConsistencyFunction(Preconditioned):
     """Consistency function f(x, sigma) = c_skip x + c_out F, with f(x, sigma_min) = x to the bit.
 
-    sigma_min as a tensor of levels in float32, float16 or bfloat16 holds it is sigma_min too.
-    c_skip = sd^2 / ((s - e)^2 + sd^2), c_out = (s - e) sd / sqrt(s^2 + sd^2),
-    c_in = 1 / sqrt(s^2 + sd^2), where e = sigma_min.
+    So it is where sigma is sigma_min rounded to float32, float16 or bfloat16: a tensor of levels in
+    these dtypes reaches the boundary. With e = sigma_min, c_skip = sd^2 / ((s - e)^2 + sd^2),
+    c_out = (s - e) sd / sqrt(s^2 + sd^2), c_in = 1 / sqrt(s^2 + sd^2).
 
     Args:
         net: `net(x_in, c_noise, **extra_args) -> F`.
@@ -277,7 +277,8 @@ class ConsistencyFunction(Preconditioned):
         c_noise: "edm" (0.25 ln sigma), "published" (250 ln sigma, as the published checkpoints
             have it), "sigma" or a callable of sigma, which takes a float as well as a float64
             tensor.
-        dtype: dtype of the network's input; None is that of x.
+        dtype: dtype of x_in; None is that of x. c_noise is float32 whatever that is (float64 where
+            x is): a network in half precision casts it.
 
     Raises:
         TypeError: net cannot be called, a dtype that is not floating.

@@ -93,11 +93,6 @@ def training_mode(*parts: object) -> bool:
     return any(modes) or not modes
 
 
-def _differentiated(sigma: Tensor) -> bool:
-    """Whether a derivative in sigma is wanted, in reverse or forward mode."""
-    return sigma.requires_grad or check.carries_tangent(sigma)
-
-
 class Preconditioned(nn.Module):
     """A denoiser `D(x, sigma, **extra_args)` around a network.
 
@@ -198,13 +193,16 @@ class Preconditioned(nn.Module):
             check.state("x", x)
         if type(sigma) is not float or not 0.0 < sigma < math.inf:
             sigma = check.level("sigma", sigma, x)
-        if isinstance(sigma, Tensor) and _differentiated(sigma):
+        if isinstance(sigma, Tensor) and check.differentiated(sigma):
             return self._plain(x, sigma, extra_args)
         scalings = self._scalings
-        if isinstance(scalings, EDMScalings) and self._keeps_coefficients():
-            # the steps make their weights of the levels, with the bits of `coefficients`
+        known = self._keeps_coefficients()
+        if known and isinstance(scalings, EDMScalings) and scalings.sign == 1.0:
+            # the steps make their weights of the levels, tensors too with the bits of numbers
             if isinstance(sigma, Tensor):
                 c_noise = _noise_of(sigma.double(), scalings.c_noise, self.noise_dtype(x))
+                if c_noise is sigma:  # networks may write to what they get
+                    c_noise = c_noise.clone()
             else:
                 c_noise = scalings.c_noise(sigma)
             x_in = scalings.scaled_input(x, sigma, self.dtype)

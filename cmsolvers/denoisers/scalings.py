@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -16,9 +15,8 @@ from torch import Tensor
 
 from cmsolvers import ops
 from cmsolvers.denoisers.protocol import Scalar
-from cmsolvers.ops.rules import consistency, held
+from cmsolvers.ops.rules import consistency, edm_input, edm_output, held
 from cmsolvers.processes.ddpm import DDPM
-from cmsolvers.processes.elementary import maths
 from cmsolvers.processes.sde import Process
 
 Row: TypeAlias = tuple[Scalar, Scalar, Scalar, Scalar]
@@ -72,46 +70,32 @@ class InProcess:
         return t.clamp(0.0, end) if isinstance(t, Tensor) else min(max(t, 0.0), end)
 
 
-def edm_scalings(
-    sigma_data: float, c_noise: Callable[[Scalar], Scalar], sign: float = 1.0
-) -> Callable[[Scalar], Row]:
-    """c_skip = sd^2 / (s^2 + sd^2), c_out = s sd / sqrt(s^2 + sd^2), c_in = 1 / sqrt(s^2 + sd^2).
+class EDMScalings:
+    """EDM's scalings, and the steps that make them of the levels.
+
+    c_skip = sd^2 / (s^2 + sd^2), c_out = s sd / sqrt(s^2 + sd^2), c_in = 1 / sqrt(s^2 + sd^2)
+    (Karras et al. 2022, table 1).
 
     Args:
         sigma_data: standard deviation of the data.
         c_noise: of the level.
         sign: of c_out: 1 for EDM, -1 for TrigFlow, whose F is EDM's with the other sign.
     """
-    # No frozen dataclass: torch 2.11 cannot compile the making of one.
-    return partial(_edm_row, sigma_data, c_noise, sign)
 
-
-def _edm_row(sd: float, c_noise: Callable[[Scalar], Scalar], sign: float, level: Scalar) -> Row:
-    total = level * level + sd * sd
-    root = maths(level).sqrt(total)
-    return sd * sd / total, sign * level * sd / root, 1.0 / root, c_noise(level)
-
-
-class EDMScalings:
-    """The scalings of `edm_scalings` with sign = 1, and the steps that make them of the levels.
-
-    Args:
-        sigma_data: standard deviation of the data.
-        c_noise: of the level.
-    """
-
-    def __init__(self, sigma_data: float, c_noise: Callable[[Scalar], Scalar]) -> None:
-        self.sigma_data = sigma_data
-        self.c_noise = c_noise
+    def __init__(
+        self, sigma_data: float, c_noise: Callable[[Scalar], Scalar], sign: float = 1.0
+    ) -> None:
+        self.sigma_data, self.c_noise, self.sign = sigma_data, c_noise, sign
 
     def __call__(self, level: Scalar) -> Row:
         """The row at a level."""
-        return _edm_row(self.sigma_data, self.c_noise, 1.0, level)
+        c_skip, c_out = edm_output(level, self.sigma_data)
+        return c_skip, self.sign * c_out, edm_input(level, self.sigma_data), self.c_noise(level)
 
     @property
     def parts(self) -> tuple[object, ...]:
         """What the row depends on, the level aside."""
-        return type(self), self.sigma_data, self.c_noise
+        return type(self), self.sigma_data, self.c_noise, self.sign
 
     def scaled_input(self, x: Tensor, sigma: float | Tensor, dtype: torch.dtype | None) -> Tensor:
         """c_in x in one launch; a level, or levels of shape [] or [B]."""
@@ -127,7 +111,8 @@ class ConsistencyScalings(EDMScalings):
 
     Args:
         sigma_data: standard deviation of the data.
-        sigma_min: the level where the function is the identity; rounded, it is too.
+        sigma_min: the level where the function is the identity, and so it is where a level is
+            sigma_min rounded to float32, float16 or bfloat16.
         c_noise: of the level.
     """
 

@@ -180,12 +180,14 @@ def capture(
         options: all other arguments of the sampler.
 
     Returns:
-        `run(x, seed=..., extra_args=...)`, equal to the sampler's result to the bit.
+        `run(x, seed=..., extra_args=...)`, equal to the sampler's result to the bit; x has the
+        shape, dtype and device of the example. Without a seed every call draws one; without
+        `extra_args` those of the capture are used. `run.nfe` and `run.sigmas` say what a run does.
 
     Raises:
         TypeError, ValueError: arguments that the sampler refuses, and those that a replay cannot
-            serve: callback, noise_sampler, check_nan, progress, grad, trajectory, return_info and
-            seed.
+            serve: callback, noise_sampler, check_nan, progress, grad, trajectory and return_info.
+            A seed is given to the run, not here.
     """
     check.function("sampler", sampler)
     check.state("x", x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from torch import Tensor
@@ -29,6 +30,14 @@ def check_additive(sde: object) -> None:
         raise ValueError(
             "sde must have a diffusion that does not depend on the state; got one with "
             "state_dependent = True"
+        )
+
+
+def check_direction(sde: object, times: Sequence[float]) -> None:
+    """ValueError for a reverse SDE forward in time: its law grows without bound there."""
+    if type(sde) is ScoreSDE and sde.stochastic and times[1] > times[0]:
+        raise ValueError(
+            f"ts must be strictly descending for a reverse SDE; got {times[1]:g} after {times[0]:g}"
         )
 
 

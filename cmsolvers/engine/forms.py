@@ -6,10 +6,12 @@ is written with forms as its paper prints it, and the row of weights falls out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from torch import Tensor
+
+from cmsolvers.checks import describe
 
 Weight: TypeAlias = float | Tensor
 """A number, or a float64 tensor with one entry per sample; in `live`, also one per element."""
@@ -47,23 +49,41 @@ class Form:
         self.terms = {s: w for s, w in terms.items() if isinstance(w, Tensor) or w != 0.0}
 
     def __add__(self, other: Form) -> Form:
+        if not isinstance(other, Form):
+            raise TypeError(f"to a form only forms may be added; got {_given(other)}")
         terms = dict(self.terms)
         for symbol, weight in other.terms.items():
             terms[symbol] = _sum(terms[symbol], weight) if symbol in terms else weight
         return Form(terms)
 
+    __radd__ = __add__
+
     def __sub__(self, other: Form) -> Form:
+        if not isinstance(other, Form):
+            raise TypeError(f"from a form only forms may be subtracted; got {_given(other)}")
         return self + -1.0 * other
 
-    def __mul__(self, factor: Weight | Form) -> Form:
-        if isinstance(factor, Form):
-            raise TypeError("a form may be multiplied by numbers alone: a step is linear")
+    def __rsub__(self, other: object) -> Form:
+        raise TypeError(f"a form may be subtracted from forms only; got {_given(other)}")
+
+    def __mul__(self, factor: Weight) -> Form:
+        if not isinstance(factor, (int, float, Tensor)):
+            raise TypeError(
+                f"a form may only be multiplied by numbers: a step is linear; got {_given(factor)}"
+            )
         return Form({symbol: factor * weight for symbol, weight in self.terms.items()})
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: Weight) -> Form:
+        if not isinstance(divisor, (int, float, Tensor)):
+            raise TypeError(
+                f"a form may only be divided by numbers: a step is linear; got {_given(divisor)}"
+            )
         return Form({symbol: weight / divisor for symbol, weight in self.terms.items()})
+
+    def __rtruediv__(self, other: object) -> Form:
+        raise TypeError(f"nothing may be divided by a form: a step is linear; got {_given(other)}")
 
     def __neg__(self) -> Form:
         return -1.0 * self
@@ -85,6 +105,10 @@ class Form:
         return " + ".join(parts) or "0"
 
 
+def _given(value: object) -> str:
+    return f"the form {value}" if isinstance(value, Form) else describe(value)
+
+
 def _sum(a: Weight, b: Weight) -> Weight:
     """The sum; entries per sample and per element add up sample by sample."""
     if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim != b.ndim:
@@ -99,3 +123,12 @@ def form_of(symbol: Symbol) -> Form:
 
 
 ZERO = Form({})
+
+
+def weighed(weights: Sequence[float], forms: Sequence[Form]) -> Form:
+    """The sum of weights times forms, as many as there are weights; 0 leaves a form out."""
+    total = ZERO
+    for weight, form in zip(weights, forms, strict=False):
+        if weight:
+            total = total + weight * form
+    return total

@@ -62,19 +62,20 @@ class Text:
 
     def raises(self) -> dict[str, str]:
         """The errors of every solver."""
+        model = self.words()["model"]
         return {
-            "TypeError": "an argument of the wrong kind; an output of the "
-            f"{self.words()['model']} that is no floating tensor of at most the precision of x.",
+            "TypeError": f"an argument of the wrong kind; an output of the {model} that is not a "
+            "floating tensor, or has higher precision than x.",
             "ValueError": f"{self.grid} that are not finite and monotone, numbers out of range, an "
-            f"output of the {self.words()['model']} of another shape or on another device.",
+            f"output of the {model} of another shape or on another device.",
         }
 
 
 DENOISER = """`D(x, sigma, **extra_args) -> x0`, x in Karras coordinates and sigma of shape [B],
 both in the dtype of x. Of a denoiser of `cmsolvers.denoisers` the sampler calls the network
 directly; preconditioning and guidance become weights of the step. It may return the dtype of x or a
-floating one of lower precision. It must not write to its arguments; x is a buffer of the run, so
-clone it to keep it."""
+floating one of lower precision. It must not write to its arguments. The x that it gets is a buffer
+of the run: clone it to keep it."""
 CONSISTENCY = """`f(x, sigma, **extra_args) -> x` at sigma_min, sigma of shape [B]; a
 `ConsistencyFunction` becomes part of the step."""
 X = """[B, ...] at level sigmas[0], in Karras coordinates (x / alpha); float64, float32, float16 or

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
-from cmsolvers.engine.fields import checked_diffusion, known, terms
+from cmsolvers.engine.fields import checked_diffusion, known
 from cmsolvers.engine.forms import Form, Weight, form_of
 from cmsolvers.engine.live import Held, Live, Normal
 from cmsolvers.engine.observers import BadOutputs
@@ -28,8 +28,7 @@ class LiveStep(TimeStep):
     """A step of a live run; formulas that are not linear may ask it for tensors."""
 
     def __init__(self, run: LiveRun, x: Tensor, index: int) -> None:
-        super().__init__(Held(x, "x"), run.times, index, run.draws)
-        self.sde: Any = run.sde
+        super().__init__(run.sde, Held(x, "x"), run.times, index, run.draws)
         self.additive = not getattr(run.sde, "state_dependent", False)
         self.user_noise = run.noise_sampler is not None
         self._run = run
@@ -48,20 +47,16 @@ class LiveStep(TimeStep):
         return self._run.time(t)
 
     def drift(self, y: Form, t: float) -> Form:
-        library = known(self.sde)
-        if library is None:
+        if known(self.sde) is None:
             return self._run.evaluate(self, "drift", self.sde.drift, y, t)
-        a, b, _ = terms(library, t)
-        return a * y + b * self.score(y, t) if b else a * y
+        return super().drift(y, t)
 
     def score(self, y: Form, t: float) -> Form:
-        """The score of a reverse SDE or a probability-flow ODE."""
         return self._run.evaluate(self, "score", self.sde.score, y, t)
 
     def diffusion(self, y: Form, t: float) -> Weight:
-        library = known(self.sde)
-        if library is not None:
-            return terms(library, t)[2]
+        if known(self.sde) is not None:
+            return super().diffusion(y, t)
         state, time = self.tensor(y), self.time(t)
         given = self.sde.diffusion(time) if self.additive else self.sde.diffusion(state, time)
         g = checked_diffusion(given, state)

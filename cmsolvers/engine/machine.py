@@ -17,6 +17,7 @@ from cmsolvers.engine.options import NoiseSampler, Shared
 from cmsolvers.engine.outputs import reusable, transformed, watched
 from cmsolvers.engine.program import Call, Draw, Launch, Program, Show
 from cmsolvers.ops import step as fast
+from cmsolvers.ops.rules import WEIGHTS
 
 _MOST_ROWS = 16
 
@@ -66,11 +67,7 @@ class Machine:
         ]
         self._rows = [self._table(k) for k in range(len(program.tables))]
         self._unread: Tensor | None = None  # for a first output that nobody wants
-        self._seed: Any = None
-        self._offset = 0
-        if key is not None:
-            self._seed = key.seed & fast.MASK64 if key.table is None else key.table
-            self._offset = key.offset
+        self._seed, self._offset = fast.keyed(key, 0)
         self._outputs = watched(copies=copies) if program.holds else None
 
     def step(self, i: int) -> Tensor | None:
@@ -157,7 +154,7 @@ class Machine:
                 op.draw,
                 self._offset,
                 to,
-                0,
+                WEIGHTS,
                 op.second,
                 other_to,
                 op.basis,
@@ -179,6 +176,8 @@ class Machine:
         if any(m.dtype is not inputs[0].dtype for m in inputs):
             inputs = tuple(alike(inputs, x.dtype))
             for slot, m in zip(op.inputs, inputs, strict=True):
+                if self._outputs is not None and m is not t[slot]:
+                    self._outputs.release(t[slot])  # its copy is read from now on
                 t[slot] = m
         other_to = None if op.other is None else self._buffers[op.other]
         noisy = isinstance(op.w_z, Tensor) or op.w_z != 0.0

@@ -38,7 +38,6 @@ class Recorder:
     """Copies of the states that `trajectory` asks for.
 
     Args:
-        name: of the argument, for error texts.
         wanted: None or False (nothing), True (every state) or the levels of some of `visited`.
         visited: the level of each state that `add` will be shown, in order.
 
@@ -50,20 +49,20 @@ class Recorder:
         ValueError: no levels, or one that the run does not visit.
     """
 
-    def __init__(self, name: str, wanted: Any, visited: Sequence[float]) -> None:
+    def __init__(self, wanted: Any, visited: Sequence[float]) -> None:
         self._visited, self._at = visited, 0
         self._states: list[Tensor] = []
         if wanted is None or isinstance(wanted, bool):
             self.chosen = set(visited) if wanted else set()
         else:
-            self.chosen = set(check.floats(name, wanted))
+            self.chosen = set(check.floats("trajectory", wanted))
             if not self.chosen:
-                raise ValueError(f"{name} must hold at least one level; got none")
+                raise ValueError("trajectory must hold at least one level; got none")
         missing = sorted(self.chosen - set(visited))
         if missing:
             raise ValueError(
-                f"{name} must hold levels that the run visits; got {missing[0]!r}, which is none "
-                f"of its {len(visited)} from {visited[0]:g} to {visited[-1]:g}"
+                f"trajectory must hold levels that the run visits; got {missing[0]!r}, which is "
+                f"none of its {len(visited)} from {visited[0]:g} to {visited[-1]:g}"
             )
 
     @property

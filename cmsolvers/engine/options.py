@@ -90,7 +90,7 @@ def _any(_: str, value: object) -> object:
 
 @dataclass(frozen=True)
 class Shared:
-    """The options of every solver, checked."""
+    """The options of every solver with fixed steps, as values; adaptive ones extend them."""
 
     seed: noise.SeedLike = option(  # noqa: RUF009
         None,
@@ -119,7 +119,7 @@ class Shared:
         False,
         check.flag,
         "raise ValueError at the end of the run if an output of the {model} was not finite, naming "
-        "step, {level} and sample. The steps themselves wait for nothing.",
+        "step, {level} and sample. No step waits for the device.",
     )
     trajectory: Levels | bool | None = option(  # noqa: RUF009
         None,
@@ -132,9 +132,9 @@ class Shared:
         False,
         check.flag,
         "let autograd record the run, for derivatives by x, by `extra_args` or by the parameters "
-        "of the {model}. By default the run records nothing and needs less memory.",
+        "of the {model}, but not by {level}s. By default the run records nothing, needs less "
+        "memory, and warns where x asks for a gradient.",
     )
 
 
 SHARED = options_of(Shared)
-"""Options of every solver with fixed steps."""

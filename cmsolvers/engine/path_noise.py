@@ -24,7 +24,7 @@ class PathNoise:
     """`noise_sampler(sigma, sigma_next)` of a Brownian path over -ln sigma, for one run.
 
     The path is `noise.BrownianPath(seed, 0, 1)` at u = ln(s_0 / sigma) / ln(s_0 / s_n), where s_0
-    is the first level and s_n the smallest that is not 0.
+    is the first level and s_n the smallest level, asked or reached, that is not 0.
 
     Successive queries share a time: a step starts where the last one ended, and a singlestep method
     asks twice from one start. So W is summed up once for each time, from the root of its tree, and
@@ -97,7 +97,9 @@ def _plan(traced: Trace) -> _Plan:
     known = _PLANS.get(traced)
     if known is not None:
         return known
-    asked = (level for normal in traced.normals for level in normal.span)
+    asked = [level for normal in traced.normals for level in normal.span]
+    if not all(level > 0 for level in asked):
+        raise ValueError("noise of a Brownian path must not be drawn in a step to 0")
     levels = {level for level in (*traced.levels, *traced.visited, *asked) if level > 0}
     first = max(levels)
     length = math.log(first / min(levels))

@@ -21,10 +21,10 @@ from cmsolvers.engine.options import Shared
 from cmsolvers.engine.outputs import StaticOutputError
 from cmsolvers.engine.path_noise import PathNoise
 from cmsolvers.engine.program import Program
-from cmsolvers.engine.trace import Trace
+from cmsolvers.engine.trace import MOST_STEPS, Trace
 
 Result: TypeAlias = Tensor | tuple[Tensor, Info]
-_MOST_PROGRAMS, _MOST_STEPS = 64, 1024
+_MOST_PROGRAMS = 64
 _PROGRAMS: Latest[Program] = Latest(_MOST_PROGRAMS)
 
 
@@ -32,7 +32,7 @@ def run(
     traced: Trace, denoiser: object, x: Tensor, options: Shared, *, name: str, model: str
 ) -> Result:
     """Run a trace; `name` is the solver's, `model` that of its first argument."""
-    states = Recorder("trajectory", options.trajectory, traced.visited).wanted
+    states = Recorder(options.trajectory, traced.visited).wanted
     noisy, sampler = bool(traced.normals), options.noise_sampler
     if traced.brownian and noisy and sampler is None:
         sampler = PathNoise(traced, x, options.seed)
@@ -92,10 +92,10 @@ def drive(
         name: of the solver.
         coordinate: what a progress bar calls a level.
         visited: the level at the start and after each step.
-        copies: whether outputs are copied from the start, as they are where a callback or a noise
-            sampler would see that a run begins anew.
+        copies: whether outputs are copied from the start. They always are with a callback or a
+            noise sampler, which would notice that the run begins anew.
     """
-    recorder = Recorder("trajectory", options.trajectory, visited)
+    recorder = Recorder(options.trajectory, visited)
     seen = options.callback is not None or options.noise_sampler is not None
     going = start(copies=copies or seen)
     y: Tensor | None = going.x
@@ -146,7 +146,7 @@ def program_of(traced: Trace, denoiser: object, dtype: torch.dtype, **wanted: bo
     kept, kind = _KEPT.get(), signature(denoiser)
     if kept is not None:
         return kept.get((traced, id(denoiser), dtype, *wanted.items()), make)
-    if kind is None or len(traced.steps) > _MOST_STEPS:
+    if kind is None or len(traced.steps) > MOST_STEPS:
         return make()
     return _PROGRAMS.get((traced, kind, dtype, *wanted.items()), make)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -31,7 +32,7 @@ Cost = TypeVar("Cost", covariant=True)
 
 
 class Solver(Protocol[Model, Cost]):
-    """What `solver` and `time_solver` make: `solver(model, x, grid, **options)`."""
+    """A public solver of any kind: `solver(model, x, grid, **options)`."""
 
     __name__: str
 
@@ -111,7 +112,7 @@ def solver(
     own = [option.name for option in options]
 
     def decorate(formula: Formula) -> Sampler:
-        asked = [name for name in own if name in inspect.signature(formula).parameters]
+        asked = taken(formula, own, some=spans is not None or checked is not None)
 
         def call(denoiser: Any, x: Tensor, grid: Any, values: dict[str, Any]) -> Result:
             check.state("x", x)
@@ -146,6 +147,32 @@ def solver(
     return decorate
 
 
+def taken(formula: Formula, own: Sequence[str], *, some: bool = False) -> list[str]:
+    """The options that a formula takes: all that its solver declares, or `some`.
+
+    Raises:
+        TypeError: an option that nothing takes.
+    """
+    found = [name for name in own if name in inspect.signature(formula).parameters]
+    for name in () if some else own:
+        if name not in found:
+            raise TypeError(
+                f"options of {formula.__name__} declare {name!r}, which the formula does not take"
+            )
+    return found
+
+
+def _check_option(solver: str, option: Option) -> None:
+    """TypeError unless an option accepts its own default."""
+    about = f"checked of option {option.name!r} of {solver}"
+    try:
+        value = option.checked(option.name, option.default)
+    except TypeError as error:
+        raise TypeError(f"{about} must take (name, value): {error}") from error
+    if value is None and option.default is not None:
+        raise TypeError(f"{about} must return the value; it returned None")
+
+
 def public(
     described: Callable[..., Any],
     call: Callable[..., Any],
@@ -162,6 +189,11 @@ def public(
         text: of the docstring.
     """
     name = described.__name__
+    twice = [n for n, count in Counter(option.name for option in options).items() if count > 1]
+    if twice:
+        raise TypeError(f"options of {name} declare {twice[0]!r}, which every solver has already")
+    for option in options:
+        _check_option(name, option)
     signature = signature_of(text, options)
     known = {option.name: option for option in options}
     defaults = {option.name: option.default for option in options}

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.engine import catalogue
-from cmsolvers.engine.fields import check_sde, is_noisy, known
+from cmsolvers.engine.fields import check_direction, check_sde, is_noisy, known
 from cmsolvers.engine.help_texts import Text
 from cmsolvers.engine.live_run import LiveRun
 from cmsolvers.engine.observers import Info, Recorder
 from cmsolvers.engine.options import SHARED, Option, Shared
 from cmsolvers.engine.run import Result, drive, key_of, run
-from cmsolvers.engine.solver import Solver, public
+from cmsolvers.engine.solver import Solver, public, taken
 from cmsolvers.engine.time_steps import check_formula, trace_in_time
 from cmsolvers.engine.trace import Formula
 from cmsolvers.processes.sde import SDELike
@@ -53,9 +53,11 @@ def time_solver(
         The first call runs `check_formula`.
     """
     own = [option.name for option in options]
+    check.function("draws", draws)
 
     def decorate(formula: Formula) -> TimeSolver:
         name = formula.__name__
+        taken(formula, own)
 
         @cache
         def check_weights() -> None:  # in the first call: helpers may stand below the formula
@@ -66,24 +68,25 @@ def time_solver(
             check.state("x", x)
             check_sde(sde)
             times = check.times("ts", grid)
+            check_direction(sde, times)
             mine = {key: values.pop(key) for key in own}
             if checked is not None:
                 checked(sde, times, **mine)
             if not live:
                 check_weights()
-            options = Shared(**values)
-            library, count = known(sde), draws(**mine)
-            tensors = live or (options.noise_sampler is not None and count > 1)
-            if library is not None and not (tensors or any(map(callable, mine.values()))):
+            shared, library, count = Shared(**values), known(sde), draws(**mine)
+            one_normal = shared.noise_sampler is None or count == 1
+            ahead = one_normal and not (live or any(map(callable, mine.values())))
+            if library is not None and ahead:
                 traced = trace_in_time(formula, library, times, mine, count)
                 score = getattr(library, "score", None)
-                return run(traced, score, x, options, name=name, model="score")
-            Recorder("trajectory", options.trajectory, times)  # before a seed is drawn
-            noisy_run = is_noisy(sde) or (noisy is not None and noisy(**mine))
-            needed = noisy_run and (options.noise_sampler is None or count > 1)
-            key = key_of(options.seed, x, needed=needed)
-            start = partial(LiveRun, formula, mine, sde, x, times, count, key, options)
-            return drive(start, options, name, "t", times)[0]
+                return run(traced, score, x, shared, name=name, model="score")
+            Recorder(shared.trajectory, times)  # before a seed is drawn
+            drawn = is_noisy(sde) or (noisy is not None and noisy(**mine))
+            needed = drawn and (shared.noise_sampler is None or count > 1)
+            key = key_of(shared.seed, x, needed=needed)
+            start = partial(LiveRun, formula, mine, sde, x, times, count, key, shared)
+            return drive(start, shared, name, "t", times)[0]
 
         function: TimeSolver = public(
             formula, call, (*options, *SHARED), Text("sde", "ts", "fresh")

@@ -9,18 +9,26 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
 from cmsolvers.engine.fields import Library, terms
 from cmsolvers.engine.forms import Form, Symbol, Weight, form_of
 from cmsolvers.engine.latest import Latest
-from cmsolvers.engine.trace import Ask, Formula, Noise, State, Trace, TracedStep
+from cmsolvers.engine.trace import (
+    MOST_STEPS,
+    Ask,
+    Formula,
+    Noise,
+    State,
+    Trace,
+    TracedStep,
+    no_attribute,
+)
 from cmsolvers.processes.sde import ScoreSDE
 
-_MOST_TRACES, _MOST_STEPS = 64, 1024
-_TRACES: Latest[Trace] = Latest(_MOST_TRACES)
+_TRACES: Latest[Trace] = Latest(64)
 _TOLERANCE = 1e-14
 
 
@@ -40,19 +48,27 @@ class TimeStep(ABC):
 
     additive, user_noise = True, False
 
-    def __init__(self, x: Symbol, times: Sequence[float], index: int, draws: int) -> None:
-        self._draws = draws
+    def __init__(self, sde: Any, x: Symbol, times: Sequence[float], index: int, draws: int) -> None:
+        self.sde, self._draws = sde, draws
         self.x, self.index, self.last = form_of(x), index, index == len(times) - 2
         self.t, self.to = times[index], times[index + 1]
         self.dt = self.to - self.t
 
-    @abstractmethod
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(no_attribute("a step in time", self, name))
+
     def drift(self, y: Form, t: float) -> Form:
         """The drift at y."""
+        a, b, _ = terms(self.sde, t)
+        return a * y + b * self.score(y, t) if b else a * y
 
-    @abstractmethod
     def diffusion(self, y: Form, t: float) -> Weight:
         """The diffusion at y: a number, an entry per sample or one per element."""
+        return terms(self.sde, t)[2]
+
+    @abstractmethod
+    def score(self, y: Form, t: float) -> Form:
+        """The score of a reverse SDE or a probability-flow ODE at y."""
 
     @abstractmethod
     def z(self, k: int = 0, span: tuple[float, float] | None = None) -> Form:
@@ -76,22 +92,17 @@ class TracedTimeStep(TimeStep):
 
     def __init__(self, sde: Library, times: Sequence[float], index: int, draws: int) -> None:
         state = State(f"x{index}")
-        super().__init__(state, times, index, draws)
-        self._sde = sde
+        super().__init__(sde, state, times, index, draws)
         self.traced = TracedStep(self.t, self.t, self.to, state)
         self._normals: dict[int, Noise] = {}
 
-    def _ask(self, y: Form, t: float) -> Form:
-        ask = Ask(f"score{self.index}.{len(self.traced.asks)}", y, t)
+    def score(self, y: Form, t: float) -> Form:
+        return self._ask("score", y, t)
+
+    def _ask(self, name: str, y: Form, t: float) -> Form:
+        ask = Ask(f"{name}{self.index}.{len(self.traced.asks)}", y, t)
         self.traced.asks.append(ask)
         return form_of(ask)
-
-    def drift(self, y: Form, t: float) -> Form:
-        a, b, _ = terms(self._sde, t)
-        return a * y + b * self._ask(y, t) if isinstance(self._sde, ScoreSDE) else a * y
-
-    def diffusion(self, y: Form, t: float) -> Weight:
-        return terms(self._sde, t)[2]
 
     def z(self, k: int = 0, span: tuple[float, float] | None = None) -> Form:
         if k not in self._normals:
@@ -116,27 +127,30 @@ def trace_in_time(
         return Trace(tuple(steps), coordinate="t")
 
     own = type(process).__module__.startswith("cmsolvers.")  # others may compare as they like
-    if not own or len(times) > _MOST_STEPS:
+    if not own or len(times) > MOST_STEPS:
         return make()
     key = (formula, process, type(sde), stochastic, times, tuple(values.items()))
     return _TRACES.get(key, make)
 
 
+_G = 1.75
+
+
 class _Probe(TracedTimeStep):
-    """A step of dx = c dt + dw with constant c: every consistent method is exact on it."""
+    """A step of dx = c dt + g dw with constants: every consistent method is exact on it."""
 
     def drift(self, y: Form, t: float) -> Form:
-        return self._ask(y, t)
+        return self._ask("drift", y, t)
 
     def diffusion(self, y: Form, t: float) -> Weight:
-        return 1.0
+        return _G
 
 
 def check_formula(formula: Formula, draws: int, **values: object) -> None:
-    """Check a formula on dx = c dt + dw, forward and backward in time.
+    """Check a formula on dx = c dt + g dw, forward and backward in time.
 
     Each state that the drift is asked at must be where its time says, and the step must end with
-    the variance |dt|.
+    the variance g^2 |dt|.
 
     Raises:
         ArithmeticError: it does not.
@@ -144,7 +158,13 @@ def check_formula(formula: Formula, draws: int, **values: object) -> None:
     name = getattr(formula, "__name__", "the formula")
     for times in ((0.25, 0.75), (0.75, 0.25)):
         step = _Probe(_NOTHING, times, 0, draws)
-        result = formula(step, **values)
+        try:
+            result = formula(step, **values)
+            if not isinstance(result, Form):
+                raise TypeError(f"a formula must return a form; it returned {result!r}")
+        except (ArithmeticError, AttributeError, IndexError, TypeError) as error:
+            error.args = (f"{name}: {error}",)
+            raise
         asks = step.traced.asks
         for row, t in (*((ask.y, ask.level) for ask in asks), (result, step.to)):
             for kind, wanted in ((State, 1.0), (Ask, t - step.t)):
@@ -154,13 +174,12 @@ def check_formula(formula: Formula, draws: int, **values: object) -> None:
                         f"{name}: weights of {_CALLED[kind]} must sum to {wanted:g} at t = {t:g}; "
                         f"{row} gives {found!r}"
                     )
-        variance = math.fsum(
-            _number(w) ** 2 for s, w in result.terms.items() if isinstance(s, Noise)
-        )
-        if not abs(variance - abs(step.dt)) <= _TOLERANCE:
+        found = math.fsum(_number(w) ** 2 for s, w in result.terms.items() if isinstance(s, Noise))
+        wanted = _G * _G * abs(step.dt)
+        if not abs(found - wanted) <= _TOLERANCE:
             raise ArithmeticError(
-                f"{name}: the noise of a step must have the variance {abs(step.dt):g}; "
-                f"{result} gives {variance!r}"
+                f"{name}: with the diffusion {_G:g} the noise of a step of {step.dt:g} must have "
+                f"the variance {wanted:g}; {result} gives {found!r}"
             )
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from torch import Tensor
 
+from cmsolvers.checks import describe
 from cmsolvers.engine.forms import Form, Symbol, Weight, form_of
+from cmsolvers.engine.latest import Latest
 
 _TOLERANCE = 1e-10
 _ROUNDING = 2.0**-46  # of weights that cancel
@@ -145,20 +147,27 @@ class Step:
             churn = (Noise(f"churn{index}", (sigma, self.sigma), index), s_noise * size)
         self.traced = TracedStep(sigma, self.sigma, self.to, state, churn)
 
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(no_attribute("a step on noise levels", self, name))
+
     def D(self, y: Form, level: float) -> Form:
         """The denoiser's answer at y, a state at `level`."""
+        _check_question(y, level)
         ask = Ask(f"D{self.index}.{len(self.traced.asks)}", y, level)
         self.traced.asks.append(ask)
         return form_of(ask)
 
     def slope(self, y: Form, level: float) -> Form:
         """(y - D) / level, the right side of dx/dsigma."""
-        return (y - self.D(y, level)) / level
+        d = self.D(y, level)
+        return (y - d) / level
 
     def z(self, to: float | None = None) -> Form:
         """A unit normal for the way from `sigma` to `to` (the end of the step by default)."""
         if not self._may_draw:
             raise ArithmeticError('a formula that draws noise must be declared with noise="fresh"')
+        if to is not None and not 0.0 < to < self.sigma:
+            raise ArithmeticError(f"z(to) must go to a level in (0, {self.sigma:g}); got {to!r}")
         end = self.to if to is None else to
         self._normals += 1
         return form_of(Noise(f"z{self.index}.{self._normals}", (self.sigma, end), self.index))
@@ -176,8 +185,10 @@ class Step:
         return settle(y, self.traced, level)
 
     def _past(self, k: int, *, slope: bool) -> Form:
-        if not 1 <= k <= self.index:
-            asked = "past_slope" if slope else "past"
+        asked = "past_slope" if slope else "past"
+        if k < 1:
+            raise IndexError(f"{asked}(k) counts steps back from 1; got {k}")
+        if k > self.index:
             raise IndexError(
                 f"{asked}({k}) needs {k} steps before this one; step {self.index} has {self.index}"
             )
@@ -193,6 +204,21 @@ class Step:
             known = Past(f"{'d' if slope else 'D'}({step.x})", meaning, slope)
             step.kept[slope] = known
         return form_of(known)
+
+
+def _check_question(y: object, level: object) -> None:
+    """TypeError for what cannot be asked: swapped arguments, tensors."""
+    if not (isinstance(y, Form) and isinstance(level, (int, float))):
+        raise TypeError(
+            "D(y, level) and slope(y, level) take a form and a number; "
+            f"got {describe(y)} and {describe(level)}"
+        )
+
+
+def no_attribute(what: str, step: object, name: str) -> str:
+    """The error of a formula that asks a step for something else."""
+    known = sorted({*vars(step), *dir(type(step))} - {"traced"})
+    return f"{what} has no {name!r}; it has {', '.join(k for k in known if k[0] != '_')}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +260,11 @@ class Trace:
         return (self.steps[0].sigma, *(step.to for step in self.steps))
 
 
-@lru_cache(maxsize=128)
+MOST_STEPS = 1024
+"""Longer runs are not kept: they take memory, and the time of a trace is little beside theirs."""
+_TRACES: Latest[Trace] = Latest(128)
+
+
 def trace(
     formula: Formula,
     spans: tuple[Span, ...],
@@ -244,7 +274,7 @@ def trace(
     noise: str = "fresh",
     keeps_spread: bool = True,
 ) -> Trace:
-    """Run a formula over all steps and check its rows; cached, since nothing else enters.
+    """Run a formula over all steps and check its rows; kept, since nothing else enters.
 
     Args:
         formula: as in `Formula`.
@@ -259,6 +289,23 @@ def trace(
         ArithmeticError: a formula whose rows are wrong.
         ValueError: levels that float64 cannot make rows of.
     """
+
+    def make() -> Trace:
+        return _trace(formula, spans, options, s_noise, noise, keeps_spread)
+
+    if len(spans) > MOST_STEPS:
+        return make()
+    return _TRACES.get((formula, spans, options, s_noise, noise, keeps_spread), make)
+
+
+def _trace(
+    formula: Formula,
+    spans: tuple[Span, ...],
+    options: tuple[tuple[str, object], ...],
+    s_noise: float,
+    noise: str,
+    keeps_spread: bool,
+) -> Trace:
     check_range([span[0] for span in spans] + [spans[-1][2]])
     steps: list[TracedStep] = []
     for i, span in enumerate(spans):
@@ -276,7 +323,7 @@ def trace(
             traced.result = _checked(result, traced, step.to, keeps_spread, s_noise)
         except ZeroDivisionError as error:
             raise ValueError(_divided_by_zero(formula, step)) from error
-        except (ArithmeticError, IndexError, TypeError) as error:
+        except (ArithmeticError, AttributeError, IndexError, TypeError) as error:
             error.args = (f"step {i} of {_name(formula)}: {error}",)
             raise
         steps.append(traced)
@@ -393,5 +440,5 @@ def _spread(symbol: Symbol, step: TracedStep) -> float:
 
 def _number(weight: Weight) -> float:
     if isinstance(weight, Tensor):
-        raise ArithmeticError("a fixed step must have numbers as weights; got a tensor")
+        raise TypeError("weights must be numbers, such as float(w); got a tensor")
     return float(weight)

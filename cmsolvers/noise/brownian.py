@@ -18,7 +18,7 @@ _LENGTHS = (1e-60, 1e60)
 """Outside, float32 does not hold the increments (of a cell of the finest tree, or at all)."""
 
 Time = float | Tensor
-Terms = tuple[list[int], list[float]]
+Terms = tuple[tuple[int, ...], tuple[float, ...]]
 """Draws and weights of `noise_sum`."""
 
 
@@ -142,8 +142,8 @@ class BrownianPath:
         return self._query(a, b, out, unit=True)
 
     def _query(self, a: Time, b: Time, out: Tensor | None, *, unit: bool) -> Tensor:
-        out = self._output(out)
         if isinstance(a, Tensor) or isinstance(b, Tensor):
+            out = self._output(out)
             starts, ends = self._fractions("a", a, out), self._fractions("b", b, out)
             table = levy.table(starts, ends, self._length, self.depth, unit)
             return noise_sum(out, [], [], table=table, key=self._key, stream=STREAM)
@@ -166,9 +166,9 @@ class BrownianPath:
         terms = levy.terms if torch.compiler.is_compiling() else levy.cached_terms
         return terms(start, end, self._length, self.depth, unit)
 
-    def sum(self, terms: Terms, out: Tensor) -> Tensor:
-        """Write an increment to a tensor of the path's shape, and return that."""
-        return noise_sum(out, *terms, key=self._key, stream=STREAM)
+    def sum(self, terms: Terms, out: Tensor | None = None) -> Tensor:
+        """The increment of these terms; `out` as in a call."""
+        return noise_sum(self._output(out), *terms, key=self._key, stream=STREAM)
 
     def _output(self, out: Tensor | None) -> Tensor:
         if out is None:

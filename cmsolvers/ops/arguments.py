@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cmsolvers.checks import PRECISION, carries_tangent, differentiated
 from cmsolvers.ops.binary import CPU_ONLY
-from cmsolvers.ops.rules import ARGUMENTS, EULER_MARUYAMA, HEUN, PF_ODE, Weight
+from cmsolvers.ops.rules import ARGUMENTS, EULER_MARUYAMA, HEUN, PF_ODE, Weight, canonical
 
 
 def check_dtype(name: str, dtype: object) -> None:
@@ -100,12 +100,18 @@ def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
 
 
 def check_rule(rule: int, arguments: Sequence[Weight], x: Tensor) -> list[Weight]:
-    """The arguments of a rule, checked by their names; numbers as floats, tensors are not read."""
+    """The arguments of a rule, checked by their names; numbers as floats.
+
+    Levels in tensors are not read.
+    """
     found: list[Weight] = []
     for name, value in zip(ARGUMENTS[rule], arguments, strict=True):
-        if name in ("sigma_data", "sigma_min") and isinstance(value, Tensor):
-            value = value.item()
         check_weight(name, value, x)
+        if isinstance(value, Tensor) and name in ("sigma_data", "sigma_min"):
+            if value.numel() != 1:
+                raise ValueError(f"{name} must be a number; got shape {list(value.shape)}")
+            value = value.item()
+            check_weight(name, value, x)
         if isinstance(value, Tensor):
             found.append(value)
             continue
@@ -121,6 +127,14 @@ def check_rule(rule: int, arguments: Sequence[Weight], x: Tensor) -> list[Weight
         if rule != EULER_MARUYAMA and number < 0.0:
             raise ValueError(f"{name} must not be negative; got {number}")
         found.append(number)
+    if not any(isinstance(w, Tensor) for w in found) and not torch.compiler.is_compiling():
+        try:
+            finite = all(map(math.isfinite, canonical([*map(float, found)], [], [], rule, 1)))
+        except ArithmeticError:  # a square that is 0 or overflows
+            finite = False
+        if not finite:
+            given = ", ".join(f"{k} = {w:g}" for k, w in zip(ARGUMENTS[rule], found, strict=True))
+            raise ValueError(f"weights must be finite; with {given} they are not")
     return found
 
 

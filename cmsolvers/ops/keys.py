@@ -146,7 +146,7 @@ def draw_seed(seed: int | torch.Generator | None) -> int:
     if seed is None or isinstance(seed, torch.Generator):
         device = "cpu" if seed is None else seed.device
         return int(torch.randint(0, 2**63 - 1, (), generator=seed, device=device).item())
-    seed = _int("seed", seed, "an int, an int64 tensor, a torch.Generator or None")
+    seed = _int("seed", seed, "an int, an int64 tensor, a torch.Generator, a noise.Key or None")
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must lie in [0, 2^64); got {seed}")
     return seed

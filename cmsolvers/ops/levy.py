@@ -30,7 +30,7 @@ MAX_DEPTH = 31
 
 def terms(
     start: float, end: float, length: float, depth: int, unit: bool
-) -> tuple[list[int], list[float]]:
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Draws and weights of W(end) - W(start), coarse before fine.
 
     Args:
@@ -65,11 +65,11 @@ def terms(
         in_cell = ((g - f) * (g - f) + (q - p) * (q - p)) * (scale * scale)
         divisor *= math.sqrt(in_cell if i == j else apart)
     kept = [(d, w / divisor) for d, w in zip(draws, weights, strict=True) if w != 0.0]
-    return [d for d, _ in kept], [w for _, w in kept]
+    return tuple(d for d, _ in kept), tuple(w for _, w in kept)
 
 
 cached_terms = lru_cache(maxsize=1024)(terms)
-"""`terms`, for schedules that are run again and again; the lists are shared, not to be changed."""
+"""`terms`, for schedules that are run again and again."""
 
 
 def table(start: Tensor, end: Tensor, length: float, depth: int, unit: bool) -> Tensor:

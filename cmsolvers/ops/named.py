@@ -1,4 +1,4 @@
-"""The steps by name: each is a formula for the weights and one launch."""
+"""The steps by name: each is a rule that makes weights of levels (rules.py), and one launch."""
 
 from __future__ import annotations
 
@@ -143,8 +143,8 @@ def consistency_output(
 ) -> Tensor:
     """c_skip x + c_out F of a consistency model (Song et al. 2023, appendix C).
 
-    Exactly x at sigma = sigma_min, and where a level is sigma_min as float32, float16 or bfloat16
-    holds it.
+    Exactly x where sigma is sigma_min, or sigma_min rounded to float32, float16 or bfloat16: a
+    tensor of levels in these dtypes reaches the boundary.
 
     Args:
         x: [B, ...], the noisy state.

@@ -1,7 +1,9 @@
 """What the arguments of a step are, and the formulas that make weights of them, in float64.
 
 The formulas take numbers and float64 tensors. csrc/step/weights.h has them too, with the same
-operations in the same order: a level gives the same bits as a number and as an entry of a tensor.
+operations in the same order: there a level gives the bits of these formulas for numbers, as a
+number and as an entry of a tensor. (In torch a number divided by a tensor may differ in the last
+digit.)
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 Weight: TypeAlias = float | Tensor
@@ -60,19 +63,24 @@ def consistency(
     The function is the identity, (1, 0), at sigma_min and where a level is one of the `rounded`
     values of it (see `held`); every other level keeps the sigma_min it was given.
     """
-    shifted: Any = sigma - sigma_min
-    if isinstance(sigma, Tensor):
+    boundary: Any = sigma_min
+    if isinstance(sigma, Tensor):  # a constant: the derivative by sigma is that of the formula
+        boundary = torch.full_like(sigma, sigma_min)
         for value in rounded:
-            shifted = shifted.masked_fill(sigma == value, 0.0)
+            boundary = boundary.masked_fill(sigma == value, value)
     elif sigma in rounded:
-        shifted = 0.0
+        boundary = sigma
+    shifted = sigma - boundary
     variance = sigma_data * sigma_data
     root = _root(sigma * sigma + variance)
     return variance / (shifted * shifted + variance), shifted * sigma_data / root, root
 
 
 def held(sigma_min: float) -> tuple[float, float, float]:
-    """sigma_min as tensors of levels in float32, float16 and bfloat16 hold it."""
+    """sigma_min as tensors of levels in float32, float16 and bfloat16 hold it.
+
+    Without torch, so that neither a compiler nor a mode of fake tensors sees it.
+    """
     with np.errstate(over="ignore"):
         single = np.float32(sigma_min)
         half = np.float16(single)

@@ -300,12 +300,12 @@ def step_by_rule(
     offset: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """A step whose weights the kernel makes of levels.
+    """A step whose weights the kernel makes of other arguments, such as levels.
 
     Args:
         x: as in `weighted_step`.
         inputs: as many as the rule goes with.
-        rule: of rules.py; EULER_MARUYAMA draws noise.
+        rule: of rules.py; EULER_MARUYAMA draws noise, unless g or dt is the number 0.
         arguments: the rule's, in their order.
         seed: as in `weighted_step`, and so are the others.
         stream: 0..255.
@@ -319,14 +319,14 @@ def step_by_rule(
     Raises:
         TypeError, ValueError: as `weighted_step`; numbers out of range.
     """
-    noisy = rule == EULER_MARUYAMA
     if FAST is not None and not tracing():
-        key, first = keyed(seed, offset) if noisy else (None, 0)
+        key, first = keyed(seed, offset) if rule == EULER_MARUYAMA else (None, 0)
         done = FAST(x, inputs, arguments, 0.0, key, stream, draw, first, out, rule)
         if done is not None:
             return done
     check_state(x, inputs)
     checked = check_rule(rule, arguments, x)
+    noisy = rule == EULER_MARUYAMA and all(isinstance(w, Tensor) or w != 0.0 for w in checked)
     noise = _noise(x, seed, stream, draw, offset) if noisy else ([], None)
     result = _run(x, inputs, rule, checked, noise=noise, out=out)
     assert isinstance(result, Tensor)

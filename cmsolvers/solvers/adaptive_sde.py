@@ -23,7 +23,7 @@ from cmsolvers.engine.adaptive.settings import (
     read_times,
     solver,
 )
-from cmsolvers.engine.fields import check_additive, check_sde, checked_diffusion
+from cmsolvers.engine.fields import check_additive, check_direction, check_sde, checked_diffusion
 from cmsolvers.engine.forms import ZERO, Form, Weight
 from cmsolvers.engine.live import held
 from cmsolvers.engine.options import option
@@ -57,7 +57,7 @@ class ImprovedEuler(Method):
     The model is the SDE's score where it has one, else its drift; an ODE has no noise.
     """
 
-    name = "adaptive_sde"
+    name, coordinate = "adaptive_sde", "t"
     evaluations = 1
     remembers = True
 
@@ -128,8 +128,8 @@ def adaptive_sde(
     which is what diffusion models have). A try costs 2 evaluations, 1 after a rejection. Increments
     come from a Brownian path for each sample, `noise.BrownianPath(seed, t0, t1, ...)`, so a step
     that is tried again smaller is on the same path: nothing is drawn anew, and rejection does not
-    bias the noise. Samples do not depend on their companions, to the bit, where the SDE treats them
-    apart. The default atol is for images in [-1, 1].
+    bias the noise. A sample's result does not depend on the others of the batch, to the bit,
+    where the SDE processes each sample independently. The default atol is for images in [-1, 1].
 
     Raises:
         ValueError: a diffusion that depends on the state.
@@ -141,6 +141,7 @@ def adaptive_sde(
     check_sde(sde)
     check_additive(sde)
     grid = read_times(ts, settings)
+    check_direction(sde, grid.stops)
     start, end = grid.stops[0], grid.stops[-1]
     name, function, noisy = "drift", sde.drift, True
     if type(sde) is ScoreSDE:

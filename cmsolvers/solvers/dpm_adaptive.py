@@ -65,10 +65,10 @@ class DPMSettings(Settings):
         eta_option(
             0.0,
             "0 is the ODE, 1 an ancestral step: the ODE goes down to sigma_down and noise up to "
-            "sigma_next; in [0, 1]. Near the end sigma_down is cut at the last level. An ancestral "
-            "step keeps the law of x for a step size that x has no part in; chosen by x, the law "
-            "is right to the first order in the step only, which the error estimate does not see: "
-            "for statistics use a small tolerance.",
+            "sigma_next; in [0, 1]. Near the end sigma_down is cut at the last level. With a "
+            "step size that does not depend on x, an ancestral step keeps the distribution of x. "
+            "Here it does depend on x: the distribution is right to first order in the step, and "
+            "the error estimate does not see this. Use a small tolerance for statistics.",
             share=True,
         )
     )
@@ -182,9 +182,9 @@ def dpm_adaptive(
 
     DPM-Solver-12 (order 2) or DPM-Solver-23 (order 3): the result has that order, its difference
     from the order below is the error. A try costs 2 or 3 evaluations, one less after a rejection.
-    With a denoiser that treats samples apart, a sample's result does not depend on its companions,
-    to the bit, noise included: the k-th accepted step of a sample uses draw k of stream 1, also in
-    the tries before.
+    With a denoiser that processes each sample independently, a sample's result does not depend on
+    the others of the batch, to the bit, noise included: the k-th accepted step of a sample uses
+    draw k of stream 1, also in the tries before.
 
     Source: Lu et al., "DPM-Solver" (2022), algorithms 1 and 2 and appendix C; Soderlind & Wang
     (2006) for the step size control; ancestral steps as in Song et al. (2021), "DDIM", eq. 16.

@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 
 from cmsolvers import checks as check
-from cmsolvers.engine.forms import Form
+from cmsolvers.engine.forms import Form, weighed
 from cmsolvers.engine.options import Option, chosen
 from cmsolvers.engine.options import eta as eta_option
 from cmsolvers.engine.solver import solver
 from cmsolvers.engine.trace import Step
 from cmsolvers.solvers import exponential
 from cmsolvers.solvers.ancestral import down_up
-from cmsolvers.solvers.unipc import weighed
 
 _LU = "Lu et al., DPM-Solver++ (2022)"
 _ETA = eta_option(1.0, "0 is the ODE, 1 the reverse SDE; not negative.")

@@ -22,7 +22,9 @@ def _spans(sigmas: Sequence[float], sigma_min: float) -> list[Span]:
 
 def _same_end(f: object, sigma_min: float) -> None:
     if isinstance(f, ConsistencyFunction) and f.sigma_min != sigma_min:
-        raise ValueError(f"sigma_min must be that of f, {f.sigma_min:g}; got {sigma_min:g}")
+        raise ValueError(
+            f"sigma_min must be that of f: pass sigma_min={f.sigma_min:g}; got {sigma_min:g}"
+        )
 
 
 @solver(

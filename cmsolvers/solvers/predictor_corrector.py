@@ -18,6 +18,7 @@ from cmsolvers.engine.time_solver import time_solver
 from cmsolvers.engine.time_steps import TimeStep
 from cmsolvers.ops.norms import sums_of_squares
 from cmsolvers.processes.sde import Process, ScoreSDE
+from cmsolvers.solvers.euler_maruyama import euler_maruyama_step
 
 
 def _check(
@@ -99,7 +100,7 @@ def predictor_corrector(
     """Sample with a predictor step of the reverse SDE and Langevin steps at each new level.
 
     The corrector makes x + e s(x) + sqrt(2 e) z with e = 2 alpha_i (snr |z| / |s|)^2. The norms
-    are per sample, so that no sample depends on its companions (published code averages them
+    are per sample, so that no sample depends on the others (published code averages them
     over the batch); alpha_i, 1 - beta_i of the chain, is (alpha(t) / alpha(t'))^2 of the step just
     made, 1 for VE. Where the score of a sample is 0 it is left alone.
 
@@ -137,10 +138,10 @@ def predictor_corrector(
     start = _place(sde.process, step.t, clean=False)
     end = _place(sde.process, step.to, clean=clean)
     if predictor == "euler_maruyama":
-        w_x, w_score, spread = _euler_maruyama(sde, step.t, step.to)
+        x = euler_maruyama_step(step)
     else:
         w_x, w_score, spread = _chain(sde.stochastic, predictor, variance, start, end)
-    x = w_x * step.x + w_score * step.score(step.x, step.t) + spread * step.z()
+        x = w_x * step.x + w_score * step.score(step.x, step.t) + spread * step.z()
     damping = (start[0] / end[0]) ** 2
     for j in range(corrector_steps):
         x = held(step.tensor(x))
@@ -204,9 +205,3 @@ def _chain(
     if variance == "posterior":
         spread *= end[1] / sigma
     return 1.0 / r, added / r, spread
-
-
-def _euler_maruyama(sde: ScoreSDE, t: float, t_next: float) -> tuple[float, float, float]:
-    a, b, g = sde.terms(t)
-    dt = t_next - t
-    return 1.0 + a * dt, b * dt, g * math.sqrt(abs(dt))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from cmsolvers.engine.adaptive.settings import (
     solver,
 )
 from cmsolvers.engine.adaptive.tableaux import TABLEAUX, Tableau
-from cmsolvers.engine.forms import ZERO, Form
+from cmsolvers.engine.forms import Form, weighed
 from cmsolvers.engine.observers import Recorder
 from cmsolvers.engine.options import chosen, option
 from cmsolvers.ops.norms import root_mean_square
@@ -47,17 +46,17 @@ class RungeKuttaSettings(Settings):
     coordinate: str = option(
         "log_sigma",
         chosen("log_sigma", "sigma"),
-        'what steps are measured in. The pairs of order 5 gain by "log_sigma", the others by '
-        '"sigma".',
+        'what steps are measured in. The pairs of order 5 are more efficient in "log_sigma", the '
+        'others in "sigma".',
     )
     safety: float = option(0.9, fraction, SAFETY)
     pcoeff: float = option(0.2, check.non_negative, PCOEFF)
     icoeff: float = option(
         0.65,
         check.positive,
-        "integral part, positive. The exponents of the error and of the last one are (pcoeff + "
-        "icoeff)/k and pcoeff/k with k one more than the lower order; the defaults are those of "
-        "DOPRI5. pcoeff = 0, icoeff = 1 is the elementary control.",
+        "integral part, positive. The exponents of the error and of the previous error are "
+        "(pcoeff + icoeff)/k and pcoeff/k with k one more than the lower order; the defaults are "
+        "those of DOPRI5. pcoeff = 0, icoeff = 1 is the elementary control.",
     )
     first_step: float | None = option(
         None,
@@ -96,12 +95,12 @@ class RungeKutta(Method):
         f = [self.slope(step, x, step.t)]
         y = x
         for c, a in zip(table.c[1:], table.a, strict=True):
-            y = x + h * _sum(a, f)
+            y = x + h * weighed(a, f)
             f.append(self.slope(step, y, step.t_next if c == 1 else step.t + c * h))
         if not table.reuses_last:  # else it is the last y
-            y = x + h * _sum(table.b, f)
+            y = x + h * weighed(table.b, f)
         new = step.value(y)
-        wrong = step.value(h * _sum(table.error, f))
+        wrong = step.value(h * weighed(table.error, f))
         error = self.norm(wrong, step.lanes.x, new)
         return Outcome(new, error, step.newest if table.reuses_last else None)
 
@@ -134,10 +133,6 @@ class RungeKutta(Method):
         return torch.where(better.isfinite(), better, h)
 
 
-def _sum(weights: Sequence[float], slopes: Sequence[Form]) -> Form:
-    return sum((w * f for w, f in zip(weights, slopes, strict=True) if w), ZERO)
-
-
 @solver(
     RungeKuttaSettings,
     order="2 to 5 (method)",
@@ -150,11 +145,12 @@ def rk_pf_ode(
 ) -> tuple[Tensor, AdaptiveInfo]:
     """Solve dx/dsigma = (x - D)/sigma to a tolerance, with a step size for each sample.
 
-    Orders 2 (heun21), 3 (bosh32) and 5 (dopri54, tsit54), with local extrapolation. A try costs 2,
-    3, 6 and 6 evaluations (heun21: 1 after a rejection); every run two more at its start, one where
-    `first_step` is given. Steps, error norm (root mean square over a sample) and acceptance are per
-    sample: with a denoiser that treats samples apart, a sample's result does not depend on its
-    companions, to the bit.
+    Orders 2 (heun21), 3 (bosh32) and 5 (dopri54, tsit54), with local extrapolation. A try of heun21
+    costs 2 evaluations, 1 after a rejection, and a run one more at its start. A try of bosh32 costs
+    3, of dopri54 and tsit54 6, and a run two more at its start. With `first_step` the start costs
+    one less. Steps, error norm (root mean square over a sample) and acceptance are per sample: with
+    a denoiser that processes each sample independently, a sample's result does not depend on the
+    others of the batch, to the bit.
 
     Source: Hairer, Norsett & Wanner, "Solving Ordinary Differential Equations I" (1993), section
     II.4, with the pairs of Dormand & Prince (1980), Tsitouras (2011), Bogacki & Shampine (1989).
@@ -173,7 +169,7 @@ def solve(
     """
     settings = checked(RungeKuttaSettings, options)
     with torch.no_grad():
-        return _run(denoiser, x, Grid(levels, Recorder("", None, levels)), settings, name)
+        return _run(denoiser, x, Grid(levels, Recorder(None, levels)), settings, name)
 
 
 def _run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from cmsolvers.engine.forms import ZERO, Form
+from cmsolvers.engine.forms import Form, weighed
 from cmsolvers.engine.options import Option, chosen, counted
 from cmsolvers.engine.solver import solver
 from cmsolvers.engine.trace import Step
@@ -81,11 +81,3 @@ def unipc(step: Step, order: int, variant: str) -> Form:
         )
     row = predictor(step.levels, step.to, order, variant)
     return step.to / step.sigma * corrected + weighed(row, d)
-
-
-def weighed(weights: Sequence[float], outputs: Sequence[Form]) -> Form:
-    """The sum of weights times outputs, as many as there are weights."""
-    total = ZERO
-    for weight, output in zip(weights, outputs, strict=False):
-        total = total + weight * output
-    return total

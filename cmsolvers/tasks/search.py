@@ -90,7 +90,9 @@ def greedy_sigmas(
     low, high = check.positive("sigma_min", sigma_min), check.positive("sigma_max", sigma_max)
     check.below("sigma_min", low, "sigma_max", high)
     if isinstance(f, ConsistencyFunction) and f.sigma_min != low:
-        raise ValueError(f"sigma_min must be that of f, {f.sigma_min:g}; got {low:g}")
+        raise ValueError(
+            f"sigma_min must be that of f: pass sigma_min={f.sigma_min:g}; got {low:g}"
+        )
     rounds = check.count("iterations", iterations)
     extra = check.options("extra_args", extra_args)
     check.flags(progress=progress)

@@ -6,7 +6,6 @@ from cmsolvers.training.curricula import (
     cm_discretization,
     cm_ema_rate,
     doubling_discretization,
-    ict_discretization,
 )
 from cmsolvers.training.ema import EMA
 from cmsolvers.training.level_distributions import LogNormal, LogNormalPairs, UniformPairs
@@ -25,7 +24,6 @@ __all__ = [
     "cm_discretization",
     "cm_ema_rate",
     "doubling_discretization",
-    "ict_discretization",
     "read_checkpoint",
     "write_checkpoint",
 ]

@@ -15,8 +15,8 @@ int input_count(Rule rule, int given);
 // How many arguments a rule takes with n inputs.
 int argument_count(Rule rule, int n_inputs);
 
-// Whether no number among the arguments is one that the rule refuses: levels below 0, or at 0 where
-// the rule divides by them.
+// Whether the rule accepts every number among the arguments. It refuses levels below 0, and 0 where
+// it divides by them.
 bool in_range(const StepParams& params);
 
 // How many arguments, the first ones, may be tensors.

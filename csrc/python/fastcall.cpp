@@ -200,9 +200,13 @@ bool read_arguments(StepParams& p, Given& given, PyObject* const* args) {
   if (!read_modes(p, given, args)) return false;
   const auto present = [&](int j) { return p.arguments[j].data != nullptr || p.numbers[j] != 0.0; };
   p.noise = weights ? present(kZ) || (p.second == Second::pair && present(kS1))
-                    : p.rule == Rule::euler_maruyama;
-  if (p.rule != Rule::weights || p.has_tensors) settle_weights(p, given.x->is_cpu());
-  return true;
+                    : p.rule == Rule::euler_maruyama && present(0) && present(1);
+  if (p.rule == Rule::weights && !p.has_tensors) return true;
+  const bool numbers = !p.has_tensors;
+  settle_weights(p, given.x->is_cpu());
+  // Of numbers the caller learns what overflows; tensors are not read.
+  const auto finite = [](double w) { return std::isfinite(w); };
+  return !numbers || std::all_of(p.numbers, p.numbers + kWeights, finite);
 }
 
 // Whose noise it is, where there is any; false where the case is not plain.

@@ -419,6 +419,24 @@ def test_consistency_coefficients_have_the_bits_of_the_formula():
     assert f.coefficients(rounded)[:2] == f.coefficients(end)[:2] == (1.0, 0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("end", [0.5, 0.002])
+def test_the_derivative_by_sigma_goes_through_the_boundary(dtype, end):
+    """d c_out / d sigma = sd / sqrt(e^2 + sd^2) there, in reverse and forward mode."""
+    f = ConsistencyFunction(lambda x, c: torch.full_like(x, 3.0), 0.5, end)
+    x = torch.ones(4, 1, dtype=dtype)
+    rounded = [torch.tensor(end).to(t).item() for t in (torch.float32, torch.float16)]
+    sigma = torch.tensor([end, *rounded, 2 * end], dtype=dtype, requires_grad=True)
+    (slope,) = torch.autograd.grad(f(x, sigma).sum(), sigma)
+    s = sigma.detach().double()[:3]
+    expected = 3.0 * 0.5 / (s**2 + 0.25).sqrt()
+    torch.testing.assert_close(slope[:3].double(), expected, rtol=1e-6, atol=0.0)
+    assert abs(slope[3].item() - expected[0].item()) > 1e-6 * expected[0].item()
+    ones = torch.ones(4, dtype=dtype)
+    _, tangent = torch.func.jvp(lambda t: f(x, t)[:, 0], (sigma.detach(),), (ones,))
+    torch.testing.assert_close(tangent, slope, rtol=1e-6, atol=0.0)
+
+
 # --- what a network returned ------------------------------------------------------------------
 
 

@@ -307,7 +307,7 @@ def broken(x, sigma, who):
 @pytest.mark.parametrize("mode", MODES)
 @each_failure
 def test_nan_is_told_and_the_state_is_kept(solver, mode):
-    with pytest.raises(SolverError, match=r"gave up on sample 5 at [0-9.]+: its error is not a"):
+    with pytest.raises(SolverError, match=r"gave up on sample 5 at sigma [0-9.]+: its error is"):
         solver(broken, mode=mode)
     try:
         solver(broken, mode=mode, check_every=1)
@@ -327,7 +327,7 @@ def test_nan_is_told_and_the_state_is_kept(solver, mode):
 @each_failure
 def test_too_few_steps_are_told(solver, mode):
     with pytest.raises(
-        SolverError, match=r"gave up on sample 0 at [0-9.]+: it needs more than"
+        SolverError, match=r"gave up on sample 0 at sigma [0-9.]+: max_steps = \d+ tries were not"
     ) as e:
         solver(sound, max_steps=4, mode=mode)
     assert (e.value.info.accepted + e.value.info.rejected).tolist() == [4] * 8
@@ -346,7 +346,7 @@ def test_a_jump_in_the_model_underflows():
 
 def test_t_space_errors_carry_times():
     bad = cm.SDE(lambda x, t: torch.where(t[:, None] > 0.5, math.nan, -x), lambda t: 0.1)
-    with pytest.raises(SolverError, match="adaptive_sde gave up on sample 0 at") as e:
+    with pytest.raises(SolverError, match="adaptive_sde gave up on sample 0 at t ") as e:
         adaptive_sde(bad, torch.ones(2, 1), [0.0, 1.0], seed=0)
     assert 0.3 < e.value.t[0] <= 0.5 + 1e-7, "as far as it goes in the float32 of its times"
 

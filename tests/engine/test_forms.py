@@ -73,3 +73,21 @@ def test_replace():
 def test_division_by_zero_raises():
     with pytest.raises(ZeroDivisionError):
         a / 0.0
+
+
+@pytest.mark.parametrize(
+    "slip, text",
+    [
+        (lambda: a + 1.0, r"to a form only forms may be added; got 1\.0"),
+        (lambda: 1.0 + a, r"to a form only forms may be added; got 1\.0"),
+        (lambda: a - torch.ones(2), "from a form only forms may be subtracted; got a torch"),
+        (lambda: 2.0 - a, r"may be subtracted from forms only; got 2\.0"),
+        (lambda: a * b, "multiplied by numbers: a step is linear; got the form 1 B"),
+        (lambda: a * "2", "multiplied by numbers: a step is linear; got '2'"),
+        (lambda: a / b, "divided by numbers: a step is linear; got the form 1 B"),
+        (lambda: 1.0 / a, r"nothing may be divided by a form: a step is linear; got 1\.0"),
+    ],
+)
+def test_what_is_not_linear_is_said(slip, text):
+    with pytest.raises(TypeError, match=text):
+        slip()

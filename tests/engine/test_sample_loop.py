@@ -3,6 +3,7 @@
 import inspect
 import math
 import warnings
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,7 @@ import cmsolvers as cm
 from cmsolvers import denoisers, noise, training
 from cmsolvers.denoisers import EDM, ConsistencyFunction
 from cmsolvers.denoisers.oracles import Gaussian
+from cmsolvers.engine import Option, catalogue, solver, time_solver
 from cmsolvers.engine.forms import form_of
 from cmsolvers.engine.lower import lower
 from cmsolvers.engine.program import Launch
@@ -583,6 +585,63 @@ def test_noise_checks_itself():
         sampler_of(ancestral(1.1), noise="fresh")(DATA, latent(), levels)
 
 
+def ask(slip):
+    def slipping(step):
+        slip(step)
+        return heun_step(step)
+
+    return slipping
+
+
+@pytest.mark.parametrize(
+    "formula, error, text",
+    [
+        (ask(lambda step: step.x + 1.0), TypeError, "to a form only forms may be added"),
+        (ask(lambda step: step.past(0)), IndexError, r"past\(k\) counts steps back from 1; got 0"),
+        (ask(lambda step: step.past_slope(-1)), IndexError, r"past_slope\(k\) counts .* got -1"),
+        (ask(lambda step: step.past(2)), IndexError, r"past\(2\) needs 2 steps before this one"),
+        (ask(lambda step: step.dt), AttributeError, "on noise levels has no 'dt'; it has D, .*z$"),
+        (ask(lambda step: step.slope(step.sigma, step.x)), TypeError, "take a form and a number"),
+        (ask(lambda step: step.D(torch.ones(2), 1.0)), TypeError, "got a torch.float32 tensor"),
+        (ask(lambda step: step.z(step.sigma)), ArithmeticError, r"a level in \(0, 2\); got 2"),
+        (ask(lambda step: step.z(0.0)), ArithmeticError, r"a level in \(0, 2\); got 0"),
+        (lambda step: None, TypeError, "must return a form; it returned None"),
+        (lambda step: torch.ones(()) * heun_step(step), TypeError, r"numbers, such as float\(w\)"),
+    ],
+)
+def test_slips_of_formulas_are_named(formula, error, text):
+    with pytest.raises(error, match=f"step 0 of .*: .*{text}"):
+        traced(formula, (2.0, 1.0, 0.5))
+
+
+def test_slips_of_declarations_are_named():
+    def formula(step, share=0.5):
+        return heun_step(step)
+
+    def named(name, checked=lambda _, value: value):
+        return Option(name, 0.5, checked, "how much.")
+
+    def declare(option, make=solver):
+        make(order="1", nfe="n", source="here", options=[option])(formula)
+
+    for make in (solver, time_solver):
+        with pytest.raises(TypeError, match="declare 'size', which the formula does not take"):
+            declare(named("size"), make)
+        with pytest.raises(TypeError, match="'share' of formula must take .name, value.: float ex"):
+            declare(named("share", float), make)
+        with pytest.raises(TypeError, match="'share' of formula must return the value; it "):
+            declare(named("share", lambda *_: None), make)
+    with pytest.raises(TypeError, match="draws must be callable; got 2"):
+        time_solver(order="1", nfe="n", source="here", draws=2)
+
+    def seeded(step, seed):
+        return heun_step(step)
+
+    with pytest.raises(TypeError, match="options of seeded declare 'seed', which every solver has"):
+        solver(order="1", nfe="n", source="here", options=[named("seed")])(seeded)
+    assert not {"formula", "seeded"} & catalogue.SOLVERS.keys()
+
+
 @pytest.mark.parametrize("sampler", [NOISY, TWO_STEP], ids=["noisy-predictor", "two-step"])
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 def test_formulas_that_need_d_itself_work_on_raw_networks(sampler, dtype):
@@ -653,3 +712,19 @@ def test_trajectory_carries_derivatives():
     _, info = cm.euler_pf_ode(DATA, x, SIGMAS, trajectory=[SIGMAS[1].item()], grad=True)
     (gradient,) = torch.autograd.grad(info.trajectory.sum(), x)
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["heun_pf_ode", "dpmpp_2m", "unipc", "dpm_fast", "lms"])
+def test_outputs_of_changing_dtype_are_let_go(name):
+    """A launch converts them; the run must not hold on to what it has converted."""
+    alive, count = weakref.WeakSet(), [0, 0]
+
+    def network(x, c):
+        count[0] += 1
+        out = (0.1 * x).to(torch.float16 if count[0] % 2 else torch.float32)
+        alive.add(out)
+        count[1] = max(count[1], len(alive))
+        return out
+
+    getattr(cm, name)(EDM(network), latent((2, 3), torch.float32), cm.karras_sigmas(60))
+    assert count[0] >= 60 and count[1] < 10

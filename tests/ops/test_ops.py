@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -350,6 +351,42 @@ class TestNamed:
         g = torch.Generator().manual_seed(2)
         first = step(g)
         assert_same_bits(step(g.manual_seed(2)), first)
+
+
+@pytest.mark.parametrize("g, dt", [(0.0, 0.1), (0, 0.1), (0.5, 0.0), (0.0, 0.0)])
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_step_without_noise_draws_none(g, dt, reference):
+    """Where g or dt is the number 0: no seed is read or drawn, and vmap has nothing to refuse."""
+    x, f = (torch.randn(4, 3, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    expected = x + dt * f
+    with reference_kernels() if reference else contextlib.nullcontext():
+        before = torch.get_rng_state()
+        generator = torch.Generator().manual_seed(5)
+        state = generator.get_state()
+        for seed in (None, generator, 3):
+            y = ops.euler_maruyama_step(x, f, g, dt, seed=seed)
+            torch.testing.assert_close(y, expected)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(generator.get_state(), state)
+        y = torch.func.vmap(lambda x, f: ops.euler_maruyama_step(x, f, g, dt))(x[None], f[None])
+        torch.testing.assert_close(y[0], expected)
+        noisy = ops.euler_maruyama_step(x, f, 0.5, 0.1)  # the control: this one draws
+        assert not torch.equal(torch.get_rng_state(), before) and not torch.equal(noisy, x)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x, m: ops.pf_ode_step(x, m, 1e-300, 1e300),
+        lambda x, m: ops.heun_step(x, m, 1.0, 1e-320, m),
+        lambda x, m: ops.euler_maruyama_step(x, m, 1e300, 1e300, seed=1),
+        lambda x, m: ops.edm_output(x, m, 1e-200, 1e-200),
+    ],
+)
+def test_numbers_whose_weights_overflow_are_refused(step):
+    x = torch.ones(4, 3)
+    with pytest.raises(ValueError, match=r"weights must be finite; .* they are not"):
+        step(x, x)
 
 
 def test_weights_are_taken_in_float64():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor, func
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
@@ -388,6 +389,19 @@ NAMED: dict[str, Callable[[Tensor, Tensor], Any]] = {
 }  # fmt: skip
 
 
+OF_LEVELS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "pf_ode": lambda x, f, s: ops.pf_ode_step(x, f, s, 0.5 * s),
+    "heun": lambda x, f, s: ops.heun_step(x, f, s, 0.5 * s, 2 * f),
+    "euler_maruyama": lambda x, f, s: ops.euler_maruyama_step(x, f, s, 0.1 * s, seed=1),
+    "consistency": lambda x, f, s: ops.consistency_output(x, f, s),
+    "consistency, sigma_min": lambda x, f, s: ops.consistency_output(x, f, 1.0, sigma_min=s),
+    "edm_input": lambda x, f, s: ops.edm_input(x, s),
+    "edm_output": lambda x, f, s: ops.edm_output(x, f, s),
+    "add_noise": lambda x, f, s: ops.add_noise(x, s, seed=1),
+    "scale_input": lambda x, f, s: ops.scale_input(x, s),
+}
+
+
 class TestCompile:
     @pytest.fixture(autouse=True)
     def fresh(self):
@@ -434,6 +448,23 @@ class TestCompile:
             sigma = torch.tensor(1.0 + draw, dtype=F64)
             key = 40 + draw if seed == "int" else torch.arange(3) + draw
             assert_same_bits(compiled(x, f, sigma, draw, key), step(x, f, sigma, draw, key))
+        assert counter.frame_count <= 3
+
+    @pytest.mark.parametrize("name", OF_LEVELS)
+    @pytest.mark.parametrize("grad", [False, True])
+    def test_one_graph_for_levels_as_numbers(self, name, grad):
+        """Numbers become symbols of the graph from the second one on."""
+        counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+        step = OF_LEVELS[name]
+        compiled = torch.compile(step, fullgraph=True, backend=counter)
+        f = randn(3, 4, seed=1)
+        for sigma in (1.0, 2.0, 0.7, 80.0, 0.01, 3.3, 0.002, 5.0):
+            x = randn(3, 4).requires_grad_(grad)
+            mine, theirs = compiled(x, f, sigma), step(x, f, sigma)
+            assert_same_bits(mine.detach(), theirs.detach())
+            if grad:
+                one, other = (torch.autograd.grad(y.sum(), x)[0] for y in (mine, theirs))
+                assert_same_bits(one, other)
         assert counter.frame_count <= 3
 
     def test_noise(self):

@@ -170,6 +170,8 @@ TABLE: list[Bad] = [
     ("consistency at NaN", lambda o: ops.consistency_output(X, M, NAN, out=o), ValueError, "must be finite"),
     ("sigma_data of EDM", lambda o: ops.edm_output(X, M, 1.0, -0.5, out=o), ValueError, "sigma_data must be positive; got -0.5"),
     ("sigma_data of the input", lambda o: ops.edm_input(X, B, INF, out=o), ValueError, "sigma_data must be finite; got inf"),
+    ("sigma_data of every sample", lambda o: ops.edm_output(X, M, 1.0, B, out=o), ValueError, "sigma_data must be a number"),
+    ("sigma_data with a gradient", lambda o: ops.consistency_output(X, M, 1.0, sigma_data=torch.tensor(0.5, requires_grad=True), out=o), ValueError, "sigma_data must not require a gradient"),
     ("EDM at a negative level", lambda o: ops.edm_output(X, M, -1.0, out=o), ValueError, "sigma must not be negative; got -1.0"),
     ("EDM's input at NaN", lambda o: ops.edm_input(X, NAN, out=o), ValueError, "sigma must be finite"),
     ("EDM's levels of a wrong length", lambda o: ops.edm_output(X, M, B[:3], out=o), ValueError, r"got \[3\]"),

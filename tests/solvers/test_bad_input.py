@@ -253,7 +253,7 @@ add(
         cm.ConsistencyFunction(zero, sigma_min=0.01), b.x, [1.0], sigma_min=0.02
     ),
     ValueError,
-    "sigma_min must be that of f, 0.01; got 0.02",
+    "sigma_min must be that of f: pass sigma_min=0.01; got 0.02",
 )
 for what, bad, error, text in (
     ("shape", lambda s, t: torch.zeros(4), ValueError, "noise_sampler must return the shape of x"),

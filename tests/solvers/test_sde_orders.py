@@ -301,12 +301,12 @@ def test_orders_on_the_probability_flow(solver, order):
     assert_order(errors, order, STEPS_WEAK)
 
 
-def two_stages(step, node=0.75, share=1 / 3, size=1.0, twice=1.0):
+def two_stages(step, node=0.75, share=1 / 3, size=1.0, twice=1.0, power=1):
     """SRA1 where it has no area: Ralston's method, with noise of a size."""
     f = step.drift(step.x, step.t)
     y = step.x + 0.75 * step.dt * f
     f = share * f + 2 / 3 * step.drift(twice * y, step.t + node * step.dt)
-    return step.x + step.dt * f + size * step.diffusion(step.x, step.t) * step.W()
+    return step.x + step.dt * f + size * step.diffusion(step.x, step.t) ** power * step.W()
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,9 @@ def two_stages(step, node=0.75, share=1 / 3, size=1.0, twice=1.0):
         ({"node": 0.5}, r"weights of the drift must sum to 0\.25 at t = 0\.5"),
         ({"share": 0.3}, r"weights of the drift must sum to 0\.5 at t = 0\.75"),
         ({"twice": 2.0}, r"weights of the state must sum to 1 at t = 0\.625"),
-        ({"size": 0.9}, r"must have the variance 0\.5; .* gives 0\.405"),
+        ({"size": 0.9}, r"must have the variance 1\.53125; .* gives 1\.2403125"),
+        ({"power": 0}, r"with the diffusion 1\.75 .* variance 1\.53125; .* gives 0\.5"),
+        ({"power": 2}, r"must have the variance 1\.53125; .*drift.* gives 4\.689"),
         ({"size": -1.0}, None),
         ({}, None),
     ],

@@ -151,7 +151,7 @@ BAD = {
     "end": (
         run(f=ConsistencyFunction(lambda x, c: x), sigma_min=0.01),
         ValueError,
-        "sigma_min must be that of f, 0.002; got 0.01",
+        "sigma_min must be that of f: pass sigma_min=0.002; got 0.01",
     ),
     "iterations": (run(iterations=0), ValueError, "iterations must be at least 1; got 0"),
     "seed": (run(seed="1"), TypeError, "seed must be an int"),

@@ -47,16 +47,16 @@ def test_ema_rate():
 
 def test_improved_discretization_doubles():
     total = 400_000
-    assert training.ict_discretization(0, total) == 11
-    assert training.ict_discretization(total, total) == 1281
+    assert training.doubling_discretization(0, total) == 11
+    assert training.doubling_discretization(total, total) == 1281
     interval = math.floor(total / (math.log2(128) + 1))
     for stage in range(8):
         expected = min(10 * 2**stage, 1280) + 1
-        assert training.ict_discretization(stage * interval, total) == expected
-        assert training.ict_discretization((stage + 1) * interval - 1, total) == expected
+        assert training.doubling_discretization(stage * interval, total) == expected
+        assert training.doubling_discretization((stage + 1) * interval - 1, total) == expected
 
 
-@pytest.mark.parametrize("function", [training.cm_discretization, training.ict_discretization])
+@pytest.mark.parametrize("function", [training.cm_discretization, training.doubling_discretization])
 def test_bad_curricula(function):
     with pytest.raises(ValueError, match="k must not exceed total"):
         function(11, 10)

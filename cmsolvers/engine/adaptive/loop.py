@@ -99,7 +99,8 @@ class Run:
                         break
         capturing = self._like.is_cuda and torch.cuda.is_current_stream_capturing()
         if not capturing and not self._ended():
-            self._fail(self._active().nonzero()[0], "it needs more than max_steps steps")
+            why = f"max_steps = {settings.max_steps} tries were not enough"
+            self._fail(self._active().nonzero()[0], why)
         last = self._denoised() if grid.denoise else self._result(self._whole("x"))
         if self._states is not None:
             for state in (self._like, *self._states.to(last.dtype), *([last] * grid.denoise)):
@@ -231,8 +232,9 @@ class Run:
         raise self._failure(int(self.now.ids[row]), level, why)
 
     def _failure(self, sample: int, level: float, why: str) -> SolverError:
+        method = self.method
         return SolverError(
-            f"{self.method.name} gave up on sample {sample} at {level:g}: {why}",
+            f"{method.name} gave up on sample {sample} at {method.coordinate} {level:g}: {why}",
             self._result(self._whole("x")),
             self.method.level(self._whole("t")),
             self._info(),

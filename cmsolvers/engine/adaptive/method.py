@@ -18,6 +18,7 @@ from cmsolvers.engine.forms import Form, form_of
 from cmsolvers.engine.live import Held, Live, held
 from cmsolvers.engine.observers import not_finite
 from cmsolvers.engine.outputs import watched
+from cmsolvers.engine.run import key_of
 from cmsolvers.ops.noise_sum import noise_sum
 
 
@@ -135,12 +136,14 @@ class Method(ABC):
     Attributes:
         name: of the solver.
         evaluations: calls of the model in a step, beside the one at x.
+        coordinate: what a level is called in errors: "sigma" or "t".
         reuses_last: whether a step gives the model's output at the new state.
         remembers: whether a step gives a state that the next one is measured against.
     """
 
     name: str
     evaluations: int
+    coordinate = "sigma"
     reuses_last = False
     remembers = False
 
@@ -183,11 +186,9 @@ class SampleNoise:
     def __init__(self, settings: Settings, like: Tensor, *, wanted: bool = True) -> None:
         self._like, self._sampler = like, settings.noise_sampler
         self._table: Tensor | None = None
-        drawn = settings.seed is None or isinstance(settings.seed, torch.Generator)
-        if drawn and not (wanted and self.built_in):
-            return
-        key = noise.key(settings.seed, like.shape[0], device=like.device)
-        self._table = key.rows(like.shape[0], like.device)
+        key = key_of(settings.seed, like, needed=wanted and self.built_in)
+        if key is not None:
+            self._table = key.rows(like.shape[0], like.device)
 
     @property
     def built_in(self) -> bool:

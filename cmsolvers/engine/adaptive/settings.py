@@ -157,7 +157,7 @@ class Words(Text):
             "none": ". Checked and never called, as in every sampler without noise",
             "fresh": f". Asked once per try, with float64 [B] each{ended}",
             "Brownian": ". Asked once per try, rejected ones too, with float64 [B] each, so it "
-            f"should be a path's increment over sqrt|t_next - t|{ended}",
+            f"should be a path's increment divided by sqrt|t_next - t|{ended}",
         }
         words |= {"noise_spans": spans[self.noise], "entry": f"dict(i, samples, x, {shown}):"}
         return words | {"grid": f"those of `{self.grid}`"}
@@ -177,8 +177,9 @@ class Words(Text):
 _DENOISER = """`D(x, sigma, **extra_args) -> x0`, x in Karras coordinates and sigma of shape [B],
 both in the dtype of x, for the samples under way. It may return the dtype of x or a floating one of
 lower precision. It must not write to its arguments."""
-_FOLLOWS = """The diffusion must not depend on the state. It is asked for the samples under way, so
-one of the shape of x must follow the shape of t."""
+_FOLLOWS = """The diffusion must not depend on the state. diffusion(t) is called with the times of
+the samples still running; if it returns a tensor of the shape of x, its first size must be that of
+t."""
 _TO_ZERO = """Before a final 0 comes a positive level where the run ends; one evaluation of the
 denoiser there gives the result."""
 
@@ -219,8 +220,8 @@ def _landings(
     levels: tuple[float, ...], trajectory: bool | Levels | None, to_zero: bool = False
 ) -> Grid:
     """The ends, with the level before a final 0, and what a trajectory asks for in between."""
-    wanted = Recorder("trajectory", trajectory, levels).chosen
+    wanted = Recorder(trajectory, levels).chosen
     ends = {levels[0], *levels[-1 - to_zero :]}
     visited = tuple(level for level in levels if level in wanted | ends)
     stops = visited[:-1] if to_zero else visited
-    return Grid(stops, Recorder("trajectory", trajectory, visited), to_zero)
+    return Grid(stops, Recorder(trajectory, visited), to_zero)

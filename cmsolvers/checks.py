@@ -8,8 +8,9 @@ the wrong value of the right kind.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import SupportsFloat, TypeAlias, TypeGuard, TypeVar
+from typing import SupportsFloat, SupportsIndex, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -192,13 +193,25 @@ def below(low_name: str, low: float, high_name: str, high: float) -> None:
 
 def count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
     """An int of at least `least` and at most `most`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    number = index(value)
+    if number is None:
         raise TypeError(f"{name} must be an int; got {describe(value)}")
+    value = number
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
     if most is not None and value > most:
         raise ValueError(f"{name} must be at most {most}; got {value}")
     return value
+
+
+def index(value: object) -> int | None:
+    """An int, or what converts to one without loss, such as numpy's integers; no bool or tensor."""
+    if isinstance(value, SupportsIndex) and not isinstance(value, (bool, np.bool_, Tensor)):
+        try:
+            return operator.index(value)
+        except TypeError:  # an array of floats or of another shape has the method too
+            pass
+    return None
 
 
 def choice(name: str, value: object, known: Sequence[str]) -> str:
@@ -241,9 +254,10 @@ def sigmas(name: str, value: object, *, least: int = 2) -> tuple[float, ...]:
         raise ValueError(
             f"{name} must have at least {least} level{'s' if least > 1 else ''}; got {len(grid)}"
         )
-    if grid[0] == 0:
-        raise ValueError(f"{name} must start above 0; got 0 at index 0")
     for i, entry in enumerate(grid):
+        if i == 0 == entry:
+            found = f"{grid[1]:g} after 0 at index 1" if len(grid) > 1 else "0 alone"
+            raise ValueError(f"{name} must be strictly descending from above 0; got {found}")
         if entry < 0:
             raise ValueError(f"{name} must not be negative; got {entry:g} at index {i}")
         if entry == 0 and i != len(grid) - 1:

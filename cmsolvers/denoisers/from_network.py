@@ -8,6 +8,8 @@ differentiable in x and in the network. `cmsolvers.denoisers.conversions` goes t
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from cmsolvers import checks as check
@@ -63,6 +65,9 @@ Args:
 Returns:
     A denoiser `D(x, sigma, **extra_args)`, a module around `net`.
 
+Warns:
+    UserWarning: a network of noise or score on a chain with `zero_terminal_snr`.
+
 Raises:
     TypeError: net cannot be called, process is no Process, or no `DDPM` where time_dtype is given;
         a dtype that is not floating, a time_dtype that is not int64 or int32.
@@ -79,6 +84,14 @@ def _in_process(
 ) -> Preconditioned:
     check_process("process", process)
     given = None if c_noise is None else noise_input("c_noise", c_noise)
+    if target in ("eps", "score") and getattr(process, "zero_terminal_snr", False):
+        said = "noise" if target == "eps" else "score"
+        warnings.warn(
+            f"a network that predicts the {said} says nothing of x0 at the end of a chain with "
+            "zero_terminal_snr, where x holds nothing of it: levels of 100 and more multiply its "
+            "errors. Such chains are for networks that predict v (from_v)",
+            stacklevel=3,
+        )
     if time_dtype is not None:
         if not isinstance(process, DDPM):
             raise TypeError(

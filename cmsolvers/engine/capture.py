@@ -101,6 +101,13 @@ class CapturedRun:
             replayed: Tensor = self._y.clone()
             return replayed
 
+    def __repr__(self) -> str:
+        how = "no graph" if self.graph is None else "a graph"
+        return (
+            f"CapturedRun({self._name}, x {list(self._shape)} {self._dtype} on {self._device}, "
+            f"nfe={self.nfe}, {how})"
+        )
+
     def _sample(self, x: Tensor, key: noise.Key, extra: Mapping[str, Any], **more: Any) -> Any:
         return self._call(x, self.sigmas, seed=key, extra_args=dict(extra), **more)
 

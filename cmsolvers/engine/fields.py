@@ -37,7 +37,8 @@ def check_direction(sde: object, times: Sequence[float]) -> None:
     """ValueError for a reverse SDE forward in time: its law grows without bound there."""
     if type(sde) is ScoreSDE and sde.stochastic and times[1] > times[0]:
         raise ValueError(
-            f"ts must be strictly descending for a reverse SDE; got {times[1]:g} after {times[0]:g}"
+            f"ts must be strictly descending; got {times[1]:g} after {times[0]:g} (a reverse SDE "
+            "goes back in time)"
         )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Info:
 
     nfe: int
     steps: int
-    trajectory: Tensor | None = None
+    trajectory: Tensor | None = field(default=None, repr=False)
     levels: tuple[float, ...] | None = None
 
 
@@ -55,7 +56,11 @@ class Recorder:
         if wanted is None or isinstance(wanted, bool):
             self.chosen = set(visited) if wanted else set()
         else:
-            self.chosen = set(check.floats("trajectory", wanted))
+            # A level may come as a float32 tensor holds it.
+            rounded = {ctypes.c_float(level).value: level for level in visited}
+            exact = set(visited)
+            given = check.floats("trajectory", wanted)
+            self.chosen = {w if w in exact else rounded.get(w, w) for w in given}
             if not self.chosen:
                 raise ValueError("trajectory must hold at least one level; got none")
         missing = sorted(self.chosen - set(visited))

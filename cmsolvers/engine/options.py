@@ -95,8 +95,9 @@ class Shared:
     seed: noise.SeedLike = option(  # noqa: RUF009
         None,
         _any,
-        "an int in [0, 2^64), an int64 tensor [B] (one seed per sample), a torch.Generator, a "
-        "`noise.Key`, or None: one is drawn from torch's generator if noise is needed.",
+        "an int in [0, 2^64), an int64 tensor [B] or a sequence of ints (one seed per sample), a "
+        "torch.Generator or one per sample, a `noise.Key`, or None: one is drawn from torch's "
+        "generator if noise is needed.",
     )
     noise_sampler: NoiseSampler | None = option(  # noqa: RUF009
         None,

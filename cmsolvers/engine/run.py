@@ -21,7 +21,8 @@ from cmsolvers.engine.options import Shared
 from cmsolvers.engine.outputs import StaticOutputError
 from cmsolvers.engine.path_noise import PathNoise
 from cmsolvers.engine.program import Program
-from cmsolvers.engine.trace import MOST_STEPS, Trace
+from cmsolvers.engine.trace import MOST_STEPS, Trace, check_held
+from cmsolvers.ops.keys import draws
 
 Result: TypeAlias = Tensor | tuple[Tensor, Info]
 _MOST_PROGRAMS = 64
@@ -33,6 +34,7 @@ def run(
 ) -> Result:
     """Run a trace; `name` is the solver's, `model` that of its first argument."""
     states = Recorder(options.trajectory, traced.visited).wanted
+    check_held(traced, x.dtype)
     noisy, sampler = bool(traced.normals), options.noise_sampler
     if traced.brownian and noisy and sampler is None:
         sampler = PathNoise(traced, x, options.seed)
@@ -153,5 +155,5 @@ def program_of(traced: Trace, denoiser: object, dtype: torch.dtype, **wanted: bo
 
 def key_of(seed: noise.SeedLike, x: Tensor, *, needed: bool) -> noise.Key | None:
     """The key of a run's noise; a seed that is given is checked even where there is no noise."""
-    drawn = seed is None or isinstance(seed, torch.Generator)
-    return noise.key(seed, x.shape[0], device=x.device) if needed or not drawn else None
+    given = needed or not draws(seed)
+    return noise.key(seed, x.shape[0], device=x.device) if given else None

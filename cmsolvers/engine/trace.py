@@ -14,6 +14,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NoReturn, TypeAlias
 
+import torch
 from torch import Tensor
 
 from cmsolvers.checks import describe
@@ -22,6 +23,7 @@ from cmsolvers.engine.latest import Latest
 
 _TOLERANCE = 1e-10
 _ROUNDING = 2.0**-46  # of weights that cancel
+_FLOAT32 = torch.finfo(torch.float32)
 _SMALLEST, _LARGEST = 1e-50, 1e50  # rows hold products of ratios of levels
 
 Formula: TypeAlias = Callable[..., Form]
@@ -166,8 +168,8 @@ class Step:
         """A unit normal for the way from `sigma` to `to` (the end of the step by default)."""
         if not self._may_draw:
             raise ArithmeticError('a formula that draws noise must be declared with noise="fresh"')
-        if to is not None and not 0.0 < to < self.sigma:
-            raise ArithmeticError(f"z(to) must go to a level in (0, {self.sigma:g}); got {to!r}")
+        if to is not None and not 0.0 < to <= self.sigma:
+            raise ArithmeticError(f"z(to) must go to a level in (0, {self.sigma:g}]; got {to!r}")
         end = self.to if to is None else to
         self._normals += 1
         return form_of(Noise(f"z{self.index}.{self._normals}", (self.sigma, end), self.index))
@@ -253,6 +255,12 @@ class Trace:
     def levels(self) -> list[float]:
         """The level of each evaluation, in order."""
         return [ask.level for step in self.steps for ask in step.asks]
+
+    @cached_property
+    def extremes(self) -> tuple[float, float]:
+        """The smallest positive level and the largest."""
+        levels = [level for level in (*self.levels, *self.visited) if level > 0]
+        return min(levels), max(levels)
 
     @cached_property
     def visited(self) -> tuple[float, ...]:
@@ -413,6 +421,18 @@ def check_range(sigmas: Sequence[float]) -> None:
             raise ValueError(
                 f"sigmas must lie in [{_SMALLEST:g}, {_LARGEST:g}] or be 0; got {level:g} at "
                 f"index {i}"
+            )
+
+
+def check_held(traced: Trace, dtype: torch.dtype) -> None:
+    """ValueError for levels that float32 does not hold, where the states are float32 or less."""
+    if dtype is torch.float64 or traced.coordinate != "sigma":
+        return
+    smallest, largest = traced.extremes
+    for level in (smallest, largest):
+        if not _FLOAT32.tiny <= level <= _FLOAT32.max:
+            raise ValueError(
+                f"sigmas must be levels that float32 holds where x is {dtype}; got {level:g}"
             )
 
 

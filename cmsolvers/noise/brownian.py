@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 
@@ -90,7 +91,11 @@ class BrownianPath:
         check.below("t0", self.t0, "t1", self.t1)
         self._length = check.finite("t1 - t0", self.t1 - self.t0)
         check.within("t1 - t0", self._length, *_LENGTHS)
-        self._slack = 2.0 * math.ulp(max(abs(self.t0), abs(self.t1)))
+        # Times outside are clamped by this much, and where they are an end as float32 holds it.
+        slack = 2.0 * math.ulp(max(abs(self.t0), abs(self.t1)))
+        rounded = [ctypes.c_float(t).value for t in (self.t0, self.t1)]
+        self._lowest = min(self.t0 - slack, rounded[0])
+        self._highest = max(self.t1 + slack, rounded[1])
         self.shape = _shape(shape)
         self.depth = levy.MAX_DEPTH
         self._promised = spacing is not None
@@ -107,7 +112,8 @@ class BrownianPath:
         """W(b) - W(a).
 
         Args:
-            a: a time in [t0, t1]; up to 2 ULP (of the larger of |t0|, |t1|) outside it is clamped.
+            a: a time in [t0, t1]; up to 2 ULP (of the larger of |t0|, |t1|) outside, or up to the
+                float32 rounding of an end, it is clamped.
                 Or a floating tensor [B] on the device of the result, a time for each sample; on a
                 GPU it is not read, so a time outside is clamped however far it is, and no promised
                 spacing is checked.
@@ -187,7 +193,7 @@ class BrownianPath:
 
     def _fraction(self, name: str, value: float) -> float:
         t = check.finite(name, value)
-        if not self.t0 - self._slack <= t <= self.t1 + self._slack:
+        if not self._lowest <= t <= self._highest:
             raise ValueError(f"{name} must lie in [{self.t0!r}, {self.t1!r}]; got {t!r}")
         return (min(max(t, self.t0), self.t1) - self.t0) / self._length
 
@@ -208,7 +214,7 @@ class BrownianPath:
             )
         t = value.detach().double().expand(batch)
         if t.device.type == "cpu" and not torch.compiler.is_compiling():
-            outside = ~((self.t0 - self._slack <= t) & (t <= self.t1 + self._slack))
+            outside = ~((self._lowest <= t) & (t <= self._highest))
             if bool(outside.any()):
                 wrong = float(t[outside][0])
                 raise ValueError(f"{name} must lie in [{self.t0!r}, {self.t1!r}]; got {wrong!r}")

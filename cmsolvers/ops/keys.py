@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from cmsolvers.checks import index
 
 MAX_SAMPLE_ID = 1 << 56
 """Sample ids fit 56 bits: 32 in counter word 2 and 24 in word 3."""
@@ -63,7 +65,16 @@ class Key:
         return torch.stack((table[:, 0].expand(batch), table[:, 1] + places), dim=1)
 
 
-SeedLike: TypeAlias = int | Tensor | torch.Generator | Key | None
+SeedLike: TypeAlias = (
+    int | Tensor | torch.Generator | Sequence[int] | Sequence[torch.Generator] | Key | None
+)
+
+
+def draws(seed: SeedLike) -> bool:
+    """Whether a seed is drawn from a generator once it is resolved."""
+    if isinstance(seed, (list, tuple)):
+        return bool(seed) and all(isinstance(one, torch.Generator) for one in seed)
+    return seed is None or isinstance(seed, torch.Generator)
 
 
 def resolve(
@@ -77,9 +88,10 @@ def resolve(
     """Turn any kind of seed into a `Key` for `batch` samples on `device`.
 
     Args:
-        seed: an int in [0, 2^64); an int64 tensor [B] (one seed per sample, sample id 0); a
-            `torch.Generator` or None (one int64 is drawn from it, so `torch.manual_seed` governs);
-            or a `Key`, returned as it is.
+        seed: an int in [0, 2^64); an int64 tensor [B] or a sequence of B ints (one seed per
+            sample, sample id 0); a `torch.Generator` or None (one int64 is drawn from it, so
+            `torch.manual_seed` governs); a sequence of B generators (one int64 is drawn from
+            each); or a `Key`, returned as it is.
         batch: B, the number of samples.
         offset: id of the first sample, for shards of a larger batch; ids reach up to 2^56 - 1.
         ids: int64 [B], the sample ids themselves, in place of offset + 0..B-1.
@@ -123,10 +135,15 @@ def resolve(
         )
         if readable and not 0 <= int(ids.min()) <= int(ids.max()) < MAX_SAMPLE_ID:
             raise ValueError(f"ids must lie in [0, 2^56); got {int(ids.min())} to {int(ids.max())}")
+    entries: object = seed
+    if isinstance(entries, np.ndarray) and entries.ndim:
+        entries = entries.tolist()
+    if isinstance(entries, (list, tuple)):
+        seed = _seeds(entries, batch)
     if isinstance(seed, Tensor):
         if offset != 0:
             raise ValueError(
-                "offset must be 0 where seed is a tensor: each sample has its own seed"
+                "offset must be 0 where seed is a tensor or a sequence: each sample has its own"
             )
         seeds = _vector(seed, "seed", batch, device)
         return Key(
@@ -141,15 +158,31 @@ def resolve(
     return Key(number, offset)
 
 
-def draw_seed(seed: int | torch.Generator | None) -> int:
+def draw_seed(seed: object) -> int:
     """The seed as an int: checked if it is one, else drawn (None: from torch's CPU generator)."""
     if seed is None or isinstance(seed, torch.Generator):
         device = "cpu" if seed is None else seed.device
         return int(torch.randint(0, 2**63 - 1, (), generator=seed, device=device).item())
-    seed = _int("seed", seed, "an int, an int64 tensor, a torch.Generator, a noise.Key or None")
+    wanted = "an int, an int64 tensor, a torch.Generator, a sequence of them, a noise.Key or None"
+    seed = _int("seed", seed, wanted)
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must lie in [0, 2^64); got {seed}")
     return seed
+
+
+def _seeds(seeds: Sequence[object], batch: int) -> Tensor:
+    """One seed per sample as a tensor; all are checked before a generator is asked."""
+    if len(seeds) != batch:
+        raise ValueError(f"seed must hold {batch} entries, one per sample; got {len(seeds)}")
+    generators = [isinstance(seed, torch.Generator) for seed in seeds]
+    if any(generators) and not all(generators):
+        other = seeds[generators.index(False)]
+        raise TypeError(f"seed must hold ints or generators alone; got {type(other).__name__} too")
+    numbers = [
+        draw_seed(seed if isinstance(seed, torch.Generator) else _int(f"seed[{i}]", seed))
+        for i, seed in enumerate(seeds)
+    ]
+    return torch.tensor([signed(n) for n in numbers], dtype=torch.int64, device="cpu")
 
 
 def checked_place(stream: int, draw: int) -> tuple[int, int]:
@@ -162,18 +195,11 @@ def checked_place(stream: int, draw: int) -> tuple[int, int]:
 
 
 def _int(name: str, value: object, wanted: str = "an int") -> int:
-    """An int, or what converts to one without loss, such as numpy's integers.
-
-    No bool, and no tensor: reading it would wait for its device.
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, SupportsIndex) and not isinstance(value, (bool, Tensor, np.bool_)):
-        try:
-            return operator.index(value)
-        except TypeError:  # an array of another shape or of floats has the method too
-            pass
-    raise TypeError(f"{name} must be {wanted}; got {type(value).__name__}")
+    """An int, or what converts to one without loss; reading a tensor would wait for its device."""
+    number = value if type(value) is int else index(value)
+    if number is None:
+        raise TypeError(f"{name} must be {wanted}; got {type(value).__name__}")
+    return number
 
 
 def signed(seed: int) -> int:

@@ -80,4 +80,3 @@ def doubling_discretization(k: int, total: int, s0: int = 10, s1: int = 1280) ->
     s0, s1 = _sizes(s0, s1)
     interval = max(1, math.floor(total / (math.log2(s1 // s0) + 1)))
     return int(min(s0 << min(k // interval, s1.bit_length()), s1)) + 1
-

@@ -1,6 +1,7 @@
 """Conversions to D against exact Gaussians, the published coefficients, and derivatives."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -189,3 +190,16 @@ def test_a_function_is_made_under_any_default_device():
         f = ConsistencyFunction(lambda x, c: x)
     x = torch.randn(2, 3)
     assert torch.equal(f(x, torch.full((2,), f.sigma_min)), x)
+
+
+@pytest.mark.parametrize("make", [denoisers.from_eps, denoisers.from_score])
+def test_noise_on_a_chain_that_ends_in_noise_alone(make):
+    chain = DDPM(zero_terminal_snr=True)
+    with pytest.warns(UserWarning, match=r"zero_terminal_snr.*predict v \(from_v\)") as caught:
+        make(lambda x, t: x, process=chain)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(lambda x, t: x, process=DDPM())
+        for other in (denoisers.from_v, denoisers.from_x0):
+            other(lambda x, t: x, process=chain)

@@ -603,8 +603,8 @@ def ask(slip):
         (ask(lambda step: step.dt), AttributeError, "on noise levels has no 'dt'; it has D, .*z$"),
         (ask(lambda step: step.slope(step.sigma, step.x)), TypeError, "take a form and a number"),
         (ask(lambda step: step.D(torch.ones(2), 1.0)), TypeError, "got a torch.float32 tensor"),
-        (ask(lambda step: step.z(step.sigma)), ArithmeticError, r"a level in \(0, 2\); got 2"),
-        (ask(lambda step: step.z(0.0)), ArithmeticError, r"a level in \(0, 2\); got 0"),
+        (ask(lambda step: step.z(2.5)), ArithmeticError, r"a level in \(0, 2\]; got 2\.5"),
+        (ask(lambda step: step.z(0.0)), ArithmeticError, r"a level in \(0, 2\]; got 0"),
         (lambda step: None, TypeError, "must return a form; it returned None"),
         (lambda step: torch.ones(()) * heun_step(step), TypeError, r"numbers, such as float\(w\)"),
     ],
@@ -627,7 +627,7 @@ def test_slips_of_declarations_are_named():
     for make in (solver, time_solver):
         with pytest.raises(TypeError, match="declare 'size', which the formula does not take"):
             declare(named("size"), make)
-        with pytest.raises(TypeError, match="'share' of formula must take .name, value.: float ex"):
+        with pytest.raises(TypeError, match=r"'share' of formula must take .name, value.: float"):
             declare(named("share", float), make)
         with pytest.raises(TypeError, match="'share' of formula must return the value; it "):
             declare(named("share", lambda *_: None), make)
@@ -705,6 +705,29 @@ def test_trajectory_at_chosen_levels():
     _, some = cm.euler_pf_ode(DATA, latent(), SIGMAS, trajectory=chosen)
     assert some.levels == (levels[2], levels[-1])
     assert torch.equal(some.trajectory, every.trajectory[[2, len(levels) - 1]])
+
+
+def test_trajectory_at_levels_as_float32_holds_them():
+    levels = [3.3, 1.7, 0.4, 0.1]
+    wanted = torch.tensor([3.3, 0.4, 0.1])
+    assert wanted[1].item() != 0.4
+    _, info = cm.euler_pf_ode(DATA, latent((2, 3), F64), levels, trajectory=wanted)
+    assert info.levels == (3.3, 0.4, 0.1)  # as the run has them
+    _, info = cm.rk_pf_ode(DATA, latent((2, 3), F64), levels, trajectory=wanted)
+    assert info.levels == (3.3, 0.4, 0.1)
+    with pytest.raises(ValueError, match=r"levels that the run visits; got 0\.4099"):
+        cm.euler_pf_ode(DATA, latent((2, 3), F64), levels, trajectory=torch.tensor([0.41]))
+
+
+@pytest.mark.parametrize("name", ["deis", "ipndm", "lms", "heun_pf_ode", "dpmpp_2m_sde"])
+def test_levels_that_float32_does_not_hold(name):
+    """They are refused for float32 states and below, and right for float64 ones."""
+    levels = [2.0, 1e-20, 1e-39, 1e-41]
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(ValueError, match=r"float32 holds where x is torch.*; got 1e-41"):
+            getattr(cm, name)(DATA, latent((2, 3), dtype), levels, seed=1)
+    for dtype, held in ((F64, levels), (torch.float32, levels[:2])):
+        assert getattr(cm, name)(DATA, latent((2, 3), dtype), held, seed=1).isfinite().all()
 
 
 def test_trajectory_carries_derivatives():

@@ -217,6 +217,23 @@ class TestValues:
         ):
             assert BrownianPath(1, 0.0, 1.0, SHAPE, spacing=spacing).depth == depth
 
+    @pytest.mark.parametrize("t0, t1", [(0.1, 80.1), (-0.3, 0.7), (0.002, 1.0 / 3.0)])
+    def test_ends_as_float32_holds_them(self, t0, t1):
+        """They may lie outside by more than float64 rounds; further out is an error."""
+        path = BrownianPath(3, t0, t1, (4, 3))
+        a, b = (torch.tensor(t, dtype=torch.float32) for t in (t0, t1))
+        assert a.item() != t0 and b.item() != t1
+        middle = 0.5 * (t0 + t1)
+        for start in (a.item(), a.expand(4)):
+            got = path(start, middle)
+            torch.testing.assert_close(got, path(t0, middle), rtol=0.0, atol=1e-2)
+        for end in (b.item(), b.expand(4)):
+            got = path(middle, end)
+            torch.testing.assert_close(got, path(middle, t1), rtol=0.0, atol=1e-2)
+        for wrong in (t0 - 1e-6 * abs(t1), t1 + 1e-5 * abs(t1)):
+            with pytest.raises(ValueError, match="must lie in"):
+                path(wrong, middle)
+
     def test_ends_are_clamped(self):
         path = BrownianPath(1, T0, T1, SHAPE)
         whole = path(T0, T1)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import cmsolvers as cm
 from cmsolvers import noise, ops
 from cmsolvers.ops.keys import checked_place, draw_seed, resolve
 
@@ -66,7 +67,10 @@ def test_a_seed_of_64_bits():
 class TestNoIntegers:
     def test_seed(self, value):
         name = type(value).__name__
-        with pytest.raises(TypeError, match=f"seed must be an int, an int64 tensor.*; got {name}$"):
+        text = f"seed must be an int, an int64 tensor.*; got {name}$"
+        if getattr(value, "ndim", 0):  # a seed per sample, of two samples or of floats
+            text = r"seed must hold 1 entries|seed\[0\] must be an int; got float"
+        with pytest.raises((TypeError, ValueError), match=text):
             resolve(value, 1)
         with pytest.raises(TypeError, match=f"seed of a Key must be an int; got {name}$"):
             noise.Key(value)
@@ -96,3 +100,73 @@ def test_a_range_is_kept():
         checked_place(0, np.int64(-1))
     with pytest.raises(ValueError, match=r"seed must lie in \[0, 2\^64\); got -1"):
         resolve(np.int64(-1), 1)
+
+
+class TestSequences:
+    """One seed, or one generator, per sample."""
+
+    @pytest.mark.parametrize("kind", [list, tuple, np.array, lambda s: np.array(s, np.uint64)])
+    def test_ints_are_a_tensor_of_them(self, kind):
+        seeds = [7, 2**40, 9]
+        expected = noise.normal((3, 5), torch.tensor(seeds))
+        assert torch.equal(noise.normal((3, 5), kind(seeds)), expected)
+        x = torch.ones(3, 5)
+        step = ops.euler_maruyama_step(x, x, 1.0, 0.1, seed=kind(seeds))
+        assert torch.equal(step, ops.euler_maruyama_step(x, x, 1.0, 0.1, seed=torch.tensor(seeds)))
+        assert torch.equal(noise.normal((1, 5), kind([9])), expected[2:])
+
+    def test_large_ints(self):
+        z = noise.normal((2, 5), [2**64 - 3, 2**63])
+        assert torch.equal(z[:1], noise.normal((1, 5), 2**64 - 3))
+        assert torch.equal(z[1:], noise.normal((1, 5), 2**63))
+
+    def test_generators_draw_one_each(self):
+        made = [torch.Generator().manual_seed(k) for k in (1, 2)]
+        seeds = [draw_seed(torch.Generator().manual_seed(k)) for k in (1, 2)]
+        assert torch.equal(noise.normal((2, 5), made), noise.normal((2, 5), torch.tensor(seeds)))
+        assert not torch.equal(noise.normal((2, 5), made), noise.normal((2, 5), seeds))
+
+    def test_samplers_take_them(self):
+        x, levels = torch.ones(3, 4), cm.karras_sigmas(5)
+        model = lambda x, s: 0.5 * x  # noqa: E731
+        for name in ("euler_ancestral", "dpmpp_2m_sde"):
+            sampler = getattr(cm, name)
+            whole = sampler(model, x, levels, seed=[3, 4, 5])
+            assert torch.equal(whole, sampler(model, x, levels, seed=torch.tensor([3, 4, 5])))
+            assert torch.equal(whole[1:2], sampler(model, x[1:2], levels, seed=[4]))
+        generators = [torch.Generator().manual_seed(k) for k in range(3)]
+        states = [g.get_state() for g in generators]
+        cm.heun_pf_ode(model, x, levels, seed=generators)  # no noise is drawn
+        assert all(torch.equal(g.get_state(), s) for g, s in zip(generators, states, strict=True))
+        a = cm.euler_ancestral(model, x, levels, seed=generators)
+        assert not torch.equal(a, cm.euler_ancestral(model, x, levels, seed=generators))
+
+    @pytest.mark.parametrize(
+        "seed, error, text",
+        [
+            ([1, 2], ValueError, "seed must hold 3 entries, one per sample; got 2"),
+            ([], ValueError, "seed must hold 3 entries, one per sample; got 0"),
+            ([1, 2.5, 3], TypeError, r"seed\[1\] must be an int; got float"),
+            ([1, -2, 3], ValueError, r"seed must lie in \[0, 2\^64\); got -2"),
+            ([1, True, 3], TypeError, r"seed\[1\] must be an int; got bool"),
+            (np.ones(3), TypeError, r"seed\[0\] must be an int; got float"),
+            ("abc", TypeError, "seed must be an int, an int64 tensor"),
+            ([torch.Generator(), 1, 2], TypeError, "ints or generators alone; got int too"),
+        ],
+    )
+    def test_what_is_refused(self, seed, error, text):
+        with pytest.raises(error, match=text):
+            noise.normal((3, 5), seed)
+        with pytest.raises(error, match=text):
+            cm.heun_pf_ode(lambda x, s: x, torch.ones(3, 5), [2.0, 1.0], seed=seed)
+
+
+@pytest.mark.parametrize("four", [np.int64(4), np.uint8(4), np.array(4)])
+def test_counts_may_be_numpy_integers(four):
+    assert torch.equal(cm.karras_sigmas(four), cm.karras_sigmas(4))
+    x = torch.ones(3, 5)
+    y = cm.lms(lambda x, s: 0.5 * x, x, cm.karras_sigmas(6), order=four)
+    assert torch.equal(y, cm.lms(lambda x, s: 0.5 * x, x, cm.karras_sigmas(6), order=4))
+    for bad in (np.float64(4.0), np.bool_(True), torch.tensor(4)):
+        with pytest.raises(TypeError, match="n must be an int"):
+            cm.karras_sigmas(bad)

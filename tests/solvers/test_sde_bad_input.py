@@ -9,6 +9,7 @@ import torch
 
 import cmsolvers as cm
 from cmsolvers import milstein, predictor_corrector, sra1, stochastic_heun
+from cmsolvers.engine import catalogue
 from support.sde_cases import OWN, REVERSE, VP, T, latent
 
 NAN = math.nan
@@ -187,3 +188,16 @@ def test_bad_input_is_refused_by_name(call, error, text):
         call(x)
     assert text in str(caught.value) and type(caught.value) is error
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("name", [n for n, f in catalogue.SOLVERS.items() if f.space == "time"])
+def test_a_reverse_sde_goes_back_in_time(name):
+    """Forward in time its law grows without bound; an ODE may go both ways."""
+    x, p = torch.ones(4, 2), cm.VP()
+    reverse, flow = (make(lambda x, t: -x) for make in (p.reverse, p.probability_flow))
+    text = r"ts must be strictly descending; got 0\.5 after 0\.3"
+    with pytest.raises(ValueError, match=text):
+        catalogue.SOLVERS[name].function(reverse, x, [0.3, 0.5], seed=1)
+    if name != "predictor_corrector":
+        assert catalogue.SOLVERS[name].function(flow, x, [0.3, 0.5], seed=1).isfinite().all()
+    assert catalogue.SOLVERS[name].function(reverse, x, [0.5, 0.3], seed=1).isfinite().all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ class AdaptiveInfo:
     finished: Tensor
     calls: int
     attempts: int
-    trajectory: Tensor | None = None
+    trajectory: Tensor | None = field(default=None, repr=False)
     levels: tuple[float, ...] | None = None
 
 

@@ -131,7 +131,7 @@ TABLE: list[Bad] = [
     ("seed is a boolean", lambda o: em(seed=True, out=o), TypeError, "seed must be an int.*got bool"),
     ("seed is negative", lambda o: em(seed=-1, out=o), ValueError, r"seed must lie in \[0, 2\^64\); got -1"),
     ("seed is too large", lambda o: em(seed=2**64, out=o), ValueError, r"seed must lie in \[0, 2\^64\)"),
-    ("seeds as a list", lambda o: em(seed=[1, 2, 3, 4], out=o), TypeError, "seed must be an int.*got list"),
+    ("seeds as a list of another length", lambda o: em(seed=[1, 2], out=o), ValueError, "seed must hold 4 entries, one per sample; got 2"),
     ("seeds in float", lambda o: em(seed=B, out=o), TypeError, "seed must be an int64 tensor; got torch.float64"),
     ("seeds in int32", lambda o: em(seed=B.int(), out=o), TypeError, "seed must be an int64 tensor"),
     ("too few seeds", lambda o: em(seed=torch.arange(3), out=o), ValueError, r"seed must have shape \[4\].*got \[3\]"),

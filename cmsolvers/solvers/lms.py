@@ -37,13 +37,16 @@ def lms(step: Step, order: int) -> Form:
     The polynomial through the last `order` slopes is integrated over the step exactly, for levels
     of any spacing; order = 1 is Euler's method. The first steps have fewer slopes and so a lower
     order, and the error of the very first, of order 2 in its size, stays. It is small where noise
-    hides the data, as it does at the start of sampling: slopes hardly change there. The last step
-    to 0 is no special one: the polynomial is integrated to 0. A long step after steps that are
-    shorter by many orders of magnitude multiplies their rounding errors.
+    hides the data, as it does at the start of sampling: slopes hardly change there. A last step to
+    0 gives D: published code integrates the polynomial to 0, which leaves noise in the result. A
+    long step after steps that are shorter by many orders of magnitude multiplies their rounding
+    errors.
 
     Source: Hairer, Norsett & Wanner, "Solving Ordinary Differential Equations I" (1993), section
     III.5.
     """
+    if step.to == 0:
+        return step.D(step.x, step.sigma)
     h = step.to - step.sigma
     nodes = [(level - step.sigma) / h for level in reversed(step.levels[-order:])]
     past = [

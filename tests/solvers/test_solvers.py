@@ -310,3 +310,30 @@ def test_what_a_subclass_overrides_is_called():
     assert torch.equal(cm.heun_pf_ode(clipped, latent(), SIGMAS), expected)
     expected = cm.euler_maruyama(cm.SDE(pulled.drift, pulled.diffusion), latent(), ts, seed=SEED)
     assert torch.equal(cm.euler_maruyama(pulled, latent(), ts, seed=SEED), expected)
+
+
+@pytest.mark.parametrize(
+    "name", [f.name for f in catalogue.SOLVERS.values() if f.space == "sigma" and not f.adaptive]
+)
+@pytest.mark.parametrize("n", [1, 2, 5, 9])
+def test_a_last_step_to_0_gives_d_at_the_last_level(name, n):
+    """For every method and order: whatever else it does, no noise is left in the result."""
+    points = torch.tensor([[-0.5, 0.1], [0.7, 0.4], [0.2, -0.6]], dtype=F64)
+    answers = []
+
+    def finite(x, sigma):  # the exact denoiser of three points
+        apart = (x[:, None] - points).square().sum(2) / (2 * sigma[:, None] ** 2)
+        answers.append((sigma[0].item(), torch.softmax(-apart, 1) @ points))
+        return answers[-1][1]
+
+    x = 5.0 * noise.normal((40, 2), 3, dtype=F64)
+    levels = cm.karras_sigmas(n, 0.01, 5.0)
+    sampler, orders = catalogue.SOLVERS[name].function, {"lms": 4, "deis": 3, "ipndm": 4, "unipc": 3}
+    for order in range(1, orders.get(name, 1) + 1):
+        options = {"order": order} if name in orders else {}
+        y = sampler(finite, x, levels, seed=1, **options)
+        level, last = answers[-1]
+        assert level == levels[-2].item()
+        torch.testing.assert_close(y, last, rtol=0.0, atol=1e-12)
+        if n == 9 and name != "consistency_sample":  # D is no consistency function
+            assert torch.cdist(y, points).min(1).values.max() < 1e-6  # cdist rounds

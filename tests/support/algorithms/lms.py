@@ -13,7 +13,10 @@ def adams_bashforth(model, x, levels, z, *, order):
     slopes = []
     for i in range(len(levels) - 1):
         s, t = levels[i], levels[i + 1]
-        slopes.append((x - model(x, s)) / s)
+        d = model(x, s)
+        if t == 0:
+            return d
+        slopes.append((x - d) / s)
         k = min(order, len(slopes))
         nodes = torch.tensor([(levels[i - j] - s) / (t - s) for j in range(k)], dtype=F64)
         powers = torch.arange(k, dtype=F64)

@@ -20,7 +20,7 @@ from cmsolvers.engine.observers import BadOutputs
 from cmsolvers.engine.options import Shared
 from cmsolvers.engine.outputs import reusable, watched
 from cmsolvers.engine.time_steps import TimeStep
-from cmsolvers.engine.trace import Formula
+from cmsolvers.engine.trace import Formula, state_dtype
 from cmsolvers.processes.sde import SDELike
 
 
@@ -42,6 +42,10 @@ class LiveStep(TimeStep):
         """The value of a form."""
         return self._run.live.tensor(form)
 
+    def shown(self, form: Form) -> Tensor:
+        """The value of a form in the dtype of the user's x: what functions of the user get."""
+        return self.tensor(form).to(self._run.told)
+
     def time(self, t: float) -> Tensor:
         """A time as a tensor [B]."""
         return self._run.time(t)
@@ -57,7 +61,7 @@ class LiveStep(TimeStep):
     def diffusion(self, y: Form, t: float) -> Weight:
         if known(self.sde) is not None:
             return super().diffusion(y, t)
-        state, time = self.tensor(y), self.time(t)
+        state, time = self.shown(y), self.time(t)
         given = self.sde.diffusion(time) if self.additive else self.sde.diffusion(state, time)
         g = checked_diffusion(given, state)
         return self._run.live.keep(g) if isinstance(g, Tensor) else g
@@ -87,6 +91,7 @@ class LiveRun:
         options: Shared,
         copies: bool,
     ) -> None:
+        self.told, x = x.dtype, x.to(state_dtype(x))
         self._formula, self._values, self._now = formula, values, x
         self.sde, self.x, self.times, self.draws = sde, x, times, draws
         self.noise_sampler = options.noise_sampler
@@ -114,14 +119,15 @@ class LiveRun:
 
     def time(self, t: float) -> Tensor:
         """A time as a tensor [B]."""
-        return torch.full((len(self.x),), t, dtype=self.x.dtype, device=self.x.device)
+        return torch.full((len(self.x),), t, dtype=self.told, device=self.x.device)
 
     def evaluate(
         self, step: LiveStep, name: str, function: Callable[..., Tensor], y: Form, t: float
     ) -> Form:
         """What the user's drift or score returns."""
         state = self.live.tensor(y)
-        out = check.model_output(name, function(state, self.time(t), **self._extra), state)
+        out = function(state.to(self.told), self.time(t), **self._extra)
+        out = check.model_output(name, out, state)
         if self._bad is not None:
             self._bad.add(len(self._places), out)
         self._places.append((step.index, t))

@@ -56,6 +56,7 @@ def lower(
     dtype: torch.dtype,
     *,
     fused: bool,
+    told: torch.dtype | None = None,
     shown: bool = False,
     states: bool = False,
 ) -> Program:
@@ -65,13 +66,15 @@ def lower(
         trace: of the solver.
         denoiser: whose answers are wanted; only its coefficients are read.
         dtype: of the states.
+        told: of what a callable is shown, where it has no dtype of its own; None is that of the
+            states.
         fused: whether launches make the noise themselves; else it comes as tensors.
         shown: whether a callback sees every step.
         states: whether the state after every step is wanted.
     """
     for way in _WAYS:
         try:
-            return _Lowering(trace, denoiser, dtype, fused, shown, states, way).program()
+            return _Lowering(trace, denoiser, dtype, told, fused, shown, states, way).program()
         except _TooWideError:
             continue
     raise AssertionError("the last way takes every form")
@@ -85,6 +88,8 @@ class _Answer:
         y: stands for the state that was asked about.
         form: D over y and the outputs.
         calls: (leaf, c_in, c_noise, dtype, outputs) of each call of a network.
+        dtype: of the states.
+        told: of what is shown to a callable without a dtype of its own.
         clamps: whether bounds are in it.
     """
 
@@ -94,6 +99,7 @@ class _Answer:
         default_factory=list
     )
     dtype: torch.dtype = torch.float32
+    told: torch.dtype = torch.float32
     clamps: bool = False
 
     def call(
@@ -101,7 +107,7 @@ class _Answer:
     ) -> tuple[Form, ...]:
         """As in `answers.Asker`."""
         outs = tuple(Out(f"F{leaf + k}") for k in range(2 if pair else 1))
-        self.calls.append((leaf, c_in, c_noise, dtype or self.dtype, outs))
+        self.calls.append((leaf, c_in, c_noise, dtype or self.told, outs))
         return tuple(map(form_of, outs))
 
     def clamp(self, inner: Form, bounds: tuple[float, float]) -> Form:
@@ -150,12 +156,14 @@ class _Lowering:
         trace: Trace,
         denoiser: object,
         dtype: torch.dtype,
+        told: torch.dtype | None,
         fused: bool,
         shown: bool,
         states: bool,
         way: str,
     ) -> None:
-        self._trace, self._denoiser, self._dtype = trace, denoiser, dtype
+        self._trace, self._denoiser = trace, denoiser
+        self._dtype, self._told = dtype, told or dtype
         self._fused, self._shown, self._states, self._way = fused, shown, shown or states, way
         self._means: dict[Symbol, Form] = {}
         self._scaled: dict[tuple[Symbol, float, torch.dtype], Scaled] = {}
@@ -170,7 +178,7 @@ class _Lowering:
         self._shared: Form | None = None
 
     def _answered(self, ask: Ask) -> _Answer:
-        found = _Answer(dtype=self._dtype)
+        found = _Answer(dtype=self._dtype, told=self._told)
         found.form = answer(self._denoiser, found, form_of(found.y), ask.level)
         return found
 

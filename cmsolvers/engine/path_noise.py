@@ -29,13 +29,15 @@ class PathNoise:
     Successive queries share a time: a step starts where the last one ended, and a singlestep method
     asks twice from one start. So W is summed up once for each time, from the root of its tree, and
     kept for the next query; that halves the normals.
-    The noise has the shape, dtype, layout and device of x.
+    The noise has the shape, layout and device of x, and its dtype unless another one is given.
     """
 
-    def __init__(self, traced: Trace, x: Tensor, seed: noise.SeedLike) -> None:
+    def __init__(
+        self, traced: Trace, x: Tensor, seed: noise.SeedLike, *, dtype: torch.dtype | None = None
+    ) -> None:
         self._levels, spacing, self._spans = _plan(traced)
         self._path = noise.BrownianPath(seed, 0.0, 1.0, x.shape, spacing=spacing, device=x.device)
-        self._like = x
+        self._like, self._returned = x, x.dtype if dtype is None else dtype
         self._dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
         self._known: dict[float, Tensor] = {}
 
@@ -47,7 +49,7 @@ class PathNoise:
             span = self._spans[sigma, sigma_next] = _span(self._path, *ends)
         ends, sums, between, row = span
         if not row:
-            return self._empty().zero_().to(self._like.dtype)
+            return self._empty().zero_().to(self._returned)
         known = self._known
         spare = [known.pop(u) for u in tuple(known) if u not in ends]
         for u, terms in zip(ends, sums, strict=True):
@@ -56,7 +58,7 @@ class PathNoise:
         inputs = [known[ends[0]]]
         if between is not None:
             inputs.append(self._path.sum(between, self._empty()))
-        return ops.weighted_step(known[ends[1]], inputs, row).to(self._like.dtype)
+        return ops.weighted_step(known[ends[1]], inputs, row).to(self._returned)
 
     def _empty(self) -> Tensor:
         return torch.empty_like(self._like, dtype=self._dtype, requires_grad=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from cmsolvers.engine.options import Shared
 from cmsolvers.engine.outputs import StaticOutputError
 from cmsolvers.engine.path_noise import PathNoise
 from cmsolvers.engine.program import Program
-from cmsolvers.engine.trace import MOST_STEPS, Trace, check_held
+from cmsolvers.engine.trace import MOST_STEPS, Trace, check_held, state_dtype
 from cmsolvers.ops.keys import draws
 
 Result: TypeAlias = Tensor | tuple[Tensor, Info]
@@ -36,22 +36,26 @@ def run(
     states = Recorder(options.trajectory, traced.visited).wanted
     check_held(traced, x.dtype)
     noisy, sampler = bool(traced.normals), options.noise_sampler
+    state = state_dtype(x)
     if traced.brownian and noisy and sampler is None:
-        sampler = PathNoise(traced, x, options.seed)
+        sampler = PathNoise(traced, x, options.seed, dtype=state)
     fused, shown = sampler is None, options.callback is not None
-    program = program_of(traced, denoiser, x.dtype, fused=fused, shown=shown, states=states)
+    program = program_of(
+        traced, denoiser, state, told=x.dtype, fused=fused, shown=shown, states=states
+    )
     key = key_of(options.seed, x, needed=noisy and fused)
     said = f"{model} must return" if traced.coordinate == "sigma" else "sde must give"
 
     def start(*, copies: bool) -> Machine:
         called = leaves(denoiser, model, options.extra_args or {}, x)
         bad = BadOutputs(x, said, traced.coordinate) if options.check_nan else None
+        wide = x.to(state)
         return Machine(
-            program, x, called, options, key=key, noise_sampler=sampler, bad=bad, copies=copies
+            program, wide, called, options, key=key, noise_sampler=sampler, bad=bad, copies=copies
         )
 
     result, machine = drive(
-        start, options, name, traced.coordinate, traced.visited, copies=program.static
+        start, options, x.dtype, name, traced.coordinate, traced.visited, copies=program.static
     )
     # Others share a program that is not kept for this model alone.
     program.static = machine.copied and _KEPT.get() is not None
@@ -80,6 +84,7 @@ G = TypeVar("G", bound=Going)
 def drive(
     start: Callable[..., G],
     options: Shared,
+    dtype: torch.dtype,
     name: str,
     coordinate: str,
     visited: Sequence[float],
@@ -91,6 +96,7 @@ def drive(
     Args:
         start: `start(copies=...)` makes a run.
         options: of the run.
+        dtype: of what is returned: that of the user's x.
         name: of the solver.
         coordinate: what a progress bar calls a level.
         visited: the level at the start and after each step.
@@ -110,12 +116,15 @@ def drive(
                     recorder.add(y)
                 progress_bar.advance(coordinate, level, going.nfe)
     except StaticOutputError:
-        return drive(start, options, name, coordinate, visited, copies=True)
+        return drive(start, options, dtype, name, coordinate, visited, copies=True)
     assert y is not None
     going.check()
+    y = y.to(dtype)
     if not (options.return_info or recorder.wanted):
         return y, going
-    return (y, Info(going.nfe, len(visited) - 1, *recorder.result())), going
+    states, levels = recorder.result()
+    states = None if states is None else states.to(dtype)
+    return (y, Info(going.nfe, len(visited) - 1, states, levels)), going
 
 
 _KEPT: ContextVar[Latest[Program] | None] = ContextVar("kept programs", default=None)
@@ -132,7 +141,7 @@ def keeping_programs() -> Iterator[Latest[Program]]:
         _KEPT.reset(token)
 
 
-def program_of(traced: Trace, denoiser: object, dtype: torch.dtype, **wanted: bool) -> Program:
+def program_of(traced: Trace, denoiser: object, dtype: torch.dtype, **wanted: Any) -> Program:
     """The program of a run, kept for the next one with the same steps and kind of denoiser.
 
     Args:

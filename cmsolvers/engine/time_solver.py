@@ -86,7 +86,7 @@ def time_solver(
             needed = drawn and (shared.noise_sampler is None or count > 1)
             key = key_of(shared.seed, x, needed=needed)
             start = partial(LiveRun, formula, mine, sde, x, times, count, key, shared)
-            return drive(start, shared, name, "t", times)[0]
+            return drive(start, shared, x.dtype, name, "t", times)[0]
 
         function: TimeSolver = public(
             formula, call, (*options, *SHARED), Text("sde", "ts", "fresh")

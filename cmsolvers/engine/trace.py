@@ -424,6 +424,11 @@ def check_range(sigmas: Sequence[float]) -> None:
             )
 
 
+def state_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of the states of a run from x: half precision would round away what small steps add."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def check_held(traced: Trace, dtype: torch.dtype) -> None:
     """ValueError for levels that float32 does not hold, where the states are float32 or less."""
     if dtype is torch.float64 or traced.coordinate != "sigma":

@@ -43,7 +43,7 @@ def milstein(step: TimeStep) -> Form:
     if step.additive:
         return euler_maruyama_step(step)
     assert isinstance(step, LiveStep)
-    drift, x = step.drift(step.x, step.t), step.tensor(step.x)
+    drift, x = step.drift(step.x, step.t), step.shown(step.x)
     # dW^2 has twice the digits of dW: half precision is left for float32 here.
     wide = torch.promote_types(x.dtype, torch.float32)
     g, slope = diagonal(step.sde, x, step.time(step.t))
@@ -51,7 +51,7 @@ def milstein(step: TimeStep) -> Form:
         slope = slope.to(wide)
     z, h = step.normal(step.z(), wide).to(wide), abs(step.dt)
     kick = g.to(wide) * (math.sqrt(h) * z + (0.5 * h) * slope * (z * z - 1.0))
-    return step.x + step.dt * drift + held(kick.to(x.dtype))
+    return step.x + step.dt * drift + held(kick)
 
 
 def diagonal(sde: Any, x: Tensor, time: Tensor) -> tuple[Tensor, float | Tensor]:

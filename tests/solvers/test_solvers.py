@@ -328,7 +328,8 @@ def test_a_last_step_to_0_gives_d_at_the_last_level(name, n):
 
     x = 5.0 * noise.normal((40, 2), 3, dtype=F64)
     levels = cm.karras_sigmas(n, 0.01, 5.0)
-    sampler, orders = catalogue.SOLVERS[name].function, {"lms": 4, "deis": 3, "ipndm": 4, "unipc": 3}
+    sampler = catalogue.SOLVERS[name].function
+    orders = {"lms": 4, "deis": 3, "ipndm": 4, "unipc": 3}
     for order in range(1, orders.get(name, 1) + 1):
         options = {"order": order} if name in orders else {}
         y = sampler(finite, x, levels, seed=1, **options)

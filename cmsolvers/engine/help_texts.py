@@ -34,8 +34,8 @@ class Text:
         """What is put into the texts of shared options."""
         sigma = self.grid == "sigmas"
         entry = (
-            "a dict of i, sigma, sigma_hat (numbers), x (the state at sigma_hat; sigma_hat is "
-            "sigma where no noise lifts the state) and denoised (D there)."
+            "a dict of i, sigma, sigma_hat (numbers), x (the state at sigma_hat, float32 at least; "
+            "sigma_hat is sigma where no noise lifts the state) and denoised (D there)."
         )
         times = (
             "a dict of i, t, t_next (numbers), x (the state at t) and output (what the drift or "
@@ -79,7 +79,8 @@ of the run: clone it to keep it."""
 CONSISTENCY = """`f(x, sigma, **extra_args) -> x` at sigma_min, sigma of shape [B]; a
 `ConsistencyFunction` becomes part of the step."""
 X = """[B, ...] at level sigmas[0], in Karras coordinates (x / alpha); float64, float32, float16 or
-bfloat16. Never written to."""
+bfloat16. Never written to. Where it is of half precision, the states inside the run are float32;
+the denoiser sees them in the dtype of x, and the result is rounded once."""
 SIGMAS = """levels, strictly descending, the last may be 0; a tensor or a sequence. Read once and
 kept in float64 on the host."""
 SDE = """an `SDE`, a process (its forward SDE), `process.reverse(score)`,
@@ -89,7 +90,8 @@ broadcasts against x and multiplies the noise elementwise. One that depends on t
 `diffusion(x, t)`, with `state_dependent = True` beside it (an argument of `SDE`). Of the library's
 own SDEs only the score is called; the rest becomes weights of the step."""
 X_IN_TIME = """[B, ...] at ts[0], in the coordinates of the SDE; float64, float32, float16 or
-bfloat16. Never written to."""
+bfloat16. Never written to. Where it is of half precision, the states inside the run are float32;
+the functions of the SDE see them in the dtype of x, and the result is rounded once."""
 TIMES = "strictly ascending (forward) or strictly descending (reverse), at least two."
 
 

@@ -33,7 +33,6 @@ from cmsolvers.ops.step import MAX_INPUTS
 
 _WAYS = ("forms", "kept", "tensors")
 _LEAST = 1e-30  # of c_in, so that float32 holds it and its inverse
-_WIDE = (torch.float32, torch.float64)  # half precision has no digit to spare for c_in x
 
 
 class _TooWideError(Exception):
@@ -130,7 +129,7 @@ class _Answer:
         if len(wanted) != 1 or self.plain():
             return False
         c_in, dtype = wanted[0]
-        return dtype is self.dtype in _WIDE and _LEAST < abs(c_in) < 1.0 / _LEAST
+        return dtype is self.dtype and _LEAST < abs(c_in) < 1.0 / _LEAST
 
 
 @dataclass(eq=False)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
+from cmsolvers.denoisers.composed import Composed
+from cmsolvers.denoisers.preconditioning import Preconditioned
 from cmsolvers.engine.adaptive.control import scaled_error
 from cmsolvers.engine.adaptive.lanes import Lanes
 from cmsolvers.engine.adaptive.settings import Settings
@@ -42,6 +44,9 @@ class Model:
         self, name: str, function: Callable[..., Tensor], dtype: torch.dtype, *, look: bool = False
     ) -> None:
         self.name, self.function, self.dtype, self._look = name, function, dtype, look
+        # Denoisers of the library make more of a level than half precision holds.
+        ours = isinstance(function, (Preconditioned, Composed))
+        self._level = torch.promote_types(dtype, torch.float32) if ours else dtype
         self.bad: Tensor | None = None
         self.begin({}, copies=True)
 
@@ -57,7 +62,7 @@ class Model:
             StaticOutputError: the output lies where an earlier one does, and copies are needed.
         """
         y = y.to(self.dtype)
-        out = self.function(y, level.to(device=y.device, dtype=self.dtype), **self.extra)
+        out = self.function(y, level.to(device=y.device, dtype=self._level), **self.extra)
         out = check.model_output(self.name, out, y)
         self.calls += 1
         if self._look:

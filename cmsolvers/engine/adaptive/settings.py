@@ -141,7 +141,6 @@ class Words(Text):
 
     def arguments(self) -> dict[str, str]:
         model, x, grid = super().arguments().values()
-        x += " Half precision is computed in float32."
         grid += f" Only the ends are used, unless `trajectory` asks for {self.words()['level']}s in"
         grid += " between."
         if self.grid == "ts":

@@ -49,10 +49,19 @@ def describe(value: object) -> str:
     return f"an object of type {type(value).__name__}"
 
 
+def strided(name: str, value: Tensor) -> Tensor:
+    """A tensor with plain memory: not sparse, not nested."""
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else value.layout
+        raise TypeError(f"{name} must be a plain strided tensor; got {kind}")
+    return value
+
+
 def tensor(name: str, value: object) -> Tensor:
     """A tensor of one of the four floating dtypes, on a device that holds data."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {describe(value)}")
+    strided(name, value)
     if value.dtype not in PRECISION:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16; got {value.dtype}")
     if value.device.type == "meta":
@@ -226,7 +235,7 @@ def choice(name: str, value: object, known: Sequence[str]) -> str:
 def floats(name: str, value: object) -> list[float]:
     """A 1-D grid as Python floats (float64), read once."""
     if isinstance(value, Tensor):
-        if not value.dtype.is_floating_point:
+        if not strided(name, value).dtype.is_floating_point:
             raise TypeError(f"{name} must be floating; got {value.dtype}")
         if value.device.type == "meta":
             raise ValueError(f"{name} must be on a device that holds data; got device meta")
@@ -236,7 +245,13 @@ def floats(name: str, value: object) -> list[float]:
     elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         grid = [real(f"{name}[{i}]", entry) for i, entry in enumerate(value)]
     elif hasattr(value, "__array__"):
-        return floats(name, torch.as_tensor(value))
+        array = np.asarray(value)
+        if array.dtype.kind != "f" or array.ndim != 1:
+            raise TypeError(
+                f"{name} must be a 1-D floating array; got {array.dtype} of shape "
+                f"{list(array.shape)}"
+            )
+        grid = array.astype(np.float64).tolist()
     else:
         raise TypeError(
             f"{name} must be a 1-D floating tensor or a sequence of numbers; got {describe(value)}"

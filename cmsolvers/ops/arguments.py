@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cmsolvers.checks import PRECISION, carries_tangent, differentiated
+from cmsolvers.checks import PRECISION, carries_tangent, differentiated, strided
 from cmsolvers.ops.binary import CPU_ONLY
 from cmsolvers.ops.rules import ARGUMENTS, EULER_MARUYAMA, HEUN, PF_ODE, Weight, canonical
 
@@ -23,14 +23,14 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
     """Check that x is floating, and that inputs share its shape, device, and a dtype no wider."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor; got {type(x).__name__}")
-    _check_strided("x", x)
+    strided("x", x)
     check_dtype("x", x.dtype)
     if not x.is_cpu:
         _check_built_for(x)
     for k, m in enumerate(inputs):
         if not isinstance(m, Tensor):
             raise TypeError(f"{name}[{k}] must be a tensor; got {type(m).__name__}")
-        _check_strided(f"{name}[{k}]", m)
+        strided(f"{name}[{k}]", m)
         if m.shape != x.shape:
             raise ValueError(
                 f"{name}[{k}] must have the shape of x, {list(x.shape)}; got {list(m.shape)}"
@@ -58,12 +58,6 @@ def _check_built_for(x: Tensor) -> None:
             f"x must be on the CPU: this build of cmsolvers has no CUDA part; got {x.device}. "
             "USE_CUDA=1 pip install --no-build-isolation . builds it, or says what is missing"
         )
-
-
-def _check_strided(name: str, t: Tensor) -> None:
-    if t.layout is not torch.strided or t.is_nested:
-        kind = "nested" if t.is_nested else t.layout
-        raise TypeError(f"{name} must be a plain strided tensor; got {kind}")
 
 
 def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
@@ -176,6 +170,8 @@ def check_outputs(
             raise TypeError(f"{name} must be {dtype}; got {given.dtype}")
         if given.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}; got {given.device}")
+        if given.is_neg():
+            raise ValueError(f"{name} must be a plain tensor; got a view that negates its memory")
         if given.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} must not require a gradient")
         layout = torch.empty_like(x, device="meta").stride()

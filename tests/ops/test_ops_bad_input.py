@@ -122,6 +122,8 @@ TABLE: list[Bad] = [
     ("drift needs a gradient", lambda o: em(drift=M.clone().requires_grad_(), out=o), ValueError, "automatic diff"),
     ("second_out's dtype", lambda o: step(second=1.0, second_out=torch.ones(4, 3, dtype=F16), out=o), TypeError, "second_out must be"),
     ("second_out's shape", lambda o: step(second=1.0, second_out=torch.ones(3, 4), out=o), ValueError, "second_out must have"),
+    ("out negates", lambda o: em(out=torch._neg_view(torch.full((4, 3), NAN))), ValueError, "out must be a plain tensor; got a view that negates"),
+    ("noise that negates", lambda o: noise.normal((4, 3), 1, out=torch._neg_view(torch.full((4, 3), NAN))), ValueError, "out must be a plain tensor"),
     ("second_out is out", lambda o: step(second=1.0, out=o, second_out=o), ValueError, "second_out overlaps out"),
     ("second_out is x", lambda o: step(second=1.0, second_out=X, out=o), ValueError, "second_out overlaps x"),
     ("second_out is an input", lambda o: step(second=1.0, second_out=M, out=o), ValueError, r"second_out overlaps inputs\[0\]"),

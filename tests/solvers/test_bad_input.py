@@ -9,6 +9,7 @@ are compared with copies afterwards.
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,6 +87,12 @@ BAD_SIGMAS = {
     "empty": ([], ValueError, "sigmas must have at least"),
     "2-D": (torch.ones(2, 2), ValueError, "sigmas must be 1-D; got shape [2, 2]"),
     "integers": (torch.tensor([3, 2, 1]), TypeError, "sigmas must be floating; got torch.int64"),
+    "an array of integers": (np.array([3, 2]), TypeError, "1-D floating array; got int64 of"),
+    "an array of text": (np.array(["3", "2"]), TypeError, "sigmas must be a 1-D floating array"),
+    "an array of objects": (np.array([3.0, None]), TypeError, "1-D floating array; got object of"),
+    "a 2-D array": (np.ones((2, 2)), TypeError, "got float64 of shape [2, 2]"),
+    "sparse": (torch.tensor([3.0, 1.0]).to_sparse(), TypeError, "must be a plain strided tensor"),
+    "from 0 up": ([0.0, 1.0], ValueError, "strictly descending from above 0; got 1 after 0"),
     "a number": (3.0, TypeError, "sigmas must be a 1-D floating tensor"),
     "a string": ("3", TypeError, "sigmas must be a 1-D floating tensor"),
     "entries": ([1.0, "0"], TypeError, "sigmas[1] must be a number"),
@@ -497,3 +504,13 @@ def test_bad_input(call, error, text):
 
 def test_there_are_enough_cases():
     assert len(CASES) >= 60
+
+
+def test_levels_may_be_any_array_of_numbers():
+    """Views with negative strides and other floating dtypes too."""
+    x, levels = torch.ones(2, 3), [3.0, 1.0, 0.5]
+    expected = cm.heun_pf_ode(lambda x, s: 0.5 * x, x, levels)
+    for dtype in (np.float16, np.float32, np.float64):
+        down = np.array(levels, dtype)
+        for given in (down, down[::-1].copy()[::-1], np.repeat(down, 2)[::2]):
+            assert torch.equal(cm.heun_pf_ode(lambda x, s: 0.5 * x, x, given), expected)

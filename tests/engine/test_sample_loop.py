@@ -751,3 +751,26 @@ def test_outputs_of_changing_dtype_are_let_go(name):
 
     getattr(cm, name)(EDM(network), latent((2, 3), torch.float32), cm.karras_sigmas(60))
     assert count[0] >= 60 and count[1] < 10
+
+
+def lifts(levels, **options):
+    """sigma_hat / sigma of each step, as the callback sees them."""
+    seen = []
+    cm.euler_pf_ode(DATA, latent((2, 3), F64), levels, seed=1, callback=seen.append, **options)
+    return [entry["sigma_hat"] / entry["sigma"] for entry in seen]
+
+
+def test_churn_is_spread_over_the_steps():
+    """Karras et al. (2022), algorithm 2: gamma = min(s_churn / n, sqrt 2 - 1)."""
+    levels = cm.karras_sigmas(9, 0.1, 20.0)
+    assert lifts(levels, s_churn=1.8) == pytest.approx([1.2] * 9, rel=1e-14)
+    assert lifts(levels, s_churn=1.0) == pytest.approx([1 + 1 / 9] * 9, rel=1e-14)
+    assert lifts(levels, s_churn=9.0) == pytest.approx([math.sqrt(2.0)] * 9, rel=1e-14)
+    assert lifts(levels, s_churn=0.0) == [1.0] * 9
+
+
+def test_churn_holds_at_both_ends_of_its_interval():
+    levels = [8.0, 4.0, 2.0, 1.0, 0.5]
+    assert lifts(levels, s_churn=0.8, s_tmin=2.0, s_tmax=4.0) == [1.0, 1.2, 1.2, 1.0]
+    outside = {"s_tmin": math.nextafter(2.0, 3.0), "s_tmax": math.nextafter(4.0, 3.0)}
+    assert lifts(levels, s_churn=0.8, **outside) == [1.0] * 4

@@ -388,6 +388,59 @@ def test_replay_leaves_the_generator_where_it_stood():
     assert torch.equal(state, torch.get_rng_state())
 
 
+# --- score matching by hand -------------------------------------------------------------------
+
+
+def test_the_default_weight_of_score_matching_has_sigma_data():
+    """D = x, x0 = 0, sigma 1.5, sd 2: (1.5^2 + 2^2) / (1.5 * 2)^2 (1.5 z)^2."""
+    x0 = torch.zeros(5, 1, dtype=F64)
+    z = noise.normal((5, 1), 7, stream=noise.TRAINING, dtype=F64)
+    more = {"seed": 7, "reduction": "none"}
+    loss = losses.denoising_score_matching(lambda x, s: x, x0, 1.5, sigma_data=2.0, **more)
+    torch.testing.assert_close(loss, 6.25 / 9 * (1.5 * z[:, 0]) ** 2, rtol=1e-12, atol=0.0)
+    other = losses.denoising_score_matching(lambda x, s: x, x0, 1.5, **more)
+    torch.testing.assert_close(other, 2.5 / 0.5625 * (1.5 * z[:, 0]) ** 2, rtol=1e-12, atol=0.0)
+
+
+def test_the_teacher_gets_extra_args_unless_it_has_its_own():
+    seen = []
+
+    def model(name):
+        def call(x, sigma, **extra):
+            seen.append((name, extra))
+            return 0.5 * x
+
+        return call
+
+    models, shared, own = [model(n) for n in ("student", "target", "teacher")], {"a": 1}, {"b": 2}
+    for teacher_args, expected in ((None, shared), (own, own), ({}, {})):
+        seen.clear()
+        losses.consistency_distillation(
+            *models, data(8), 2.0, 1.0, seed=1, extra_args=shared, teacher_args=teacher_args
+        )
+        assert {name for name, _ in seen} == {"student", "target", "teacher"}
+        for name, extra in seen:
+            assert extra == (expected if name == "teacher" else shared)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_models_in_half_precision_get_levels_in_float32(dtype: torch.dtype):
+    seen = []
+
+    def model(x, sigma):
+        assert x.dtype is dtype and sigma.dtype is torch.float32
+        seen.append(sigma[0].item())
+        return 0.5 * x
+
+    x0, high, low = data(8).to(dtype), 80.1, 79.9  # one number in half precision
+    assert torch.tensor(high).to(torch.bfloat16) == torch.tensor(low).to(torch.bfloat16)
+    losses.consistency_training(model, None, x0, high, low, seed=1)
+    losses.consistency_distillation(model, None, model, x0, high, low, seed=1)
+    losses.denoising_score_matching(model, x0, high, seed=1)
+    rounded = {torch.tensor(v).item() for v in (high, low)}
+    assert set(seen) == rounded
+
+
 # --- the clean sample as target ---------------------------------------------------------------
 
 

@@ -316,3 +316,8 @@ def test_tables_stay_on_the_host():
             levels = ddpm_sigmas(3, chain)
     assert all(value.device.type == "cpu" for value in (*values, levels))
     torch.testing.assert_close(levels, ddpm_sigmas(3, chain), rtol=0, atol=0)
+
+
+def test_leading_times_with_an_offset():
+    assert DDPM().timesteps(10, "leading", offset=3).tolist() == list(range(903, 0, -100))
+    assert DDPM().timesteps(10, "leading").tolist() == list(range(900, -1, -100))

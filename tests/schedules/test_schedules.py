@@ -160,3 +160,13 @@ def test_bad_input(make, arguments, error, text):
     with pytest.raises(error) as caught:
         make(*arguments)
     assert text in str(caught.value)
+
+
+def test_ddpm_levels_with_leading_times_and_an_offset():
+    """The levels of times 901, 801, ..., 1, and of no others."""
+    chain = DDPM()
+    for offset in (0, 1, 3):
+        levels = schedules.ddpm_sigmas(10, chain, "leading", offset=offset)
+        times = torch.arange(900 + offset, -1, -100, dtype=torch.float64)
+        torch.testing.assert_close(levels[:-1], chain.sigma_hat(times), rtol=1e-14, atol=0.0)
+        assert levels[-1] == 0

@@ -10,10 +10,11 @@ import torch
 import cmsolvers as cm
 from cmsolvers.denoisers import EDM
 from cmsolvers.denoisers.oracles import Gaussian
+from cmsolvers.engine.forms import weighed
 from cmsolvers.engine.trace import Past
 from cmsolvers.solvers import exponential
 from cmsolvers.solvers.dpmpp_sde import multistep
-from cmsolvers.solvers.unipc import corrector, predictor, weighed
+from cmsolvers.solvers.unipc import corrector, predictor
 from support.formulas import changed, formula_of, moved, sampler_of
 from support.launches import counted_launches
 from support.orders import (
@@ -268,3 +269,19 @@ def test_constant_data_is_reached_over_many_orders_of_magnitude(sampler):
         x = torch.linspace(-1e4, 1e4, 5, dtype=F64)[:, None]
         got = sampler(lambda x, s: torch.ones_like(x), x, levels)
         assert (got - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("d", [1e-3, 1e-6, 1e-9, 1e-12])
+def test_the_logarithm_of_levels_that_nearly_coincide(d):
+    """ln((1 + d) b / b) = d - d^2 / 2 + d^3 / 3, to the last digits, in steps both ways."""
+    for b in (0.3, 1.0, 80.0):
+        a = b * (1.0 + d)
+        exact = math.log1p((a - b) / b)
+        series = d - d * d / 2 + d**3 / 3
+        assert exponential.log_ratio(a, b) == pytest.approx(series, rel=4e-16 / d + 1e-9)
+        assert exponential.log_ratio(a, b) == pytest.approx(exact, rel=1e-15)
+        assert exponential.log_ratio(b, a) == pytest.approx(-exact, rel=1e-14)
+    assert exponential.log_ratio(1.0 + 2.0**-20, 1.0) == pytest.approx(
+        2.0**-20 - 2.0**-41 + 2.0**-60 / 3, rel=1e-15
+    )
+    assert exponential.log_ratio(8.0, 1.0) == math.log(8.0)

@@ -56,6 +56,15 @@ def test_improved_discretization_doubles():
         assert training.doubling_discretization((stage + 1) * interval - 1, total) == expected
 
 
+def test_doubling_where_the_sizes_are_no_powers_of_two():
+    """N(k) of 1000 steps from 4 to 15 pairs: log2 of s1 / s0 rounded down, and 15 is the most."""
+    found = {k: training.doubling_discretization(k, 1000, 4, 15) for k in KS}
+    assert found == dict(zip(KS, (5, 5, 9, 9, 16, 16), strict=True))
+
+
+KS = (0, 385, 386, 771, 772, 1000)
+
+
 @pytest.mark.parametrize("function", [training.cm_discretization, training.doubling_discretization])
 def test_bad_curricula(function):
     with pytest.raises(ValueError, match="k must not exceed total"):

@@ -431,3 +431,48 @@ def test_first_steps_below_the_rounding_of_t_grow(mode):
     assert adaptive_sde(sde, START, [1.0, 2.0], seed=1, **options)[1].finished.all()
     del options["first_step"]  # a hundredth of this is less than the last digit of t
     assert adaptive_sde(sde, START, [1.0, 1 + 1e-14], seed=1, **options)[1].finished.all()
+
+
+# --- legs, landings and keys ------------------------------------------------------------------
+
+
+def test_a_run_is_not_finished_after_the_first_of_two_legs():
+    levels = [FIRST, 1.0, LAST]
+    whole = rk_pf_ode(MIXTURE, START, levels, trajectory=True, return_info=True)[1]
+    first = rk_pf_ode(MIXTURE, START, levels[:2], return_info=True)[1]
+    between = int(first.accepted.max() + first.rejected.max()) + 2
+    assert between < int((whole.accepted + whole.rejected).min())
+    with pytest.raises(SolverError, match="max_steps") as caught:
+        rk_pf_ode(MIXTURE, START, levels, trajectory=True, max_steps=between)
+    assert (caught.value.sigma < 1.0).all() and not caught.value.info.finished.any()
+
+
+@pytest.mark.parametrize("share", [1e-3, 1e-7, 1e-10])
+def test_a_step_cut_to_land_does_not_shrink_the_next_one(share):
+    """A stop a hair below the start costs a step more, and not those that grow from its size."""
+    options = {"rtol": 1e-4, "atol": 1e-4, "first_step": 0.2, "return_info": True}
+    plain = rk_pf_ode(MIXTURE, START, [FIRST, LAST], **options)[1]
+    levels = [FIRST, FIRST * (1.0 - share), LAST]
+    cut = rk_pf_ode(MIXTURE, START, levels, trajectory=True, **options)[1]
+    assert (cut.accepted + cut.rejected <= plain.accepted + plain.rejected + 2).all()
+
+
+def test_what_is_left_after_a_step_is_no_sliver():
+    """A first step that ends a rounding short of the stop lands on it."""
+    options = {"coordinate": "sigma", "first_step": 1.0 - 2.0**-51, "return_info": True}
+    _, info = rk_pf_ode(lambda x, s: 0.0 * x, START, [2.0, 1.0], **options)
+    assert info.accepted.tolist() == [1] * len(START)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_key_of_one_row_counts_its_ids_up(mode):
+    """As every key without a table does: no two samples have the same noise."""
+    one, plain = noise.Key(table=torch.tensor([[7, 10]])), noise.Key(7, 10)
+    x = torch.ones(4, 2, dtype=F64)
+    sde = cm.VP().reverse(lambda x, t: -x)
+    for run in (
+        lambda key: adaptive_sde(sde, x, [1.0, 0.1], seed=key, mode=mode),
+        lambda key: dpm_adaptive(GAUSSIAN, x, [FIRST, LAST], seed=key, eta=1.0, mode=mode),
+    ):
+        assert_same_bits(run(one), run(plain))
+        assert len({tuple(row) for row in run(one).tolist()}) == 4

@@ -726,3 +726,49 @@ def test_unet_of_diffusers_fits():
         recipes.Spec("score", (1, 8, 8), sigma_max=math.inf)
     with pytest.raises(ValueError, match="kind must be one of"):
         recipes.Spec("gan", (1, 8, 8))
+
+
+# --- what a step does -------------------------------------------------------------------------
+
+
+def small_trainer(**settings):
+    net = nn.Linear(4, 4)
+
+    def loss(batch):
+        return 1e3 * (net(batch.x0) - batch.x0).square().mean()
+
+    decays = settings.pop("decays", None)
+    averages = None if decays is None else {"ema": training.EMA(net)}
+    data = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
+    course = TrainingSettings(5, batch_size=8, **settings)
+    return Trainer(net, loss, data, course, averages=averages, decays=decays)
+
+
+@pytest.mark.parametrize("clip", [0.25, 1.0, 7.0])
+def test_gradients_are_clipped_to_any_norm(clip):
+    trainer, norms = small_trainer(clip=clip), []
+
+    def norm(*_):
+        grads = [p.grad for p in trainer.network.parameters()]
+        norms.append(torch.cat([g.flatten() for g in grads]).norm().item())
+
+    trainer.optimizer.register_step_pre_hook(norm)
+    trainer.run(progress=False)
+    assert norms == pytest.approx([clip] * 5, rel=1e-4)  # they are all far above it
+
+
+def test_the_rate_of_an_average_is_that_of_its_step():
+    asked = []
+    trainer = small_trainer(decays={"ema": lambda step: asked.append(step) or 0.5})
+    trainer.run(progress=False)
+    assert asked == [0, 1, 2, 3, 4]
+
+
+def test_noise_belongs_to_samples_not_to_places():
+    """The key of a batch has the positions in the data set as ids, whatever the order."""
+    data = torch.arange(40.0).reshape(20, 2)
+    batches = [training.batch_at(data, step, 10, 8, seed=3) for step in range(6)]
+    for batch in batches:
+        ids = batch.key.rows(8, torch.device("cpu"))[:, 1]
+        assert torch.equal(ids, batch.index) and torch.equal(data[batch.index], batch.x0)
+    assert any(not torch.equal(b.index, torch.arange(8)) for b in batches)

@@ -774,3 +774,66 @@ def test_churn_holds_at_both_ends_of_its_interval():
     assert lifts(levels, s_churn=0.8, s_tmin=2.0, s_tmax=4.0) == [1.0, 1.2, 1.2, 1.0]
     outside = {"s_tmin": math.nextafter(2.0, 3.0), "s_tmax": math.nextafter(4.0, 3.0)}
     assert lifts(levels, s_churn=0.8, **outside) == [1.0] * 4
+
+
+# --- what planted faults passed by --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", [cm.euler_pf_ode, cm.ddim])
+@pytest.mark.parametrize("kind", ["callable", "edm"])
+def test_a_trajectory_is_made_of_copies(sampler, kind):
+    """Each state is that of a run that ends there; the loop writes to its buffers again."""
+    model = DATA if kind == "callable" else EDM(edm_net)
+    x, levels = latent((2, 3), F64), SIGMAS.tolist()
+    _, info = sampler(model, x, levels, trajectory=True)
+    for k in range(1, len(levels)):
+        torch.testing.assert_close(info.trajectory[k], sampler(model, x, levels[: k + 1]))
+
+
+@pytest.mark.parametrize("sampler", [cm.heun_pf_ode, cm.dpmpp_2m, cm.unipc])
+def test_a_weak_side_alone_has_its_own_scalings(sampler):
+    """At scale 0 only the weak network is called, on its own c_in x, with other data deviations."""
+    x = latent((2, 3), F64)
+    for strong, weak in ((0.5, 3.0), (3.0, 0.5)):
+        weaker = EDM(edm_net, weak)
+        both = denoisers.autoguided(EDM(lambda x, c: 1e3 * x, strong), weaker, 0.0)
+        got, expected = sampler(both, x, SIGMAS), sampler(weaker, x, SIGMAS)
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", [cm.heun_pf_ode, cm.dpmpp_2m, cm.lms, cm.dpmpp_2m_sde])
+@pytest.mark.parametrize("kind", ["callable", "edm"])
+def test_under_vmap_no_buffer_is_used_again(sampler, kind):
+    """Lanes of a transform are runs of their own, also where the loop reuses memory elsewhere."""
+    model = (lambda x, s: x / (1 + s[:, None] ** 2)) if kind == "callable" else EDM(edm_net)
+    lanes = torch.stack([latent((2, 3), F64, scale) for scale in (1.0, 2.0, 5.0)])
+
+    def run(x):
+        return sampler(model, x, SIGMAS, noise_sampler=lambda *_: torch.ones_like(x))
+
+    together = torch.func.vmap(run)(lanes)
+    for lane, alone in zip(together, lanes, strict=True):
+        torch.testing.assert_close(lane, run(alone), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name", [f.name for f in catalogue.SOLVERS.values() if f.space == "sigma" and not f.adaptive]
+)
+def test_a_model_may_return_a_view_of_its_input(name):
+    """Rolled by one, say, from an offset into a padded copy or into the input itself."""
+    wide = latent((4, 6), F64)
+
+    def view(x, s):
+        return x.flatten()[: x.numel()].view_as(x)
+
+    def offset(x, s):
+        padded = torch.cat((x.new_zeros(3), x.flatten()))
+        return padded[3:].view_as(x)
+
+    def copied(x, s):
+        return x.clone()
+
+    sampler = getattr(cm, name)
+    expected = sampler(copied, wide, SIGMAS, seed=1)
+    for model in (view, offset, lambda x, s: x[:], lambda x, s: x):
+        assert torch.equal(sampler(model, wide, SIGMAS, seed=1), expected)

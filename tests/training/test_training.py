@@ -335,8 +335,11 @@ def test_interrupted_training_leaves_a_checkpoint(tmp_path: Path):
 
 
 @pytest.mark.parametrize("part", ["update", "save"])
-def test_ctrl_c_lets_a_step_end_first(part: str, tmp_path: Path, monkeypatch):
+def test_ctrl_c_lets_a_step_end_first(part: str, tmp_path: Path, monkeypatch, request):
     """Weights, averages and step count of a checkpoint belong to one step."""
+    # Shells start jobs in the background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     whole = make("score").run(progress=False, checkpoint=tmp_path / "whole.safetensors")
     trainer = make("score")
     owner = trainer.averages["ema"] if part == "update" else trainer

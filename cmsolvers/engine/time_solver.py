@@ -34,7 +34,8 @@ def time_solver(
     draws: Callable[..., int] = lambda **_: 1,
     checked: Callable[..., object] | None = None,
     noisy: Callable[..., bool] | None = None,
-    live: bool = False,
+    live: Callable[..., bool] = lambda **_: False,
+    exact: bool = True,
 ) -> Callable[[Formula], TimeSolver]:
     """Make a solver of SDEs in time of a formula: check, run, document, enter in the catalogue.
 
@@ -46,7 +47,10 @@ def time_solver(
         draws: unit normals per step, from the options.
         checked: `checked(sde, times, **options)` raises where they do not fit each other.
         noisy: whether noise is drawn even if the SDE has none, from the options.
-        live: whether the formula reads tensors, so that its steps cannot be made beforehand.
+        live: whether the formula reads tensors, from the options: its steps cannot be made
+            beforehand then.
+        exact: whether the method is exact on dx = c dt + g dw with constants, as the first call
+            checks.
 
     Returns:
         A decorator of `formula(step, **options) -> Form`; `time_steps.TimeStep` is what it may ask.
@@ -72,12 +76,12 @@ def time_solver(
             mine = {key: values.pop(key) for key in own}
             if checked is not None:
                 checked(sde, times, **mine)
-            if not live:
+            alone = live(**mine) or any(map(callable, mine.values()))
+            if exact and not live(**mine):
                 check_weights()
             shared, library, count = Shared(**values), known(sde), draws(**mine)
             one_normal = shared.noise_sampler is None or count == 1
-            ahead = one_normal and not (live or any(map(callable, mine.values())))
-            if library is not None and ahead:
+            if library is not None and one_normal and not alone:
                 traced = trace_in_time(formula, library, times, mine, count)
                 score = getattr(library, "score", None)
                 return run(traced, score, x, shared, name=name, model="score")

@@ -42,6 +42,7 @@ class TimeStep(ABC):
         dt: to - t, negative in reverse time.
         index: number of the step, from 0.
         last: whether it is the last one.
+        after: the time that the next step goes to; None in the last one.
         additive: whether the diffusion depends on time alone.
         user_noise: whether a noise_sampler replaces the built-in noise.
     """
@@ -52,6 +53,7 @@ class TimeStep(ABC):
         self.sde, self._draws = sde, draws
         self.x, self.index, self.last = form_of(x), index, index == len(times) - 2
         self.t, self.to = times[index], times[index + 1]
+        self.after = None if self.last else times[index + 2]
         self.dt = self.to - self.t
 
     def __getattr__(self, name: str) -> NoReturn:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
 
 import torch
 
@@ -27,6 +26,7 @@ def _check(
     predictor: str,
     corrector_steps: int,
     snr: float,
+    step_size: str,
     variance: str,
     denoise: bool,
 ) -> None:
@@ -72,6 +72,14 @@ def _check(
             "snr", 0.16, check.positive, "signal-to-noise ratio of the Langevin steps, positive."
         ),
         Option(
+            "step_size",
+            "level",
+            chosen("level", "batch"),
+            'of the Langevin steps: "level", from the level alone; "batch", from the norms of '
+            "noise and score, averaged over the batch, as published. The latter makes a sample "
+            "depend on the others, and is wrong in few dimensions.",
+        ),
+        Option(
             "variance",
             "posterior",
             chosen("posterior", "forward"),
@@ -87,22 +95,26 @@ def _check(
     draws=lambda corrector_steps, **_: 1 + corrector_steps,
     checked=_check,
     noisy=lambda corrector_steps, **_: corrector_steps > 0,
-    live=True,
+    live=lambda step_size, corrector_steps, **_: step_size == "batch" and corrector_steps > 0,
+    exact=False,  # Langevin steps move the spread towards that of the score
 )
 def predictor_corrector(
     step: TimeStep,
     predictor: str,
     corrector_steps: int,
     snr: float,
+    step_size: str,
     variance: str,
     denoise: bool,
 ) -> Form:
     """Sample with a predictor step of the reverse SDE and Langevin steps at each new level.
 
-    The corrector makes x + e s(x) + sqrt(2 e) z with e = 2 alpha_i (snr |z| / |s|)^2. The norms
-    are per sample, so that no sample depends on the others (published code averages them
-    over the batch); alpha_i, 1 - beta_i of the chain, is (alpha(t) / alpha(t'))^2 of the step just
-    made, 1 for VE. Where the score of a sample is 0 it is left alone.
+    The corrector makes x + e s(x) + sqrt(2 e) z with e = 2 a (snr sigma(t'))^2: where noise hides
+    the data, |s| is |z| / sigma. `step_size` = "batch" is the published e = 2 a (snr |z| / |s|)^2,
+    with norms averaged over the batch; where the score is 0 everywhere it leaves x alone. The
+    factor a is 1 - beta of the chain at the level reached: (alpha(t') / alpha(t''))^2 with t'' the
+    time that comes next (alpha 1 after the last one), and 1 for VE. In Gaussian data the corrector
+    alone leaves a variance that is e / (2 variance) too large, at most snr^2.
 
     With r = alpha(t) / alpha(t') and G^2 = sigma(t)^2 - r^2 sigma(t')^2, which for VP and VE is the
     chain of DDPM and of SMLD on any grid of times, the predictors are
@@ -132,8 +144,7 @@ def predictor_corrector(
     Source: Song et al., "Score-Based Generative Modeling through SDEs" (2021), algorithms 1 to 5,
     appendices E, F and G; Ho et al., "Denoising Diffusion Probabilistic Models" (2020), sec. 3.2.
     """
-    assert isinstance(step, LiveStep)
-    sde = cast(ScoreSDE, step.sde)
+    sde: ScoreSDE = step.sde
     clean = step.last and not (corrector_steps or denoise)
     start = _place(sde.process, step.t, clean=False)
     end = _place(sde.process, step.to, clean=clean)
@@ -142,30 +153,34 @@ def predictor_corrector(
     else:
         w_x, w_score, spread = _chain(sde.stochastic, predictor, variance, start, end)
         x = w_x * step.x + w_score * step.score(step.x, step.t) + spread * step.z()
-    damping = (start[0] / end[0]) ** 2
+    alpha, sigma = end
+    below = 1.0 if step.after is None else float(sde.process.alpha(step.after))
+    kept = (alpha / below) ** 2
     for j in range(corrector_steps):
-        x = held(step.tensor(x))
-        x = _langevin(step, x, step.z(1 + j, (step.to, step.to)), snr, damping)
+        z = step.z(1 + j, (step.to, step.to))
+        if step_size == "batch":
+            x = _by_norms(step, x, z, snr, kept)
+        else:
+            e = 2.0 * kept * (snr * sigma) ** 2
+            x = x + e * step.score(x, step.to) + math.sqrt(2.0 * e) * z
     if denoise and step.last:
-        x = held(step.tensor(x))
-        alpha, sigma = end
         x = (x + sigma * sigma * step.score(x, step.to)) / alpha
     return x
 
 
-def _langevin(step: LiveStep, x: Form, z: Form, snr: float, damping: float) -> Form:
-    """x + e s + sqrt(2 e) z with e = 2 damping (snr |z| / |s|)^2 per sample."""
+def _by_norms(step: TimeStep, x: Form, z: Form, snr: float, kept: float) -> Form:
+    """The published Langevin step, e = 2 kept (snr |z| / |s|)^2 with mean norms of the batch."""
+    assert isinstance(step, LiveStep)
+    x = held(step.tensor(x))
     score = step.score(x, step.to)
     s = step.tensor(score)
     normal = step.normal(z, torch.promote_types(s.dtype, torch.float32))
-    size = sums_of_squares(s).double()
-    # Where the score vanishes there is nothing to correct, and no scale for the noise. The
-    # other side of a `where` must be finite too, or the gradient is not.
+    signal, size = (sums_of_squares(t).double().sqrt().mean() for t in (normal, s))
+    # Where the score vanishes there is nothing to correct, and no scale for the noise. The other
+    # side of a `where` must be finite too, or the gradient is not.
     there = size > 0
-    ratio = (sums_of_squares(normal).double() / torch.where(there, size, 1.0)).sqrt()
-    ratio = torch.where(there, snr * ratio, 0.0)
-    e, root = 2.0 * damping * ratio.square(), 2.0 * math.sqrt(damping) * ratio
-    return x + e * score + root * z
+    ratio = torch.where(there, snr * signal / torch.where(there, size, 1.0), 0.0).expand(len(s))
+    return x + 2.0 * kept * ratio.square() * score + 2.0 * math.sqrt(kept) * ratio * z
 
 
 def _place(process: Process, t: float, *, clean: bool) -> tuple[float, float]:

@@ -149,22 +149,17 @@ def test_state_dependent_diffusion_as_transcribed():
     close(milstein(number, x, ts, seed=SEED), cm.euler_maruyama(plain, x, ts, seed=SEED))
 
 
-def langevin(score, x, t, normal, snr, alpha, norm):
-    """Song et al. (2021), algorithms 4 and 5."""
-    s = score(x, t)
-    step = 2 * alpha * (snr * norm(normal) / norm(s)) ** 2
-    return x + step * s + torch.sqrt(2 * step) * normal
+def by_norms(s, normal, sigma, snr):
+    """Song et al. (2021), algorithms 4 and 5, and their code: norms averaged over the batch."""
+    sizes = [torch.linalg.vector_norm(v.flatten(1), dim=1).mean() for v in (normal, s)]
+    return (snr * sizes[0] / sizes[1]) ** 2
 
 
-def each_norm(v):
-    return column(torch.linalg.vector_norm(v.flatten(1), dim=1))
+def by_level(s, normal, sigma, snr):
+    return torch.tensor((snr * sigma) ** 2, dtype=F64)
 
 
-def batch_norm(v):
-    return each_norm(v).mean()
-
-
-def pc_as_published(p, score, x, ts, predictor, m, *, variance, denoise, norm=each_norm):
+def pc_as_published(p, score, x, ts, predictor, m, *, variance, denoise, size=by_level):
     """Algorithms 2 (VE) and 3 (VP), with beta_i = 1 - (alpha_i / alpha_{i-1})^2; app. E, F."""
     for i, (t, u) in enumerate(pairwise(ts)):
         s, normal = score(x, t), z(x, i * (1 + m))
@@ -184,8 +179,12 @@ def pc_as_published(p, score, x, ts, predictor, m, *, variance, denoise, norm=ea
         else:
             g, dt = p.diffusion(t), u - t
             x = x + (p.drift_factor(t) * x - g * g * s) * dt + g * math.sqrt(-dt) * normal
+        below = p.alpha(ts[i + 2]) if i + 2 < len(ts) else 1.0
+        alpha = (p.alpha(u) / below) ** 2  # 1 - beta of the chain's step up to u
         for j in range(m):
-            x = langevin(score, x, u, z(x, i * (1 + m) + 1 + j), 0.2, kept**2, norm)
+            s, normal = score(x, u), z(x, i * (1 + m) + 1 + j)
+            step = 2 * alpha * size(s, normal, p.sigma(u), 0.2)
+            x = x + step * s + torch.sqrt(2 * step) * normal
     if denoise:
         x = (x + p.sigma(ts[-1]) ** 2 * score(x, ts[-1])) / p.alpha(ts[-1])
     return x
@@ -200,6 +199,7 @@ def test_predictor_corrector_as_transcribed(p, predictor, m):
     for variance, denoise in (("posterior", False), ("forward", True)):
         options = {"variance": variance, "denoise": denoise}
         expected = pc_as_published(p, score, x, ts, predictor, m, **options)
+        published = pc_as_published(p, score, x, ts, predictor, m, **options, size=by_norms)
         got, info = predictor_corrector(
             sde,
             x,
@@ -213,9 +213,10 @@ def test_predictor_corrector_as_transcribed(p, predictor, m):
         )
         close(got, expected)
         assert info.nfe == 12 * (1 + m) + denoise
+        options |= {"predictor": predictor, "corrector_steps": m, "snr": 0.2, "seed": SEED}
+        close(predictor_corrector(sde, x, ts, step_size="batch", **options), published)
         if m:
-            coupled = pc_as_published(p, score, x, ts, predictor, m, **options, norm=batch_norm)
-            assert (got - coupled).abs().max() > 1e-3
+            assert (got - published).abs().max() > 1e-3
 
 
 def test_ancestral_prediction_is_ddpm():
@@ -247,15 +248,47 @@ def test_the_corrector_repairs_a_coarse_predictor():
     x = p.prior((1024, 64), seed=1, dtype=F64) * math.sqrt(1 + p.prior_std**-2)
     ts = torch.linspace(1, 0, 9, dtype=F64)
     wrong = predictor_corrector(sde, x, ts, corrector_steps=0, seed=SEED).square().mean()
-    right = predictor_corrector(sde, x, ts, corrector_steps=30, snr=0.1, seed=SEED).square().mean()
+    options = {"corrector_steps": 30, "snr": 0.1, "step_size": "batch"}
+    right = predictor_corrector(sde, x, ts, seed=SEED, **options).square().mean()
     exact = 1 + p.sigma(0.0) ** 2
     assert abs(wrong - exact) > 10 * abs(right - exact)
 
 
-def test_a_sample_with_no_score_is_left_alone():
+@pytest.mark.parametrize("d", [1, 2, 8])
+@pytest.mark.parametrize("p", [cm.VP(), cm.VE(0.01, 20.0)], ids=["vp", "ve"])
+@pytest.mark.parametrize("step_size", ["level", "batch"])
+def test_the_law_in_few_dimensions(d, p, step_size):
+    """Gaussian data: the variance is right, where steps by each sample's own norms blow it up."""
+    sde, end = p.reverse(p.score_of(Gaussian(0.5))), 0.0 if isinstance(p, cm.VE) else p.t_min
+    x = p.prior((4000, d), seed=1, dtype=F64)
+    ts = torch.linspace(p.t_max, end, 400, dtype=F64)
+    y = predictor_corrector(sde, x, ts, seed=3, step_size=step_size)
+    exact = 0.25 * p.alpha(end) ** 2 + p.sigma(end) ** 2
+    assert y.square().mean().item() / exact == pytest.approx(1.0, abs=0.06)
+
+
+def test_a_score_near_zero_makes_no_large_step():
+    p = cm.VE(0.01, 20.0)
+    sde = p.reverse(p.score_of(Gaussian(0.5)))
+    y = predictor_corrector(sde, torch.tensor([[1e-3]]), [0.1001, 0.1], seed=1)
+    assert abs(y.item()) < 0.1  # 53.65 with a step by the sample's own norms
+
+
+def test_samples_do_not_depend_on_their_batch_unless_their_norms_do():
+    p, x = cm.VE(), latent()
+    sde, ts = p.reverse(lambda x, t: -x / (1 + x * x)), [1.0, 0.7, 0.4]
+    whole = predictor_corrector(sde, x, ts, seed=SEED)
+    assert torch.equal(predictor_corrector(sde, x[:1], ts, seed=SEED), whole[:1])
+    coupled = predictor_corrector(sde, x, ts, seed=SEED, step_size="batch")
+    alone = predictor_corrector(sde, x[:1], ts, seed=SEED, step_size="batch")
+    assert not torch.allclose(alone, coupled[:1])
+
+
+def test_a_batch_with_no_score_is_left_alone():
     p, x = cm.VE(), latent()
     sde = p.reverse(lambda x, t: torch.zeros_like(x))
-    got = predictor_corrector(sde, x, [1.0, 0.5], predictor="ancestral", seed=SEED)
+    options = {"predictor": "ancestral", "step_size": "batch"}
+    got = predictor_corrector(sde, x, [1.0, 0.5], seed=SEED, **options)
     beta = p.sigma(1.0) ** 2 - p.sigma(0.5) ** 2
     close(got, x + math.sqrt(beta) * p.sigma(0.5) / p.sigma(1.0) * z(x, 0))
 

@@ -30,7 +30,7 @@ def normal(
     """The contract's unit normals: one for each (seed, sample_id, stream, draw, element).
 
     The same arguments give the same values on every device, in any batch, dtype (before the cast)
-    and memory format. Support reaches 6.7 sigma.
+    and memory format. Support reaches 6.7 sigma, and about 7 values in 10^8 are exactly 0.
 
     Args:
         shape: [B, ...]; row b is sample `offset + b`, or `ids[b]`.

@@ -19,7 +19,7 @@ ADAMS_BASHFORTH = (
 
 
 @solver(
-    order="1 to 3",
+    order="1 to 3 (small first steps; else at most 2)",
     nfe="n",
     source="Zhang & Chen, DEIS (2023), AB-DEIS",
     options=[

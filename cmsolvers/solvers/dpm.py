@@ -98,7 +98,7 @@ def _blocks(sigmas: Sequence[float], eta: float) -> list[Span]:
 
 
 @solver(
-    order="3; 2 where a block is of order 1",
+    order="3 for n = 3 k + 2, else 2",
     nfe="n",
     noise="fresh",
     source="Lu et al., DPM-Solver (2022), algorithms 1, 2 and appendix D (DPM-Solver-fast)",

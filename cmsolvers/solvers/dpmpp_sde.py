@@ -120,7 +120,7 @@ def dpmpp_2m_sde(step: Step, eta: float, solver_type: str) -> Form:
 
 
 @solver(
-    order="3 for eta = 0; else 1 strong, 2 weak",
+    order="3 for eta = 0 (small first steps; else 2); else 1 strong, 2 weak",
     nfe="n",
     noise="Brownian",
     source=f"{_LU}, its SDE with the parabola through three D integrated exactly",

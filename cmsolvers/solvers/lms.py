@@ -26,7 +26,7 @@ def from_slopes(step: Step, past: Sequence[float]) -> Form:
 
 
 @solver(
-    order="1 to 4 after the first steps",
+    order="1 to 4 (small first steps; else at most 2)",
     nfe="n",
     source="Hairer, Norsett & Wanner (1993), section III.5 (Adams-Bashforth, variable steps)",
     options=[Option("order", 4, counted(1, 4), "1, 2, 3 or 4.")],

@@ -36,7 +36,7 @@ def _b(h: float, variant: str) -> float:
 
 
 @solver(
-    order="2 to 4 (order + 1)",
+    order="2 to 4, order + 1 (small first steps; else at most 3)",
     nfe="n",
     source="Zhao et al., UniPC (2023), multistep UniP and UniC on the data prediction",
     options=[

@@ -35,7 +35,8 @@ class Likelihood:
     Attributes:
         log_density: [B], in nats, float64.
         standard_error: [B], of the trace estimate, over the probes; zero where the trace is exact,
-            NaN with a single probe.
+            NaN with a single probe. With P probes the error over it follows Student's law with
+            P - 1 degrees of freedom: with 2 it is below 1 in 50 % of all cases, not in 68 %.
         latent: [B, ...], where the ODE took x.
         nfe: [B], evaluations of the denoiser; with d tangents (exact trace) or several probes each
             of them is one call on a batch that many times as large.
@@ -121,7 +122,9 @@ def log_likelihood(
         trace: "exact" (d tangents, for small d), or Hutchinson's estimate with probes of random
             signs or of unit normals.
         probes: of the estimate, at least 1.
-        prior: log density of x(sigmas[0]), [B, ...] -> [B]; N(0, sigmas[0]^2) by default.
+        prior: log density of x(sigmas[0]), [B, ...] -> [B]; N(0, sigmas[0]^2) by default. The law
+            of x there is wider by that of the data, which costs some hundredths of a nat per sample
+            at usual levels; a prior with their variance costs less.
         derivative: "forward" (one forward pass) or "reverse", for networks without a forward mode.
         method: as in `rk_pf_ode`.
         rtol: relative tolerance of a step, for x and for the integral in nats per dimension.

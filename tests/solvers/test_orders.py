@@ -1,7 +1,7 @@
 """Orders of convergence by regression over five halvings, with controls that must fail."""
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -304,3 +304,38 @@ def test_weak_order_with_reused_noise_fails():
 
     with pytest.raises(AssertionError, match="order"):
         assert_order([variance_error(reused, n) for n in STEPS], 1.0)
+
+
+@pytest.mark.parametrize(
+    "sampler, options, order",
+    [
+        (cm.lms, {"order": 4}, 2),
+        (cm.deis, {"order": 3}, 2),
+        (cm.unipc, {"order": 3}, 3),
+        (cm.dpmpp_3m_sde, {"eta": 0.0}, 2),
+    ],
+)
+def test_orders_where_the_first_steps_are_not_small(sampler, options, order):
+    """On an even grid in ln sigma from a level like that of the data: the start decides."""
+    steps = (60, 120, 240, 480, 960)
+    assert_order([worst_on_even_grid(sampler, n, **options) for n in steps], order, steps)
+
+
+@pytest.mark.parametrize("rest, order", [(0, 2), (1, 2), (2, 3)])
+def test_the_order_of_dpm_fast_depends_on_what_is_left_of_n(rest, order):
+    steps = tuple(n + rest for n in (60, 120, 240, 480, 960))
+    assert_order([worst_on_even_grid(cm.dpm_fast, n) for n in steps], order, steps)
+
+
+@cache
+def near_data():
+    """A problem from a level like that of the data, and its solution."""
+    data = GaussianMixture([-1.0, 0.2, 1.1], [0.3, 0.2, 0.4], [0.3, 0.3, 0.4])
+    x = 2.0 * torch.linspace(-2, 2, 9, dtype=F64)[:, None]
+    return data, x, cm.rk_pf_ode(data, x, [2.0, 0.2], rtol=1e-12, atol=1e-13)
+
+
+def worst_on_even_grid(sampler, n, **options):
+    data, x, exact = near_data()
+    levels = torch.exp(torch.linspace(math.log(2.0), math.log(0.2), n + 1, dtype=F64))
+    return (sampler(data, x, levels, **options) - exact).abs().max()

@@ -255,10 +255,11 @@ class Process(ABC):
             clean = denoiser(x_hat, level.to(x.dtype), **extra_args)
             check.model_output("denoiser", clean, x_hat)
             alpha, sigma = self.alpha(t), self.sigma(t)
-            # In float32 at least: float16 has no digits left for the square of a small sigma.
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            score = clean.to(wide.dtype) * broadcastable(alpha, wide) - wide
-            return (score / broadcastable(sigma * sigma, wide)).to(x.dtype)
+            # In float32 at least: float16 has no digits left for the square of a small sigma. And
+            # from the state that the denoiser saw: the rounding of x / alpha must cancel, too.
+            wide = x_hat.to(torch.promote_types(x.dtype, torch.float32))
+            away = clean.to(wide.dtype) - wide
+            return (away * broadcastable(alpha / (sigma * sigma), wide)).to(x.dtype)
 
         return score
 

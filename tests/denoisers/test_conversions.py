@@ -474,3 +474,32 @@ def test_bad_input(call, error, text):
     with pytest.raises(error) as caught:
         call()
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("t", [0.002, 0.01])
+@pytest.mark.parametrize("kind", ["eps", "score", "score_of"])
+def test_what_cancels_in_half_precision_is_left_to_float32(dtype, t, kind):
+    """D = 0.995 x nearly: F has the digits of the difference of what the denoiser saw and said."""
+    p, seen = VP(), []
+
+    def denoiser(x, sigma):
+        seen[:] = x.double(), (0.995 * x.double()).to(dtype).double()
+        return seen[1].to(dtype)
+
+    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    make = {
+        "eps": lambda: to.to_eps(denoiser, process=p),
+        "score": lambda: to.to_score(denoiser, process=p),
+        "score_of": lambda: p.score_of(denoiser),
+    }
+    got = make[kind]()(x, t).double()
+    alpha, sigma = p.alpha(t), p.sigma(t)
+    away = alpha * (seen[0] - seen[1])
+    expected = away / sigma if kind == "eps" else -away / sigma**2
+    digit = torch.finfo(dtype).eps
+    torch.testing.assert_close(got, expected, rtol=digit, atol=0.0)
+    if t == 0.01:  # the control: the user's x in place of what the denoiser saw
+        rough = (x.double() - alpha * seen[1]) / sigma
+        rough = rough if kind == "eps" else -rough / sigma
+        assert ((rough - expected).abs() > 4 * digit * expected.abs()).float().mean() > 0.5

@@ -10,7 +10,6 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import noise as noises
 from cmsolvers.engine.adaptive.control import PIControl
-from cmsolvers.engine.adaptive.info import AdaptiveInfo
 from cmsolvers.engine.adaptive.loop import run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
 from cmsolvers.engine.adaptive.settings import (
@@ -26,6 +25,7 @@ from cmsolvers.engine.adaptive.settings import (
 from cmsolvers.engine.fields import check_additive, check_direction, check_sde, checked_diffusion
 from cmsolvers.engine.forms import ZERO, Form, Weight
 from cmsolvers.engine.live import held
+from cmsolvers.engine.observers import AdaptiveInfo
 from cmsolvers.engine.options import option
 from cmsolvers.processes.sde import ScoreSDE
 

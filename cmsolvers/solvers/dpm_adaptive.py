@@ -12,7 +12,6 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.engine.adaptive.control import FilterControl
-from cmsolvers.engine.adaptive.info import AdaptiveInfo
 from cmsolvers.engine.adaptive.loop import run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
 from cmsolvers.engine.adaptive.settings import (
@@ -27,6 +26,7 @@ from cmsolvers.engine.adaptive.settings import (
 )
 from cmsolvers.engine.forms import Form
 from cmsolvers.engine.live import held
+from cmsolvers.engine.observers import AdaptiveInfo
 from cmsolvers.engine.options import S_NOISE, option
 from cmsolvers.engine.options import eta as eta_option
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.engine.adaptive.control import PIControl
-from cmsolvers.engine.adaptive.info import AdaptiveInfo
 from cmsolvers.engine.adaptive.loop import Run, run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
 from cmsolvers.engine.adaptive.settings import (
@@ -25,11 +24,11 @@ from cmsolvers.engine.adaptive.settings import (
     read_levels,
     solver,
 )
-from cmsolvers.engine.adaptive.tableaux import TABLEAUX, Tableau
 from cmsolvers.engine.forms import Form, weighed
-from cmsolvers.engine.observers import Recorder
+from cmsolvers.engine.observers import AdaptiveInfo, Recorder
 from cmsolvers.engine.options import chosen, option
 from cmsolvers.ops.norms import root_mean_square
+from cmsolvers.solvers.tableaux import TABLEAUX, Tableau
 
 if TYPE_CHECKING:
     from cmsolvers.checks import Levels

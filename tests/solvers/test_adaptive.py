@@ -9,9 +9,9 @@ from scipy.integrate import solve_ivp
 from cmsolvers import noise
 from cmsolvers.denoisers.oracles import GaussianMixture
 from cmsolvers.engine.adaptive import method as method_module
-from cmsolvers.engine.adaptive.tableaux import TABLEAUX
 from cmsolvers.ops.norms import root_mean_square
 from cmsolvers.solvers import dpm_adaptive, rk_pf_ode
+from cmsolvers.solvers.tableaux import TABLEAUX
 from support.adaptive_cases import (
     ALONE,
     EXACT,

@@ -10,9 +10,9 @@ from scipy.integrate import RK23, RK45
 
 from cmsolvers.engine.adaptive import lanes
 from cmsolvers.engine.adaptive.method import Model, SampleNoise, Step
-from cmsolvers.engine.adaptive.tableaux import BOSH32, DOPRI54, TABLEAUX, Tableau, rooted_trees
 from cmsolvers.solvers.dpm_adaptive import DPMSettings, DPMSolver
 from cmsolvers.solvers.rk_pf_ode import RungeKutta, RungeKuttaSettings
+from cmsolvers.solvers.tableaux import BOSH32, DOPRI54, TABLEAUX, Tableau, rooted_trees
 from support.adaptive_cases import GAUSSIAN, START, worst
 from support.orders import F64, FIRST, LAST, slope
 

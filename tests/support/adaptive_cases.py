@@ -8,8 +8,8 @@ from scipy.integrate import solve_ivp
 import cmsolvers as cm
 from cmsolvers import noise
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
-from cmsolvers.engine.adaptive.tableaux import TABLEAUX
 from cmsolvers.solvers import adaptive_sde, dpm_adaptive, rk_pf_ode
+from cmsolvers.solvers.tableaux import TABLEAUX
 from support.orders import F64, FIRST, LAST
 
 MIXTURE = GaussianMixture([-1.0, 0.2, 1.1], [0.3, 0.2, 0.4], [0.3, 0.3, 0.4])

@@ -14,12 +14,11 @@ from cmsolvers.denoisers.composed import all_samples
 from cmsolvers.denoisers.pairing import take
 from cmsolvers.engine.adaptive import lanes
 from cmsolvers.engine.adaptive.control import Control
-from cmsolvers.engine.adaptive.info import AdaptiveInfo, SolverError
 from cmsolvers.engine.adaptive.lanes import Lanes
 from cmsolvers.engine.adaptive.method import Method, Outcome, Step
 from cmsolvers.engine.adaptive.settings import Grid
 from cmsolvers.engine.live import Held
-from cmsolvers.engine.observers import bar
+from cmsolvers.engine.observers import AdaptiveInfo, SolverError, bar
 from cmsolvers.engine.outputs import StaticOutputError
 
 NOT_FINITE, UNDERFLOW, BAD_OUTPUT = 1, 2, 3

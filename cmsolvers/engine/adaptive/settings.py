@@ -11,9 +11,8 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.checks import Levels
 from cmsolvers.engine import catalogue
-from cmsolvers.engine.adaptive.info import AdaptiveInfo
 from cmsolvers.engine.help_texts import Text
-from cmsolvers.engine.observers import Recorder
+from cmsolvers.engine.observers import AdaptiveInfo, Recorder
 from cmsolvers.engine.options import SHARED, Option, Shared, chosen, option, options_of
 from cmsolvers.engine.solver import Solver, public
 

@@ -7,6 +7,7 @@ the wrong value of the right kind.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -186,6 +187,11 @@ def non_negative(name: str, value: object, *, infinite: bool = False) -> float:
     return number
 
 
+def as_float32(value: float) -> float:
+    """The number as float32 holds it; infinite where that is too large."""
+    return ctypes.c_float(value).value
+
+
 def within(name: str, value: object, low: float, high: float) -> float:
     """A number in [low, high]."""
     number = real(name, value)
@@ -205,12 +211,11 @@ def count(name: str, value: object, *, least: int = 1, most: int | None = None) 
     number = index(value)
     if number is None:
         raise TypeError(f"{name} must be an int; got {describe(value)}")
-    value = number
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}; got {value}")
-    if most is not None and value > most:
-        raise ValueError(f"{name} must be at most {most}; got {value}")
-    return value
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}; got {number}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most}; got {number}")
+    return number
 
 
 def index(value: object) -> int | None:

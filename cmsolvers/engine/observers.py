@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -98,7 +97,7 @@ class Recorder:
             self.chosen = set(visited) if wanted else set()
         else:
             # A level may come as a float32 tensor holds it.
-            rounded = {ctypes.c_float(level).value: level for level in visited}
+            rounded = {check.as_float32(level): level for level in visited}
             exact = set(visited)
             given = check.floats("trajectory", wanted)
             self.chosen = {w if w in exact else rounded.get(w, w) for w in given}

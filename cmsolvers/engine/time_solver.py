@@ -76,12 +76,13 @@ def time_solver(
             mine = {key: values.pop(key) for key in own}
             if checked is not None:
                 checked(sde, times, **mine)
-            alone = live(**mine) or any(map(callable, mine.values()))
-            if exact and not live(**mine):
+            reads_tensors = live(**mine)
+            if exact and not reads_tensors:
                 check_weights()
             shared, library, count = Shared(**values), known(sde), draws(**mine)
             one_normal = shared.noise_sampler is None or count == 1
-            if library is not None and one_normal and not alone:
+            ahead = one_normal and not (reads_tensors or any(map(callable, mine.values())))
+            if library is not None and ahead:
                 traced = trace_in_time(formula, library, times, mine, count)
                 score = getattr(library, "score", None)
                 return run(traced, score, x, shared, name=name, model="score")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 
@@ -93,7 +92,7 @@ class BrownianPath:
         check.within("t1 - t0", self._length, *_LENGTHS)
         # Times outside are clamped by this much, and where they are an end as float32 holds it.
         slack = 2.0 * math.ulp(max(abs(self.t0), abs(self.t1)))
-        rounded = [ctypes.c_float(t).value for t in (self.t0, self.t1)]
+        rounded = check.as_float32(self.t0), check.as_float32(self.t1)
         self._lowest = min(self.t0 - slack, rounded[0])
         self._highest = max(self.t1 + slack, rounded[1])
         self.shape = _shape(shape)

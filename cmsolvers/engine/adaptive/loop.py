@@ -20,6 +20,7 @@ from cmsolvers.engine.adaptive.settings import Grid
 from cmsolvers.engine.live import Held
 from cmsolvers.engine.observers import AdaptiveInfo, SolverError, bar
 from cmsolvers.engine.outputs import StaticOutputError
+from cmsolvers.engine.trace import state_dtype
 
 NOT_FINITE, UNDERFLOW, BAD_OUTPUT = 1, 2, 3
 _MEANS = {
@@ -50,7 +51,7 @@ class Run:
         self._extra: dict[str, Any] = {**told, **(settings.extra_args or {})}
         method.model.begin(self._extra, copies=copies)
         # Half precision is widened: errors and small steps need the digits.
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = x.to(state_dtype(x))
         # Compact mode waits for the errors anyway, and small arithmetic is quicker on the host.
         device = torch.device("cpu") if self._compact else x.device
         self.times = times = [method.place(level) for level in grid.stops]

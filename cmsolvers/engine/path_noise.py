@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import noise, ops
-from cmsolvers.engine.trace import Trace
+from cmsolvers.engine.trace import Trace, state_dtype
 from cmsolvers.noise.brownian import Terms
 from cmsolvers.ops.levy import TREES
 
@@ -29,16 +29,13 @@ class PathNoise:
     Successive queries share a time: a step starts where the last one ended, and a singlestep method
     asks twice from one start. So W is summed up once for each time, from the root of its tree, and
     kept for the next query; that halves the normals.
-    The noise has the shape, layout and device of x, and its dtype unless another one is given.
+    The noise has the shape, layout and device of x, and the dtype of the states.
     """
 
-    def __init__(
-        self, traced: Trace, x: Tensor, seed: noise.SeedLike, *, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, traced: Trace, x: Tensor, seed: noise.SeedLike) -> None:
         self._levels, spacing, self._spans = _plan(traced)
         self._path = noise.BrownianPath(seed, 0.0, 1.0, x.shape, spacing=spacing, device=x.device)
-        self._like, self._returned = x, x.dtype if dtype is None else dtype
-        self._dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+        self._like, self._dtype = x, state_dtype(x)
         self._known: dict[float, Tensor] = {}
 
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:
@@ -49,7 +46,7 @@ class PathNoise:
             span = self._spans[sigma, sigma_next] = _span(self._path, *ends)
         ends, sums, between, row = span
         if not row:
-            return self._empty().zero_().to(self._returned)
+            return self._empty().zero_()
         known = self._known
         spare = [known.pop(u) for u in tuple(known) if u not in ends]
         for u, terms in zip(ends, sums, strict=True):
@@ -58,7 +55,7 @@ class PathNoise:
         inputs = [known[ends[0]]]
         if between is not None:
             inputs.append(self._path.sum(between, self._empty()))
-        return ops.weighted_step(known[ends[1]], inputs, row).to(self._returned)
+        return ops.weighted_step(known[ends[1]], inputs, row)
 
     def _empty(self) -> Tensor:
         return torch.empty_like(self._like, dtype=self._dtype, requires_grad=False)

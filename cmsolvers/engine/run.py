@@ -38,7 +38,7 @@ def run(
     noisy, sampler = bool(traced.normals), options.noise_sampler
     state = state_dtype(x)
     if traced.brownian and noisy and sampler is None:
-        sampler = PathNoise(traced, x, options.seed, dtype=state)
+        sampler = PathNoise(traced, x, options.seed)
     fused, shown = sampler is None, options.callback is not None
     program = program_of(
         traced, denoiser, state, told=x.dtype, fused=fused, shown=shown, states=states

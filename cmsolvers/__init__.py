@@ -6,8 +6,8 @@ Samplers, `sampler(denoiser, x, sigmas, seed=...)`: euler_pf_ode heun_pf_ode dpm
 Solvers in time, `solver(sde, x, ts, seed=...)`: euler_maruyama milstein stochastic_heun sra1
     predictor_corrector adaptive_sde
 Whole runs as CUDA graphs: capture
-Levels: karras_sigmas exponential_sigmas polyexponential_sigmas vp_sigmas ddpm_sigmas flow_sigmas
-    cosine_sigmas beta_sigmas
+Levels: karras_sigmas exponential_sigmas polyexponential_sigmas vp_sigmas ddpm_sigmas flow_times
+    flow_sigmas cosine_sigmas beta_sigmas
 Processes: VP SubVP VE Karras DDPM RectifiedFlow TrigFlow SDE
 Networks: EDM ConsistencyFunction, and in `cmsolvers.denoisers` from_eps from_v from_x0 from_score
     from_flow from_trigflow guided autoguided clipped thresholded
@@ -39,6 +39,7 @@ from cmsolvers.schedules import cosine_sigmas as cosine_sigmas
 from cmsolvers.schedules import ddpm_sigmas as ddpm_sigmas
 from cmsolvers.schedules import exponential_sigmas as exponential_sigmas
 from cmsolvers.schedules import flow_sigmas as flow_sigmas
+from cmsolvers.schedules import flow_times as flow_times
 from cmsolvers.schedules import karras_sigmas as karras_sigmas
 from cmsolvers.schedules import polyexponential_sigmas as polyexponential_sigmas
 from cmsolvers.schedules import vp_sigmas as vp_sigmas

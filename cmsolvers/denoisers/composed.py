@@ -14,6 +14,7 @@ from cmsolvers.denoisers.pairing import take
 from cmsolvers.denoisers.preconditioning import Preconditioned, as_written, training_mode
 from cmsolvers.denoisers.protocol import Arguments, Denoiser, Extra
 from cmsolvers.denoisers.signature import CALLED
+from cmsolvers.processes.coordinates import KARRAS, Coordinates, coordinates_of
 
 T = TypeVar("T")
 
@@ -40,6 +41,11 @@ class Composed(nn.Module, ABC):
     dtype: torch.dtype | None = None
 
     @property
+    def coordinates(self) -> Coordinates:
+        """Of states and levels; those of the denoisers behind it."""
+        return KARRAS
+
+    @property
     def signature(self) -> Hashable | None:
         """What a run settles on the host about it; see `Preconditioned.signature`."""
         return self._settled() if opens(self) else CALLED
@@ -61,9 +67,9 @@ class Composed(nn.Module, ABC):
         """x0 for x at level sigma.
 
         Args:
-            x: [B, ...] in Karras coordinates.
-            sigma: positive; a number or a tensor of shape [] or [B] on the device of x, whose
-                entries are not read on the host.
+            x: [B, ...] in `coordinates`.
+            sigma: the level in them, positive; a number or a tensor of shape [] or [B] on the
+                device of x, whose entries are not read on the host.
             extra_args: handed to the denoisers behind it.
 
         Returns:
@@ -118,6 +124,10 @@ class Rewritten(Composed):
         self.inner: Denoiser = check.function("denoiser", inner)
         self.dtype = inner.dtype if folds(inner) else None
         self.training = training_mode(inner)
+
+    @property
+    def coordinates(self) -> Coordinates:
+        return coordinates_of(self.inner)
 
     @abstractmethod
     def rewrite(self, x: Tensor, d: Tensor) -> Tensor:

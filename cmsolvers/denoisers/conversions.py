@@ -19,6 +19,7 @@ from cmsolvers.denoisers.protocol import Denoiser, Scalar
 from cmsolvers.denoisers.scalings import EDMScalings, InProcess, Row, Target
 from cmsolvers.denoisers.shared_help import documented
 from cmsolvers.processes import VP, Karras, Process, RectifiedFlow, TrigFlow
+from cmsolvers.processes.coordinates import in_karras
 from cmsolvers.processes.elementary import broadcastable, exact, maths
 from cmsolvers.processes.sde import check_process
 
@@ -47,8 +48,8 @@ class Prediction(nn.Module):
     """What a network would say that is behind a denoiser: F = (D - c_skip x) / c_out.
 
     Args:
-        denoiser: `D(x, sigma, **extra_args) -> x0` in Karras coordinates, sigma [B]. A module
-            becomes a submodule.
+        denoiser: `D(x, sigma, **extra_args) -> x0`, sigma [B], in any coordinates that it names.
+            A module becomes a submodule.
         scalings: level -> (c_skip, c_out, c_in, c_noise).
         level_of: the time or c_noise of the call -> level.
 
@@ -103,7 +104,7 @@ class Prediction(nn.Module):
             levels = level.to(x.dtype).expand(x.shape[0])
         else:
             levels = x.new_full((x.shape[0],), level)
-        clean = self.denoiser(x_hat, levels, **extra_args)
+        clean = in_karras(self.denoiser)(x_hat, levels, **extra_args)
         check.model_output("denoiser", clean, x_hat)
         x_hat = x_hat.to(wide)
         rest = clean.to(wide) - broadcastable(c_skip, x_hat) * x_hat
@@ -118,8 +119,8 @@ def _in_process(denoiser: Denoiser, target: Target, process: Process) -> Predict
 
 _SHARED = """\
 Args:
-    denoiser: `D(x, sigma, **extra_args) -> x0` in Karras coordinates, sigma [B]. A module becomes a
-        submodule of the result.
+    denoiser: `D(x, sigma, **extra_args) -> x0`, sigma [B], in any coordinates that it names. A
+        module becomes a submodule of the result.
     process: in whose coordinates and time the result is called. Of a `DDPM` t is the index in the
         chain.
 
@@ -204,7 +205,7 @@ def to_edm(denoiser: Denoiser, sigma_data: float = 0.5, *, c_noise: str = "edm")
     """EDM's raw network: `F(x_in, c_noise)`, the inverse of `EDM(net, sigma_data)`.
 
     Args:
-        denoiser: `D(x, sigma, **extra_args) -> x0` in Karras coordinates, sigma [B].
+        denoiser: `D(x, sigma, **extra_args) -> x0`, sigma [B], in any coordinates that it names.
         sigma_data: standard deviation of the data, positive.
         c_noise: what the result gets as its second argument: "edm" 0.25 ln sigma, "published" 250
             ln sigma, "sigma".
@@ -228,7 +229,7 @@ def to_trigflow(denoiser: Denoiser, sigma_data: float = 0.5) -> Prediction:
     """TrigFlow's raw network: `F(x_t / sigma_data, t)`, the inverse of `from_trigflow`.
 
     Args:
-        denoiser: `D(x, sigma, **extra_args) -> x0` in Karras coordinates, sigma [B].
+        denoiser: `D(x, sigma, **extra_args) -> x0`, sigma [B], in any coordinates that it names.
         sigma_data: standard deviation of the data, positive.
 
     Returns:

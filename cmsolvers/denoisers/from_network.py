@@ -9,6 +9,7 @@ differentiable in x and in the network. `cmsolvers.denoisers.conversions` goes t
 from __future__ import annotations
 
 import warnings
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -30,6 +31,7 @@ from cmsolvers.denoisers.scalings import (
 )
 from cmsolvers.denoisers.shared_help import documented
 from cmsolvers.processes import DDPM, VP, Karras, RectifiedFlow, TrigFlow
+from cmsolvers.processes.coordinates import coordinates as in_process
 from cmsolvers.processes.sde import Process, check_process
 
 __all__ = [
@@ -56,11 +58,13 @@ Args:
         `DDPM()` a chain, with t from 0 to its last index.
     c_noise: what the network gets as its second argument: None the time of the process (of a
         `DDPM` held within the chain, a fraction between two of its levels), "edm" 0.25 ln sigma,
-        "published" 250 ln sigma, "sigma", or a callable of sigma that takes a float (samplers,
-        once per level) as well as a float64 tensor.
+        "published" 250 ln sigma, "sigma", or a callable of the level, sigma or t by `coordinates`,
+        that takes a float (samplers, once per level) as well as a float64 tensor.
     dtype: dtype of the network's input; None is that of x.
     time_dtype: torch.int64 or torch.int32 for a network that looks its time up in a table: it gets
         the index of the chain that is nearest to the level. None is a floating time.
+    coordinates: of the states and levels that the denoiser takes, and samplers with it: "karras",
+        x_t / alpha and sigma / alpha, or "process", x_t and t themselves.
 
 Returns:
     A denoiser `D(x, sigma, **extra_args)`, a module around `net`.
@@ -71,7 +75,8 @@ Warns:
 Raises:
     TypeError: net cannot be called, process is no Process, or no `DDPM` where time_dtype is given;
         a dtype that is not floating, a time_dtype that is not int64 or int32.
-    ValueError: an unknown c_noise, or one beside time_dtype."""
+    ValueError: an unknown c_noise, one beside time_dtype, or one of sigma by name in coordinates
+        that have no sigma; coordinates of a process whose states at time 0 are not clean data."""
 
 
 def _in_process(
@@ -81,8 +86,18 @@ def _in_process(
     c_noise: NoiseInput,
     dtype: torch.dtype | None,
     time_dtype: torch.dtype | None,
+    coordinates: Named,
 ) -> Preconditioned:
     check_process("process", process)
+    own = check.choice("coordinates", coordinates, ("karras", "process")) == "process"
+    own = own and type(process) is not Karras
+    if own:
+        in_process("process", process)
+    if own and isinstance(c_noise, str):
+        raise ValueError(
+            f"c_noise must be None or a callable of t in the coordinates of a process; got "
+            f"{c_noise!r}"
+        )
     given = None if c_noise is None else noise_input("c_noise", c_noise)
     if target in ("eps", "score") and getattr(process, "zero_terminal_snr", False):
         said = "noise" if target == "eps" else "score"
@@ -105,10 +120,11 @@ def _in_process(
             )
         given = process.nearest_time
     return Preconditioned(
-        net, InProcess(process, target, given), dtype=dtype, time_dtype=time_dtype
+        net, InProcess(process, target, given, own), dtype=dtype, time_dtype=time_dtype
     )
 
 
+Named: TypeAlias = Literal["karras", "process"]
 _KARRAS = Karras()
 _VP = VP()
 _FLOW = RectifiedFlow()
@@ -122,6 +138,7 @@ def from_eps(
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,
+    coordinates: Named = "karras",
 ) -> Preconditioned:
     """D = x - sigma eps, from a network that predicts the noise.
 
@@ -129,7 +146,7 @@ def from_eps(
 
     Source: Ho et al., "Denoising Diffusion Probabilistic Models" (2020), eq. 15.
     """
-    return _in_process(net, "eps", process, c_noise, dtype, time_dtype)
+    return _in_process(net, "eps", process, c_noise, dtype, time_dtype, coordinates)
 
 
 @documented(_SHARED, "v")
@@ -140,6 +157,7 @@ def from_v(
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,
+    coordinates: Named = "karras",
 ) -> Preconditioned:
     """D from a network that predicts v = alpha z - sigma x_0.
 
@@ -149,7 +167,7 @@ def from_v(
 
     Source: Salimans & Ho, "Progressive Distillation" (2022), section 4 and appendix D.
     """
-    return _in_process(net, "v", process, c_noise, dtype, time_dtype)
+    return _in_process(net, "v", process, c_noise, dtype, time_dtype, coordinates)
 
 
 @documented(_SHARED, "x_0")
@@ -160,6 +178,7 @@ def from_x0(
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,
+    coordinates: Named = "karras",
 ) -> Preconditioned:
     """D = net, a network that predicts the clean data.
 
@@ -167,7 +186,7 @@ def from_x0(
 
     Source: Ho et al. (2020), section 3.2, the alternative to predicting the noise.
     """
-    return _in_process(net, "x0", process, c_noise, dtype, time_dtype)
+    return _in_process(net, "x0", process, c_noise, dtype, time_dtype, coordinates)
 
 
 @documented(_SHARED, "score")
@@ -178,6 +197,7 @@ def from_score(
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,
+    coordinates: Named = "karras",
 ) -> Preconditioned:
     """D = x + (sigma^2 / alpha) score, the score in the coordinates of the process (Tweedie).
 
@@ -185,7 +205,7 @@ def from_score(
 
     Source: Efron, "Tweedie's formula and selection bias" (2011); Song et al. (2021).
     """
-    return _in_process(net, "score", process, c_noise, dtype, time_dtype)
+    return _in_process(net, "score", process, c_noise, dtype, time_dtype, coordinates)
 
 
 @documented(_SHARED, "u")
@@ -196,19 +216,27 @@ def from_flow(
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,
+    coordinates: Named | None = None,
 ) -> Preconditioned:
     """D from a network that predicts the velocity of the path, alpha'(t) x_0 + sigma'(t) z.
 
-    For `RectifiedFlow()` that is u = z - x_0, and x_0 = x_t - t u; t = 1 is noise. A network that
-    counts time the other way is `lambda x, t: -net(x, 1 - t)`, one that was handed 1000 t is
-    `lambda x, t: net(x, 1000 * t)`.
+    For `RectifiedFlow()` that is u = z - x_0, and x_0 = x_t - t u; t = 1 is noise. The denoiser is
+    in flow coordinates, so every sampler starts from unit noise at t = 1 and takes times
+    (`flow_times`) for its levels: `euler_pf_ode(from_flow(net), z, flow_times(28, shift=3.0))`.
+    With coordinates="karras" it takes (x_t / (1 - t), t / (1 - t)), and `flow_sigmas` are its
+    levels; so it is by default where another process is given.
+
+    A network that counts time the other way is `lambda x, t: -net(x, 1 - t)`; for one that is
+    handed 1000 t give `c_noise=lambda t: 1000 * t`.
 
     (arguments)
 
     Source: Lipman et al., "Flow Matching for Generative Modeling" (2023), eq. 15; Liu et al., "Flow
     Straight and Fast" (2023), eq. 1.
     """
-    return _in_process(net, "flow", process, c_noise, dtype, time_dtype)
+    if coordinates is None:
+        coordinates = "process" if type(process) is RectifiedFlow else "karras"
+    return _in_process(net, "flow", process, c_noise, dtype, time_dtype, coordinates)
 
 
 def from_trigflow(

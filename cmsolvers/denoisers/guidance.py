@@ -26,6 +26,7 @@ from cmsolvers.denoisers.composed import (
 from cmsolvers.denoisers.pairing import Weight, alike, asked, halves, joined_arguments, twice
 from cmsolvers.denoisers.preconditioning import training_mode
 from cmsolvers.denoisers.protocol import Arguments, Denoiser, Extra
+from cmsolvers.processes.coordinates import Coordinates, coordinates_of
 
 __all__ = ["Guided", "autoguided", "guided"]
 
@@ -63,6 +64,15 @@ class Guided(Composed):
         self.one_call = check.flag("batched", batched) and shared
         self.dtype = sides[0].dtype if folds(sides[0]) else None
         self.training = training_mode(*sides)
+        first, second = map(coordinates_of, sides)
+        if first != second:
+            raise ValueError(
+                f"weak must be in the coordinates of denoiser, {first}; got one in {second}"
+            )
+
+    @property
+    def coordinates(self) -> Coordinates:
+        return coordinates_of(self.denoiser)
 
     @property
     def sides(self) -> tuple[Denoiser, Denoiser]:

@@ -15,6 +15,7 @@ from cmsolvers import ops
 from cmsolvers.denoisers.protocol import Extra, Scalar
 from cmsolvers.denoisers.scalings import EDMScalings, Row
 from cmsolvers.denoisers.signature import CALLED, signature_of
+from cmsolvers.processes.coordinates import KARRAS, Coordinates
 from cmsolvers.processes.elementary import broadcastable, exact, maths
 
 Network: TypeAlias = Callable[..., Tensor]
@@ -139,6 +140,12 @@ class Preconditioned(nn.Module):
         self.training = training_mode(net)
 
     @property
+    def coordinates(self) -> Coordinates:
+        """Of states and levels: `sigma` stands for a level in them everywhere."""
+        found = getattr(self._scalings, "coordinates", KARRAS)
+        return found if isinstance(found, Coordinates) else KARRAS
+
+    @property
     def signature(self) -> Hashable | None:
         """What a run on the host settles about this denoiser, the network aside.
 
@@ -176,8 +183,9 @@ class Preconditioned(nn.Module):
         """x0 for x at level sigma.
 
         Args:
-            x: [B, ...] in Karras coordinates.
-            sigma: positive; a number or a tensor of shape [] or [B] on the device of x.
+            x: [B, ...] in `coordinates`.
+            sigma: the level in them, positive; a number or a tensor of shape [] or [B] on the
+                device of x.
             extra_args: handed to the network.
 
         Returns:

@@ -1,7 +1,8 @@
 """Scalings of every kind of network: level -> (c_skip, c_out, c_in, what the network is handed).
 
-D = c_skip x + c_out F(c_in x, ...) in Karras coordinates, for a float as well as for a float64
-tensor of levels. `denoisers` reads them from F to D, `conversions` from D to F.
+D = c_skip x + c_out F(c_in x, ...) in Karras coordinates, or in those of a process, for a float as
+well as for a float64 tensor of levels. `denoisers` reads them from F to D, `conversions` from D to
+F.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from torch import Tensor
 from cmsolvers import ops
 from cmsolvers.denoisers.protocol import Scalar
 from cmsolvers.ops.rules import consistency, edm_input, edm_output, held
+from cmsolvers.processes.coordinates import KARRAS, Coordinates, coordinates
 from cmsolvers.processes.ddpm import DDPM
+from cmsolvers.processes.elementary import ratio
+from cmsolvers.processes.flows import RectifiedFlow
 from cmsolvers.processes.sde import Process
 
 Row: TypeAlias = tuple[Scalar, Scalar, Scalar, Scalar]
@@ -31,17 +35,47 @@ class InProcess:
         process: whose coordinates and time these are.
         target: what the network predicts.
         c_noise: of the level, handed to the network instead of t.
+        own: whether states and levels are those of the process, not Karras ones.
     """
 
     process: Process
     target: Target
     c_noise: Callable[[Scalar], Scalar] | None = None
+    own: bool = False
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Of states and levels."""
+        return coordinates("process", self.process) if self.own else KARRAS
 
     def __call__(self, level: Scalar) -> Row:
         """The row at a level."""
+        if self.own:
+            return self._in_own(level)
         t = self.process.t_of_sigma(level)
         alpha = self.process.alpha(t)
         return (*self._pair(level, t, alpha), alpha, self._handed(level, t))
+
+    def _in_own(self, t: Scalar) -> Row:
+        """The row in the coordinates of the process: the network reads the state as it is."""
+        if not isinstance(t, Tensor):
+            self.coordinates.check_level("t", t)
+        handed = t if self.c_noise is None else self.c_noise(t)
+        if self.target == "x0":
+            return 0.0 * t, 1.0 + 0.0 * t, 1.0, handed
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        if self.target == "eps":
+            return ratio(1.0, alpha), ratio(-sigma, alpha), 1.0, handed
+        if self.target == "score":
+            return ratio(1.0, alpha), ratio(sigma * sigma, alpha), 1.0, handed
+        if self.target == "v":
+            square = alpha * alpha + sigma * sigma
+            return alpha / square, -sigma / square, 1.0, handed
+        if type(self.process) is RectifiedFlow:
+            return 1.0 + 0.0 * t, -t, 1.0, handed
+        growth = 0.5 * (self.process.diffusion(t) / sigma) ** 2
+        skip = (1.0 + self.process.drift_factor(t) / growth) / alpha
+        return skip, -1.0 / (alpha * growth), 1.0, handed
 
     def _pair(self, level: Scalar, t: Scalar, alpha: Scalar) -> tuple[Scalar, Scalar]:
         if self.target == "eps":

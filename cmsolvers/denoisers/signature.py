@@ -38,7 +38,7 @@ def _key(value: object) -> Hashable:
     elif isinstance(value, MethodType):
         parts = value.__func__, value.__self__
     elif type(value) is InProcess:
-        parts = value.process, value.target, value.c_noise
+        parts = value.process, value.target, value.c_noise, value.own
     elif isinstance(value, EDMScalings) and _is_ours(type(value)):
         parts = type(value), *value.parts
     elif type(value) is tuple:

@@ -199,8 +199,8 @@ class _Lowering:
 
     def _step(self, i: int, step: TracedStep, end: State, after: TracedStep | None) -> None:
         if step.churn is not None:
-            normal, weight = step.churn
-            self._arrive(form_of(self._x) + weight * form_of(normal), step.x, step)
+            normal, weight, kept = step.churn
+            self._arrive(kept * form_of(self._x) + weight * form_of(normal), step.x, step)
         (self._x,) = self._expand(form_of(step.x)).terms
         inline = None
         for j, ask in enumerate(step.asks):
@@ -311,9 +311,13 @@ class _Lowering:
             self._means[step.kept[False]] = form_of(source)  # it is a tensor already
             self._means[ask] = form_of(source)
             return None
-        if slope:
+        if slope and self._trace.path.straight:
             a, b = (x.terms[self._x] - a) / step.start, -b / step.start
             self._means[ask] = x - step.start * form_of(inline)
+        elif slope:
+            rate, gain = self._trace.path.velocity(step.start)
+            a, b = rate * x.terms[self._x] + gain * a, gain * b
+            self._means[ask] = 1.0 / gain * (form_of(inline) - rate * x)
         else:
             self._means[ask] = form_of(inline)
         for past in step.kept.values() if kept else ():

@@ -22,6 +22,7 @@ from cmsolvers.engine.observers import Info
 from cmsolvers.engine.options import CHURN, S_NOISE, SHARED, Option, Shared
 from cmsolvers.engine.run import Result, run
 from cmsolvers.engine.trace import Formula, Span, lifted, trace
+from cmsolvers.processes.coordinates import coordinates_of
 
 Spans: TypeAlias = Callable[..., Sequence[Span]]
 """`spans(sigmas, **options)` -> the spans of all steps."""
@@ -120,12 +121,13 @@ def solver(
             mine = {name: values.pop(name) for name in own}
             if checked is not None:
                 checked(denoiser, **mine)
-            levels = check.sigmas("sigmas", grid, least=least)
+            levels, path = check.sigmas("sigmas", grid, least=least), coordinates_of(denoiser)
+            path.check_levels("sigmas", levels)
             lifts = [values.pop(option.name) for option in churn]
             if spans is not None:
                 steps = tuple(spans(levels, **mine))
             elif churn:
-                steps = lifted(levels, *lifts)
+                steps = lifted(levels, *lifts, path=path)
             else:
                 steps = tuple((s, s, to, 0) for s, to in pairwise(levels))
             traced = trace(
@@ -135,6 +137,7 @@ def solver(
                 s_noise=values.pop("s_noise", 1.0),
                 noise=noise,
                 keeps_spread=keeps_spread,
+                path=path,
             )
             name, shared = formula.__name__, Shared(**values)
             return run(traced, denoiser, x, shared, name=name, model=model)

@@ -20,6 +20,7 @@ from torch import Tensor
 from cmsolvers.checks import describe
 from cmsolvers.engine.forms import Form, Symbol, Weight, form_of
 from cmsolvers.engine.latest import Latest
+from cmsolvers.processes.coordinates import KARRAS, Coordinates
 
 _TOLERANCE = 1e-10
 _ROUNDING = 2.0**-46  # of weights that cancel
@@ -97,7 +98,7 @@ class TracedStep:
         start: level where the step begins.
         to: level of the result.
         x: the state at `start`.
-        churn: the unit normal that lifts the state and its weight, if any.
+        churn: the unit normal that lifts the state, its weight and that of the state, if any.
         asks: the questions to the model, in order.
         result: the state at `to`.
         kept: D and slope of this step that later ones read, by whether they are slopes.
@@ -107,7 +108,7 @@ class TracedStep:
     start: float
     to: float
     x: State
-    churn: tuple[Noise, float] | None = None
+    churn: tuple[Noise, float, float] | None = None
     asks: list[Ask] = field(default_factory=list)
     result: Form = field(default_factory=lambda: Form({}))
     kept: dict[bool, Past] = field(default_factory=dict)
@@ -116,10 +117,14 @@ class TracedStep:
 class Step:
     """One step of a sampler on noise levels: where it is, and what its formula may ask.
 
+    A level is one of the denoiser's coordinates: sigma of Karras ones, where alpha is 1, t of flow
+    coordinates.
+
     Attributes:
         x: the state at the start.
         sigma: level of x.
         to: level of the result; smaller, at least 0.
+        path: alpha and sigma of the levels.
         kind: what the solver's `spans` says of the step, 0 where it has none.
         index: number of the step, from 0.
         count: steps of the run.
@@ -134,8 +139,9 @@ class Step:
         *,
         s_noise: float = 1.0,
         may_draw: bool = True,
+        path: Coordinates = KARRAS,
     ) -> None:
-        index = len(before)
+        index, self.path = len(before), path
         sigma, self.sigma, self.to, self.kind = span
         self.index, self.count = index, count
         self._before, self._normals, self._may_draw = before, 0, may_draw
@@ -144,9 +150,8 @@ class Step:
         self.x = form_of(state)
         churn = None
         if self.sigma > sigma:
-            # sqrt(sigma_hat^2 - sigma^2) without the cancellation
-            size = math.sqrt((self.sigma - sigma) * (self.sigma + sigma))
-            churn = (Noise(f"churn{index}", (sigma, self.sigma), index), s_noise * size)
+            size, kept = spread_between(path, sigma, self.sigma)
+            churn = (Noise(f"churn{index}", (sigma, self.sigma), index), s_noise * size, kept)
         self.traced = TracedStep(sigma, self.sigma, self.to, state, churn)
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -160,9 +165,17 @@ class Step:
         return form_of(ask)
 
     def slope(self, y: Form, level: float) -> Form:
-        """(y - D) / level, the right side of dx/dsigma."""
-        d = self.D(y, level)
-        return (y - d) / level
+        """The right side of dx/dlevel: (y - D) / level in Karras and in flow coordinates."""
+        return slope_of(self.path, y, self.D(y, level), level)
+
+    def ratio(self, level: float) -> float:
+        """Sigma / alpha at a level, infinite where no data is left."""
+        return self.path.ratio(level)
+
+    def toward(self, d: Form, to: float) -> Form:
+        """The state at `to` that x leads to if `d` is D all the way: DDIM's step."""
+        kept, new = shares(self.path, self.sigma, to)
+        return kept * self.x + new * d
 
     def z(self, to: float | None = None) -> Form:
         """A unit normal for the way from `sigma` to `to` (the end of the step by default)."""
@@ -179,12 +192,12 @@ class Step:
         return self._past(k, slope=False)
 
     def past_slope(self, k: int) -> Form:
-        """(x - D) / sigma at the start of the k-th step before this one, k from 1."""
+        """The slope at the start of the k-th step before this one, k from 1."""
         return self._past(k, slope=True)
 
     def settled(self, y: Form, level: float) -> Form:
         """A state at `level` that is free of fresh noise, its weight of x made exact: `settle`."""
-        return settle(y, self.traced, level)
+        return settle(y, self.traced, level, self.path)
 
     def _past(self, k: int, *, slope: bool) -> Form:
         asked = "past_slope" if slope else "past"
@@ -202,10 +215,41 @@ class Step:
         known = step.kept.get(slope)
         if known is None:
             answer = form_of(step.asks[0])
-            meaning = (form_of(step.x) - answer) / step.start if slope else answer
+            meaning = answer
+            if slope:
+                meaning = slope_of(self.path, form_of(step.x), answer, step.start)
             known = Past(f"{'d' if slope else 'D'}({step.x})", meaning, slope)
             step.kept[slope] = known
         return form_of(known)
+
+
+def slope_of(path: Coordinates, x: Form, d: Form, level: float) -> Form:
+    """dx/dlevel at x, where D is d."""
+    if path.straight:
+        return (x - d) / level
+    a, b = path.velocity(level)
+    return a * x + b * d
+
+
+def shares(path: Coordinates, level: float, to: float) -> tuple[float, float]:
+    """Weights of x and of constant D in the state at a lower level."""
+    kept = path.sigma(to) / path.sigma(level)
+    if path.straight:
+        return kept, (level - to) / level
+    return kept, path.alpha(to) * (1.0 - path.ratio(to) / path.ratio(level))
+
+
+def spread_between(path: Coordinates, low: float, high: float) -> tuple[float, float]:
+    """Weights of unit noise and of x in the state that noise lifts from one level to a higher."""
+    a, b = path.ratio(low), path.ratio(high)
+    if path.karras:
+        kept = 1.0
+    elif math.isinf(b):
+        return path.sigma(high), 0.0
+    else:
+        kept = path.alpha(high) / path.alpha(low)
+    # sqrt(b^2 - a^2) without the cancellation
+    return path.alpha(high) * math.sqrt((b - a) * (b + a)), kept
 
 
 def _check_question(y: object, level: object) -> None:
@@ -231,11 +275,13 @@ class Trace:
         steps: in order.
         brownian: whether the built-in noise is one Brownian path, not fresh normals.
         coordinate: "sigma", or "t" of an SDE.
+        path: the coordinates of states and levels.
     """
 
     steps: tuple[TracedStep, ...]
     brownian: bool = False
     coordinate: str = "sigma"
+    path: Coordinates = KARRAS
 
     def entry(self, i: int) -> tuple[str, dict[str, float]]:
         """For the callback: what the model's answer is called, and where step i is."""
@@ -281,6 +327,7 @@ def trace(
     s_noise: float = 1.0,
     noise: str = "fresh",
     keeps_spread: bool = True,
+    path: Coordinates = KARRAS,
 ) -> Trace:
     """Run a formula over all steps and check its rows; kept, since nothing else enters.
 
@@ -291,7 +338,10 @@ def trace(
         s_noise: factor on every noise weight, applied after the check.
         noise: "none" or "churn" where the formula draws none; "fresh"; "Brownian" for one path,
             whose increments nest.
-        keeps_spread: whether x = D + sigma z with constant D must end with the spread `to`.
+        keeps_spread: whether x = alpha D + sigma z with constant D must end with the spread of the
+            last level.
+        path: the coordinates of states and levels. Rows are checked where it is straight; on others
+            most methods are not exact for constant D.
 
     Raises:
         ArithmeticError: a formula whose rows are wrong.
@@ -299,11 +349,11 @@ def trace(
     """
 
     def make() -> Trace:
-        return _trace(formula, spans, options, s_noise, noise, keeps_spread)
+        return _trace(formula, spans, options, s_noise, noise, keeps_spread, path)
 
-    if len(spans) > MOST_STEPS:
+    if len(spans) > MOST_STEPS or not path.ours:
         return make()
-    return _TRACES.get((formula, spans, options, s_noise, noise, keeps_spread), make)
+    return _TRACES.get((formula, spans, options, s_noise, noise, keeps_spread, path), make)
 
 
 def _trace(
@@ -313,12 +363,13 @@ def _trace(
     s_noise: float,
     noise: str,
     keeps_spread: bool,
+    path: Coordinates,
 ) -> Trace:
     check_range([span[0] for span in spans] + [spans[-1][2]])
     steps: list[TracedStep] = []
     for i, span in enumerate(spans):
         drawn = noise in ("fresh", "Brownian")
-        step = Step(steps, span, len(spans), s_noise=s_noise, may_draw=drawn)
+        step = Step(steps, span, len(spans), s_noise=s_noise, may_draw=drawn, path=path)
         try:
             result = formula(step, **dict(options))
             if not isinstance(result, Form):
@@ -327,15 +378,15 @@ def _trace(
             if noise != "Brownian":
                 _check_one_normal(traced, result)
             for ask in traced.asks:
-                ask.y = _checked(ask.y, traced, ask.level, keeps_spread, s_noise)
-            traced.result = _checked(result, traced, step.to, keeps_spread, s_noise)
+                ask.y = _checked(ask.y, traced, ask.level, keeps_spread, s_noise, path)
+            traced.result = _checked(result, traced, step.to, keeps_spread, s_noise, path)
         except ZeroDivisionError as error:
             raise ValueError(_divided_by_zero(formula, step)) from error
         except (ArithmeticError, AttributeError, IndexError, TypeError) as error:
             error.args = (f"step {i} of {_name(formula)}: {error}",)
             raise
         steps.append(traced)
-    return Trace(tuple(steps), brownian=noise == "Brownian")
+    return Trace(tuple(steps), brownian=noise == "Brownian", path=path)
 
 
 def _name(formula: Formula) -> str:
@@ -352,9 +403,15 @@ def _divided_by_zero(formula: Formula, step: Step) -> str:
 
 
 def lifted(
-    sigmas: Sequence[float], s_churn: float, s_tmin: float, s_tmax: float
+    sigmas: Sequence[float],
+    s_churn: float,
+    s_tmin: float,
+    s_tmax: float,
+    path: Coordinates = KARRAS,
 ) -> tuple[Span, ...]:
     """Steps from each level to the next, with the levels that churn lifts the states to.
+
+    It is sigma / alpha that churn multiplies.
 
     Source: Karras et al. (2022), algorithm 2.
     """
@@ -363,52 +420,61 @@ def lifted(
     found, count = [], len(sigmas) - 1
     for sigma, to in pairwise(sigmas):
         gamma = min(s_churn / count, math.sqrt(2.0) - 1.0) if s_tmin <= sigma <= s_tmax else 0.0
-        found.append((sigma, sigma * (1.0 + gamma), to, 0))
+        start = max(sigma, path.level(path.ratio(sigma) * (1.0 + gamma))) if gamma else sigma
+        found.append((sigma, start, to, 0))
     return tuple(found)
 
 
-def check_row(row: Form, step: TracedStep, to: float, keeps_spread: bool = True) -> None:
-    """Check a row by what it makes of constant data.
+def check_row(
+    row: Form, step: TracedStep, to: float, keeps_spread: bool = True, path: Coordinates = KARRAS
+) -> None:
+    """Check a row on a straight path by what it makes of constant data.
 
-    Put D = x = 1 and no noise, and it must be 1. With x = D + sigma z and constant D every slope is
-    z, and the spread must be `to` where `keeps_spread`.
+    With x = alpha D + sigma z and constant D, the row must hold alpha of `to` times the data, and
+    the spread must be sigma of `to` where `keeps_spread`.
 
     Raises:
-        ArithmeticError: it is not.
+        ArithmeticError: it does not.
     """
     weights = {symbol: _number(w) for symbol, w in row.terms.items()}
-    ones = [_value(symbol) * w for symbol, w in weights.items()]
-    size, total = math.fsum(map(abs, ones)), math.fsum(ones)
-    if not abs(total - 1.0) <= _TOLERANCE * size:
-        raise ArithmeticError(f"weights must sum to 1 for constant D; {row} gives {total:.10g}")
+    wanted = path.alpha(to)
+    data = [_data(symbol, step, path) * w for symbol, w in weights.items()]
+    size, total = math.fsum(map(abs, data)), math.fsum(data)
+    if not abs(total - wanted) <= _TOLERANCE * size:
+        raise ArithmeticError(
+            f"weights must sum to {wanted:g} for constant D; {row} gives {total:.10g}"
+        )
     if not keeps_spread:
         return
-    carried = [_spread(symbol, step) * w for symbol, w in weights.items()]
+    carried = [_spread(symbol, step, path) * w for symbol, w in weights.items()]
     drawn = [w for symbol, w in weights.items() if isinstance(symbol, Noise)]
-    spread = math.hypot(math.fsum(carried), *drawn)
-    allowed = _TOLERANCE * (math.fsum(map(abs, carried)) + to) + _ROUNDING * size * step.start
-    if not abs(spread - to) <= allowed:
+    spread, right = math.hypot(math.fsum(carried), *drawn), path.sigma(to)
+    allowed = _TOLERANCE * (math.fsum(map(abs, carried)) + right) + _ROUNDING * size * step.start
+    if not abs(spread - right) <= allowed:
         raise ArithmeticError(
-            f"the spread must be {to:.6g}; {row} from {step.start:.6g} gives {spread:.6g}"
+            f"the spread must be {right:.6g}; {row} from {step.start:.6g} gives {spread:.6g}"
         )
 
 
-def settle(row: Form, step: TracedStep, to: float) -> Form:
-    """A row without fresh noise, its weight of x made exact.
+def settle(row: Form, step: TracedStep, to: float, path: Coordinates = KARRAS) -> Form:
+    """A row on a straight path without fresh noise, its weight of x made exact.
 
-    That weight is known: with the slopes of earlier steps it carries the spread `to`. A formula of
-    several stages arrives at it by cancellation, which costs digits where a step is long.
+    That weight is known: with the slopes of earlier steps it carries the spread of `to`. A formula
+    of several stages arrives at it by cancellation, which costs digits where a step is long.
     """
-    if any(isinstance(symbol, Noise) for symbol in row.terms):
+    if not path.straight or any(isinstance(symbol, Noise) for symbol in row.terms):
         return row
     slopes = [-_number(w) for s, w in row.terms.items() if isinstance(s, Past) and s.slope]
     return Form({**row.terms, step.x: math.fsum((to, *slopes)) / step.start})
 
 
-def _checked(row: Form, step: TracedStep, to: float, keeps_spread: bool, s_noise: float) -> Form:
-    check_row(row, step, to, keeps_spread)
-    if keeps_spread and row.terms.get(step.x) != 1.0:
-        row = settle(row, step, to)
+def _checked(
+    row: Form, step: TracedStep, to: float, keeps_spread: bool, s_noise: float, path: Coordinates
+) -> Form:
+    if path.straight:
+        check_row(row, step, to, keeps_spread, path)
+        if keeps_spread and row.terms.get(step.x) != 1.0:
+            row = settle(row, step, to, path)
     if s_noise == 1.0:
         return row
     return Form({s: s_noise * w if isinstance(s, Noise) else w for s, w in row.terms.items()})
@@ -449,17 +515,21 @@ def _check_one_normal(step: TracedStep, result: Form) -> None:
         raise ArithmeticError(f"a step may draw one fresh normal; got {sorted(map(str, normals))}")
 
 
-def _value(symbol: Symbol) -> float:
-    """The symbol where D = x = 1 and there is no noise."""
-    if isinstance(symbol, Noise) or (isinstance(symbol, Past) and symbol.slope):
+def _data(symbol: Symbol, step: TracedStep, path: Coordinates) -> float:
+    """How much of constant D is in the symbol: alpha of a state, d alpha / dlevel of a slope."""
+    if isinstance(symbol, Noise):
         return 0.0
+    if isinstance(symbol, State):
+        return path.alpha(step.start)
+    if isinstance(symbol, Past) and symbol.slope:
+        return 0.0 if path.karras else -1.0
     return 1.0
 
 
-def _spread(symbol: Symbol, step: TracedStep) -> float:
-    """The factor of z in the symbol where x = D + sigma z with constant D."""
+def _spread(symbol: Symbol, step: TracedStep, path: Coordinates) -> float:
+    """How much of z is in the symbol: sigma of a state, d sigma / dlevel = 1 of a slope."""
     if isinstance(symbol, State):
-        return step.start
+        return path.sigma(step.start)
     return 1.0 if isinstance(symbol, Past) and symbol.slope else 0.0
 
 

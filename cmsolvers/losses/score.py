@@ -11,6 +11,7 @@ from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.losses import terms
 from cmsolvers.losses.distances import l2
+from cmsolvers.processes.coordinates import in_karras
 
 
 def edm_weight(sigma_data: float = 0.5) -> Callable[[Tensor], Tensor]:
@@ -86,5 +87,5 @@ def denoising_score_matching(
     # neighbours.
     dtype = torch.promote_types(x0.dtype, torch.float32)
     x = terms.noised(x0, level, seed, draw, offset)
-    denoised = check.model_output("denoiser", denoiser(x, level.to(dtype), **extra), x0)
+    denoised = check.model_output("denoiser", in_karras(denoiser)(x, level.to(dtype), **extra), x0)
     return terms.weigh(l2(denoised, x0), weight(level), reduction)

@@ -235,8 +235,8 @@ class Process(ABC):
         """`score(x, t)` in the coordinates of this process, from D(x / alpha, sigma / alpha).
 
         Args:
-            denoiser: `D(x_hat, sigma_hat, **extra_args)` in Karras coordinates; gets sigma_hat of
-                shape [B] in the dtype of x.
+            denoiser: `D(x_hat, sigma_hat, **extra_args)`; gets sigma_hat of shape [B] in the dtype
+                of x. One in other coordinates is asked in these.
 
         Returns:
             `score(x, t, **extra_args)`, shape and dtype of x; t is a number or a tensor [] or [B].
@@ -246,7 +246,9 @@ class Process(ABC):
         Raises:
             TypeError: denoiser cannot be called.
         """
-        check.function("denoiser", denoiser)
+        from cmsolvers.processes.coordinates import in_karras  # it is made of processes
+
+        denoiser = in_karras(check.function("denoiser", denoiser))
 
         def score(x: Tensor, t: float | Tensor, **extra_args: object) -> Tensor:
             x_hat, level = self.to_karras(x, t)

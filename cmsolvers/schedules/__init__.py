@@ -11,6 +11,7 @@ from cmsolvers.schedules.times import (
     cosine_sigmas,
     ddpm_sigmas,
     flow_sigmas,
+    flow_times,
     shift_time,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
     "ddpm_sigmas",
     "exponential_sigmas",
     "flow_sigmas",
+    "flow_times",
     "karras_sigmas",
     "polyexponential_sigmas",
     "shift_time",

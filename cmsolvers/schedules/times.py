@@ -108,6 +108,54 @@ def flow_sigmas(
     return finish(levels, levels[0].item(), levels[-1].item(), append_zero)
 
 
+def flow_times(
+    n: int,
+    shift: float = 1.0,
+    mu: float | None = None,
+    terminal: float | None = None,
+    append_zero: bool = True,
+) -> Tensor:
+    """Times 1, 1 - 1/n ... 1/n of the rectified flow, shifted: levels of flow coordinates.
+
+    They are for denoisers in flow coordinates, such as `denoisers.from_flow(net)`, and include
+    t = 1, where the state is unit noise. `flow_sigmas` has the levels of Karras coordinates.
+
+    Args:
+        n: how many times above 0, at least 1.
+        shift: see `shift_time`; positive. 3 is usual at 1024 x 1024 pixels.
+        mu: the same on the scale on which it grows with resolution, shift = e^mu (Flux, Qwen:
+            "dynamic shifting"); None is ln shift. Only one of the two may be given.
+        terminal: the last time above 0, to which all times are stretched linearly from 1; in
+            (0, 1). None leaves them.
+        append_zero: end with 0.
+
+    Returns:
+        float64 tensor of shape [n + 1], or [n] without the zero, strictly descending from 1.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of its range, shift and mu both given, terminal for one time.
+
+    Source: Liu et al., "Flow Straight and Fast" (2023), section 2; Esser et al., "Scaling
+    Rectified Flow Transformers for High-Resolution Image Synthesis" (2024), section 5.3.2.
+    """
+    n, scale = check.count("n", n), check.positive("shift", shift)
+    if mu is not None:
+        if scale != 1.0:
+            raise ValueError(f"shift must be left out where mu is given; got {scale:g}")
+        scale = math.exp(check.within("mu", mu, -_LARGEST_MU, _LARGEST_MU))
+    times = shift_time(1.0 - torch.arange(n, dtype=torch.float64, device="cpu") / n, scale)
+    if terminal is not None:
+        last = check.positive("terminal", terminal)
+        check.below("terminal", last, "the first time", 1.0)
+        if n == 1:
+            raise ValueError(f"terminal must be left out for one time; got {last:g}")
+        times = 1.0 - (1.0 - times) * ((1.0 - last) / (1.0 - times[-1]))
+        times[-1] = last
+    return finish(times, 1.0, times[-1].item(), append_zero)
+
+
+_LARGEST_MU = 20.0
 _CHAIN = DDPM()
 
 

@@ -14,21 +14,35 @@ from cmsolvers.solvers.euler import euler_step
 ETA = eta_option(1.0, "0 is the ODE, 1 the noise of the posterior; not negative.")
 
 
-def down_up(s: float, to: float, eta: float) -> tuple[float, float]:
-    """Where the ODE part of a step from s ends, and the noise after it: down^2 + up^2 = to^2.
+def down_up(step: Step, to: float, eta: float) -> tuple[float, float]:
+    """The level where the ODE part of a step ends, and the size of the noise after it.
 
-    up = min(to, eta to sqrt(s^2 - to^2) / s), which for eta = 1 is the posterior's of DDPM.
+    With the ratios r = sigma / alpha, the variances add up: r_down^2 + up^2 = r'^2, where
+    up = min(r', eta r' sqrt(r^2 - r'^2) / r), which for eta = 1 is the posterior's of DDPM.
     """
-    share = min(1.0, eta * math.sqrt((s - to) / s * ((s + to) / s)))
-    # 1 - share^2 without the cancellation: to^2 / s^2 for eta = 1
-    rest = (1.0 - eta) * (1.0 + eta) + (eta * to / s) ** 2
-    return to * math.sqrt(max(0.0, rest)), to * share
+    part, after = step.ratio(to) / step.ratio(step.sigma), step.ratio(to)
+    share = min(1.0, eta * math.sqrt(apart(step, to)))
+    # 1 - share^2 without the cancellation: r'^2 / r^2 for eta = 1
+    rest = (1.0 - eta) * (1.0 + eta) + (eta * part) ** 2
+    return step.path.level(after * math.sqrt(max(0.0, rest))), after * share
+
+
+def apart(step: Step, to: float) -> float:
+    """1 - r'^2 / r^2 of the ratios sigma / alpha at the start of a step and at a later level."""
+    r, after = step.ratio(step.sigma), step.ratio(to)
+    return (r - after) / r * ((r + after) / r) if math.isfinite(r) else 1.0
+
+
+def lift(step: Step, y: Form, down: float, to: float, up: float, z: Form) -> Form:
+    """The state at `to` from one at `down`: alpha of it grows or shrinks, and noise is added."""
+    path = step.path
+    return path.alpha(to) / path.alpha(down) * y + path.alpha(to) * up * z
 
 
 def ancestral(step: Step, ode: Callable[[Step, float], Form], eta: float) -> Form:
     """An ODE step to `down`, then noise of size `up`."""
-    down, up = down_up(step.sigma, step.to, eta)
-    return step.settled(ode(step, down), down) + up * step.z()
+    down, up = down_up(step, step.to, eta)
+    return lift(step, step.settled(ode(step, down), down), down, step.to, up, step.z())
 
 
 @solver(

@@ -8,17 +8,22 @@ from cmsolvers.engine.forms import Form
 from cmsolvers.engine.options import eta as eta_option
 from cmsolvers.engine.solver import solver
 from cmsolvers.engine.trace import Step
+from cmsolvers.solvers.ancestral import apart
 
 _SHARE = "share of the noise of DDPM's posterior, in [0, 1]."
 
 
 def posterior(step: Step, eta: float) -> Form:
-    """D + sqrt(s'^2 - up^2) (x - D)/s + up z with up = eta s' sqrt(s^2 - s'^2) / s."""
-    s, to = step.sigma, step.to
-    apart = (s - to) * (s + to) / (s * s)
-    d = step.D(step.x, s)
-    kept = math.sqrt(1.0 - eta**2 * apart) * to / s
-    return d + kept * (step.x - d) + eta * to * math.sqrt(apart) * step.z()
+    """Alpha' D + sqrt(s'^2 - up^2) (x - alpha D)/s + up z, up = eta s' sqrt(1 - r'^2 / r^2).
+
+    s is the spread of the noise, r = s / alpha.
+    """
+    path, gap = step.path, apart(step, step.to)
+    before, after = path.sigma(step.sigma), path.sigma(step.to)
+    d = step.D(step.x, step.sigma)
+    kept = math.sqrt(1.0 - eta**2 * gap) * after / before
+    mean = kept * step.x + (path.alpha(step.to) - kept * path.alpha(step.sigma)) * d
+    return mean + eta * after * math.sqrt(gap) * step.z()
 
 
 @solver(

@@ -28,8 +28,10 @@ def dpm_3_step(step: Step, to: float) -> Form:
     """DPM-Solver-3 with r_1 = 1/3 and r_2 = 2/3, the middle points at the thirds of ln sigma.
 
     The second takes the line through the first two slopes, the end the line through the first and
-    the last, each under the exponential integral.
+    the last, each under the exponential integral. A step to 0 gives D.
     """
+    if to == 0:
+        return euler_step(step, to)
     s, h = step.sigma, exponential.log_ratio(step.sigma, to)
     first, second = s * (to / s) ** (1 / 3), s * (to / s) ** (2 / 3)
     d = step.slope(step.x, s)

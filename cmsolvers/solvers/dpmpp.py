@@ -8,8 +8,7 @@ from cmsolvers.engine.forms import Form
 from cmsolvers.engine.solver import solver
 from cmsolvers.engine.trace import Step
 from cmsolvers.solvers.ancestral import ETA, ancestral
-from cmsolvers.solvers.euler import euler_step
-from cmsolvers.solvers.exponential import steps_back
+from cmsolvers.solvers.exponential import ratios_back
 
 
 @solver(order="2", nfe="n", source="Lu et al., DPM-Solver++ (2022), algorithm 2 (2M)")
@@ -25,22 +24,25 @@ def dpmpp_2m(step: Step) -> Form:
     d = step.D(step.x, step.sigma)
     if step.to == 0:
         return d
-    h, (_, *back) = steps_back(step.levels, step.to, 2)
+    _, (_, *back) = ratios_back(step, step.to, 2)
     for u in back:  # -r
         d = d + 0.5 / u * (step.past(1) - d)
-    return step.to / step.sigma * step.x - math.expm1(-h) * d
+    return step.toward(d, step.to)
 
 
 def dpmpp_2s_step(step: Step, to: float) -> Form:
     """(s'/s) x + (1 - s'/s) D(mid), mid = sqrt(s s'), reached the same way with D.
 
-    That is r = 1/2 in the paper, where D itself drops out. A step to 0 gives D.
+    That is r = 1/2 in the paper, where D itself drops out. A step to 0 gives D, and one from where
+    no data is left takes D at its start.
     """
+    d, s = step.D(step.x, step.sigma), step.ratio(step.sigma)
     if to == 0:
-        return euler_step(step, to)
-    s, middle = step.sigma, math.sqrt(step.sigma) * math.sqrt(to)
-    y = euler_step(step, middle)
-    return to / s * step.x + (s - to) / s * step.D(y, middle)
+        return d
+    if math.isfinite(s):
+        middle = step.path.level(math.sqrt(s) * math.sqrt(step.ratio(to)))
+        d = step.D(step.toward(d, middle), middle)
+    return step.toward(d, to)
 
 
 @solver(

@@ -15,7 +15,7 @@ from cmsolvers.engine.options import eta as eta_option
 from cmsolvers.engine.solver import solver
 from cmsolvers.engine.trace import Step
 from cmsolvers.solvers import exponential
-from cmsolvers.solvers.ancestral import down_up
+from cmsolvers.solvers.ancestral import down_up, lift
 
 _LU = "Lu et al., DPM-Solver++ (2022)"
 _ETA = eta_option(1.0, "0 is the ODE, 1 the reverse SDE; not negative.")
@@ -58,29 +58,32 @@ def dpmpp_sde(step: Step, eta: float, r: float) -> Form:
     Source: Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
     Models" (2022), algorithm 1 (2S), with the steps of SDE-DPM-Solver++1.
     """
-    s, to = step.sigma, step.to
-    d = step.D(step.x, s)
+    to, s = step.to, step.ratio(step.sigma)
+    d = step.D(step.x, step.sigma)
     if to == 0:
         return d
-    middle = to if r == 1.0 else s * math.exp(r * math.log(to / s))
-    down, up = down_up(s, middle, eta)
-    y = down / s * step.x + (s - down) / s * d + up * step.z(middle)
-    down, up = down_up(s, to, eta)
-    d = d + 0.5 / r * (step.D(y, middle) - d)
-    return down / s * step.x + (s - down) / s * d + up * step.z()
+    if math.isfinite(s):
+        within = s * math.exp(r * math.log(step.ratio(to) / s))
+        middle = to if r == 1.0 else step.path.level(within)
+        down, up = down_up(step, middle, eta)
+        y = lift(step, step.toward(d, down), down, middle, up, step.z(middle))
+        d = d + 0.5 / r * (step.D(y, middle) - d)
+    down, up = down_up(step, to, eta)
+    return lift(step, step.toward(d, down), down, to, up, step.z())
 
 
 def multistep(step: Step, eta: float, order: int, *, midpoint: bool = False) -> Form:
-    """(s'/s) e^{-eta h} x + sum of weights D + s' sqrt(1 - e^{-2 eta h}) z.
+    """(s'/s) e^{-eta h} x + alpha' sum of weights D + s' sqrt(1 - e^{-2 eta h}) z.
 
-    The weights integrate the polynomial through the last `order` D exactly (fewer at the start);
-    `midpoint` replaces that of order 2 by (1 - e^{-(1 + eta) h}) / (2 r) (D - D_last). A step to 0
-    gives D.
+    s is the spread of the noise, h = ln(r / r') with r = s / alpha. The weights integrate the
+    polynomial through the last `order` D exactly (fewer at the start); `midpoint` replaces that of
+    order 2 by (1 - e^{-(1 + eta) h}) / (2 r) (D - D_last). A step to 0 gives D.
     """
     d = [step.D(step.x, step.sigma)]
     if step.to == 0:
         return d[0]
-    h, nodes = exponential.steps_back(step.levels, step.to, order)
+    path = step.path
+    h, nodes = exponential.ratios_back(step, step.to, order)
     d += [step.past(k) for k in range(1, len(nodes))]
     rate = (1.0 + eta) * h
     if midpoint and len(nodes) == 2:
@@ -89,8 +92,11 @@ def multistep(step: Step, eta: float, order: int, *, midpoint: bool = False) -> 
         row = [gain - past, past]
     else:
         row = exponential.weights(rate, nodes)
-    noise = step.to * math.sqrt(-math.expm1(-2.0 * eta * h))
-    return math.exp(-rate) * step.x + weighed(row, d) + noise * step.z()
+    fade = eta * h if eta else 0.0  # h may be infinite
+    after = path.sigma(step.to)
+    noise = after * math.sqrt(-math.expm1(-2.0 * fade))
+    kept = after / path.sigma(step.sigma) * math.exp(-fade)
+    return kept * step.x + path.alpha(step.to) * weighed(row, d) + noise * step.z()
 
 
 @solver(

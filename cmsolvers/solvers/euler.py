@@ -8,7 +8,9 @@ from cmsolvers.engine.trace import Step
 
 
 def euler_step(step: Step, to: float) -> Form:
-    """x + (s' - s) d with d = (x - D) / s."""
+    """x + (s' - s) d with the slope d = (x - D) / s; D in a step to 0."""
+    if to == 0:
+        return step.D(step.x, step.sigma)
     return step.x + (to - step.sigma) * step.slope(step.x, step.sigma)
 
 

@@ -12,6 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cmsolvers.engine.trace import Step
 
 _TERMS = 20
 
@@ -69,7 +73,16 @@ def log_ratio(a: float, b: float) -> float:
 
 
 def steps_back(levels: Sequence[float], to: float, count: int) -> tuple[float, list[float]]:
-    """(h, nodes): h = ln(s / s'), and the last `count` levels as u, 0 the latest, then negative."""
+    """(h, nodes): h = ln(s / s'), and the last `count` levels as u, 0 the latest, then negative.
+
+    A level that is infinite, where no data is left, is too far away to say anything, and left out.
+    """
     s = levels[-1]
     h = log_ratio(s, to)
-    return h, [0.0, *(-log_ratio(level, s) / h for level in reversed(levels[-count:-1]))]
+    past = (level for level in reversed(levels[-count:-1]) if math.isfinite(level))
+    return h, [0.0, *(-log_ratio(level, s) / h for level in past)]
+
+
+def ratios_back(step: Step, to: float, count: int) -> tuple[float, list[float]]:
+    """`steps_back` for the ratios sigma / alpha of a step's levels: h is their logarithm's loss."""
+    return steps_back([step.ratio(s) for s in step.levels[-count:]], step.ratio(to), count)

@@ -8,11 +8,11 @@ from cmsolvers.engine.trace import Step
 
 
 def heun_step(step: Step) -> Form:
-    """x + (s' - s) (d + d') / 2, d' the slope where Euler's step ends; a step to 0 is Euler's."""
+    """x + (s' - s) (d + d') / 2, d' the slope where Euler's step ends; D in a step to 0."""
+    if step.to == 0:
+        return step.D(step.x, step.sigma)
     d = step.slope(step.x, step.sigma)
     y = step.x + (step.to - step.sigma) * d
-    if step.to == 0:
-        return y
     return step.x + (step.to - step.sigma) / 2 * (d + step.slope(y, step.to))
 
 

@@ -60,7 +60,7 @@ def consistency_sample(step: Step, sigma_min: float) -> Form:
 
     Source: Song et al., "Consistency Models" (2023), algorithm 1.
     """
-    f, end = step.D(step.x, step.sigma), sigma_min
-    if step.to <= end:
+    f, end, to = step.D(step.x, step.sigma), step.ratio(sigma_min), step.ratio(step.to)
+    if to <= end:
         return f
-    return f + math.sqrt((step.to - end) * (step.to + end)) * step.z()
+    return step.path.alpha(step.to) * (f + math.sqrt((to - end) * (to + end)) * step.z())

@@ -28,6 +28,7 @@ from cmsolvers.engine.forms import Form, weighed
 from cmsolvers.engine.observers import AdaptiveInfo, Recorder
 from cmsolvers.engine.options import chosen, option
 from cmsolvers.ops.norms import root_mean_square
+from cmsolvers.processes.coordinates import KARRAS, Coordinates, coordinates_of
 from cmsolvers.solvers.tableaux import TABLEAUX, Tableau
 
 if TYPE_CHECKING:
@@ -65,13 +66,21 @@ class RungeKuttaSettings(Settings):
 
 
 class RungeKutta(Method):
-    """A pair on dx/dt: t is sigma and the slope (x - D) / sigma, or ln sigma and it is x - D."""
+    """A pair on dx/dt: t is sigma and the slope (x - D) / sigma, or ln sigma and it is x - D.
+
+    Sigma is the level, whatever the coordinates.
+    """
 
     def __init__(
-        self, tableau: Tableau, model: Model, settings: RungeKuttaSettings, name: str = "rk_pf_ode"
+        self,
+        tableau: Tableau,
+        model: Model,
+        settings: RungeKuttaSettings,
+        name: str = "rk_pf_ode",
+        path: Coordinates = KARRAS,
     ) -> None:
         super().__init__(model, settings)
-        self.name, self.tableau = name, tableau
+        self.name, self.tableau, self._path = name, tableau, path
         self._log = settings.coordinate == "log_sigma"
         self.reuses_last = tableau.reuses_last
         self.evaluations = len(tableau.a)
@@ -85,8 +94,12 @@ class RungeKutta(Method):
     def slope(self, step: Step, y: Form, t: Tensor) -> Form:
         """dx/dt at y."""
         sigma = self.level(t)
-        difference = y - step.output(y, sigma)
-        return difference if self._log else difference / sigma
+        d = step.output(y, sigma)
+        if self._path.straight:
+            return y - d if self._log else (y - d) / sigma
+        a, b = self._path.velocity(sigma)
+        factor = sigma if self._log else 1.0
+        return factor * a * y + factor * b * d
 
     def attempt(self, step: Step) -> Outcome:
         """y_k = x + h sum_j a_kj f_j and x' = x + h sum_j b_j f_j; the error has b - b_low."""
@@ -176,7 +189,9 @@ def _run(
 ) -> tuple[Tensor, AdaptiveInfo]:
     table = TABLEAUX[settings.method]
     model = Model("denoiser", denoiser, x.dtype, look=settings.check_nan)
-    steps = RungeKutta(table, model, settings, name)
+    path = coordinates_of(denoiser)
+    path.check_levels("sigmas", sorted(grid.stops, reverse=True))
+    steps = RungeKutta(table, model, settings, name, path)
     parts = settings.pcoeff, settings.icoeff, settings.safety
     control = PIControl(table.embedded_order + 1, *parts, min_factor=0.2, max_factor=10.0)
     return run(steps, control, x, grid, settings.first_step or steps.first_step)

@@ -31,8 +31,11 @@ def corrector(levels: Sequence[float], to: float, order: int, variant: str) -> l
 
 
 def _b(h: float, variant: str) -> float:
-    """B(h), which matters only where the one coefficient is set to 1/2 and not solved for."""
-    return h if variant == "bh1" else -math.expm1(-h)
+    """B(h), which matters only where the one coefficient is set to 1/2 and not solved for.
+
+    From where no data is left h is infinite, and B of "bh1" would be, too.
+    """
+    return h if variant == "bh1" and math.isfinite(h) else -math.expm1(-h)
 
 
 @solver(
@@ -69,15 +72,17 @@ def unipc(step: Step, order: int, variant: str) -> Form:
     d = [step.D(step.x, step.sigma)]
     if step.to == 0:
         return d[0]
-    d += [step.past(k) for k in range(1, min(order, step.index) + 1)]
+    path, ratios = step.path, [step.ratio(s) for s in step.levels[-order - 1 :]]
+    past = range(1, min(order, step.index) + 1)
+    d += [step.past(k) for k in past if k == 1 or math.isfinite(ratios[-1 - k])]
     corrected = step.x
     if step.index:
         # Both start from the same corrected state with the same weight, so they differ by D alone.
-        before = step.levels[:-1]
-        corrected = (
-            corrected
-            + weighed(corrector(before, step.sigma, order, variant), d)
-            - weighed(predictor(before, step.sigma, order, variant), d[1:])
+        before, now = ratios[:-1], ratios[-1]
+        change = weighed(corrector(before, now, order, variant), d) - weighed(
+            predictor(before, now, order, variant), d[1:]
         )
-    row = predictor(step.levels, step.to, order, variant)
-    return step.to / step.sigma * corrected + weighed(row, d)
+        corrected = corrected + path.alpha(step.sigma) * change
+    row = predictor(ratios, step.ratio(step.to), order, variant)
+    kept = path.sigma(step.to) / path.sigma(step.sigma)
+    return kept * corrected + path.alpha(step.to) * weighed(row, d)

@@ -11,6 +11,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import noise, ops
 from cmsolvers.denoisers.composed import Rewritten, denoised, own_rows
+from cmsolvers.processes.coordinates import coordinates_of
 from cmsolvers.solvers.multistep_consistency import consistency_sample
 from cmsolvers.tasks.chosen_sampler import Levels, Model, Result, Sampler, sample, with_own_end
 from cmsolvers.tasks.operators import Colorize, Inpaint, Operator, SuperResolve, working
@@ -60,10 +61,10 @@ class Conditioned(Rewritten):
 def conditioned(model: Model, y: Tensor, operator: Operator) -> Conditioned:
     """D with what is known of y put in its place, for any sampler.
 
-    From a start y + sigma z every step of every sampler of the library then leaves the known part
-    at y + sigma z exactly, because its rows are exact where D is constant: it is replaced by the
-    noised measurement at each level, and by the measurement at the end. `restart` as the sampler
-    adds the resampling that RePaint has.
+    From a start alpha y + sigma z every step of every sampler of the library then leaves the known
+    part at alpha y + sigma z exactly, because its rows are exact where D is constant: it is
+    replaced by the noised measurement at each level, and by the measurement at the end. `restart`
+    as the sampler adds the resampling that RePaint has.
 
     Args:
         model: `D(x, sigma, **extra_args)` or a consistency function.
@@ -268,8 +269,8 @@ def _run(
     """Sample from y noised to the first level."""
     first = check.sigmas("sigmas", sigmas, least=1)[0]
     key = noise.key(seed, y.shape[0], device=y.device)
-    x = ops.add_noise(y, first, seed=key, stream=noise.LATENT)
-    assert isinstance(x, Tensor)
+    kept, spread = coordinates_of(model).noised(first)
+    x = ops.weighted_step(y, (), (kept,), w_z=spread, seed=key, stream=noise.LATENT)
     return sample(sampler, model, x, sigmas, key, options)
 
 

@@ -19,6 +19,7 @@ from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.denoisers.composed import all_samples
 from cmsolvers.engine.adaptive import SolverError
+from cmsolvers.processes.coordinates import in_karras
 from cmsolvers.solvers.rk_pf_ode import solve
 from cmsolvers.tasks.jacobian_trace import ExactTrace, Hutchinson, Trace
 
@@ -165,9 +166,9 @@ def log_likelihood(
         raise ValueError(f"x must have at least one element per sample; got shape {list(x.shape)}")
     estimate: Trace
     if kind == "exact":
-        count, estimate = 1, ExactTrace(denoiser, forward)
+        count, estimate = 1, ExactTrace(in_karras(denoiser), forward)
     else:
-        estimate = Hutchinson(denoiser, forward)
+        estimate = Hutchinson(in_karras(denoiser), forward)
         extra = {**extra, estimate.ARGUMENT: _probes(x, kind, count, seed)}
     x = x.detach()
     start = torch.cat([x.reshape(batch, size), x.new_zeros(batch, count)], dim=1)

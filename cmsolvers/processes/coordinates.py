@@ -1,0 +1,179 @@
+"""Coordinates of states and levels: Karras ones, those of the rectified flow, those of a process.
+
+A state is x = alpha x_0 + sigma z, and a level says where on this path it is. In Karras coordinates
+alpha is 1 and the level is sigma; in flow coordinates alpha is 1 - t, sigma is t and so is the
+level. Whoever runs a denoiser obeys the coordinates that it names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmsolvers import checks as check
+from cmsolvers.processes.continuous import Karras
+from cmsolvers.processes.elementary import Time, broadcastable, exact
+from cmsolvers.processes.flows import RectifiedFlow
+from cmsolvers.processes.sde import Process
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The path of a process, as samplers read it; a level is a time of the process.
+
+    Args:
+        process: whose alpha and sigma these are.
+
+    Raises:
+        ValueError: a process whose states at time 0 are not clean data, such as a `DDPM`.
+    """
+
+    process: Process
+
+    def __post_init__(self) -> None:
+        sigma, alpha = self.process.sigma(0.0), self.process.alpha(0.0)
+        if not (sigma == 0.0 and alpha == 1.0):
+            raise ValueError(
+                "coordinates must be those of a process whose states at time 0 are clean data; "
+                f"got {self.process!r}, which has alpha = {alpha:g} and sigma = {sigma:g} there"
+            )
+
+    @cached_property
+    def karras(self) -> bool:
+        """Whether a level is the standard deviation of the noise, and the data is not scaled."""
+        return type(self.process) is Karras
+
+    @cached_property
+    def straight(self) -> bool:
+        """Whether alpha and sigma are linear in the level.
+
+        Then dx/dlevel = (x - D) / level, and a step of Euler's method is exact for constant D.
+        """
+        return type(self.process) in (Karras, RectifiedFlow)
+
+    @cached_property
+    def ours(self) -> bool:
+        """Whether the process is the library's: others may compare as they like."""
+        return type(self.process).__module__.startswith("cmsolvers.")
+
+    @property
+    def last(self) -> float:
+        """The largest level."""
+        if self.karras:
+            return math.inf
+        return 1.0 if self.straight else self.process.t_max
+
+    def alpha(self, level: Time) -> Time:
+        """Scale of the data."""
+        return self.process.alpha(level)
+
+    def sigma(self, level: Time) -> Time:
+        """Standard deviation of the noise."""
+        return self.process.sigma(level)
+
+    def ratio(self, level: Time) -> Time:
+        """Sigma / alpha, the level in Karras coordinates; infinite where no data is left."""
+        return level if self.karras else self.process.sigma_hat(level)
+
+    def level(self, ratio: Time) -> Time:
+        """The level at which sigma / alpha is `ratio`; its inverse."""
+        if self.karras:
+            return ratio
+        if _is_infinite(ratio):
+            return self.last
+        return self.process.t_of_sigma(ratio)
+
+    def velocity(self, level: Time) -> tuple[Time, Time]:
+        """(a, b): dx/dlevel = a x + b D along the probability-flow ODE."""
+        if self.straight:
+            return 1.0 / level, -1.0 / level
+        rate, g = self.process.drift_factor(level), self.process.diffusion(level)
+        half = 0.5 * (g / self.process.sigma(level)) ** 2
+        return rate + half, -half * self.process.alpha(level)
+
+    def check_level(self, name: str, level: float) -> None:
+        """ValueError for a number that is no time of the process."""
+        if level > self.last:
+            raise ValueError(
+                f"{name} must be at most {self.last:g}, as a time of {self}; got {level:g}"
+            )
+
+    def check_levels(self, name: str, levels: Sequence[float]) -> None:
+        """ValueError for levels that are no times of the process."""
+        if levels[0] > self.last:
+            raise ValueError(
+                f"{name} must lie in [0, {self.last:g}] for a denoiser in {self}; got "
+                f"{levels[0]:g} at index 0"
+            )
+
+    def noised(self, level: float) -> tuple[float, float]:
+        """Weights of clean data and of unit noise in a state at a level."""
+        return self.alpha(level), self.sigma(level)
+
+    def __str__(self) -> str:
+        if self.karras:
+            return "Karras coordinates"
+        name = type(self.process).__name__
+        return "flow coordinates" if name == "RectifiedFlow" else f"the coordinates of {name}"
+
+
+def _is_infinite(value: object) -> bool:
+    return isinstance(value, float) and math.isinf(value)
+
+
+KARRAS = Coordinates(Karras())
+FLOW = Coordinates(RectifiedFlow())
+_NAMED = {"karras": KARRAS, "flow": FLOW}
+
+
+def coordinates(name: str, value: object) -> Coordinates:
+    """Coordinates from "karras", "flow", a `Process` or themselves.
+
+    Raises:
+        TypeError: something else.
+        ValueError: an unknown string, or a process that ends in no clean data.
+    """
+    if isinstance(value, Coordinates):
+        return value
+    if isinstance(value, str):
+        return _NAMED[check.choice(name, value, tuple(_NAMED))]
+    if not isinstance(value, Process):
+        raise TypeError(
+            f'{name} must be "karras", "flow" or a Process; got {check.describe(value)}'
+        )
+    for known in (KARRAS, FLOW):
+        if type(value) is type(known.process):
+            return known
+    return Coordinates(value)
+
+
+def coordinates_of(denoiser: object) -> Coordinates:
+    """The coordinates that a denoiser names in its attribute `coordinates`, Karras ones by default.
+
+    Raises:
+        TypeError, ValueError: as `coordinates`.
+    """
+    named = getattr(denoiser, "coordinates", None)
+    return KARRAS if named is None else coordinates("coordinates of a denoiser", named)
+
+
+def in_karras(denoiser: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The denoiser as one in Karras coordinates: D(x / alpha, sigma / alpha, **extra_args)."""
+    path = coordinates_of(denoiser)
+    if path.karras:
+        return denoiser
+
+    def moved(x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor:
+        level: Any = path.level(exact(sigma))
+        scale = broadcastable(path.alpha(level), x)
+        if isinstance(level, Tensor):  # half precision would round what the network is told
+            level = level.to(torch.promote_types(x.dtype, torch.float32))
+        return denoiser(scale * x, level, **extra_args)
+
+    return moved

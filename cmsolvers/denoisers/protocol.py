@@ -23,10 +23,11 @@ and return both; a union would make every caller that knows which one it has say
 class Denoiser(Protocol):
     """A denoiser `D(x, sigma, **extra_args) -> x0`.
 
-    Any callable is one whose first two parameters are x [B, ...] in Karras coordinates and sigma
-    [B], and that returns the expected clean data in the shape of x: a function, a network, a
-    wrapper of `cmsolvers.denoisers`. It needs no further parameters; it gets those that the caller
-    of a sampler hands in as `extra_args`.
+    Any callable is one whose first two parameters are x [B, ...] and sigma [B], both in Karras
+    coordinates or in those that its attribute `coordinates` names ("flow" or a `Process`), and that
+    returns the expected clean data in the shape of x: a function, a network, a wrapper of
+    `cmsolvers.denoisers`. It needs no further parameters; it gets those that the caller of a
+    sampler hands in as `extra_args`.
     """
 
     def __call__(self, x: Tensor, sigma: Tensor, /, *args: Any, **extra_args: Any) -> Tensor:

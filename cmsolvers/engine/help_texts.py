@@ -71,17 +71,20 @@ class Text:
         }
 
 
-DENOISER = """`D(x, sigma, **extra_args) -> x0`, x in Karras coordinates and sigma of shape [B],
-both in the dtype of x. Of a denoiser of `cmsolvers.denoisers` the sampler calls the network
+DENOISER = """`D(x, sigma, **extra_args) -> x0`, sigma of shape [B], both in the dtype of x. Its
+attribute `coordinates` ("karras" by default, "flow" or a `Process`) says in which coordinates
+states and levels are. Of a denoiser of `cmsolvers.denoisers` the sampler calls the network
 directly; preconditioning and guidance become weights of the step. It may return the dtype of x or a
 floating one of lower precision. It must not write to its arguments. The x that it gets is a buffer
 of the run: clone it to keep it."""
 CONSISTENCY = """`f(x, sigma, **extra_args) -> x` at sigma_min, sigma of shape [B]; a
 `ConsistencyFunction` becomes part of the step."""
-X = """[B, ...] at level sigmas[0], in Karras coordinates (x / alpha); float64, float32, float16 or
+X = """[B, ...] at level sigmas[0], in the coordinates of the denoiser: sigmas[0] z for Karras ones,
+z at t = 1 of flow ones; float64, float32, float16 or
 bfloat16. Never written to. Where it is of half precision, the states inside the run are float32;
 the denoiser sees them in the dtype of x, and the result is rounded once."""
-SIGMAS = """levels, strictly descending, the last may be 0; a tensor or a sequence. Read once and
+SIGMAS = """levels in the coordinates of the denoiser (sigma, or t), strictly descending, the last
+may be 0; a tensor or a sequence. Read once and
 kept in float64 on the host."""
 SDE = """an `SDE`, a process (its forward SDE), `process.reverse(score)`,
 `process.probability_flow(score)`, or any object with `drift(x, t)` and `diffusion(t)`, which get t

@@ -123,11 +123,11 @@ def solver(
                 checked(denoiser, **mine)
             levels, path = check.sigmas("sigmas", grid, least=least), coordinates_of(denoiser)
             path.check_levels("sigmas", levels)
-            lifts = [values.pop(option.name) for option in churn]
+            lifts = {option.name: values.pop(option.name) for option in churn}
             if spans is not None:
                 steps = tuple(spans(levels, **mine))
             elif churn:
-                steps = lifted(levels, *lifts, path=path)
+                steps = lifted(levels, **lifts, path=path)
             else:
                 steps = tuple((s, s, to, 0) for s, to in pairwise(levels))
             traced = trace(

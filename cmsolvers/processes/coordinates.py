@@ -83,10 +83,12 @@ class Coordinates:
 
     def level(self, ratio: Time) -> Time:
         """The level at which sigma / alpha is `ratio`; its inverse."""
+        found: Any = ratio
         if self.karras:
             return ratio
-        if _is_infinite(ratio):
-            return self.last
+        if isinstance(found, float) and math.isinf(found):
+            found = self.last
+            return found
         return self.process.t_of_sigma(ratio)
 
     def velocity(self, level: Time) -> tuple[Time, Time]:
@@ -121,10 +123,6 @@ class Coordinates:
             return "Karras coordinates"
         name = type(self.process).__name__
         return "flow coordinates" if name == "RectifiedFlow" else f"the coordinates of {name}"
-
-
-def _is_infinite(value: object) -> bool:
-    return isinstance(value, float) and math.isinf(value)
 
 
 KARRAS = Coordinates(Karras())

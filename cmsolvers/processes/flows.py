@@ -14,14 +14,16 @@ from cmsolvers.processes.sde import Process
 class RectifiedFlow(Process):
     """The straight path x_t = (1 - t) x_0 + t z: t = 0 is data, **t = 1 is noise**.
 
-    Its velocity is z - x_0. In Karras coordinates the level is t / (1 - t), infinite at t = 1: a
-    sigma-space sampler starts a little earlier, at `sigma_hat(t_max)` = 999 by default (see
-    `flow_sigmas`), where x_0 is a thousandth of x_t. Euler's method makes the same steps in
-    either coordinates. The SDE is dx = -x / (1 - t) dt + sqrt(2 t / (1 - t)) dw, whose
-    coefficients are infinite at t = 1 too: t-space solvers want small steps next to it.
+    Its velocity is z - x_0. Samplers of a denoiser in flow coordinates (`denoisers.from_flow`)
+    work with x_t and t themselves, t = 1 included (`flow_times`). In Karras coordinates the level
+    is t / (1 - t), infinite at t = 1: samplers start a little earlier there, at
+    `sigma_hat(t_max)` = 999 by default (`flow_sigmas`), where x_0 is a thousandth of x_t. Euler's
+    method makes the same steps in either coordinates. The SDE is
+    dx = -x / (1 - t) dt + sqrt(2 t / (1 - t)) dw, whose coefficients are infinite at t = 1 too:
+    t-space solvers want small steps next to it.
 
     The path has no parameter. A resolution-dependent shift of time changes only the grid on which
-    it is sampled: see `flow_sigmas` and `shift_time`.
+    it is sampled: see `flow_times` and `shift_time`.
 
     Source: Liu et al., "Flow Straight and Fast" (2023), section 2; Lipman et al., "Flow Matching
     for Generative Modeling" (2023), eq. 20-23, which count time from noise to data.

@@ -53,7 +53,7 @@ def shift_time(t: Time, shift: float) -> Time:
     """Shift times of a rectified flow towards noise: s t / (1 + (s - 1) t).
 
     The level t / (1 - t) becomes s times as large: at s times the resolution along a side, the same
-    share of the image is lost. For the levels of sampling see `flow_sigmas`; this is for
+    share of the image is lost. For the levels of sampling see `flow_times`; this is for
     times drawn in training.
 
     Args:
@@ -78,6 +78,8 @@ def flow_sigmas(
     n: int, shift: float = 1.0, t_max: float = 0.999, append_zero: bool = True
 ) -> Tensor:
     """Levels shift * t / (1 - t) of the rectified flow at t = 1, 1 - 1/n ... 1/n, the first t_max.
+
+    They are levels of Karras coordinates; a denoiser in flow coordinates takes `flow_times`.
 
     Args:
         n: how many levels above 0, at least 1, below 1 / (1 - t_max).

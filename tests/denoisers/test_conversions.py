@@ -93,7 +93,9 @@ def of_process(name, p, predict):
     return Kind(
         in_process(p, predict),
         # A chain would hold t to its range, which is another function below its first level.
-        lambda net: getattr(de, f"from_{name}")(net, process=p, c_noise=p.t_of_sigma),
+        lambda net: getattr(de, f"from_{name}")(
+            net, process=p, c_noise=p.t_of_sigma, coordinates="karras"
+        ),
         lambda d: getattr(to, f"to_{name}")(d, process=p),
         place,
         (p.sigma_hat(p.t_min), p.sigma_hat(p.t_max)),
@@ -335,7 +337,7 @@ def test_flow_euler_is_euler_of_the_flow_ode():
     p, net = RectifiedFlow(), lambda x, t: (x + t.reshape(-1, 1)).sin()
     sigmas = cm.schedules.flow_sigmas(8, shift=3.0)
     x = cm.noise.normal((4, 3), seed=1, dtype=F64)
-    got = cm.euler_pf_ode(de.from_flow(net), sigmas[0].item() * x, sigmas)
+    got = cm.euler_pf_ode(de.from_flow(net, coordinates="karras"), sigmas[0].item() * x, sigmas)
     times = p.t_of_sigma(sigmas).tolist()
     y = times[0] * x
     for t, end in pairwise(times):

@@ -420,7 +420,9 @@ def lifted(
     found, count = [], len(sigmas) - 1
     for sigma, to in pairwise(sigmas):
         gamma = min(s_churn / count, math.sqrt(2.0) - 1.0) if s_tmin <= sigma <= s_tmax else 0.0
-        start = max(sigma, path.level(path.ratio(sigma) * (1.0 + gamma))) if gamma else sigma
+        start, ratio = sigma, path.ratio(sigma)
+        if gamma and math.isfinite(ratio):  # else there is nothing but noise
+            start = max(sigma, path.level(ratio * (1.0 + gamma)))
         found.append((sigma, start, to, 0))
     return tuple(found)
 

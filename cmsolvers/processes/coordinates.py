@@ -83,13 +83,7 @@ class Coordinates:
 
     def level(self, ratio: Time) -> Time:
         """The level at which sigma / alpha is `ratio`; its inverse."""
-        found: Any = ratio
-        if self.karras:
-            return ratio
-        if isinstance(found, float) and math.isinf(found):
-            found = self.last
-            return found
-        return self.process.t_of_sigma(ratio)
+        return ratio if self.karras else self.process.t_of_sigma(ratio)
 
     def velocity(self, level: Time) -> tuple[Time, Time]:
         """(a, b): dx/dlevel = a x + b D along the probability-flow ODE."""

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -216,7 +217,7 @@ def test_the_values_of_the_issue():
         return centred(y, torch.full((1,), t, dtype=F64))
 
     euler, heun = x, x
-    for t, to in zip(times, times[1:], strict=False):
+    for t, to in pairwise(times):
         euler = euler + (to - t) * v(euler, t)
         k = v(heun, t)
         y = heun + (to - t) * k
@@ -466,10 +467,9 @@ NOISY = {  # options, weak order, steps
 
 
 def test_every_sampler_with_noise_is_here():
-    rows = {
-        n for n, row in catalogue.SOLVERS.items() if row.noise != "none" and row.space != "time"
-    }
-    left = rows - set(NOISY) - {"consistency_sample", "dpm_adaptive"}
+    rows = catalogue.SOLVERS.items()
+    noisy = {name for name, row in rows if row.noise != "none" and row.space != "time"}
+    left = noisy - set(NOISY) - {"consistency_sample", "dpm_adaptive"}
     assert not left
 
 

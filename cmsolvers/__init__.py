@@ -2,10 +2,11 @@
 
 Samplers, `sampler(denoiser, x, sigmas, seed=...)`: euler_pf_ode heun_pf_ode dpm_2 dpm_fast lms ddim
     ddpm_ancestral euler_ancestral dpm_2_ancestral dpmpp_2m dpmpp_2s_ancestral dpmpp_sde
-    dpmpp_2m_sde dpmpp_3m_sde unipc deis ipndm restart dpm_adaptive rk_pf_ode consistency_sample
+    dpmpp_2m_sde dpmpp_3m_sde unipc deis ipndm restart flow_sde cps
+    dpm_adaptive rk_pf_ode consistency_sample
 Solvers in time, `solver(sde, x, ts, seed=...)`: euler_maruyama milstein stochastic_heun sra1
     predictor_corrector adaptive_sde
-Whole runs as CUDA graphs: capture
+Whole runs as CUDA graphs: capture; densities of steps: step_log_prob
 Levels: karras_sigmas exponential_sigmas polyexponential_sigmas vp_sigmas ddpm_sigmas flow_times
     flow_sigmas cosine_sigmas beta_sigmas
 Processes: VP SubVP VE Karras DDPM RectifiedFlow TrigFlow SDE
@@ -25,6 +26,7 @@ from cmsolvers.engine.adaptive import AdaptiveInfo as AdaptiveInfo
 from cmsolvers.engine.adaptive import SolverError as SolverError
 from cmsolvers.engine.capture import capture as capture
 from cmsolvers.engine.observers import Info as Info
+from cmsolvers.engine.step_log_prob import step_log_prob as step_log_prob
 from cmsolvers.ops import build_info as build_info
 from cmsolvers.processes import DDPM as DDPM
 from cmsolvers.processes import VE as VE
@@ -45,6 +47,7 @@ from cmsolvers.schedules import polyexponential_sigmas as polyexponential_sigmas
 from cmsolvers.schedules import vp_sigmas as vp_sigmas
 from cmsolvers.solvers import adaptive_sde as adaptive_sde
 from cmsolvers.solvers import consistency_sample as consistency_sample
+from cmsolvers.solvers import cps as cps
 from cmsolvers.solvers import ddim as ddim
 from cmsolvers.solvers import ddpm_ancestral as ddpm_ancestral
 from cmsolvers.solvers import deis as deis
@@ -60,6 +63,7 @@ from cmsolvers.solvers import dpmpp_sde as dpmpp_sde
 from cmsolvers.solvers import euler_ancestral as euler_ancestral
 from cmsolvers.solvers import euler_maruyama as euler_maruyama
 from cmsolvers.solvers import euler_pf_ode as euler_pf_ode
+from cmsolvers.solvers import flow_sde as flow_sde
 from cmsolvers.solvers import heun_pf_ode as heun_pf_ode
 from cmsolvers.solvers import ipndm as ipndm
 from cmsolvers.solvers import lms as lms

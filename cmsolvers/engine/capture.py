@@ -26,6 +26,8 @@ _REFUSED = {
     "grad": "a replay records no derivatives",
     "trajectory": "a captured run returns its last state alone",
     "return_info": "see the attributes nfe and sigmas",
+    "log_prob": "a captured run returns its last state alone",
+    "history": "its tensors would be read again in every replay",
 }
 
 

@@ -17,7 +17,7 @@ from cmsolvers.engine.fields import checked_diffusion, known
 from cmsolvers.engine.forms import Form, Weight, form_of
 from cmsolvers.engine.live import Held, Live, Normal
 from cmsolvers.engine.observers import BadOutputs
-from cmsolvers.engine.options import Shared
+from cmsolvers.engine.options import Fixed
 from cmsolvers.engine.outputs import reusable, watched
 from cmsolvers.engine.time_steps import TimeStep
 from cmsolvers.engine.trace import Formula, state_dtype
@@ -88,7 +88,7 @@ class LiveRun:
         times: Sequence[float],
         draws: int,
         key: noise.Key | None,
-        options: Shared,
+        options: Fixed,
         copies: bool,
     ) -> None:
         self.told, x = x.dtype, x.to(state_dtype(x))
@@ -116,6 +116,10 @@ class LiveRun:
             self._outputs.clear()
         self._now = self.live.launch(self._formula(LiveStep(self, self._now, i), **self._values))
         return self._now
+
+    def facts(self, first: int, last: int) -> dict[str, Any]:
+        """What an `Info` says besides."""
+        return {}
 
     def time(self, t: float) -> Tensor:
         """A time as a tensor [B]."""

@@ -20,11 +20,13 @@ from cmsolvers.engine.forms import Form, Symbol, Weight, form_of
 from cmsolvers.engine.program import (
     Call,
     Draw,
+    Given,
     Instruction,
     Launch,
     Out,
     Program,
     Scaled,
+    Score,
     Show,
     assign,
 )
@@ -58,6 +60,9 @@ def lower(
     told: torch.dtype | None = None,
     shown: bool = False,
     states: bool = False,
+    part: tuple[int, int] | None = None,
+    history: bool = False,
+    density: str = "",
 ) -> Program:
     """Make a program of a run.
 
@@ -70,13 +75,39 @@ def lower(
         fused: whether launches make the noise themselves; else it comes as tensors.
         shown: whether a callback sees every step.
         states: whether the state after every step is wanted.
+        part: the first step, and that before which the run ends; None is all steps.
+        history: whether what later steps read of these is wanted.
+        density: "made" for the log density of every new state given the one before, "given" where
+            the new state is handed in and not made.
     """
-    for way in _WAYS:
-        try:
-            return _Lowering(trace, denoiser, dtype, told, fused, shown, states, way).program()
-        except _TooWideError:
-            continue
-    raise AssertionError("the last way takes every form")
+    whole = 0, len(trace.steps)
+    wants = _Wants(told or dtype, fused, shown, shown or states, history, density)
+
+    def lowered(part: tuple[int, int], ways: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
+        for k, way in enumerate(ways):
+            try:
+                return _Lowering(trace, denoiser, dtype, wants, part, way).program(), ways[k:]
+            except _TooWideError:
+                continue
+        raise AssertionError("the last way takes every form")
+
+    if part is None or part == whole:
+        return lowered(whole, _WAYS)[0]
+    # The way of the whole run, so that a part has its bits.
+    ways = _WAYS if density else lowered(whole, _WAYS)[1]
+    return lowered(part, ways)[0]
+
+
+@dataclass(frozen=True)
+class _Wants:
+    """Arguments of `lower`."""
+
+    told: torch.dtype
+    fused: bool
+    shown: bool
+    states: bool
+    history: bool
+    density: str
 
 
 @dataclass(eq=False)
@@ -155,19 +186,19 @@ class _Lowering:
         trace: Trace,
         denoiser: object,
         dtype: torch.dtype,
-        told: torch.dtype | None,
-        fused: bool,
-        shown: bool,
-        states: bool,
+        wants: _Wants,
+        part: tuple[int, int],
         way: str,
     ) -> None:
         self._trace, self._denoiser = trace, denoiser
-        self._dtype, self._told = dtype, told or dtype
-        self._fused, self._shown, self._states, self._way = fused, shown, shown or states, way
+        self._dtype, self._told = dtype, wants.told
+        self._fused, self._shown, self._states = wants.fused, wants.shown, wants.states
+        self._history, self._density, self._way = wants.history, wants.density, way
+        self._part, self._steps = part, trace.steps[slice(*part)]
         self._means: dict[Symbol, Form] = {}
         self._scaled: dict[tuple[Symbol, float, torch.dtype], Scaled] = {}
         self._drawn: set[Symbol] = set()
-        self._answers = {ask: self._answered(ask) for step in trace.steps for ask in step.asks}
+        self._answers = {ask: self._answered(ask) for step in self._steps for ask in step.asks}
         self._code: list[Instruction] = []
         self._tables: list[list[float]] = []
         self._places: list[tuple[int, float]] = []
@@ -175,6 +206,7 @@ class _Lowering:
         self._kept: set[Symbol] = set()
         self._inline: set[Symbol] = set()
         self._shared: Form | None = None
+        self._next: Symbol  # the new state whose density is wanted
 
     def _answered(self, ask: Ask) -> _Answer:
         found = _Answer(dtype=self._dtype, told=self._told)
@@ -182,18 +214,33 @@ class _Lowering:
         return found
 
     def program(self) -> Program:
-        steps, ends = [], []
-        begin = self._trace.steps[0]
+        steps, ends, kept = [], [], []
+        begin, (start, stop) = self._steps[0], self._part
         first = begin.x if begin.churn is None else State("x")
         self._x = first
-        lifted = [step.churn is not None for step in self._trace.steps[1:]] + [True]
-        for i, step in enumerate(self._trace.steps):
+        given: list[Symbol] = []
+        for past in self._trace.kept_for(start):
+            given.append(Given(past.name))
+            self._means[past] = form_of(given[-1])
+        if self._density == "given":
+            self._next = Given("the new state")
+            given.append(self._next)
+        for i, step in enumerate(self._steps, start):
             self._code, self._shared = [], None
-            after = None if lifted[i] else self._trace.steps[i + 1]
+            last = i + 1 == stop or self._trace.steps[i + 1].churn is not None
+            after = None if last else self._trace.steps[i + 1]
             ends.append(State(f"x{i + 1}") if after is None else after.x)
+            if i == start > 0 and step.churn is None:
+                self._resume(step)
             self._step(i, step, ends[-1], after)
+            if i + 1 == stop and self._history:
+                pasts = self._trace.kept_for(stop)
+                kept = [self._tensor(self._expand(form_of(past)), past.name) for past in pasts]
             steps.append(self._code)
-        return assign(steps, first, ends, self._tables, self._places, self._dtype)
+        tables, places, dtype = self._tables, self._places, self._dtype
+        program = assign(steps, first, ends, tables, places, dtype, given, kept)
+        program.first = start
+        return program
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -212,8 +259,32 @@ class _Lowering:
         if self._shown and not step.asks:
             self._code.append(Show(step.x, None, *self._trace.entry(i)))
         result = step.result if self._shared is None else self._shared
-        self._arrive(self._expand(result), end, after, inline)
+        total = self._expand(result)
+        normals = [symbol for symbol in total.terms if isinstance(symbol, Noise)]
+        if self._density and normals:
+            mean, spread = self._mean(total, normals[0], inline), total.terms[normals[0]]
+            assert isinstance(spread, float)
+            if self._density == "made":
+                self._arrive(form_of(mean) + spread * form_of(normals[0]), end, after)
+            made = end if self._density == "made" else self._next
+            self._code.append(Score(mean, made, abs(spread), i))
+        else:
+            self._arrive(total, end, after, inline)
         self._x = end
+
+    def _mean(self, total: Form, normal: Symbol, inline: _Inline | None) -> State:
+        """Launch a new state without its noise."""
+        mean = State("mean")
+        rest = Form({symbol: w for symbol, w in total.terms.items() if symbol is not normal})
+        self._emit(rest, mean, None, inline)
+        return mean
+
+    def _resume(self, step: TracedStep) -> None:
+        """In a cut run the state is what it is in the whole run: the network's input, maybe."""
+        wish = self._wish(step)
+        if wish is not None and self._answers[step.asks[0]].replaces_state():
+            self._input(*wish)
+            self._stand_in(step, wish)
 
     def _arrive(
         self, form: Form, state: State, step: TracedStep | None, inline: _Inline | None = None
@@ -223,15 +294,18 @@ class _Lowering:
         if inline is not None and inline.symbol in self._kept:
             wish = None  # the second output is taken
         out: State | None = state
-        if step is not None and wish is not None and not self._states:
+        if step is not None and wish is not None and not (self._states or self._density):
             out = None if self._answers[step.asks[0]].replaces_state() else state
         self._emit(form, out, wish, inline)
         if step is not None and wish is not None:
             self._stand_in(step, wish)
 
     def _stand_in(self, step: TracedStep, shown: tuple[Symbol, float, torch.dtype]) -> None:
-        """From now on the network's input is the state, where it can be."""
-        if self._answers[step.asks[0]].replaces_state():
+        """From now on the network's input is the state, where it can be.
+
+        A density is of states that a later call gets as they are, so they must be read as such.
+        """
+        if not self._density and self._answers[step.asks[0]].replaces_state():
             self._means[step.x] = Form({self._scaled[shown]: 1.0 / shown[1]})
 
     def _ask(self, i: int, j: int, ask: Ask, step: TracedStep) -> None:

@@ -12,10 +12,11 @@ from cmsolvers import checks as check
 from cmsolvers import noise, ops
 from cmsolvers.denoisers.pairing import alike, halves, twice
 from cmsolvers.engine.answers import Leaf
+from cmsolvers.engine.density import log_density
 from cmsolvers.engine.observers import BadOutputs
-from cmsolvers.engine.options import NoiseSampler, Shared
+from cmsolvers.engine.options import Fixed, NoiseSampler
 from cmsolvers.engine.outputs import reusable, transformed, watched
-from cmsolvers.engine.program import Call, Draw, Launch, Program, Show
+from cmsolvers.engine.program import Call, Draw, Launch, Program, Score, Show
 from cmsolvers.ops import step as fast
 from cmsolvers.ops.rules import WEIGHTS
 
@@ -38,6 +39,10 @@ class Machine:
         noise_sampler: unit normals in place of the built-in noise, if any are asked for.
         bad: where outputs that are not finite are recorded.
         copies: whether outputs that are read after a later call are copied.
+        given: what the program wants beside x.
+
+    Attributes:
+        densities: log density of the new state, by the number of the step.
     """
 
     def __init__(
@@ -45,12 +50,13 @@ class Machine:
         program: Program,
         x: Tensor,
         leaves: Sequence[Leaf],
-        options: Shared,
+        options: Fixed,
         *,
         key: noise.Key | None,
         noise_sampler: NoiseSampler | None,
         bad: BadOutputs | None,
         copies: bool,
+        given: Sequence[Tensor] = (),
     ) -> None:
         self._program, self.x, self._leaves = program, x, leaves
         self._dtype, self._shape = x.dtype, x.shape
@@ -58,7 +64,8 @@ class Machine:
         self._key, self._noise_sampler = key, noise_sampler
         self._callback, self._bad = options.callback, bad
         self._tensors: list[Any] = [None] * len(program.slots)
-        self._tensors[0] = x
+        self._tensors[: 1 + len(given)] = x, *given
+        self._form, self.densities = str(options.log_prob or ""), dict[int, Tensor]()
         self._reuse = reusable(grad=options.grad, callback=options.callback)
         # Where each slot's tensor is written; None makes a new one every time.
         self._buffers = [
@@ -72,6 +79,7 @@ class Machine:
 
     def step(self, i: int) -> Tensor | None:
         """Run step i; the state after it, where the program makes it."""
+        i -= self._program.first
         for op in self._program.steps[i]:
             if isinstance(op, Launch):
                 self._launch(op)
@@ -81,6 +89,9 @@ class Machine:
                 self._draw(op)
             elif isinstance(op, Show):
                 self._show(op)
+            elif isinstance(op, Score):
+                mean, y = self._tensors[op.mean], self._tensors[op.y]
+                self.densities[op.step] = log_density(mean, y, op.spread, self._form)
             for slot in op.frees:
                 if self._outputs is not None:
                     self._outputs.release(self._tensors[slot])
@@ -92,6 +103,17 @@ class Machine:
         """ValueError if an output was not finite; waits for the device if asked to look."""
         if self._bad is not None:
             self._bad.check(self._program.places)
+
+    def facts(self, first: int, last: int) -> dict[str, Any]:
+        """What an `Info` says besides: what later steps read, densities of the steps."""
+        found: dict[str, Any] = {}
+        if self._program.history:
+            found["history"] = tuple(self._tensors[k].clone() for k in self._program.history)
+        if self._form:
+            none = torch.zeros(len(self.x), dtype=torch.float64, device=self.x.device)
+            rows = [self.densities.get(i, none) for i in range(first, last)]
+            found["log_prob"] = torch.stack(rows)
+        return found
 
     # --- instructions -----------------------------------------------------------------------------
 

@@ -26,12 +26,18 @@ class Info:
         trajectory: the states asked for, [K, B, ...] in the order they were passed; None if none
             were.
         levels: where those states are: K levels, or times.
+        history: what the steps after a run that stopped early read of its steps, the latest first:
+            D, or slopes, [B, ...] each. Of one-step methods and whole runs there is none.
+        log_prob: float64 [steps, B], log p of each new state given the one before, where it was
+            asked for; 0 for a step without noise.
     """
 
     nfe: int
     steps: int
     trajectory: Tensor | None = field(default=None, repr=False)
     levels: tuple[float, ...] | None = None
+    history: tuple[Tensor, ...] = field(default=(), repr=False)
+    log_prob: Tensor | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from typing import Any, TypeAlias
@@ -35,8 +35,8 @@ class Option:
     text: str
 
 
-def counted(least: int, most: int) -> Callable[[str, Any], int]:
-    """A check for an int in [least, most]."""
+def counted(least: int, most: int | None = None) -> Callable[[str, Any], int]:
+    """A check for an int of at least `least` and at most `most`."""
     return partial(check.count, least=least, most=most)
 
 
@@ -138,4 +138,66 @@ class Shared:
     )
 
 
+def density_form(name: str, value: object) -> str:
+    """The form that is named, "sum" for True, an empty string for False."""
+    if isinstance(value, str) and value:
+        return check.choice(name, value, DENSITY_FORMS)
+    return DENSITY_FORMS[0] if value != "" and check.flag(name, value) else ""
+
+
+def _stop(name: str, value: object) -> int | None:
+    return None if value is None else check.count(name, value)
+
+
+def _tensors(name: str, value: object) -> tuple[Tensor, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, Tensor) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a sequence of tensors; got {check.describe(value)}")
+    return tuple(check.state(f"{name}[{i}]", entry) for i, entry in enumerate(value))
+
+
+DENSITY_FORMS = ("sum", "mean", "unnormalised")
+
+
+@dataclass(frozen=True)
+class Fixed(Shared):
+    """The options of solvers whose steps are known before the run."""
+
+    start: int = option(
+        0,
+        counted(0),
+        "number of the first step, not negative: x is the state at its {level}. With the same seed "
+        "the steps from `start` to `stop` have the noise that they have in the whole run, so that "
+        "two halves give the whole, to the bit for one-step methods and states of float32 or more.",
+    )
+    stop: int | None = option(
+        None, _stop, "number of the step before which the run ends, above `start`; None is the end."
+    )
+    log_prob: str | bool = option(
+        False,
+        density_form,
+        "True for log p of each new state given the one before, as `info.log_prob`, float64 "
+        "[steps, B], in nats; (x, info) is returned, and states of a trajectory keep the precision "
+        'of the run. "sum" is True, all constants included; "mean" is that over the number of '
+        'elements; "unnormalised" is -mean (x - mean)^2. Steps without noise have 0; a solver '
+        "whose steps are not Gaussian raises ValueError. See `step_log_prob`.",
+    )
+
+
+@dataclass(frozen=True)
+class OnLevels(Fixed):
+    """The options of samplers on noise levels with fixed steps."""
+
+    history: tuple[Tensor, ...] | None = option(
+        None,
+        _tensors,
+        "what a multistep method keeps of the steps before `start`: `info.history` of the run that "
+        "stopped there.",
+    )
+
+
 SHARED = options_of(Shared)
+_KNOWN = {known.name for known in SHARED}
+FIXED = [*SHARED, *(known for known in options_of(Fixed) if known.name not in _KNOWN)]
+ON_LEVELS = [*FIXED, *options_of(OnLevels)[:1]]

@@ -26,6 +26,12 @@ class Out(Symbol):
     __slots__ = ()
 
 
+class Given(Out):
+    """A tensor that the caller of a run hands in beside x."""
+
+    __slots__ = ()
+
+
 class Scaled(State):
     """A network's input c_in y, in its own dtype."""
 
@@ -151,6 +157,24 @@ class Show(Instruction):
 
 
 @dataclass(eq=False)
+class Score(Instruction):
+    """Compute the log density of a new state given the one before, a Gaussian.
+
+    Attributes:
+        mean: of the Gaussian.
+        y: the new state.
+        spread: its standard deviation.
+        step: number of the step.
+    """
+
+    reads = ("mean", "y")
+    mean: Place
+    y: Place
+    spread: float
+    step: int
+
+
+@dataclass(eq=False)
 class Program:
     """A run, ready to be executed.
 
@@ -161,6 +185,8 @@ class Program:
             tensors that users' functions return.
         tables: for each leaf the second arguments of its calls.
         places: (step, level) of each evaluation.
+        history: slots of what later runs read of these steps.
+        first: number of the first step.
         holds: whether an output is read after a later call.
         static: whether a network is known to return the same memory at every call.
         rows: the tables as tensors, by leaf, batch, dtype, device and stream, with the version of
@@ -172,6 +198,8 @@ class Program:
     slots: list[torch.dtype | None]
     tables: list[list[float]]
     places: list[tuple[int, float]]
+    history: list[int] = field(default_factory=list)
+    first: int = 0
     holds: bool = False
     static: bool = False
     rows: dict[object, tuple[tuple[Tensor, ...], int]] = field(default_factory=dict)
@@ -189,6 +217,8 @@ def assign(
     tables: list[list[float]],
     places: list[tuple[int, float]],
     dtype: torch.dtype,
+    given: Sequence[Symbol] = (),
+    kept: Sequence[Symbol] = (),
 ) -> Program:
     """Give every symbol a slot.
 
@@ -199,11 +229,13 @@ def assign(
         tables: see `Program`.
         places: see `Program`.
         dtype: of the states.
+        given: what the caller hands in beside x; in the slots after that of x.
+        kept: what must still be there at the end.
     """
     code = [op for step in steps for op in step]
-    until = _last_uses(steps, ends)
-    slots: list[torch.dtype | None] = [None]
-    at: dict[Symbol, int] = {first: 0}
+    until = _last_uses(steps, ends, kept)
+    slots: list[torch.dtype | None] = [None] * (1 + len(given))
+    at: dict[Symbol, int] = {symbol: k for k, symbol in enumerate((first, *given))}
     spare: dict[torch.dtype | None, list[int]] = {}
     alive: list[Symbol] = []
     for k, op in enumerate(code):
@@ -225,7 +257,10 @@ def assign(
             op.held = any(isinstance(after, Call) for after in code[k + 1 : end + 1])
         op.place(at)
     holds = any(isinstance(op, Call) and op.held for op in code)
-    return Program(steps, [at.get(end) for end in ends], slots, tables, places, holds)
+    history = [at[symbol] for symbol in kept]
+    return Program(
+        steps, [at.get(end) for end in ends], slots, tables, places, history, holds=holds
+    )
 
 
 def _kind(symbol: Symbol, dtype: torch.dtype) -> torch.dtype | None:
@@ -235,7 +270,9 @@ def _kind(symbol: Symbol, dtype: torch.dtype) -> torch.dtype | None:
     return symbol.dtype if isinstance(symbol, Scaled) else dtype
 
 
-def _last_uses(steps: Sequence[Sequence[Instruction]], ends: Sequence[State]) -> dict[Symbol, int]:
+def _last_uses(
+    steps: Sequence[Sequence[Instruction]], ends: Sequence[State], kept: Sequence[Symbol]
+) -> dict[Symbol, int]:
     """The last instruction that reads each symbol, or memory that it may share."""
     until: dict[Symbol, int] = {}
     k = -1
@@ -244,7 +281,7 @@ def _last_uses(steps: Sequence[Sequence[Instruction]], ends: Sequence[State]) ->
             k += 1
             until |= dict.fromkeys((*op.symbols(op.writes), *op.symbols(op.reads)), k)
         until[end] = k  # what comes after a step reads its state
-    until[ends[-1]] = k + 1
+    until |= dict.fromkeys((ends[-1], *kept), k + 1)
     for op in reversed([op for step in steps for op in step]):
         if isinstance(op, Call):  # a model may return its input, or a view of it
             until[op.shown] = max(until[op.shown], *(until[out] for out in op.outs))

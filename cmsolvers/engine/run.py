@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -17,8 +18,9 @@ from cmsolvers.engine.latest import Latest
 from cmsolvers.engine.lower import lower
 from cmsolvers.engine.machine import Machine
 from cmsolvers.engine.observers import BadOutputs, Info, Recorder, bar
-from cmsolvers.engine.options import Shared
+from cmsolvers.engine.options import Fixed
 from cmsolvers.engine.outputs import StaticOutputError
+from cmsolvers.engine.parts import Part, check_gaussian, history_for, part_of, tells
 from cmsolvers.engine.path_noise import PathNoise
 from cmsolvers.engine.program import Program
 from cmsolvers.engine.trace import MOST_STEPS, Trace, check_held, state_dtype
@@ -29,19 +31,52 @@ _MOST_PROGRAMS = 64
 _PROGRAMS: Latest[Program] = Latest(_MOST_PROGRAMS)
 
 
-def run(
-    traced: Trace, denoiser: object, x: Tensor, options: Shared, *, name: str, model: str
-) -> Result:
-    """Run a trace; `name` is the solver's, `model` that of its first argument."""
-    states = Recorder(options.trajectory, traced.visited).wanted
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose steps are known.
+
+    Attributes:
+        traced: the steps.
+        denoiser: the model.
+        options: of the run.
+        name: of the solver.
+        model: what the model is called in error texts.
+    """
+
+    traced: Trace
+    denoiser: object
+    options: Fixed
+    name: str
+    model: str
+
+
+def run(prepared: Prepared, x: Tensor) -> Result:
+    """Run from x."""
+    traced, denoiser, options = prepared.traced, prepared.denoiser, prepared.options
+    name, model = prepared.name, prepared.model
+    part = part_of(options, len(traced.steps))
+    levels = traced.visited[part[0] : part[1] + 1]
+    states = Recorder(options.trajectory, levels).wanted
     check_held(traced, x.dtype)
+    if options.log_prob:
+        check_gaussian(traced, part, name)
+    given = history_for(traced, part[0], x, options, name)
     noisy, sampler = bool(traced.normals), options.noise_sampler
     state = state_dtype(x)
     if traced.brownian and noisy and sampler is None:
         sampler = PathNoise(traced, x, options.seed)
     fused, shown = sampler is None, options.callback is not None
     program = program_of(
-        traced, denoiser, state, told=x.dtype, fused=fused, shown=shown, states=states
+        traced,
+        denoiser,
+        state,
+        told=x.dtype,
+        fused=fused,
+        shown=shown,
+        states=states,
+        part=part,
+        history=states or tells(options),
+        density="made" if options.log_prob else "",
     )
     key = key_of(options.seed, x, needed=noisy and fused)
     said = f"{model} must return" if traced.coordinate == "sigma" else "sde must give"
@@ -51,11 +86,19 @@ def run(
         bad = BadOutputs(x, said, traced.coordinate) if options.check_nan else None
         wide = x.to(state)
         return Machine(
-            program, wide, called, options, key=key, noise_sampler=sampler, bad=bad, copies=copies
+            program,
+            wide,
+            called,
+            options,
+            key=key,
+            noise_sampler=sampler,
+            bad=bad,
+            copies=copies,
+            given=given,
         )
 
     result, machine = drive(
-        start, options, x.dtype, name, traced.coordinate, traced.visited, copies=program.static
+        start, options, x.dtype, name, traced.coordinate, levels, part, copies=program.static
     )
     # Others share a program that is not kept for this model alone.
     program.static = machine.copied and _KEPT.get() is not None
@@ -77,17 +120,21 @@ class Going(Protocol):
     def check(self) -> None:
         """ValueError if an output was not finite, where that is looked for."""
 
+    def facts(self, first: int, last: int) -> dict[str, Any]:
+        """What an `Info` says of these steps besides costs and states."""
+
 
 G = TypeVar("G", bound=Going)
 
 
 def drive(
     start: Callable[..., G],
-    options: Shared,
+    options: Fixed,
     dtype: torch.dtype,
     name: str,
     coordinate: str,
-    visited: Sequence[float],
+    levels: Sequence[float],
+    part: Part,
     *,
     copies: bool = False,
 ) -> tuple[Result, G]:
@@ -99,32 +146,34 @@ def drive(
         dtype: of what is returned: that of the user's x.
         name: of the solver.
         coordinate: what a progress bar calls a level.
-        visited: the level at the start and after each step.
+        levels: the level at the start and after each step.
+        part: which steps these are.
         copies: whether outputs are copied from the start. They always are with a callback or a
             noise sampler, which would notice that the run begins anew.
     """
-    recorder = Recorder(options.trajectory, visited)
+    recorder = Recorder(options.trajectory, levels)
     seen = options.callback is not None or options.noise_sampler is not None
     going = start(copies=copies or seen)
     y: Tensor | None = going.x
     recorder.add(going.x)
     try:
-        with bar(options.progress, name, len(visited) - 1) as progress_bar:
-            for i, level in enumerate(visited[1:]):
+        with bar(options.progress, name, len(levels) - 1) as progress_bar:
+            for i, level in enumerate(levels[1:], part[0]):
                 y = going.step(i)
                 if y is not None:
                     recorder.add(y)
                 progress_bar.advance(coordinate, level, going.nfe)
     except StaticOutputError:
-        return drive(start, options, dtype, name, coordinate, visited, copies=True)
+        return drive(start, options, dtype, name, coordinate, levels, part, copies=True)
     assert y is not None
     going.check()
     y = y.to(dtype)
-    if not (options.return_info or recorder.wanted):
+    if not (tells(options) or recorder.wanted):
         return y, going
-    states, levels = recorder.result()
-    states = None if states is None else states.to(dtype)
-    return (y, Info(going.nfe, len(visited) - 1, states, levels)), going
+    states, at = recorder.result()
+    if states is not None and not options.log_prob:
+        states = states.to(dtype)
+    return (y, Info(going.nfe, len(levels) - 1, states, at, **going.facts(*part))), going
 
 
 _KEPT: ContextVar[Latest[Program] | None] = ContextVar("kept programs", default=None)

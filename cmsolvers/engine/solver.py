@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -19,8 +21,8 @@ from cmsolvers.denoisers.protocol import Denoiser
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.help_texts import Text, docstring_of, signature_of
 from cmsolvers.engine.observers import Info
-from cmsolvers.engine.options import CHURN, S_NOISE, SHARED, Option, Shared
-from cmsolvers.engine.run import Result, run
+from cmsolvers.engine.options import CHURN, ON_LEVELS, S_NOISE, OnLevels, Option
+from cmsolvers.engine.run import Prepared, Result, run
 from cmsolvers.engine.trace import Formula, Span, lifted, trace
 from cmsolvers.processes.coordinates import coordinates_of
 
@@ -115,7 +117,7 @@ def solver(
     def decorate(formula: Formula) -> Sampler:
         asked = taken(formula, own, some=spans is not None or checked is not None)
 
-        def call(denoiser: Any, x: Tensor, grid: Any, values: dict[str, Any]) -> Result:
+        def prepare(denoiser: Any, x: Tensor, grid: Any, values: dict[str, Any]) -> Prepared:
             check.state("x", x)
             check.function(model, denoiser)
             mine = {name: values.pop(name) for name in own}
@@ -139,11 +141,13 @@ def solver(
                 keeps_spread=keeps_spread,
                 path=path,
             )
-            name, shared = formula.__name__, Shared(**values)
-            return run(traced, denoiser, x, shared, name=name, model=model)
+            return Prepared(traced, denoiser, OnLevels(**values), formula.__name__, model)
+
+        def call(denoiser: Any, x: Tensor, grid: Any, values: dict[str, Any]) -> Result:
+            return run(prepare(denoiser, x, grid, values), x)
 
         text = Text(model, "sigmas", noise)
-        function: Sampler = public(formula, call, (*options, *extra, *SHARED), text)
+        function: Sampler = public(formula, call, (*options, *extra, *ON_LEVELS), text, prepare)
         catalogue.enter(function, order=order, nfe=nfe, noise=noise, source=source)
         return function
 
@@ -181,6 +185,7 @@ def public(
     call: Callable[..., Any],
     options: Sequence[Option],
     text: Text,
+    prepare: Callable[..., Prepared] | None = None,
 ) -> Any:
     """A function with the name and docstring of `described` and a complete signature.
 
@@ -190,6 +195,7 @@ def public(
         call: `call(model, x, grid, values)` gets checked options.
         options: all keyword arguments.
         text: of the docstring.
+        prepare: of the arguments of `call` all of the run, for `prepared`.
     """
     name = described.__name__
     twice = [n for n, count in Counter(option.name for option in options).items() if count > 1]
@@ -201,7 +207,7 @@ def public(
     known = {option.name: option for option in options}
     defaults = {option.name: option.default for option in options}
 
-    def function(*args: Any, **given: Any) -> Any:
+    def read(*args: Any, **given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         for key in given:
             if key not in known and key not in signature.parameters:
                 raise TypeError(f"{name}() got an unexpected keyword argument {key!r}")
@@ -214,15 +220,52 @@ def public(
         values = dict(defaults)
         for key, value in given.items():
             values[key] = known[key].checked(key, value)
+        return args, values
+
+    def function(*args: Any, **given: Any) -> Any:
+        args, values = read(*args, **given)
         with _gradients(args[1], name, values["grad"]):
             return call(*args, values)
 
+    if prepare is not None:
+
+        def ready(*args: Any, **given: Any) -> Prepared:
+            args, values = read(*args, **given)
+            return prepare(*args, values)
+
+        _PREPARE[function] = ready
     function.__name__ = function.__qualname__ = name
     function.__wrapped__ = described  # type: ignore[attr-defined]  # what getsource shows
     function.__module__ = described.__module__
     function.__signature__ = signature  # type: ignore[attr-defined]
     function.__doc__ = docstring_of(inspect.getdoc(described) or "", options, text)
     return function
+
+
+_PREPARE: WeakKeyDictionary[Callable[..., Any], Callable[..., Prepared]] = WeakKeyDictionary()
+
+
+def prepared(
+    solver: object, model: object, x: Tensor, grid: Levels, options: Mapping[str, Any]
+) -> Prepared:
+    """A run of a solver with fixed steps, checked and traced, but not begun.
+
+    `solver` may be a `functools.partial`; the rest are its arguments.
+
+    Raises:
+        TypeError: another function.
+    """
+    base: Any = solver
+    preset: dict[str, Any] = {}
+    while isinstance(base, partial):
+        base, preset = base.func, {**base.keywords, **preset}
+    prepare = _PREPARE.get(base) if callable(base) else None
+    if prepare is None:
+        raise TypeError(
+            f"sampler must be a solver of the library with fixed steps; got "
+            f"{check.describe(solver)}"
+        )
+    return prepare(model, x, grid, **{**preset, **options})
 
 
 def _gradients(x: object, name: str, grad: bool) -> AbstractContextManager[object]:

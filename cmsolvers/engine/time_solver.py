@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -14,8 +14,9 @@ from cmsolvers.engine.fields import check_direction, check_sde, is_noisy, known
 from cmsolvers.engine.help_texts import Text
 from cmsolvers.engine.live_run import LiveRun
 from cmsolvers.engine.observers import Info, Recorder
-from cmsolvers.engine.options import SHARED, Option, Shared
-from cmsolvers.engine.run import Result, drive, key_of, run
+from cmsolvers.engine.options import FIXED, Fixed, Option
+from cmsolvers.engine.parts import part_of
+from cmsolvers.engine.run import Prepared, Result, drive, key_of, run
 from cmsolvers.engine.solver import Solver, public, taken
 from cmsolvers.engine.time_steps import check_formula, trace_in_time
 from cmsolvers.engine.trace import Formula
@@ -68,7 +69,7 @@ def time_solver(
             defaults = {option.name: option.default for option in options}
             check_formula(formula, draws(**defaults), **defaults)
 
-        def call(sde: Any, x: Tensor, grid: Any, values: dict[str, Any]) -> Result:
+        def plan(sde: Any, x: Tensor, grid: Any, values: dict[str, Any]) -> _Plan:
             check.state("x", x)
             check_sde(sde)
             times = check.times("ts", grid)
@@ -79,24 +80,58 @@ def time_solver(
             reads_tensors = live(**mine)
             if exact and not reads_tensors:
                 check_weights()
-            shared, library, count = Shared(**values), known(sde), draws(**mine)
+            shared, library, count = Fixed(**values), known(sde), draws(**mine)
             one_normal = shared.noise_sampler is None or count == 1
             ahead = one_normal and not (reads_tensors or any(map(callable, mine.values())))
+            ready = None
             if library is not None and ahead:
                 traced = trace_in_time(formula, library, times, mine, count)
-                score = getattr(library, "score", None)
-                return run(traced, score, x, shared, name=name, model="score")
-            Recorder(shared.trajectory, times)  # before a seed is drawn
+                ready = Prepared(traced, getattr(library, "score", None), shared, name, "score")
+            elif shared.log_prob:
+                raise ValueError(_no_density(name))
+            return _Plan(times, mine, shared, count, ready)
+
+        def prepare(sde: Any, x: Tensor, grid: Any, values: dict[str, Any]) -> Prepared:
+            ready = plan(sde, x, grid, values).ready
+            if ready is None:
+                raise ValueError(_no_density(name))
+            return ready
+
+        def call(sde: Any, x: Tensor, grid: Any, values: dict[str, Any]) -> Result:
+            planned = plan(sde, x, grid, values)
+            if planned.ready is not None:
+                return run(planned.ready, x)
+            times, mine, shared, count = planned[:4]
+            part = part_of(shared, len(times) - 1)
+            levels = times[part[0] : part[1] + 1]
+            Recorder(shared.trajectory, levels)  # before a seed is drawn
             drawn = is_noisy(sde) or (noisy is not None and noisy(**mine))
             needed = drawn and (shared.noise_sampler is None or count > 1)
             key = key_of(shared.seed, x, needed=needed)
             start = partial(LiveRun, formula, mine, sde, x, times, count, key, shared)
-            return drive(start, shared, x.dtype, name, "t", times)[0]
+            return drive(start, shared, x.dtype, name, "t", levels, part)[0]
 
         function: TimeSolver = public(
-            formula, call, (*options, *SHARED), Text("sde", "ts", "fresh")
+            formula, call, (*options, *FIXED), Text("sde", "ts", "fresh"), prepare
         )
         catalogue.enter(function, order=order, nfe=nfe, noise="fresh", source=source, space="time")
         return function
 
     return decorate
+
+
+class _Plan(NamedTuple):
+    """A run as its arguments ask for it; `ready` where its steps are known before it begins."""
+
+    times: tuple[float, ...]
+    mine: dict[str, Any]
+    shared: Fixed
+    draws: int
+    ready: Prepared | None
+
+
+def _no_density(name: str) -> str:
+    return (
+        f"log_prob must be left out for {name} here: it is known for SDEs of the library "
+        "(process.reverse) alone, whose steps are known before the run"
+    )

@@ -297,6 +297,16 @@ class Trace:
         drawn = {symbol for form in forms for symbol in form.terms if isinstance(symbol, Noise)}
         return drawn | {step.churn[0] for step in self.steps if step.churn is not None}
 
+    def kept_for(self, later: int) -> list[Past]:
+        """What the steps from number `later` on read of those before, the latest first."""
+        owners = {
+            past: i for i, step in enumerate(self.steps[:later]) for past in step.kept.values()
+        }
+        steps = self.steps[later:]
+        forms = (f for step in steps for f in (step.result, *(ask.y for ask in step.asks)))
+        read = {s for form in forms for s in form.terms if isinstance(s, Past) and s in owners}
+        return sorted(read, key=lambda past: (-owners[past], past.slope))
+
     @cached_property
     def levels(self) -> list[float]:
         """The level of each evaluation, in order."""

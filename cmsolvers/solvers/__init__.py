@@ -2,6 +2,7 @@
 
 from cmsolvers.solvers.adaptive_sde import adaptive_sde
 from cmsolvers.solvers.ancestral import euler_ancestral
+from cmsolvers.solvers.cps import cps
 from cmsolvers.solvers.ddim import ddim, ddpm_ancestral
 from cmsolvers.solvers.deis import deis, ipndm
 from cmsolvers.solvers.dpm import dpm_2, dpm_2_ancestral, dpm_fast
@@ -10,6 +11,7 @@ from cmsolvers.solvers.dpmpp import dpmpp_2m, dpmpp_2s_ancestral
 from cmsolvers.solvers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from cmsolvers.solvers.euler import euler_pf_ode
 from cmsolvers.solvers.euler_maruyama import euler_maruyama
+from cmsolvers.solvers.flow_sde import flow_sde
 from cmsolvers.solvers.heun import heun_pf_ode
 from cmsolvers.solvers.lms import lms
 from cmsolvers.solvers.milstein import milstein
@@ -24,6 +26,7 @@ from cmsolvers.solvers.unipc import unipc
 __all__ = [
     "adaptive_sde",
     "consistency_sample",
+    "cps",
     "ddim",
     "ddpm_ancestral",
     "deis",
@@ -39,6 +42,7 @@ __all__ = [
     "euler_ancestral",
     "euler_maruyama",
     "euler_pf_ode",
+    "flow_sde",
     "heun_pf_ode",
     "ipndm",
     "lms",

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import cmsolvers as cm
 from cmsolvers import noise
@@ -29,6 +28,7 @@ from support.adaptive_cases import (
 )
 from support.exact import assert_same_bits
 from support.orders import F64, FIRST, LAST
+from support.waits import Waits
 
 some_solvers = pytest.mark.parametrize(
     "name", ["heun21-sigma", "dopri54-log_sigma", "dpm2", "dpm3"]
@@ -349,20 +349,6 @@ def test_t_space_errors_carry_times():
     with pytest.raises(SolverError, match="adaptive_sde gave up on sample 0 at t ") as e:
         adaptive_sde(bad, torch.ones(2, 1), [0.0, 1.0], seed=0)
     assert 0.3 < e.value.t[0] <= 0.5 + 1e-7, "as far as it goes in the float32 of its times"
-
-
-class Waits(TorchDispatchMode):
-    """Counts the operators that read values on the host, which would wait for a GPU."""
-
-    NAMES = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.name().split("::")[-1] in [n.split(".")[1] for n in self.NAMES]
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

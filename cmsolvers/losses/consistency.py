@@ -221,7 +221,8 @@ def _distances(
     """d(f(x, sigma), f^-(x', sigma_next)), [B]."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     same = SameRandomness(x.device)
-    value = check.model_output("student", student(x, pair.high.to(dtype), **pair.extra), x)
+    with same.record():
+        value = check.model_output("student", student(x, pair.high.to(dtype), **pair.extra), x)
     model = student if target is None else target
     with torch.no_grad(), same.replay(), same_statistics(model):
         aim = pair.x0

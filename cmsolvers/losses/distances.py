@@ -113,14 +113,8 @@ _NAMED: dict[str, Callable[[], Distance]] = {
     "l1": lambda: l1,
     "l2": lambda: l2,
     "pseudo_huber": pseudo_huber,
-    "lpips": lpips_distance,
+    "lpips": cache(lpips_distance),  # it loads a network
 }
-
-
-@cache
-def _named(name: str) -> Distance:
-    """Made once: LPIPS loads a network."""
-    return _NAMED[name]()
 
 
 def get_distance(distance: str | Distance) -> Distance:
@@ -134,5 +128,5 @@ def get_distance(distance: str | Distance) -> Distance:
         if distance not in _NAMED:
             known = ", ".join(repr(name) for name in _NAMED)
             raise ValueError(f"distance must be {known} or a callable; got {distance!r}")
-        return _named(distance)
+        return _NAMED[distance]()
     return check.function("distance", distance)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
 
 
 class SameRandomness:
@@ -18,17 +19,27 @@ class SameRandomness:
     the generator of its device. Both are kept, and after `replay` both stand where they stood
     before it.
 
+    A function that torch.compile traces cannot read a generator. There the numbers that the block
+    of `record` draws are kept and used again in that of `replay`: dropout (also 1d, 2d, 3d), rand,
+    randn, randint, randperm, bernoulli_(p), uniform_ and normal_. Other random functions of torch
+    raise; `rand_like`, `randn_like`, `randint_like` and custom ops are not seen, and draw anew.
+
     Args:
         device: where the passes run.
 
     Example:
         >>> same = SameRandomness(x.device)
-        >>> student = f(x, sigma)
+        >>> with same.record():
+        ...     student = f(x, sigma)
         >>> with same.replay():
         ...     target = f(y, sigma_next)
     """
 
     def __init__(self, device: torch.device | str) -> None:
+        self._drawn: _Drawn | None = None
+        if torch.compiler.is_compiling():
+            self._drawn = _Drawn()
+            return
         device = torch.device(device)
         self._cpu = torch.get_rng_state()
         self._type = device.type
@@ -41,8 +52,26 @@ class SameRandomness:
             self._device = index, module.get_rng_state(index)
 
     @contextmanager
+    def record(self) -> Iterator[None]:
+        """The block of the first pass; only needed where torch.compile traces."""
+        if self._drawn is None:
+            yield
+            return
+        with self._drawn:
+            yield
+
+    @contextmanager
     def replay(self) -> Iterator[None]:
-        """A block in which the generators start where they stood when this object was made."""
+        """A block in which the generators start where they stood when this object was made.
+
+        Raises:
+            RuntimeError: under torch.compile, a random function that cannot be replayed, or one
+                that the first pass did not call at this place.
+        """
+        if self._drawn is not None:
+            with self._drawn.again():
+                yield
+            return
         if self._device is None:
             with torch.random.fork_rng(devices=[]):
                 torch.set_rng_state(self._cpu)
@@ -53,6 +82,90 @@ class SameRandomness:
             torch.set_rng_state(self._cpu)
             torch.get_device_module(self._type).set_rng_state(state, index)
             yield
+
+
+_DROPOUT = ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
+_MAKERS = ("rand", "randn", "randint", "randperm")
+_IN_PLACE = ("bernoulli_", "uniform_", "normal_")
+# Where the argument stands that is 0 without dropout, and `training`, which is False by default.
+_TRAINING = {"alpha_dropout": 2, "feature_alpha_dropout": 2, "rrelu": 3}
+_WITH_DROPOUT = {"scaled_dot_product_attention": 4, "multi_head_attention_forward": 10}
+_REFUSED = (
+    *("gumbel_softmax", "multinomial", "bernoulli", "poisson", "binomial", "normal"),
+    *("random_", "exponential_", "geometric_", "cauchy_", "log_normal_"),
+)
+
+
+class _Drawn(TorchFunctionMode):
+    """Keeps what random functions give, and gives it again; functions are told by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[tuple[str, Tensor]] = []
+        self._next: int | None = None
+
+    def again(self) -> _Drawn:
+        """From here on, what was kept, in its order."""
+        self._next = 0
+        return self
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name, more = getattr(func, "__name__", ""), kwargs or {}
+        if name in _DROPOUT:
+            return self._dropout(name, func, args, more)
+        if name in _MAKERS:
+            # What is kept must not be what the network may write to.
+            return self._same(name, lambda: func(*args, **more)).clone()
+        if name in _IN_PLACE and not any(isinstance(value, Tensor) for value in args[1:]):
+            return args[0].copy_(self._same(name, lambda: func(args[0], *args[1:], **more).clone()))
+        if self._refused(name, args, more):
+            raise RuntimeError(
+                f"{name} of a network in training cannot draw the same numbers for student and "
+                "target under torch.compile; compile the network, not the loss, or leave it out"
+            )
+        return func(*args, **more)
+
+    def _refused(self, name: str, args: Any, more: dict[str, Any]) -> bool:
+        """Whether a call draws what cannot be given again."""
+        if name in _WITH_DROPOUT:
+            place = _WITH_DROPOUT[name]
+            p = args[place] if len(args) > place else more.get("dropout_p", 0.0)
+            return bool(more.get("training", True) and p > 0)
+        if name in _TRAINING:
+            place = _TRAINING[name]
+            return bool(args[place] if len(args) > place else more.get("training", False))
+        return name in _REFUSED or name in _IN_PLACE
+
+    def _same(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
+        """What was drawn at this place, or in a first pass what is drawn now."""
+        if self._next is None:
+            value = draw()
+            self._kept.append((name, value))
+            return value
+        if self._next >= len(self._kept) or self._kept[self._next][0] != name:
+            raise RuntimeError(
+                f"student and target must call the same random functions under torch.compile; "
+                f"the target calls {name} as number {self._next} and the student did not"
+            )
+        self._next += 1
+        return self._kept[self._next - 1][1]
+
+    def _dropout(self, name: str, func: Any, args: Any, more: dict[str, Any]) -> Tensor:
+        """Dropout as a product with what it makes of ones."""
+        given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | more
+        x: Tensor = given["input"]
+        p, training = given.get("p", 0.5), given.get("training", given.get("train", True))
+        if not training or p == 0:
+            return x
+        factor = self._same(name, lambda: func(torch.ones_like(x), p, True))
+        if factor.shape != x.shape:
+            raise RuntimeError(
+                f"student and target must call {name} with the same shapes under torch.compile; "
+                f"got {list(factor.shape)} and {list(x.shape)}"
+            )
+        return x.mul_(factor) if given.get("inplace", False) else x * factor
 
 
 @contextmanager

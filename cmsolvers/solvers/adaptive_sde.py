@@ -130,6 +130,9 @@ def adaptive_sde(
     that is tried again smaller is on the same path: nothing is drawn anew, and rejection does not
     bias the noise. A sample's result does not depend on the others of the batch, to the bit,
     where the SDE processes each sample independently. The default atol is for images in [-1, 1].
+    At the default tolerances the strong error on Gaussian data of spread 0.05 and 0.5 (root mean
+    square over samples of 64 elements; reverse VP to t = 0.001, reverse VE from sigma = 80 and
+    1,000 to 0.002) was at most rtol |x| + atol.
 
     Raises:
         ValueError: a diffusion that depends on the state.

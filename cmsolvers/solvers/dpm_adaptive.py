@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.engine.adaptive.control import FilterControl
+from cmsolvers.engine.adaptive.control import FilterControl, scaled_error
 from cmsolvers.engine.adaptive.loop import run
 from cmsolvers.engine.adaptive.method import Method, Model, Outcome, SampleNoise, Step
 from cmsolvers.engine.adaptive.settings import (
@@ -27,7 +27,7 @@ from cmsolvers.engine.adaptive.settings import (
 from cmsolvers.engine.forms import Form
 from cmsolvers.engine.live import held
 from cmsolvers.engine.observers import AdaptiveInfo
-from cmsolvers.engine.options import S_NOISE, option
+from cmsolvers.engine.options import S_NOISE, chosen, option
 from cmsolvers.engine.options import eta as eta_option
 
 if TYPE_CHECKING:
@@ -48,6 +48,14 @@ class DPMSettings(Settings):
     order: int = option(3, _order, "order of the result, 2 or 3.")
     rtol: float = option(0.05, check.non_negative, RTOL)
     atol: float = option(0.0078, check.positive, ATOL)
+    tolerance: str = option(
+        "result",
+        chosen("result", "published"),
+        'what the error of a step is held against. "result": max(atol, rtol max(|x|, sigma)) where '
+        'the step ends, and with order 3 by two estimates. "published": max(atol, rtol max(|x|, '
+        "|x before|)) and one estimate, as in the paper; x shrinks with sigma, and a large step "
+        "then passes with an error of more than its result.",
+    )
     h_init: float = option(0.05, check.positive, "first step size in -ln sigma, positive.")
     pcoeff: float = option(0.0, check.non_negative, PCOEFF)
     icoeff: float = option(
@@ -79,7 +87,6 @@ class DPMSolver(Method):
     """Steps of DPM-Solver in t = -ln sigma, two orders at once; the run ends at `t_end`."""
 
     name = "dpm_adaptive"
-    remembers = True
 
     def __init__(
         self, model: Model, settings: DPMSettings, noise: SampleNoise, t_end: float
@@ -87,6 +94,7 @@ class DPMSolver(Method):
         super().__init__(model, settings)
         self._order, self._eta, self._s_noise = settings.order, settings.eta, settings.s_noise
         self._noise, self._t_end = noise, t_end
+        self.remembers = settings.tolerance == "published"
         self.evaluations = settings.order - 1
 
     def level(self, t: Tensor) -> Tensor:
@@ -98,11 +106,34 @@ class DPMSolver(Method):
     def attempt(self, step: Step) -> Outcome:
         """Both orders over the part of the step that the ODE takes, then the noise."""
         h = self._down(step) if self._eta else step.h
-        high, low = (_second if self._order == 2 else _third)(_Stages(step, h))
-        compared = step.value(low)
-        wrong = step.value(low - high)
-        new = step.value(high + self._kick(step, h) if self._eta else high)
-        return Outcome(new, self.norm(wrong, compared, step.previous), previous=compared.detach())
+        pair = (_second if self._order == 2 else _third)(_Stages(step, h))
+        error, previous = self._published(step, pair) if self.remembers else self._own(step, pair)
+        new = step.value(pair.high + self._kick(step, h) if self._eta else pair.high)
+        return Outcome(new, error, previous=previous)
+
+    def _published(self, step: Step, pair: _Pair) -> tuple[Tensor, Tensor]:
+        """The error against the lower order's states here and one step before, and the former."""
+        compared = step.value(pair.low)
+        wrong = step.value(pair.low - pair.high)
+        return self.norm(wrong, compared, step.previous), compared.detach()
+
+    def _own(self, step: Step, pair: _Pair) -> tuple[Tensor, None]:
+        """The error against max(atol, rtol max(|x|, sigma)) where the step ends.
+
+        That bounds what is left of it at the end of the run. On data N(0, s^2) the ODE takes x and
+        an error from sigma to e times the same factor sqrt((s^2 + e^2) / (s^2 + sigma^2)) <= 1:
+        rtol |x| becomes rtol |x|, rtol sigma at most rtol sqrt(s^2 + e^2), atol at most atol. The
+        state before the step can be e^h times larger. The noise is left out: a draw would decide
+        on its own step.
+        """
+        new = step.value(pair.high)
+        level = self.level(step.t_next).to(new).reshape(-1, *[1] * (new.dim() - 1))
+        rtol, atol = self.settings.rtol, self.settings.atol
+        sizes = [
+            scaled_error(step.value(wrong), new, level, rtol=rtol, atol=atol, larger=True)
+            for wrong in (pair.low - pair.high, *pair.more)
+        ]
+        return torch.stack(sizes).amax(0), None
 
     def _down(self, step: Step) -> Tensor:
         """What the ODE takes of a step: all but the variance that noise will bring.
@@ -149,24 +180,39 @@ class _Stages:
         return torch.where(size > 0, value, 0.0)
 
 
-def _second(s: _Stages) -> tuple[Form, Form]:
+class _Pair(NamedTuple):
+    """A step of two orders, and further estimates of the lower one's error."""
+
+    high: Form
+    low: Form
+    more: tuple[Form, ...] = ()
+
+
+def _second(s: _Stages) -> _Pair:
     """Algorithm 1 with r = 1/2, and DPM-Solver-1."""
     r = 1 / 2
     e = s.eps(s.x)
     d = s.eps(s.x + s.first(r) * e, r) - e
     low = s.x + s.first() * e
-    return low + s.first() / (2 * r) * d, low
+    return _Pair(low + s.first() / (2 * r) * d, low)
 
 
-def _third(s: _Stages) -> tuple[Form, Form]:
-    """Algorithm 2 with r_1 = 1/3 and r_2 = 2/3, and algorithm 1 with r = r_1."""
+def _third(s: _Stages) -> _Pair:
+    """Algorithm 2 with r_1 = 1/3 and r_2 = 2/3, and algorithm 1 with r = r_1.
+
+    Their difference alone is blind. On data N(0, s^2), with u = (s / sigma)^2, it is
+    x h^3 u^2 / (6 (1 + u)^3) to leading order, which a term in h^4 u outweighs where sigma is above
+    s: somewhere there it vanishes, for all elements at once, and any step passes. What the
+    curvature of eps adds, x h^3 u (1 - u) / (12 (1 + u)^3), vanishes elsewhere, near sigma = s.
+    """
     r_1, r_2 = 1 / 3, 2 / 3
     e = s.eps(s.x)
     d_1 = s.eps(s.x + s.first(r_1) * e, r_1) - e
     u = s.x + s.first(r_2) * e + s.second(r_2) * (r_2 / r_1) * d_1
     d_2 = s.eps(u, r_2) - e
     straight = s.x + s.first() * e
-    return straight + s.second() / r_2 * d_2, straight + s.first() / (2 * r_1) * d_1
+    high, low = straight + s.second() / r_2 * d_2, straight + s.first() / (2 * r_1) * d_1
+    return _Pair(high, low, (s.second() / r_2 * d_2 - s.second() / r_1 * d_1,))
 
 
 @solver(
@@ -182,6 +228,11 @@ def dpm_adaptive(
 
     DPM-Solver-12 (order 2) or DPM-Solver-23 (order 3): the result has that order, its difference
     from the order below is the error. A try costs 2 or 3 evaluations, one less after a rejection.
+    On samples of 64 elements, Gaussian data of spread 0.05 to 5 and mixtures, from sigma = 10 to
+    10,000 down to 0.002, the error of the result (root mean square over a sample) was at most 1.3
+    (rtol |x| + atol) with order 3, 3 (rtol |x| + atol) with order 2, for rtol from 0.05 to 1e-4;
+    the defaults took 20 to 50 evaluations. An error on the border of two modes is magnified by the
+    ODE itself. With `tolerance="published"`, at the defaults, it could be more than |x|.
     With a denoiser that processes each sample independently, a sample's result does not depend on
     the others of the batch, to the bit, noise included: the k-th accepted step of a sample uses
     draw k of stream 1, also in the tries before.
@@ -196,5 +247,6 @@ def dpm_adaptive(
     noise = SampleNoise(settings, x, wanted=settings.eta > 0)
     model = Model("denoiser", denoiser, x.dtype, look=settings.check_nan)
     steps = DPMSolver(model, settings, noise, t_end=-math.log(grid.stops[-1]))
+    # With eta > 0 too: from a given x the error of the part that the ODE takes is of that order.
     control = FilterControl(settings.order, **parts, accept_safety=settings.accept_safety)
     return run(steps, control, x, grid, settings.h_init)

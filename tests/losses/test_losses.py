@@ -621,10 +621,10 @@ def test_lpips_by_name_is_loaded_once(monkeypatch):
             made.append(net)
 
     monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=LPIPS))
-    losses.distances._named.cache_clear()
+    losses.distances._NAMED["lpips"].cache_clear()
     assert losses.get_distance("lpips") is losses.get_distance("lpips")
     assert made == ["vgg"]
-    losses.distances._named.cache_clear()
+    losses.distances._NAMED["lpips"].cache_clear()
 
 
 def test_levels_of_losses_are_finite_and_weights_callable():

@@ -8,9 +8,10 @@ import pytest
 import torch
 from scipy.integrate import RK23, RK45
 
+from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.engine.adaptive import lanes
 from cmsolvers.engine.adaptive.method import Model, SampleNoise, Step
-from cmsolvers.solvers.dpm_adaptive import DPMSettings, DPMSolver
+from cmsolvers.solvers.dpm_adaptive import DPMSettings, DPMSolver, _Stages, _third
 from cmsolvers.solvers.rk_pf_ode import RungeKutta, RungeKuttaSettings
 from cmsolvers.solvers.tableaux import BOSH32, DOPRI54, TABLEAUX, Tableau, rooted_trees
 from support.adaptive_cases import GAUSSIAN, START, worst
@@ -141,10 +142,10 @@ def test_a_perturbed_pair_has_not_its_order():
     assert on_cosine(table, True, (10, 1), 16) < 4
 
 
-def dpm(order):
-    settings = DPMSettings(order=order, rtol=0.0, atol=1.0)
-    noise = SampleNoise(settings, START, wanted=False)
-    return DPMSolver(Model("denoiser", GAUSSIAN, F64), settings, noise, t_end=0.0)
+def dpm(order, data=GAUSSIAN, **options):
+    settings = DPMSettings(order=order, rtol=0.0, atol=1.0, seed=3, **options)
+    noise = SampleNoise(settings, START, wanted=settings.eta > 0)
+    return DPMSolver(Model("denoiser", data, F64), settings, noise, t_end=0.0)
 
 
 @pytest.mark.parametrize("order", [2, 3])
@@ -152,9 +153,16 @@ def test_order_of_dpm_solver(order):
     assert on_gaussian(dpm(order), 32) == pytest.approx(order, abs=0.1)
 
 
+DPM_PAIRS = [
+    (dpm(order, tolerance=tolerance, eta=eta), order - 1)
+    for order in (2, 3)
+    for tolerance in ("result", "published")
+    for eta in (0.0, 0.5, 1.0)
+]
+
+
 @pytest.mark.parametrize(
-    "steps, order",
-    [(runge_kutta(t), t.embedded_order) for t in TABLEAUX.values()] + [(dpm(2), 1), (dpm(3), 2)],
+    "steps, order", [(runge_kutta(t), t.embedded_order) for t in TABLEAUX.values()] + DPM_PAIRS
 )
 def test_the_error_estimate_is_of_one_order_more_than_the_comparison(steps, order):
     t = math.log(2.0) * (-1 if isinstance(steps, DPMSolver) else 1)
@@ -163,3 +171,32 @@ def test_the_error_estimate_is_of_one_order_more_than_the_comparison(steps, orde
     errors = [steps.attempt(step_of(steps, START, t, t + sign * h)).error for h in sizes]
     measured = slope([e.max().item() for e in errors], [1 / h for h in sizes])
     assert measured == pytest.approx(order + 1, abs=0.1)
+
+
+def test_the_estimates_of_dpm_solver_3_vanish_at_different_levels():
+    """Their leading terms on N(0, s^2); u = (s / sigma)^2."""
+    s, h = 0.5, 4e-3
+    steps = dpm(3, Gaussian(s))
+    for sigma in (0.05, 0.2, s, 1.0, 3.0):
+        step = step_of(steps, START, -math.log(sigma), -math.log(sigma) + h)
+        pair, u = _third(_Stages(step, step.h)), (s / sigma) ** 2
+        size = START / math.hypot(s, sigma) * sigma * h**3 * u * (1 + u) ** -2.5 / 12
+        most = 0.02 * max(2 * u, abs(1 - u)) * size.abs().max()
+        assert worst(step.value(pair.low - pair.high), 2 * u * size) < most
+        assert worst(step.value(pair.more[0]), (1 - u) * size) < most
+
+
+def test_the_difference_of_orders_alone_vanishes_in_a_large_step():
+    """At some level above s the published estimate is 0 and the error of the result is not."""
+    s, h = 0.5, 2.0
+    data, x = Gaussian(s), torch.ones(1, 1, dtype=F64)
+    steps, seen = dpm(3, data), []
+    for sigma in torch.linspace(1.0, 5.0, 200).tolist():
+        step = step_of(steps, math.hypot(s, sigma) * x, -math.log(sigma), -math.log(sigma) + h)
+        pair = _third(_Stages(step, step.h))
+        exact = data.consistency(step.value(step.x), sigma, sigma * math.exp(-h))
+        wrong = (step.value(f).item() for f in (pair.low - pair.high, pair.more[0]))
+        seen.append((*wrong, (step.value(pair.high) - exact).item()))
+    published, more, true = torch.tensor(seen, dtype=F64).abs().T
+    assert (published / true).min() < 0.1, "the control"
+    assert (torch.maximum(published, more) / true).min() > 1.5

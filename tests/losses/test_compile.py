@@ -1,0 +1,210 @@
+"""Losses compiled whole: the same values and gradients, and the same masks in both passes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cmsolvers import losses, noise
+from cmsolvers.denoisers import EDM, ConsistencyFunction
+
+BACKENDS = ("eager", "aot_eager")
+X0 = noise.normal((6, 3), seed=1)
+HIGH = torch.linspace(0.5, 3.0, 6, dtype=torch.float64)
+LOW = HIGH * 0.8
+
+
+class Net(nn.Module):
+    """A network with what a pass changes: dropout and running statistics."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 3)
+        self.norm, self.dropout = nn.BatchNorm1d(8), nn.Dropout(p)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.last(self.dropout(functional.silu(self.norm(self.first(x))))) * (1 + c[:, None])
+
+
+def nets(p: float) -> tuple[Net, Net, Net]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Net(p), Net(p), Net(p).eval()
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "training": lambda f, t, d, **o: losses.consistency_training(f, None, X0, HIGH, LOW, **o),
+    "training, EMA": lambda f, t, d, **o: losses.consistency_training(
+        f, t, X0, HIGH, LOW, distance="l2", weight=None, **o
+    ),
+    "training, to 0": lambda f, t, d, **o: losses.consistency_training(f, None, X0, 2.0, 0.0, **o),
+    "distillation": lambda f, t, d, **o: losses.consistency_distillation(
+        f, t, d, X0, HIGH, LOW, **o
+    ),
+    "distillation, Euler": lambda f, t, d, **o: losses.consistency_distillation(
+        f, None, d, X0, 2.0, 1.0, solver="euler", distance="l1", **o
+    ),
+    "score": lambda f, t, d, **o: losses.denoising_score_matching(f, X0, HIGH, **o),
+}
+
+
+def outcome(
+    name: str, p: float, seed: object, backend: str | None
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Loss, gradients, and the student's buffers after the pass."""
+    student, target, teacher = nets(p)
+    f = (EDM if name == "score" else ConsistencyFunction)(student)
+    t, d = ConsistencyFunction(target), EDM(teacher)
+
+    def loss() -> Tensor:
+        return LOSSES[name](f, t, d, seed=seed)
+
+    run = loss
+    if backend is not None:
+        torch._dynamo.reset()
+        run = torch.compile(loss, fullgraph=True, backend=backend)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        value = run()
+    value.backward()
+    return value.detach(), [w.grad for w in student.parameters()], list(student.buffers())
+
+
+@pytest.mark.filterwarnings("error::UserWarning:torch._dynamo")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("p, seed", [(0.0, 3), (0.5, None)])
+@pytest.mark.parametrize("name", LOSSES)
+def test_compiled_losses_are_those_of_eager(name, p, seed, backend):
+    value, gradients, buffers = outcome(name, p, seed, None)
+    compiled, also, left = outcome(name, p, seed, backend)
+    torch.testing.assert_close(compiled, value, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(also, gradients, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(left, buffers, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["training", "distillation"])
+def test_compiled_by_inductor(name):
+    value, gradients, _ = outcome(name, 0.0, 3, None)
+    compiled, also, _ = outcome(name, 0.0, 3, "inductor")
+    torch.testing.assert_close(compiled, value, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(also, gradients, rtol=1e-4, atol=1e-5)
+
+
+# --- random functions ----------------------------------------------------------------------------
+
+
+class Random(nn.Module):
+    """Its output is what a random function makes, and nothing else."""
+
+    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.draw, self.scale = draw, nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.draw(torch.ones_like(x)) * self.scale
+
+
+def images(x: Tensor) -> Tensor:
+    return functional.dropout2d(x.reshape(2, 3, 1, 3), 0.5).reshape(6, 3)
+
+
+REPLAYED: dict[str, Callable[[Tensor], Tensor]] = {
+    "nn.Dropout": nn.Dropout(0.5),
+    "dropout": lambda x: functional.dropout(functional.dropout(x, p=0.3), 0.4, training=True),
+    "dropout, in place": lambda x: functional.dropout(x * 1.0, 0.4, True, True),
+    "dropout2d": images,
+    "torch.dropout": lambda x: torch.dropout(x, 0.5, train=True),
+    "bernoulli_": lambda x: x * x.new_empty(6, 1).bernoulli_(0.5) / 0.5,
+    "normal_": lambda x: x + torch.empty(3).normal_(0.0, 2.0),
+    "rand, written to": lambda x: x * torch.rand(6, 3).mul_(2.0).floor_(),
+    "randn, randint": lambda x: x * torch.randn(3) + torch.randint(0, 9, (6, 1)),
+    "randperm": lambda x: x * torch.randperm(6)[:, None],
+}
+
+
+def apart(draw: Callable[[Tensor], Tensor], backend: str) -> Tensor:
+    """The distance of what student and target drew."""
+    net = Random(draw)
+
+    def loss() -> Tensor:
+        return losses.consistency_training(net, None, X0, HIGH, LOW, distance="l2", seed=0)
+
+    torch._dynamo.reset()
+    return torch.compile(loss, fullgraph=True, backend=backend)()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", REPLAYED)
+def test_student_and_target_draw_the_same(name, backend):
+    assert apart(REPLAYED[name], backend) == 0
+
+
+def test_inductor_draws_the_same_for_both():
+    assert apart(nn.Dropout(0.5), "inductor") == 0
+
+
+def test_without_the_record_they_differ(monkeypatch):
+    """The control: a kept number that is not used again."""
+    monkeypatch.setattr(losses.randomness._Drawn, "again", lambda self: self)
+    assert apart(nn.Dropout(0.5), "eager") > 0
+
+
+def test_every_run_draws_anew():
+    net = Random(nn.Dropout(0.5))
+    torch._dynamo.reset()
+
+    def loss() -> Tensor:
+        value = losses.consistency_training(net, None, X0, HIGH, LOW, seed=0)
+        return value, net(X0, HIGH)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    (a, first), (b, second) = compiled(), compiled()
+    assert a == b == 0 and not torch.equal(first, second)
+
+
+def attention(x: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.5)[0]
+
+
+REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
+    "scaled_dot_product_attention": attention,
+    "multi_head_attention_forward": lambda x: HEADS(x[None], x[None], x[None])[0][0],
+    "alpha_dropout": nn.AlphaDropout(0.5),
+    "rrelu": nn.RReLU(),
+    "bernoulli": lambda x: torch.bernoulli(0.5 * x),
+}
+HEADS = nn.MultiheadAttention(3, 1, dropout=0.5, batch_first=True)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_replayed_is_an_error(name):
+    with pytest.raises(Exception, match=f"{name} of a network in training cannot draw the same"):
+        apart(REFUSED[name], "eager")
+
+
+def test_nothing_is_refused_where_nothing_is_drawn():
+    quiet = copy.deepcopy(HEADS).eval()
+    for draw in (
+        lambda x: quiet(x[None], x[None], x[None])[0][0],
+        nn.AlphaDropout(0.5).eval(),
+        nn.RReLU().eval(),
+        lambda x: functional.scaled_dot_product_attention(x[None], x[None], x[None])[0],
+    ):
+        assert apart(draw, "eager") == 0
+
+
+def test_another_sequence_of_draws_is_an_error():
+    student, target = Random(nn.Dropout(0.5)), Random(lambda x: x * torch.rand(3))
+
+    def loss() -> Tensor:
+        return losses.consistency_training(student, target, X0, HIGH, LOW, seed=0)
+
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="student and target must call the same random functions"):
+        torch.compile(loss, fullgraph=True, backend="eager")()

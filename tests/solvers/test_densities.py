@@ -1,5 +1,6 @@
 """Log densities of steps: in runs, and again for other networks from stored states."""
 
+import itertools
 import math
 from functools import partial
 
@@ -114,7 +115,7 @@ def test_the_closed_form_on_a_gaussian(name):
     y, info = sampler(denoiser, x, levels, seed=5, log_prob=True, trajectory=True)
     assert info.log_prob.shape == (4, 4)
     assert info.log_prob.dtype is F64
-    for i, (s, to) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (s, to) in enumerate(itertools.pairwise(levels)):
         old, new = info.trajectory[i], info.trajectory[i + 1]
         mean, std = mean_of(old, s, to)
         wanted = Normal(mean, std).log_prob(new).sum((1, 2))
@@ -128,14 +129,14 @@ def test_the_closed_form_on_a_gaussian(name):
 
 @pytest.mark.parametrize(("sampler", "make", "levels"), cases())
 def test_every_gaussian_sampler_against_its_own_noise(sampler, make, levels):
-    """Log p of the state that was drawn is that of its noise: the weight of z falls out of the row."""
+    """Log p of the state that was drawn is that of its noise, whose weight two runs show."""
     net = make(small(F64))
     x = start(levels, (4, 3), F64)
     steps = len(levels) - 1
     z = [noise.normal(x.shape, 9, draw=i, dtype=F64) for i in range(steps)]
 
     def run(scale, i):
-        draws = iter(z[:i] + [scale * z[i]] + z[i + 1 :])
+        draws = iter([*z[:i], scale * z[i], *z[i + 1 :]])
         return sampler(net, x, levels, noise_sampler=lambda *_: next(draws), stop=i + 1)
 
     draws = iter(z)
@@ -158,7 +159,7 @@ def test_the_named_forms():
     total = runs[True].log_prob
     assert torch.equal(runs["sum"].log_prob, total)
     torch.testing.assert_close(runs["mean"].log_prob, total / 6, rtol=1e-12, atol=0)
-    std = [to * math.sqrt(1 - to**2 / s**2) for s, to in zip(SIGMAS, SIGMAS[1:], strict=False)]
+    std = [to * math.sqrt(1 - to**2 / s**2) for s, to in itertools.pairwise(SIGMAS)]
     for i, s in enumerate(std):
         square = -2 * s * s * (total[i] + 6 * math.log(s * math.sqrt(2 * math.pi)))
         torch.testing.assert_close(
@@ -290,7 +291,7 @@ def test_solvers_in_time():
     ts = [1.0, 0.7, 0.4]
     x = noise.normal((4, 3), 1, dtype=F64)
     _, info = cm.euler_maruyama(sde, x, ts, seed=2, log_prob=True, trajectory=True)
-    for i, (t, to) in enumerate(zip(ts, ts[1:], strict=False)):
+    for i, (t, to) in enumerate(itertools.pairwise(ts)):
         old, new = info.trajectory[i], info.trajectory[i + 1]
         time = torch.full((4,), t, dtype=F64)
         g = cm.VP().diffusion(t)

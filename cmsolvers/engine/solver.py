@@ -18,6 +18,7 @@ from cmsolvers.checks import Levels
 from cmsolvers.denoisers.protocol import Denoiser
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.help_texts import Text, docstring_of, signature_of
+from cmsolvers.engine.hints import too_many, unknown_argument
 from cmsolvers.engine.observers import Info
 from cmsolvers.engine.options import CHURN, S_NOISE, SHARED, Option, Shared
 from cmsolvers.engine.run import Result, run
@@ -201,7 +202,9 @@ def public(
     def function(*args: Any, **given: Any) -> Any:
         for key in given:
             if key not in known and key not in signature.parameters:
-                raise TypeError(f"{name}() got an unexpected keyword argument {key!r}")
+                raise TypeError(unknown_argument(name, key))
+        if len(args) > 3:
+            raise TypeError(too_many(name, list(signature.parameters)[:3], args))
         if len(args) != 3 or not given.keys() <= known.keys():
             try:
                 bound = signature.bind(*args, **given)

@@ -29,7 +29,7 @@ from cmsolvers.denoisers.scalings import (
     Target,
 )
 from cmsolvers.denoisers.shared_help import documented
-from cmsolvers.processes import DDPM, VP, Karras, RectifiedFlow, TrigFlow
+from cmsolvers.processes import DDPM, RectifiedFlow, TrigFlow
 from cmsolvers.processes.sde import Process, check_process
 
 __all__ = [
@@ -52,8 +52,10 @@ _SHARED = """\
 Args:
     net: `net(x_t, t, **extra_args) -> {output}`, x_t in the coordinates of `process`, t of shape
         [B]. A module becomes a submodule of the result.
-    process: whose coordinates and time the network was trained in: `Karras()` is (x, sigma),
-        `DDPM()` a chain, with t from 0 to its last index.
+    process: whose coordinates and time the network was trained in. `DDPM()` is a chain, with t from
+        0 to its last index (999); `VP()` has t in [0, 1] (of a network that was trained on a chain
+        it makes garbage); `Karras()` is x_0 + sigma z with sigma as t; `RectifiedFlow()` the line
+        from data to noise.
     c_noise: what the network gets as its second argument: None the time of the process (of a
         `DDPM` held within the chain, a fraction between two of its levels), "edm" 0.25 ln sigma,
         "published" 250 ln sigma, "sigma", or a callable of sigma that takes a float (samplers,
@@ -109,8 +111,6 @@ def _in_process(
     )
 
 
-_KARRAS = Karras()
-_VP = VP()
 _FLOW = RectifiedFlow()
 
 
@@ -118,7 +118,7 @@ _FLOW = RectifiedFlow()
 def from_eps(
     net: Network,
     *,
-    process: Process = _KARRAS,
+    process: Process,
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,
@@ -136,7 +136,7 @@ def from_eps(
 def from_v(
     net: Network,
     *,
-    process: Process = _VP,
+    process: Process,
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,
@@ -156,7 +156,7 @@ def from_v(
 def from_x0(
     net: Network,
     *,
-    process: Process = _KARRAS,
+    process: Process,
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,
@@ -174,7 +174,7 @@ def from_x0(
 def from_score(
     net: Network,
     *,
-    process: Process = _KARRAS,
+    process: Process,
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,

@@ -19,9 +19,11 @@ from cmsolvers.denoisers.protocol import Denoiser
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.help_texts import Text, docstring_of, signature_of
 from cmsolvers.engine.hints import too_many, unknown_argument
+from cmsolvers.engine.mistakes import About
 from cmsolvers.engine.observers import Info
 from cmsolvers.engine.options import CHURN, S_NOISE, SHARED, Option, Shared
 from cmsolvers.engine.run import Result, run
+from cmsolvers.engine.run_checks import CHECK, looked_at
 from cmsolvers.engine.trace import Formula, Span, lifted, trace
 
 Spans: TypeAlias = Callable[..., Sequence[Span]]
@@ -137,11 +139,17 @@ def solver(
                 noise=noise,
                 keeps_spread=keeps_spread,
             )
+            closely = values.pop(CHECK.name)
             name, shared = formula.__name__, Shared(**values)
-            return run(traced, denoiser, x, shared, name=name, model=model)
+
+            def go(asked: object) -> Result:
+                return run(traced, asked, x, shared, name=name, model=model)
+
+            about = About(model, steps[-1][2], shared.extra_args or {})
+            return looked_at(go, denoiser, x, levels, about, closely=closely)
 
         text = Text(model, "sigmas", noise)
-        function: Sampler = public(formula, call, (*options, *extra, *SHARED), text)
+        function: Sampler = public(formula, call, (*options, *extra, *SHARED, CHECK), text)
         catalogue.enter(function, order=order, nfe=nfe, noise=noise, source=source)
         return function
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable
 
-import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
+from cmsolvers.engine.glances import can_be_read
 from cmsolvers.engine.latest import Latest
 
 _PROBES = 4  # places along each dimension
@@ -31,7 +31,7 @@ def draw_of(
     number = seed.seed if isinstance(seed, noise.Key) else check.index(seed)
     first = seed.offset if isinstance(seed, noise.Key) else check.index(offset)
     counted = number is not None and getattr(seed, "table", None) is None
-    if loss in _WARNED or not counted or not _can_be_looked_at(x0):
+    if loss in _WARNED or not counted or not can_be_read(x0):
         return 0
     batch = _mark(x0)
     if _MET.get((loss, number, first), lambda: batch) != batch:
@@ -43,11 +43,6 @@ def draw_of(
             stacklevel=stacklevel + 1,
         )
     return 0
-
-
-def _can_be_looked_at(x: Tensor) -> bool:
-    followed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return type(x) in (Tensor, torch.nn.Parameter) and not followed
 
 
 def _mark(x: Tensor) -> Hashable:

@@ -30,7 +30,7 @@ from cmsolvers.denoisers.scalings import (
     Target,
 )
 from cmsolvers.denoisers.shared_help import documented
-from cmsolvers.processes import DDPM, VP, Karras, RectifiedFlow, TrigFlow
+from cmsolvers.processes import DDPM, Karras, RectifiedFlow, TrigFlow
 from cmsolvers.processes.coordinates import coordinates as in_process
 from cmsolvers.processes.sde import Process, check_process
 
@@ -54,8 +54,10 @@ _SHARED = """\
 Args:
     net: `net(x_t, t, **extra_args) -> {output}`, x_t in the coordinates of `process`, t of shape
         [B]. A module becomes a submodule of the result.
-    process: whose coordinates and time the network was trained in: `Karras()` is (x, sigma),
-        `DDPM()` a chain, with t from 0 to its last index.
+    process: whose coordinates and time the network was trained in. `DDPM()` is a chain, with t from
+        0 to its last index (999); `VP()` has t in [0, 1] (of a network that was trained on a chain
+        it makes garbage); `Karras()` is x_0 + sigma z with sigma as t; `RectifiedFlow()` the line
+        from data to noise.
     c_noise: what the network gets as its second argument: None the time of the process (of a
         `DDPM` held within the chain, a fraction between two of its levels), "edm" 0.25 ln sigma,
         "published" 250 ln sigma, "sigma", or a callable of the level, sigma or t by `coordinates`,
@@ -125,8 +127,6 @@ def _in_process(
 
 
 Named: TypeAlias = Literal["karras", "process"]
-_KARRAS = Karras()
-_VP = VP()
 _FLOW = RectifiedFlow()
 
 
@@ -134,7 +134,7 @@ _FLOW = RectifiedFlow()
 def from_eps(
     net: Network,
     *,
-    process: Process = _KARRAS,
+    process: Process,
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,
@@ -153,7 +153,7 @@ def from_eps(
 def from_v(
     net: Network,
     *,
-    process: Process = _VP,
+    process: Process,
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,
@@ -174,7 +174,7 @@ def from_v(
 def from_x0(
     net: Network,
     *,
-    process: Process = _KARRAS,
+    process: Process,
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,
@@ -193,7 +193,7 @@ def from_x0(
 def from_score(
     net: Network,
     *,
-    process: Process = _KARRAS,
+    process: Process,
     c_noise: NoiseInput = None,
     dtype: torch.dtype | None = None,
     time_dtype: torch.dtype | None = None,

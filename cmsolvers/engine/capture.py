@@ -21,6 +21,7 @@ _REFUSED = {
     "callback": "it would be called once, while the run is captured",
     "noise_sampler": "it would be called once, while the run is captured; the built-in noise is "
     "replayed with new seeds",
+    "check": "it waits for the device",
     "check_nan": "it waits for the device",
     "progress": "a replay has no steps to show",
     "grad": "a replay records no derivatives",
@@ -195,8 +196,8 @@ def capture(
 
     Raises:
         TypeError, ValueError: arguments that the sampler refuses, and those that a replay cannot
-            serve: callback, noise_sampler, check_nan, progress, grad, trajectory and return_info.
-            A seed is given to the run, not here.
+            serve: callback, noise_sampler, check, check_nan, progress, grad, trajectory and
+            return_info. A seed is given to the run, not here.
     """
     check.function("sampler", sampler)
     check.state("x", x)

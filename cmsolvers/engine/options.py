@@ -97,7 +97,9 @@ class Shared:
         _any,
         "an int in [0, 2^64), an int64 tensor [B] or a sequence of ints (one seed per sample), a "
         "torch.Generator or one per sample, a `noise.Key`, or None: one is drawn from torch's "
-        "generator if noise is needed.",
+        "generator if noise is needed. The same seed is the same noise for the next batch too: "
+        "where batches are parts of one job give `noise.Key(0, offset=done)`, `done` counting the "
+        "samples before, and in steps of anything else `noise.Seeds(0).at(step)`.",
     )
     noise_sampler: NoiseSampler | None = option(  # noqa: RUF009
         None,

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, overload
@@ -20,9 +21,13 @@ from cmsolvers.checks import Levels
 from cmsolvers.denoisers.protocol import Denoiser
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.help_texts import Text, docstring_of, signature_of
+from cmsolvers.engine.hints import too_many, unknown_argument
+from cmsolvers.engine.mistakes import About
 from cmsolvers.engine.observers import Info
 from cmsolvers.engine.options import CHURN, ON_LEVELS, S_NOISE, OnLevels, Option
+from cmsolvers.engine.parts import part_of
 from cmsolvers.engine.run import Prepared, Result, run
+from cmsolvers.engine.run_checks import CHECK, looked_at
 from cmsolvers.engine.trace import Formula, Span, lifted, trace
 from cmsolvers.processes.coordinates import coordinates_of
 
@@ -141,13 +146,24 @@ def solver(
                 keeps_spread=keeps_spread,
                 path=path,
             )
+            values.pop(CHECK.name, None)
             return Prepared(traced, denoiser, OnLevels(**values), formula.__name__, model)
 
         def call(denoiser: Any, x: Tensor, grid: Any, values: dict[str, Any]) -> Result:
-            return run(prepare(denoiser, x, grid, values), x)
+            closely = values[CHECK.name]
+            ready = prepare(denoiser, x, grid, values)
+
+            def go(asked: object) -> Result:
+                return run(replace(ready, denoiser=asked), x)
+
+            start, stop = part_of(ready.options, len(ready.traced.steps))
+            levels = ready.traced.visited[start : stop + 1]
+            about = About(model, levels[-1], ready.options.extra_args or {})
+            return looked_at(go, denoiser, x, levels, about, closely=closely)
 
         text = Text(model, "sigmas", noise)
-        function: Sampler = public(formula, call, (*options, *extra, *ON_LEVELS), text, prepare)
+        declared = (*options, *extra, *ON_LEVELS, CHECK)
+        function: Sampler = public(formula, call, declared, text, prepare)
         catalogue.enter(function, order=order, nfe=nfe, noise=noise, source=source)
         return function
 
@@ -210,7 +226,9 @@ def public(
     def read(*args: Any, **given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         for key in given:
             if key not in known and key not in signature.parameters:
-                raise TypeError(f"{name}() got an unexpected keyword argument {key!r}")
+                raise TypeError(unknown_argument(name, key))
+        if len(args) > 3:
+            raise TypeError(too_many(name, list(signature.parameters)[:3], args))
         if len(args) != 3 or not given.keys() <= known.keys():
             try:
                 bound = signature.bind(*args, **given)

@@ -18,8 +18,10 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import noise, ops
 from cmsolvers.losses import terms
+from cmsolvers.losses.boundary import look_at_boundary
 from cmsolvers.losses.distances import Distance, get_distance
 from cmsolvers.losses.randomness import SameRandomness, same_statistics
+from cmsolvers.losses.repeated_noise import draw_of
 
 Model: TypeAlias = Callable[..., Tensor]
 PairWeight: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -46,7 +48,7 @@ def consistency_distillation(
     weight: PairWeight | None = None,
     solver: str | Callable[..., Tensor] = "heun",
     seed: noise.SeedLike = None,
-    draw: int = 0,
+    draw: int | None = None,
     offset: int = 0,
     extra_args: Mapping[str, object] | None = None,
     teacher_args: Mapping[str, object] | None = None,
@@ -69,7 +71,8 @@ def consistency_distillation(
         weight: w(sigma, sigma_next) -> [B], both [B] in float64; None is 1 (lambda = 1).
         solver: "heun" (order 2), "euler", or a callable (teacher, x, sigma, sigma_next) -> x'.
         seed: seed or `noise.Key` of the noise.
-        draw: which draw of the training-noise stream, usually the training step.
+        draw: which draw of the training-noise stream, usually the training step. Without it (None)
+            the draw is 0, and the same seed adds the same noise to every batch.
         offset: id of the first sample, for shards.
         extra_args: passed to student and target.
         teacher_args: passed to the teacher; None is `extra_args`.
@@ -77,6 +80,11 @@ def consistency_distillation(
 
     Returns:
         The loss, in float32 at least.
+
+    Warns:
+        UserWarning: once, where no draw is given and a seed that is a number meets a second batch;
+            once, where the student is far from the identity at sigma = 0.002. A student that is not
+            of a type of the library is evaluated once more for that, at its first call.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -90,6 +98,7 @@ def consistency_distillation(
     own = None if teacher_args is None else check.options("teacher_args", teacher_args)
     teacher_extra = pair.extra if own is None else own
     step = _teacher_step(solver)
+    draw = draw_of("consistency_distillation", x0, seed, draw, offset, stacklevel=2)
     x = terms.noised(x0, pair.high, seed, draw, offset)
     dtype = torch.promote_types(x.dtype, torch.float32)
 
@@ -113,7 +122,7 @@ def consistency_training(
     distance: str | Distance = "pseudo_huber",
     weight: PairWeight | None = ict_weight,
     seed: noise.SeedLike = None,
-    draw: int = 0,
+    draw: int | None = None,
     offset: int = 0,
     extra_args: Mapping[str, object] | None = None,
     reduction: str = "mean",
@@ -135,13 +144,19 @@ def consistency_training(
         distance: "l1", "l2", "pseudo_huber", "lpips", or a callable (a, b) -> [B].
         weight: w(sigma, sigma_next) -> [B], both [B] in float64; None is 1.
         seed: seed or `noise.Key` of the noise.
-        draw: which draw of the training-noise stream, usually the training step.
+        draw: which draw of the training-noise stream, usually the training step. Without it (None)
+            the draw is 0, and the same seed adds the same noise to every batch.
         offset: id of the first sample, for shards.
         extra_args: passed to student and target.
         reduction: "mean", "sum" or "none" (a tensor [B]).
 
     Returns:
         The loss, in float32 at least.
+
+    Warns:
+        UserWarning: once, where no draw is given and a seed that is a number meets a second batch;
+            once, where the student is far from the identity at sigma = 0.002. A student that is not
+            of a type of the library is evaluated once more for that, at its first call.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -152,6 +167,7 @@ def consistency_training(
     """
     pair = _prepare(student, target, x0, sigma, sigma_next, extra_args, reduction)
     check.optional_function("weight", weight)
+    draw = draw_of("consistency_training", x0, seed, draw, offset, stacklevel=2)
     x, x_next = ops.add_noise(
         x0,
         pair.high,
@@ -223,6 +239,7 @@ def _distances(
     same = SameRandomness(x.device)
     with same.record():
         value = check.model_output("student", student(x, pair.high.to(dtype), **pair.extra), x)
+    look_at_boundary(student, pair.x0, pair.extra, same, stacklevel=3)
     model = student if target is None else target
     with torch.no_grad(), same.replay(), same_statistics(model):
         aim = pair.x0

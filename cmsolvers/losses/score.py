@@ -11,6 +11,7 @@ from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.losses import terms
 from cmsolvers.losses.distances import l2
+from cmsolvers.losses.repeated_noise import draw_of
 from cmsolvers.processes.coordinates import in_karras
 
 
@@ -48,7 +49,7 @@ def denoising_score_matching(
     weight: Callable[[Tensor], Tensor] | None = None,
     sigma_data: float = 0.5,
     seed: noise.SeedLike = None,
-    draw: int = 0,
+    draw: int | None = None,
     offset: int = 0,
     extra_args: Mapping[str, object] | None = None,
     reduction: str = "mean",
@@ -64,13 +65,17 @@ def denoising_score_matching(
         weight: w(sigma [B], float64) -> [B]; None is `edm_weight(sigma_data)`.
         sigma_data: standard deviation of the data, for the default weight.
         seed: seed or `noise.Key` of the noise; sample i of draw k gets the same noise in any batch.
-        draw: which draw of the training-noise stream, usually the training step.
+        draw: which draw of the training-noise stream, usually the training step. Without it (None)
+            the draw is 0, and the same seed adds the same noise to every batch.
         offset: id of the first sample, for shards.
         extra_args: passed to the denoiser.
         reduction: "mean", "sum" or "none" (a tensor [B]).
 
     Returns:
         The loss, in float32 at least.
+
+    Warns:
+        UserWarning: once, where no draw is given and a seed that is a number meets a second batch.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -86,6 +91,7 @@ def denoising_score_matching(
     # Levels go to a model in float32 at least: float16 would merge sigma = 0.002 with its
     # neighbours.
     dtype = torch.promote_types(x0.dtype, torch.float32)
+    draw = draw_of("denoising_score_matching", x0, seed, draw, offset, stacklevel=2)
     x = terms.noised(x0, level, seed, draw, offset)
     denoised = check.model_output("denoiser", in_karras(denoiser)(x, level.to(dtype), **extra), x0)
     return terms.weigh(l2(denoised, x0), weight(level), reduction)

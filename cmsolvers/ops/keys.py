@@ -163,6 +163,8 @@ def draw_seed(seed: object) -> int:
     if seed is None or isinstance(seed, torch.Generator):
         device = "cpu" if seed is None else seed.device
         return int(torch.randint(0, 2**63 - 1, (), generator=seed, device=device).item())
+    if callable(getattr(seed, "at", None)):
+        raise TypeError(f"seed must be that of one step, seeds.at(step); got {type(seed).__name__}")
     wanted = "an int, an int64 tensor, a torch.Generator, a sequence of them, a noise.Key or None"
     seed = _int("seed", seed, wanted)
     if not 0 <= seed < 1 << 64:
@@ -192,6 +194,14 @@ def checked_place(stream: int, draw: int) -> tuple[int, int]:
         if not 0 <= value < 1 << bits:
             raise ValueError(f"{name} must lie in [0, 2^{bits}); got {value}")
     return stream, draw
+
+
+def checked_step(step: object) -> int:
+    """A step of `noise.Seeds`: an int in the range of sample ids."""
+    number = _int("step", step)
+    if not 0 <= number < MAX_SAMPLE_ID:
+        raise ValueError(f"step must lie in [0, 2^56); got {number}")
+    return number
 
 
 def _int(name: str, value: object, wanted: str = "an int") -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -39,10 +40,11 @@ NONE, SCALED, X0, PAIR = 0, 1, 2, 3
 """What the second output of a step is: nothing, s0 x', the (clamped) x0, or s0 x + s1 z."""
 
 
-def philox(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
-) -> list[Tensor]:
-    """Philox4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32-bit words."""
+Word = TypeVar("Word", int, Tensor)
+
+
+def philox(counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word]) -> list[Word]:
+    """Philox4x32-10 (Salmon et al. 2011) on ints, or int64 tensors, that hold 32-bit words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):

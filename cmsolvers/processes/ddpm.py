@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TypeAlias
@@ -48,6 +48,17 @@ def _rounded(t: Time) -> Time:
     return float(round(t))
 
 
+def _check_steps(value: object, *, least: int) -> None:
+    """Raise unless num_steps is an int; betas in its place are told where they belong."""
+    several = getattr(value, "ndim", None) == 1 or isinstance(value, (list, tuple))
+    if isinstance(value, Sized) and several:
+        raise TypeError(
+            f"num_steps must be an int; got {check.describe(value)}: betas are the schedule, "
+            f"DDPM({len(value)}, betas)"
+        )
+    check.count("num_steps", value, least=least)
+
+
 @dataclass(frozen=True)
 class DDPM(Process):
     """The chain of DDPM: betas, levels, and the variance-preserving process through them.
@@ -89,7 +100,7 @@ class DDPM(Process):
 
     def __post_init__(self) -> None:
         zero = check.flag("zero_terminal_snr", self.zero_terminal_snr)
-        check.count("num_steps", self.num_steps, least=3 if zero else 2)
+        _check_steps(self.num_steps, least=3 if zero else 2)
         if not isinstance(self.schedule, str):
             # A tuple can be hashed, and nobody can change it.
             object.__setattr__(self, "schedule", tuple(check.floats("schedule", self.schedule)))

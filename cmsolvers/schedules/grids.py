@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+
+P = ParamSpec("P")
+
+
+def on_the_host(schedule: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Tell whoever gives a `device`, as schedules elsewhere take, why there is none."""
+
+    @wraps(schedule)
+    def levels(*args: P.args, **options: P.kwargs) -> Tensor:
+        if "device" in options:
+            raise TypeError(
+                f"{schedule.__name__}() got an unexpected keyword argument 'device': levels stay "
+                "on the host, and a sampler takes them from there for x on any device"
+            )
+        return schedule(*args, **options)
+
+    return levels
 
 
 def bounds(n: int, sigma_min: float, sigma_max: float) -> tuple[int, float, float]:

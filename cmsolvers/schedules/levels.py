@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.schedules.grids import bounds, finish, ramp
+from cmsolvers.schedules.grids import bounds, finish, on_the_host, ramp
 
 
+@on_the_host
 def karras_sigmas(
     n: int,
     sigma_min: float = 0.002,
@@ -48,6 +49,7 @@ def karras_sigmas(
     return finish(levels, high, low, append_zero)
 
 
+@on_the_host
 def exponential_sigmas(
     n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, append_zero: bool = True
 ) -> Tensor:
@@ -72,6 +74,7 @@ def exponential_sigmas(
     return polyexponential_sigmas(n, sigma_min, sigma_max, 1.0, append_zero)
 
 
+@on_the_host
 def polyexponential_sigmas(
     n: int,
     sigma_min: float = 0.002,
@@ -106,6 +109,7 @@ def polyexponential_sigmas(
     return finish(low * torch.exp(power * math.log(high / low)), high, low, append_zero)
 
 
+@on_the_host
 def vp_sigmas(
     n: int,
     beta_min: float = 0.1,

@@ -11,9 +11,10 @@ from cmsolvers import checks as check
 from cmsolvers.processes.ddpm import DDPM
 from cmsolvers.processes.elementary import Time, exact
 from cmsolvers.processes.sde import Process, check_process
-from cmsolvers.schedules.grids import bounds, finish, ramp
+from cmsolvers.schedules.grids import bounds, finish, on_the_host, ramp
 
 
+@on_the_host
 def cosine_sigmas(
     n: int,
     sigma_min: float = 0.002,
@@ -74,6 +75,7 @@ def shift_time(t: Time, shift: float) -> Time:
     return s * t / (1.0 + (s - 1.0) * t)
 
 
+@on_the_host
 def flow_sigmas(
     n: int, shift: float = 1.0, t_max: float = 0.999, append_zero: bool = True
 ) -> Tensor:
@@ -161,6 +163,7 @@ _LARGEST_MU = 20.0
 _CHAIN = DDPM()
 
 
+@on_the_host
 def ddpm_sigmas(
     n: int,
     process: DDPM = _CHAIN,
@@ -195,6 +198,7 @@ def ddpm_sigmas(
     return finish(levels, levels[0].item(), levels[-1].item(), append_zero)
 
 
+@on_the_host
 def beta_sigmas(
     n: int,
     process: Process = _CHAIN,

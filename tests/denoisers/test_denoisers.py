@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -119,8 +120,8 @@ def test_boundary_to_the_bit(dtype):
 MAKERS = (
     EDM,
     ConsistencyFunction,
-    denoisers.from_eps,
-    denoisers.from_v,
+    partial(denoisers.from_eps, process=cm.Karras()),
+    partial(denoisers.from_v, process=cm.VP()),
     denoisers.from_flow,
     denoisers.from_trigflow,
     lambda net, **how: denoisers.from_v(net, process=DDPM(), **how),
@@ -152,7 +153,9 @@ def test_what_the_network_gets():
     assert seen == [(torch.float16, (5, 2, 3), torch.float32, (5,), "a")] * 4
 
 
-@pytest.mark.parametrize("make", [EDM, ConsistencyFunction, denoisers.from_v])
+@pytest.mark.parametrize(
+    "make", [EDM, ConsistencyFunction, partial(denoisers.from_v, process=cm.VP())]
+)
 def test_derivatives(make):
     weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     x = state()[:3].requires_grad_()
@@ -203,3 +206,11 @@ def test_noise_on_a_chain_that_ends_in_noise_alone(make):
         make(lambda x, t: x, process=DDPM())
         for other in (denoisers.from_v, denoisers.from_x0):
             other(lambda x, t: x, process=chain)
+
+
+@pytest.mark.parametrize("name", ["from_eps", "from_v", "from_x0", "from_score"])
+def test_the_process_of_a_network_is_named(name):
+    """No guess: a network of a chain in the coordinates of another process makes garbage."""
+    with pytest.raises(TypeError, match=rf"{name}\(\) missing 1 required .* argument: 'process'"):
+        getattr(denoisers, name)(lambda x, t: x)
+    assert "`DDPM()` is a chain" in getattr(denoisers, name).__doc__

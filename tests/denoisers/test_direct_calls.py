@@ -288,7 +288,7 @@ def test_copies_and_pickles_answer_the_same():
     )
 
 
-@pytest.mark.parametrize("make", [EDM, ConsistencyFunction, denoisers.from_eps])
+@pytest.mark.parametrize("make", [EDM, ConsistencyFunction, MAKERS["eps"]])
 def test_calls_keep_no_tensors(make):
     """Nothing that a call makes outlives it, so that calls at many levels need no memory."""
     made = []
@@ -323,7 +323,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("make", [EDM, ConsistencyFunction, denoisers.from_eps])
+@pytest.mark.parametrize("make", [EDM, ConsistencyFunction, MAKERS["eps"]])
 @pytest.mark.parametrize("given, error, match", BAD.values(), ids=BAD)
 def test_errors(make, given, error, match):
     with pytest.raises(error, match=match):

@@ -56,7 +56,7 @@ MODELS = {
     "callable": plain,
     "edm": EDM(net),
     "low": EDM(lambda x, c, **extra: net(x, c, **extra), dtype=torch.float32),
-    "eps": from_eps(lambda x, t, **extra: 0.1 * net(x, 0.01 * t, **extra)),
+    "eps": from_eps(lambda x, t, **extra: 0.1 * net(x, 0.01 * t, **extra), process=cm.Karras()),
 }
 
 

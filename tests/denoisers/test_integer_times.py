@@ -7,7 +7,7 @@ from torch import nn
 import cmsolvers as cm
 from cmsolvers import denoisers
 from cmsolvers.denoisers import clipped, guided
-from cmsolvers.processes import DDPM
+from cmsolvers.processes import DDPM, VP
 
 CHAIN = DDPM(50)
 F64 = torch.float64
@@ -143,6 +143,6 @@ def test_bad_input(name, options, error, match):
         getattr(denoisers, name)(Table(), **options)
 
 
-def test_a_default_process_has_no_whole_times():
+def test_a_continuous_process_has_no_whole_times():
     with pytest.raises(TypeError, match="process must be a DDPM"):
-        denoisers.from_eps(Table(), time_dtype=torch.int64)
+        denoisers.from_eps(Table(), process=VP(), time_dtype=torch.int64)

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -60,10 +61,10 @@ CHAIN = DDPM()
 MAKERS = {
     "EDM": EDM,
     "ConsistencyFunction": ConsistencyFunction,
-    "from_eps": from_eps,
-    "from_v": from_v,
-    "from_x0": from_x0,
-    "from_score": from_score,
+    "from_eps": partial(from_eps, process=cm.Karras()),
+    "from_v": partial(from_v, process=cm.VP()),
+    "from_x0": partial(from_x0, process=cm.Karras()),
+    "from_score": partial(from_score, process=cm.Karras()),
     "from_flow": from_flow,
     "from_trigflow": from_trigflow,
     "chain": lambda n: from_v(n, process=CHAIN),
@@ -295,7 +296,11 @@ def compiled(denoiser):
 
 
 def test_what_a_sampler_may_open():
-    assert folds(EDM(net())) and folds(ConsistencyFunction(net())) and folds(from_v(net()))
+    assert (
+        folds(EDM(net()))
+        and folds(ConsistencyFunction(net()))
+        and folds(from_v(net(), process=cm.VP()))
+    )
     network = net()
     network.register_forward_hook(halve)  # the network is called either way
     assert folds(EDM(network))

@@ -108,7 +108,9 @@ def test_states_are_written_where_they_are_wanted(name, wanted):
 @pytest.mark.parametrize("kind", ["callable", "edm", "x0"])
 def test_dpmpp_2m_is_one_launch_per_step(kind):
     """The D before is a form over the state and the output before: nothing is stored for it."""
-    denoiser = {"callable": DATA, "edm": RAW, "x0": denoisers.from_x0(net)}[kind]
+    denoiser = {"callable": DATA, "edm": RAW, "x0": denoisers.from_x0(net, process=cm.Karras())}[
+        kind
+    ]
     program = program_of(formula_of(cm.dpmpp_2m), denoiser)
     steps = launches(program)
     extra = 1 if kind == "edm" else 0

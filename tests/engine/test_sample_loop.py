@@ -477,7 +477,7 @@ def test_kept_slopes(dtype):
 
 
 def test_kept_slopes_cost_no_launch():
-    for model in (DATA, denoisers.from_x0(edm_net)):
+    for model in (DATA, denoisers.from_x0(edm_net, process=cm.Karras())):
         with counted_launches() as launches:
             TWO_SLOPES(model, latent(), LEVELS)
         assert len(launches) == len(LEVELS) - 1
@@ -667,7 +667,7 @@ def test_folding_reads_the_network_alone():
         cm.heun_pf_ode(EDM(edm_net), latent(), SIGMAS)
     assert [launch.name for launch in launches] == ["scale_input"] + 11 * ["weighted_step"]
     with counted_launches() as launches:
-        cm.heun_pf_ode(denoisers.from_x0(edm_net), latent(), SIGMAS)
+        cm.heun_pf_ode(denoisers.from_x0(edm_net, process=cm.Karras()), latent(), SIGMAS)
     assert len(launches) == 11
 
 

@@ -31,6 +31,14 @@ def test_examples_of_the_page_on_steps_run() -> None:
     assert names["x"].shape == (16, 2)  # type: ignore[attr-defined]
 
 
+def test_examples_of_the_page_on_mistakes_run() -> None:
+    page = (ROOT / "docs" / "mistakes.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "mistakes.md", "exec"), names)
+    assert abs(names["y"].std() - 0.5) < 0.05  # type: ignore[attr-defined]
+
+
 def test_examples_of_the_page_on_own_solvers_run(capsys) -> None:
     page = (ROOT / "docs" / "own_solver.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)

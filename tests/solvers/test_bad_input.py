@@ -8,6 +8,7 @@ are compared with copies afterwards.
 
 import inspect
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -383,8 +384,8 @@ add("SDE-flag", lambda b: cm.SDE(zero, zero, 1), TypeError, "state_dependent mus
 MAKERS = {
     "EDM": denoisers.EDM,
     "ConsistencyFunction": cm.ConsistencyFunction,
-    "from_eps": denoisers.from_eps,
-    "from_v": denoisers.from_v,
+    "from_eps": partial(denoisers.from_eps, process=cm.Karras()),
+    "from_v": partial(denoisers.from_v, process=cm.VP()),
 }
 for name, make in MAKERS.items():
     add(f"{name}-net", lambda b, f=make: f(3), TypeError, "net must be callable; got 3")

@@ -63,7 +63,7 @@ def test_who_names_which():
     assert from_flow(velocity, coordinates="karras").coordinates is KARRAS
     assert from_v(velocity, process=cm.VP()).coordinates is KARRAS
     assert from_v(velocity, process=cm.VP(), coordinates="process").coordinates.process == cm.VP()
-    assert from_eps(velocity, coordinates="process").coordinates is KARRAS
+    assert from_eps(velocity, process=cm.Karras(), coordinates="process").coordinates is KARRAS
     assert from_flow(velocity, process=cm.DDPM()).coordinates is KARRAS
     for wrapped in (clipped(FLOWING), guided(FLOWING, 2.0, unconditional={})):
         assert wrapped.coordinates is FLOW
@@ -91,7 +91,7 @@ def test_who_names_which():
             ValueError,
             "coordinates must be those of a process whose states at time 0 are clean data",
         ),
-        (lambda: from_v(velocity, coordinates="flow"), ValueError, "coordinates must be one of"),
+        (lambda: from_v(velocity, process=cm.VP(), coordinates="flow"), ValueError, "coordinates must be one of"),
         (lambda: Coordinates(cm.VE()), ValueError, "sigma = 0.01 there"),
         (lambda: FLOWING(torch.ones(2, 1), 1.5), ValueError, "t must be at most 1.*got 1.5"),
         (

@@ -1,6 +1,7 @@
 """Each sampler against an independent transcription of its published algorithm, in float64."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -109,10 +110,10 @@ def tame(x, c, gain=1.0):
 
 RAW = {
     "edm": (denoisers.EDM, wave),
-    "eps": (denoisers.from_eps, wave),
-    "v": (denoisers.from_v, wave),
-    "x0": (denoisers.from_x0, wave),
-    "score": (denoisers.from_score, tame),
+    "eps": (partial(denoisers.from_eps, process=cm.Karras()), wave),
+    "v": (partial(denoisers.from_v, process=cm.VP()), wave),
+    "x0": (partial(denoisers.from_x0, process=cm.Karras()), wave),
+    "score": (partial(denoisers.from_score, process=cm.Karras()), tame),
 }
 
 

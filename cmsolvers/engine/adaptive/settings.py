@@ -12,8 +12,10 @@ from cmsolvers import checks as check
 from cmsolvers.checks import Levels
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.help_texts import Text
+from cmsolvers.engine.mistakes import About
 from cmsolvers.engine.observers import AdaptiveInfo, Recorder
 from cmsolvers.engine.options import SHARED, Option, Shared, chosen, option, options_of
+from cmsolvers.engine.run_checks import CHECK, looked_at
 from cmsolvers.engine.solver import Solver, public
 
 
@@ -123,11 +125,21 @@ def solver(
             model: Any, x: Any, grid: Any, values: dict[str, Any]
         ) -> Tensor | tuple[Tensor, AdaptiveInfo]:
             check.state("x", x)
+            closely = values.pop(CHECK.name, False)
             settings = kind(**values)
-            y, info = solve(model, x, grid, settings)
-            return (y, info) if settings.return_info or info.trajectory is not None else y
 
-        function: AdaptiveSolver[_M] = public(solve, call, options_of(kind), words)
+            def go(asked: Any) -> Tensor | tuple[Tensor, AdaptiveInfo]:
+                y, info = solve(asked, x, grid, settings)
+                return (y, info) if settings.return_info or info.trajectory is not None else y
+
+            if space == "time":
+                return go(model)
+            levels = check.sigmas("sigmas", grid)
+            about = About("denoiser", levels[-1], settings.extra_args or {})
+            return looked_at(go, model, x, levels, about, closely=closely)
+
+        options = [*options_of(kind), *(() if space == "time" else (CHECK,))]
+        function: AdaptiveSolver[_M] = public(solve, call, options, words)
         facts = {"order": order, "nfe": "adaptive", "source": source, "noise": noise}
         catalogue.enter(function, **facts, space=space, adaptive=True)
         return function

@@ -1,0 +1,81 @@
+"""A warning where a student is no consistency function: f(x, sigma_min) is far from x."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmsolvers.denoisers import Preconditioned
+from cmsolvers.denoisers.composed import Composed
+from cmsolvers.engine.glances import Glance, can_be_read, root_mean_square
+from cmsolvers.engine.latest import Latest
+from cmsolvers.losses.randomness import SameRandomness, same_statistics
+
+SIGMA_MIN = 0.002
+"""The level of the look: the usual sigma_min, and next to nothing for data of the usual size."""
+_USUAL = 0.02  # data above this is large beside SIGMA_MIN
+_MOST = 0.5  # of the data: more than this is changed by no consistency function
+
+_FIRST: Latest[object] = Latest(64)
+_PENDING: deque[Glance] = deque(maxlen=8)
+_WARNED: set[str] = set()
+
+
+def look_at_boundary(
+    student: Any, x0: Tensor, extra: Mapping[str, object], same: SameRandomness, *, stacklevel: int
+) -> None:
+    """Warn once if a student changes data at sigma_min, in its first call of a loss.
+
+    One evaluation without gradient, once per student, of those alone whose type does not say that
+    they are preconditioned. It changes neither torch's generators nor running statistics, and what
+    a device has not found out yet is said at a later step.
+    """
+    if "boundary" not in _WARNED and can_be_read(x0) and x0.numel() > 0:
+        if not _is_preconditioned(student) and _is_first(student):
+            _PENDING.append(Glance(_change(student, x0, extra, same)))
+        if _PENDING and (found := _PENDING[0].read()) is not None:
+            _PENDING.popleft()
+            _warn(*found, stacklevel=stacklevel + 1)
+
+
+def _is_preconditioned(student: Any) -> bool:
+    """Whether the type says so, below what wraps a module for many devices or a compiler."""
+    for _ in range(4):
+        if isinstance(student, (Preconditioned, Composed)):
+            return True
+        student = getattr(student, "module", getattr(student, "_orig_mod", None))
+    return False
+
+
+def _is_first(student: object) -> bool:
+    mine = object()
+    owner = getattr(student, "__self__", student)
+    return _FIRST.get(id(owner), lambda: mine) is mine
+
+
+def _change(student: Any, x0: Tensor, extra: Mapping[str, object], same: SameRandomness) -> Tensor:
+    """Root mean squares of f(x0, sigma_min) - x0 and of x0, [2]."""
+    dtype = torch.promote_types(x0.dtype, torch.float32)
+    levels = torch.full((len(x0),), SIGMA_MIN, dtype=dtype, device=x0.device)
+    with torch.no_grad(), same.replay(), same_statistics(student):
+        change = student(x0.detach().clone(), levels, **extra) - x0
+    found = torch.stack((root_mean_square(change), root_mean_square(x0).to(change.device)))
+    return found.nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def _warn(change: float, size: float, *, stacklevel: int) -> None:
+    if size < _USUAL or change <= _MOST * size:
+        return
+    _WARNED.add("boundary")
+    warnings.warn(
+        f"student must be a consistency function, f(x, sigma_min) = x; at sigma {SIGMA_MIN} it "
+        f"changes data by {100 * change / size:.0f} %. ConsistencyFunction(net, sigma_data) makes "
+        "one of a raw network",
+        stacklevel=stacklevel + 1,
+    )

@@ -19,7 +19,9 @@ def down_up(s: float, to: float, eta: float) -> tuple[float, float]:
 
     up = min(to, eta to sqrt(s^2 - to^2) / s), which for eta = 1 is the posterior's of DDPM.
     """
-    share = min(1.0, eta * math.sqrt((s - to) / s * ((s + to) / s)))
+    share = eta * math.sqrt((s - to) / s * ((s + to) / s))
+    if share > 1.0:
+        return 0.0, to  # and squares of a large eta overflow
     # 1 - share^2 without the cancellation: to^2 / s^2 for eta = 1
     rest = (1.0 - eta) * (1.0 + eta) + (eta * to / s) ** 2
     return to * math.sqrt(max(0.0, rest)), to * share

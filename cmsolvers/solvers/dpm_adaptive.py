@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 def _order(_: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value not in (2, 3):
-        raise ValueError(f"order must be 2 or 3; got {value!r}")
+        raise ValueError(f"order must be 2 or 3; got {check.describe(value)}")
     return value
 
 

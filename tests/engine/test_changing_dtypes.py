@@ -77,9 +77,13 @@ def both(run, pattern):
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_steps_of_outputs_of_several_dtypes(name, pattern):
-    for kind in ("callable", "edm"):
-        got, expected = both(lambda f, x: getattr(cm, name)(KINDS[kind](f), x, LEVELS, seed=1), pattern)
-        assert got.dtype is PATTERNS[pattern][0] and torch.equal(got, expected), kind
+    for make in (KINDS["callable"], KINDS["edm"]):
+
+        def run(f, x, make=make):
+            return getattr(cm, name)(make(f), x, LEVELS, seed=1)
+
+        got, expected = both(run, pattern)
+        assert got.dtype is PATTERNS[pattern][0] and torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("sampler", [cm.heun_pf_ode, cm.dpmpp_sde, cm.unipc])
@@ -147,7 +151,9 @@ def test_gradients_through_outputs_of_two_dtypes(name):
         weight = torch.tensor(0.7, requires_grad=True)
         net = changing((F32, BF16), returned=returned)
         x = 10 * noise.normal((4, 3), 1)
-        got = getattr(cm, name)(EDM(lambda x, c, f=net, w=weight: f(w * x, c)), x, LEVELS, grad=True)
+        got = getattr(cm, name)(
+            EDM(lambda x, c, f=net, w=weight: f(w * x, c)), x, LEVELS, grad=True
+        )
         gradients.append(torch.autograd.grad(got.square().sum(), weight)[0])
     assert gradients[0] != 0
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=0)

@@ -15,7 +15,12 @@ from cmsolvers import ops
 F64 = torch.float64
 BOUNDS = (-0.4, 0.5)
 COLUMN = torch.tensor([0.5, -0.3, 1.2, 0.8], dtype=F64)
-BASES = {"D": None, "numbers": (0.6, 0.7), "c_skip rows": (COLUMN, 0.7), "c_out rows": (0.6, COLUMN)}
+BASES = {
+    "D": None,
+    "numbers": (0.6, 0.7),
+    "c_skip rows": (COLUMN, 0.7),
+    "c_out rows": (0.6, COLUMN),
+}
 SECONDS = {
     "none": None,
     "x0": "x0",

@@ -45,9 +45,19 @@ def describe(value: object) -> str:
     """A short description of a value for an error text, without printing its contents."""
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {list(value.shape)} on {value.device}"
-    if isinstance(value, (bool, int, float, str)) or value is None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return whole(value)
+    if isinstance(value, (bool, float, str)) or value is None:
         return repr(value)
     return f"an object of type {type(value).__name__}"
+
+
+def whole(value: int) -> str:
+    """An int for an error text: its digits, or how many there are about where they fill lines."""
+    if abs(value) < 10**20:
+        return str(value)
+    size = f"an int of about {math.floor(value.bit_length() * math.log10(2.0)) + 1} digits"
+    return f"{size}, negative" if value < 0 else size
 
 
 def strided(name: str, value: Tensor) -> Tensor:
@@ -157,10 +167,21 @@ def real(name: str, value: object) -> float:
         raise TypeError(f"{name} must be a number; got {describe(value)}")
     if isinstance(value, Tensor) and value.device.type == "meta":
         raise ValueError(f"{name} must be on a device that holds data; got device meta")
-    number = float(value)
+    number = as_float(name, value)
     if math.isnan(number):
         raise ValueError(f"{name} must be a number; got nan")
     return number
+
+
+def as_float(name: str, value: SupportsFloat) -> float:
+    """What converts to a float, as one; ints have no largest value, floats do."""
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(
+            f"{name} must be a number that float64 holds, at most 1.8e308 in size; "
+            f"got {describe(value)}"
+        ) from error
 
 
 def finite(name: str, value: object) -> float:
@@ -212,9 +233,9 @@ def count(name: str, value: object, *, least: int = 1, most: int | None = None) 
     if number is None:
         raise TypeError(f"{name} must be an int; got {describe(value)}")
     if number < least:
-        raise ValueError(f"{name} must be at least {least}; got {number}")
+        raise ValueError(f"{name} must be at least {least}; got {whole(number)}")
     if most is not None and number > most:
-        raise ValueError(f"{name} must be at most {most}; got {number}")
+        raise ValueError(f"{name} must be at most {most}; got {whole(number)}")
     return number
 
 

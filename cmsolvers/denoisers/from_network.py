@@ -311,6 +311,10 @@ class ConsistencyFunction(Preconditioned):
     these dtypes reaches the boundary. With e = sigma_min, c_skip = sd^2 / ((s - e)^2 + sd^2),
     c_out = (s - e) sd / sqrt(s^2 + sd^2), c_in = 1 / sqrt(s^2 + sd^2).
 
+    f is not meant for levels below sigma_min, where c_skip falls again: a number that is lower by
+    more than bfloat16 rounds is refused. The entries of tensors are not read, and their result
+    there is that of the formulas. (`consistency_sample` takes such levels for sigma_min.)
+
     Args:
         net: `net(x_in, c_noise, **extra_args) -> F`.
         sigma_data: standard deviation of the data, positive.
@@ -341,3 +345,4 @@ class ConsistencyFunction(Preconditioned):
         end = check.positive("sigma_min", sigma_min)
         super().__init__(net, ConsistencyScalings(sd, end, given), dtype=dtype)
         self.sigma_data, self.sigma_min, self.c_noise = sd, end, given
+        self._below = (1.0 - 2.0**-8) * end

@@ -270,9 +270,9 @@ def _rescaled(d: Tensor, conditional: Tensor, phi: float) -> Tensor:
     """(1 - phi + phi std(D_c) / std(D)) D; a constant D stays as it is."""
     if not d[:1].numel():
         return d
+    wide = torch.promote_types(d.dtype, torch.float32)
     wanted, found = (
-        (v if v.dtype is torch.float64 else v.float()).reshape(d.shape[0], -1).std(1, correction=0)
-        for v in (conditional, d)
+        v.to(wide).reshape(d.shape[0], -1).std(1, correction=0) for v in (conditional, d)
     )
     ratio = torch.where(found > 0, wanted / found.where(found > 0, 1.0), 1.0)
     factor = (1.0 - phi + phi * ratio).reshape([-1] + [1] * (d.dim() - 1))

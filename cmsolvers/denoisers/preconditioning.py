@@ -118,6 +118,9 @@ class Preconditioned(nn.Module):
     #: The smallest level this is meant for; 0 has no bound.
     sigma_min: float = 0.0
 
+    #: Numbers above this are taken as levels without a further look.
+    _below: float = 0.0
+
     def __init__(
         self,
         net: Network,
@@ -194,13 +197,14 @@ class Preconditioned(nn.Module):
         Raises:
             TypeError: x or sigma of the wrong kind; the network returned something else than a
                 floating tensor of at most the precision of x.
-            ValueError: wrong shapes or devices, a level that is not positive.
+            ValueError: wrong shapes or devices, a level that is not positive, or a number below the
+                smallest level that this is meant for. The entries of a tensor are not read.
         """
         # Quick tests that accept what is usual; the checks know the rest, and the errors.
         if type(x) is not Tensor or x.dtype not in _STATES or x.is_meta or x.ndim == 0:
             check.state("x", x)
-        if type(sigma) is not float or not 0.0 < sigma < math.inf:
-            sigma = check.level("sigma", sigma, x)
+        if type(sigma) is not float or not self._below < sigma < math.inf:
+            sigma = self._level(sigma, x)
         if isinstance(sigma, Tensor) and check.differentiated(sigma):
             return self._plain(x, sigma, extra_args)
         scalings = self._scalings
@@ -219,6 +223,16 @@ class Preconditioned(nn.Module):
         x_in = ops.scale_input(x, c_in, dtype=self.dtype)
         f = self._called(x, x_in, c_noise, extra_args)
         return ops.weighted_step(x, (f,), (c_skip, c_out))
+
+    def _level(self, sigma: float | Tensor, x: Tensor) -> float | Tensor:
+        """A level that was not accepted at first sight, checked."""
+        level = check.level("sigma", sigma, x)
+        if not isinstance(level, Tensor) and not level > self._below:
+            raise ValueError(
+                f"sigma must not be below sigma_min, {self.sigma_min:g}, where this denoiser ends; "
+                f"got {level:g}"
+            )
+        return level
 
     def _called(self, x: Tensor, x_in: Tensor, c_noise: Scalar, extra: Extra) -> Tensor:
         """F, checked; c_noise a number, or of shape [] or [B]."""

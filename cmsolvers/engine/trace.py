@@ -392,6 +392,8 @@ def _trace(
             traced.result = _checked(result, traced, step.to, keeps_spread, s_noise, path)
         except ZeroDivisionError as error:
             raise ValueError(_divided_by_zero(formula, step)) from error
+        except OverflowError as error:
+            raise ValueError(_overflowed(formula, i, options)) from error
         except (ArithmeticError, AttributeError, IndexError, TypeError) as error:
             error.args = (f"step {i} of {_name(formula)}: {error}",)
             raise
@@ -409,6 +411,15 @@ def _divided_by_zero(formula: Formula, step: Step) -> str:
     near = ", ".join(repr(level) for level in step.levels[-3:])
     return (
         f"sigmas must be far enough apart for the weights of a step; got {step.to!r} after {near}"
+    )
+
+
+def _overflowed(formula: Formula, i: int, options: Sequence[tuple[str, object]]) -> str:
+    """For a weight that float64 does not hold: which options it may come of."""
+    given = ", ".join(f"{name} = {describe(value)}" for name, value in options)
+    return (
+        f"step {i} of {_name(formula)}: options must be such that float64 holds the weights, at "
+        f"most 1.8e308 in size; got {given or 'none'}"
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cmsolvers.checks import PRECISION, carries_tangent, differentiated, strided
+from cmsolvers.checks import PRECISION, as_float, carries_tangent, differentiated, strided
 from cmsolvers.ops.binary import CPU_ONLY
 from cmsolvers.ops.rules import ARGUMENTS, EULER_MARUYAMA, HEUN, PF_ODE, Weight, canonical
 
@@ -89,7 +89,7 @@ def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
         return  # a number may be a symbol here; the kernel takes it as it comes
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number or a tensor; got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not math.isfinite(as_float(name, value)):
         raise ValueError(f"{name} must be finite; got {value}")
 
 

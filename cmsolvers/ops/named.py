@@ -23,6 +23,7 @@ from cmsolvers.ops.step import (
     second_alone,
     step_by_rule,
     tracing,
+    usual_out,
     usual_outputs,
     weighted_step,
 )
@@ -184,7 +185,7 @@ def scale_input(
         done = None
         if dtype is None or dtype == x.dtype:
             done = FAST(x, (), (c_in,), 0.0, None, 0, 0, 0, out)
-        elif out is None or out.dtype == dtype:
+        elif usual_out(out, dtype):
             where = dtype if out is None else out
             done = FAST(x, (), (0.0,), 0.0, None, 0, 0, 0, False, WEIGHTS, (c_in, 0.0), where)
         if done is not None:
@@ -224,7 +225,7 @@ def edm_input(
     levels = (sigma, sigma_data)
     if dtype is None or dtype == getattr(x, "dtype", None):
         return step_by_rule(x, (), EDM_INPUT, levels, out=out)
-    if FAST is not None and not tracing() and (out is None or out.dtype == dtype):
+    if FAST is not None and not tracing() and usual_out(out, dtype):
         where = dtype if out is None else out
         done = FAST(x, (), levels, 0.0, None, 0, 0, 0, False, EDM_INPUT, 1.0, where)
         if done is not None:

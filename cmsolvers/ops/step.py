@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cmsolvers.checks import PRECISION
+from cmsolvers.checks import PRECISION, as_float
 from cmsolvers.ops import autograd as _autograd  # noqa: F401  (registers the derivatives)
 from cmsolvers.ops import reference
 from cmsolvers.ops.arguments import (
@@ -119,6 +119,11 @@ def keyed(seed: SeedLike, offset: int) -> tuple[int | Tensor | None, int]:
     if type(seed) is Key and offset == 0:
         return (seed.seed & MASK64, seed.offset) if seed.table is None else (seed.table, 0)
     return None, 0
+
+
+def usual_out(out: object, dtype: torch.dtype | None) -> bool:
+    """Whether the one output is none, or a tensor of the dtype; the general way refuses others."""
+    return out is None or (isinstance(out, Tensor) and out.dtype == dtype)
 
 
 def usual_outputs(x: object, out: object, second_out: object, dtype: torch.dtype | None) -> bool:
@@ -363,7 +368,7 @@ def _run(
     second_out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Call the operator, on checked arguments; outputs are checked here."""
-    limits = [] if clamp is None else [float(clamp[0]), float(clamp[1])]
+    limits = [] if clamp is None else [as_float("clamp", limit) for limit in clamp]
     common = (x, list(inputs), *_split(arguments, x), rule, *noise, limits)
     dtype = second_dtype_for(second_dtype, x, kind != reference.NONE)
     if out is None and second_out is None:

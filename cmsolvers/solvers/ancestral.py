@@ -21,7 +21,9 @@ def down_up(step: Step, to: float, eta: float) -> tuple[float, float]:
     up = min(r', eta r' sqrt(r^2 - r'^2) / r), which for eta = 1 is the posterior's of DDPM.
     """
     part, after = step.ratio(to) / step.ratio(step.sigma), step.ratio(to)
-    share = min(1.0, eta * math.sqrt(apart(step, to)))
+    share = eta * math.sqrt(apart(step, to))
+    if share > 1.0:
+        return 0.0, after  # and squares of a large eta overflow
     # 1 - share^2 without the cancellation: r'^2 / r^2 for eta = 1
     rest = (1.0 - eta) * (1.0 + eta) + (eta * part) ** 2
     return step.path.level(after * math.sqrt(max(0.0, rest))), after * share

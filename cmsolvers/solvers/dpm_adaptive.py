@@ -29,6 +29,7 @@ from cmsolvers.engine.live import held
 from cmsolvers.engine.observers import AdaptiveInfo
 from cmsolvers.engine.options import S_NOISE, chosen, option
 from cmsolvers.engine.options import eta as eta_option
+from cmsolvers.processes.coordinates import Coordinates, coordinates_of
 
 if TYPE_CHECKING:
     from cmsolvers.checks import Levels
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 def _order(_: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value not in (2, 3):
-        raise ValueError(f"order must be 2 or 3; got {value!r}")
+        raise ValueError(f"order must be 2 or 3; got {check.describe(value)}")
     return value
 
 
@@ -89,11 +90,16 @@ class DPMSolver(Method):
     name = "dpm_adaptive"
 
     def __init__(
-        self, model: Model, settings: DPMSettings, noise: SampleNoise, t_end: float
+        self,
+        model: Model,
+        settings: DPMSettings,
+        noise: SampleNoise,
+        t_end: float,
+        path: Coordinates,
     ) -> None:
         super().__init__(model, settings)
         self._order, self._eta, self._s_noise = settings.order, settings.eta, settings.s_noise
-        self._noise, self._t_end = noise, t_end
+        self._noise, self._t_end, self._path = noise, t_end, path
         self.remembers = settings.tolerance == "published"
         self.evaluations = settings.order - 1
 
@@ -106,9 +112,9 @@ class DPMSolver(Method):
     def attempt(self, step: Step) -> Outcome:
         """Both orders over the part of the step that the ODE takes, then the noise."""
         h = self._down(step) if self._eta else step.h
-        pair = (_second if self._order == 2 else _third)(_Stages(step, h))
+        pair = (_second if self._order == 2 else _third)(_Stages(step, h, self._path))
         error, previous = self._published(step, pair) if self.remembers else self._own(step, pair)
-        new = step.value(pair.high + self._kick(step, h) if self._eta else pair.high)
+        new = step.value(self._lifted(step, h, pair.high) if self._eta else pair.high)
         return Outcome(new, error, previous=previous)
 
     def _published(self, step: Step, pair: _Pair) -> tuple[Tensor, Tensor]:
@@ -138,36 +144,57 @@ class DPMSolver(Method):
     def _down(self, step: Step) -> Tensor:
         """What the ODE takes of a step: all but the variance that noise will bring.
 
-        It leads to sigma_down = sigma e^-h, but not below the last level.
+        It leads to sigma_down = sigma e^-h, but not below the last level. From where no data is
+        left the ODE takes all: fresh noise would change nothing of the law.
         """
-        h = step.h - 0.5 * torch.log1p(self._eta**2 * torch.expm1(-2.0 * step.h))
+        if self._path.karras:
+            h = step.h - 0.5 * torch.log1p(self._eta**2 * torch.expm1(-2.0 * step.h))
+        else:
+            ratio, after = (self._path.ratio(self.level(t)) for t in (step.t, step.t_next))
+            share = self._eta**2 * (1.0 - (after / ratio) ** 2)
+            down = self._path.level(after * torch.sqrt((1.0 - share).clamp_min(0.0)))
+            h = torch.where(ratio.isinf(), step.h, -torch.log(down) - step.t)
         return torch.minimum(h, self._t_end - step.t)
 
-    def _kick(self, step: Step, h: Tensor) -> Form:
-        """Up to the level of t_next: sqrt(sigma_next^2 - sigma_down^2) z."""
+    def _lifted(self, step: Step, h: Tensor, y: Form) -> Form:
+        """From the end of the ODE's part up to the level of t_next, by noise."""
         sigma, sigma_next = self.level(step.t), self.level(step.t_next)
         more = (h - step.h).clamp_min(0.0)
-        spread = sigma_next * torch.sqrt(-torch.expm1(-2.0 * more)) * self._s_noise
+        if self._path.karras:
+            spread = sigma_next * torch.sqrt(-torch.expm1(-2.0 * more))
+        else:
+            down = self.level(step.t + h)
+            low, high = self._path.ratio(down), self._path.ratio(sigma_next)
+            alpha = self._path.alpha(sigma_next)
+            y = torch.where(more > 0.0, alpha / self._path.alpha(down), 1.0) * y
+            up = torch.sqrt(((high - low) * (high + low)).clamp_min(0.0))
+            spread = torch.where(more > 0.0, alpha * up, 0.0)
+        spread = spread * self._s_noise
         if self._noise.built_in:
-            return spread * held(self._noise.fresh(step.lanes))
+            return y + spread * held(self._noise.fresh(step.lanes))
         last = math.exp(-self._t_end)
-        return spread * held(self._noise.sampled(step.lanes, sigma, sigma_next, last))
+        return y + spread * held(self._noise.sampled(step.lanes, sigma, sigma_next, last))
 
 
 class _Stages:
     """A step of size h from x: what its formulas are made of, with alpha = 1.
 
-    In the coordinates of the library sigma_r (e^(r h) - 1) is -sigma (e^(-r h) - 1).
+    In Karras coordinates sigma_r (e^(r h) - 1) is -sigma (e^(-r h) - 1). In others sigma is the
+    level, and eps the slope dx/dlevel: the same equation.
     """
 
-    def __init__(self, step: Step, h: Tensor) -> None:
+    def __init__(self, step: Step, h: Tensor, path: Coordinates) -> None:
         self._step, self._h, self._sigma = step, h, torch.exp(-step.t)
-        self.x = step.x
+        self.x, self._path = step.x, path
 
     def eps(self, y: Form, r: float = 0.0) -> Form:
         """(y - D) / sigma_r, at the share r of the step."""
         sigma = self._sigma * torch.exp(-r * self._h) if r else self._sigma
-        return (y - self._step.output(y, sigma)) / sigma
+        d = self._step.output(y, sigma)
+        if self._path.straight:
+            return (y - d) / sigma
+        a, b = self._path.velocity(sigma)
+        return a * y + b * d
 
     def first(self, r: float = 1.0) -> Tensor:
         """-sigma_r (e^(r h) - 1)."""
@@ -246,7 +273,9 @@ def dpm_adaptive(
     check.positive(" + ".join(parts), sum(parts.values()))
     noise = SampleNoise(settings, x, wanted=settings.eta > 0)
     model = Model("denoiser", denoiser, x.dtype, look=settings.check_nan)
-    steps = DPMSolver(model, settings, noise, t_end=-math.log(grid.stops[-1]))
+    path = coordinates_of(denoiser)
+    path.check_levels("sigmas", grid.stops)
+    steps = DPMSolver(model, settings, noise, -math.log(grid.stops[-1]), path)
     # With eta > 0 too: from a given x the error of the part that the ODE takes is of that order.
     control = FilterControl(settings.order, **parts, accept_safety=settings.accept_safety)
     return run(steps, control, x, grid, settings.h_init)

@@ -20,6 +20,11 @@ from cmsolvers.processes.sde import Process, ScoreSDE
 from cmsolvers.solvers.euler_maruyama import euler_maruyama_step
 
 
+def _ratio(name: str, value: object) -> float:
+    """A positive number whose square float64 holds."""
+    return check.within(name, check.positive(name, value), 0.0, 1e50)
+
+
 def _check(
     sde: object,
     times: Sequence[float],
@@ -68,9 +73,7 @@ def _check(
             lambda name, value: check.count(name, value, least=0),
             "Langevin steps after each predictor step, 0 or more.",
         ),
-        Option(
-            "snr", 0.16, check.positive, "signal-to-noise ratio of the Langevin steps, positive."
-        ),
+        Option("snr", 0.16, _ratio, "signal-to-noise ratio of the Langevin steps, positive."),
         Option(
             "step_size",
             "level",

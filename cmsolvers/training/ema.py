@@ -23,10 +23,10 @@ class EMA(Generic[M_co]):
 
     The average lives in `module`, a copy of the network in evaluation mode, without gradients,
     whose float16 and bfloat16 tensors became float32 (complex32 ones complex64): with mu = 0.9999 a
-    step is smaller than what half precision can add. Floating and complex buffers are averaged too;
-    others (counters) are copied. If the
-    average is the target of a consistency loss with dropout, put it in training mode
-    (`ema.module.train()`): student and target then drop the same units.
+    step is smaller than what half precision can add. Floating and complex buffers are averaged too,
+    but for their infinite entries, as masks have them: those are copied, and so are all other
+    buffers (counters). If the average is the target of a consistency loss with dropout, put it in
+    training mode (`ema.module.train()`): student and target then drop the same units.
 
     Args:
         network: any module, such as a network or a denoiser around one; copied, not changed.
@@ -75,6 +75,9 @@ class EMA(Generic[M_co]):
                 a.copy_(b)
         if averages:
             torch._foreach_lerp_(averages, values, 1.0 - mu)
+        for a, b in zip(self.module.buffers(), network.buffers(), strict=True):
+            if a.is_floating_point() or a.is_complex():
+                _infinities(_real(a), _real(b.detach().to(a)))
         self.steps += 1
 
     @torch.no_grad()
@@ -105,6 +108,11 @@ def _decay(value: float) -> float:
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _infinities(average: Tensor, value: Tensor) -> None:
+    """Copy what has no mean: from and to infinity the average has become infinite or NaN."""
+    torch.where(average.isfinite(), average, value, out=average)
 
 
 def _real(t: Tensor) -> Tensor:

@@ -128,6 +128,28 @@ MAKERS = (
 )
 
 
+@pytest.mark.parametrize("end", [0.002, 0.3, 80.0])
+def test_numbers_below_the_boundary_are_refused(end):
+    """c_skip falls again there; what half precision makes of sigma_min is no such level."""
+    f, x = cm.ConsistencyFunction(lambda x, c: 1e3 * x, sigma_min=end), torch.ones(2, 3)
+    for sigma in (0.7 * end, 0.99 * end, 0.5 * end, 1e-30):
+        with pytest.raises(ValueError, match=rf"^sigma must not be below sigma_min, {end:g}.*got"):
+            f(x, sigma)
+    assert torch.equal(f(x, end), x)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert torch.equal(f(x, torch.tensor(end).to(dtype).item()), x)
+    assert f(x, math.nextafter(end, 0.0)).sub(x).abs().max() < 1e-9
+    denoisers.EDM(lambda x, c: x)(x, 0.1 * end)  # others have no least level
+
+
+def test_levels_below_the_boundary_in_a_tensor_are_not_read():
+    """They are the formulas' there: waiting for the device would cost more than the call."""
+    f, x = cm.ConsistencyFunction(lambda x, c: x.sin()), torch.ones(2, 3, dtype=torch.float64)
+    sigma = torch.tensor([0.001, 2.0], dtype=torch.float64)
+    c_skip, c_out, c_in, _ = (c[:, None] for c in f.coefficients(sigma))
+    torch.testing.assert_close(f(x, sigma), c_skip * x + c_out * (c_in * x).sin())
+
+
 def test_levels_as_number_scalar_and_vector_agree():
     x = state()
     net = lambda x, c, k: k * x.sin() + c.reshape(-1, 1, 1)  # noqa: E731

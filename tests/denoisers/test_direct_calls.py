@@ -35,10 +35,10 @@ def noisy(shape=(B, 2, 3), dtype=torch.float32):
 
 
 def levels(dtype=torch.float64, count=B):
-    """Among others sigma_min, what float32 holds for it, and a level below."""
+    """Among others sigma_min, what float32 holds for it, and a level just below."""
     generator = torch.Generator().manual_seed(1)
     sigma = torch.randn(count, generator=generator, dtype=torch.float64).mul(2).exp()
-    sigma[:4] = torch.tensor([END, torch.tensor(END).item(), 0.7 * END, 80.0])
+    sigma[:4] = torch.tensor([END, torch.tensor(END).item(), (1 - 2**-9) * END, 80.0])
     return sigma.to(dtype)
 
 

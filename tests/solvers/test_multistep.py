@@ -188,18 +188,6 @@ def test_past_levels_that_nearly_coincide(sampler, gap):
         assert (got - 1).abs().max() < tolerance
 
 
-@pytest.mark.parametrize("gap", [1e-4, 1e-8, 1e-12])
-def test_the_ratio_of_two_close_levels_has_all_digits(gap):
-    """h of ln(s / s') from a quotient has an error of 1e-16 / gap."""
-    s, to = 3.0, 3.0 * (1 - gap)
-    d = (s - to) / to
-    exact = math.fsum((-1) ** (k + 1) * d**k / k for k in range(1, 12))
-    for a, b, sign in ((s, to, 1), (to, s, -1)):
-        assert exponential.log_ratio(a, b) == pytest.approx(sign * exact, rel=1e-14)
-    for ratio in (0.3, 0.5, 2.0, 7.0):
-        assert exponential.log_ratio(ratio, 1.0) == pytest.approx(math.log(ratio), rel=1e-15)
-
-
 @pytest.mark.parametrize("sampler", MULTISTEP)
 def test_outputs_whose_dtype_changes_from_step_to_step(sampler):
     data, x = Gaussian(0.5, 0.2), 10 * torch.linspace(-1, 1, 12).reshape(4, 3)
@@ -273,7 +261,10 @@ def test_constant_data_is_reached_over_many_orders_of_magnitude(sampler):
 
 @pytest.mark.parametrize("d", [1e-3, 1e-6, 1e-9, 1e-12])
 def test_the_logarithm_of_levels_that_nearly_coincide(d):
-    """ln((1 + d) b / b) = d - d^2 / 2 + d^3 / 3, to the last digits, in steps both ways."""
+    """ln((1 + d) b / b) = d - d^2 / 2 + d^3 / 3, to the last digits, in steps both ways.
+
+    A quotient has an error of 1e-16 / d in it.
+    """
     for b in (0.3, 1.0, 80.0):
         a = b * (1.0 + d)
         exact = math.log1p((a - b) / b)
@@ -284,4 +275,5 @@ def test_the_logarithm_of_levels_that_nearly_coincide(d):
     assert exponential.log_ratio(1.0 + 2.0**-20, 1.0) == pytest.approx(
         2.0**-20 - 2.0**-41 + 2.0**-60 / 3, rel=1e-15
     )
-    assert exponential.log_ratio(8.0, 1.0) == math.log(8.0)
+    for ratio in (0.3, 0.5, 2.0, 7.0, 8.0):
+        assert exponential.log_ratio(ratio, 1.0) == pytest.approx(math.log(ratio), rel=1e-15)

@@ -182,6 +182,25 @@ def test_average_of_complex_parameters_and_buffers(dtype: torch.dtype):
     assert net.w.dtype is dtype and net.w[0].item() == share * (2 + 1j)
 
 
+@pytest.mark.parametrize("mu", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex64])
+def test_infinite_entries_of_buffers_are_copied(mu: float, dtype: torch.dtype):
+    """A mask stays what it is: -inf + (1 - mu) (-inf - -inf) would be NaN."""
+    inf = math.inf
+    net = nn.Linear(1, 1)
+    net.register_buffer("mask", torch.tensor([-inf, inf, 0.0, 2.0]).to(dtype))
+    net.register_buffer("lowest", torch.tensor([inf, -inf, 1.0]).to(dtype))
+    ema = training.EMA(net, mu)
+    net.lowest.copy_(torch.tensor([3.0, inf, -inf]))
+    for _ in range(2):
+        ema.update(net)
+        assert torch.equal(ema.module.mask, net.mask.to(ema.module.mask))
+        assert torch.equal(ema.module.lowest, net.lowest.to(ema.module.lowest))
+    net.mask[3] = math.nan
+    ema.update(net)
+    assert ema.module.mask.isnan().tolist() == [False, False, False, True]
+
+
 def test_half_precision_average_would_have_stalled():
     """The negative control: what the class avoids."""
     w = torch.ones((), dtype=torch.bfloat16)

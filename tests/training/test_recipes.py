@@ -1,0 +1,283 @@
+"""The settings of the three recipes, as they reach losses, averages and optimiser."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cmsolvers import noise, training
+from cmsolvers.losses import ict_weight
+from cmsolvers.schedules import karras_sigmas
+from cmsolvers.training import image_trainer, recipes
+from cmsolvers.training.batches import torch_seed
+from cmsolvers.training.images import Scale
+from cmsolvers.training.trainer import Trainer
+
+LOSSES = {
+    "score": "denoising_score_matching",
+    "cd": "consistency_distillation",
+    "ct": "consistency_training",
+}
+
+
+def spec_of(kind: str, dropout: float = 0.0, **bounds: float) -> recipes.Spec:
+    options = {"width": 8, "blocks": 1, "dropout": dropout}
+    return recipes.Spec(kind, (1, 2, 2), options=options, **bounds)
+
+
+def trainer_of(
+    kind: str,
+    *,
+    steps: int = 4,
+    batch: int = 8,
+    seed: int = 5,
+    spec: recipes.Spec | None = None,
+    **options: int | float,
+) -> Trainer:
+    spec = spec_of(kind) if spec is None else spec
+    data = 0.5 * noise.normal((max(32, batch), 1, 2, 2), 0)
+    settings = training.TrainingSettings(steps, batch_size=batch, lr=1e-3, seed=seed)
+    if kind == "score":
+        return recipes.score_trainer(spec, data, settings)
+    if kind == "ct":
+        return recipes.consistency_trainer(spec, data, settings, **options)
+    plain = recipes.Spec("score", spec.shape, options=spec.options)
+    other = training.TrainingSettings(steps, batch_size=batch, seed=seed + 1)
+    teacher = recipes.trained(recipes.score_trainer(plain, data, other), plain)
+    return recipes.distillation_trainer(spec, data, settings, teacher, **options)
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, kind: str) -> list[dict]:
+    """What each step of a run hands to its loss: {"models": [...], "levels": [...], names}."""
+    original, calls = getattr(recipes, LOSSES[kind]), []
+    place = {"score": 2, "cd": 4, "ct": 3}[kind]  # of the first level among the arguments
+
+    def seen(*args, **options):
+        calls.append({"models": args[: place - 1], "levels": args[place:], **options})
+        return original(*args, **options)
+
+    monkeypatch.setattr(recipes, LOSSES[kind], seen)
+    trainer.run(progress=False)
+    return calls
+
+
+def keys_of(trainer: Trainer) -> list[noise.Key]:
+    settings = trainer.settings
+    return [
+        training.batch_at(trainer.data, k, settings.steps, settings.batch_size, settings.seed).key
+        for k in range(settings.steps)
+    ]
+
+
+# --- levels and what else a loss gets -----------------------------------------------------------
+
+
+def test_levels_of_the_score_recipe(monkeypatch):
+    """ln sigma ~ N(-1, 1.4^2), of the step's own draw, clipped to the levels of the model."""
+    trainer = trainer_of("score", batch=4096)
+    calls = calls_of(monkeypatch, trainer, "score")
+    for k, (call, key) in enumerate(zip(calls, keys_of(trainer), strict=True)):
+        z = noise.normal((4096, 1), key, stream=noise.LEVELS, draw=k)[:, 0].double()
+        expected = (-1.0 + 1.4 * z).exp().clamp(0.002, 20.0)
+        torch.testing.assert_close(call["levels"][0], expected, rtol=1e-12, atol=0)
+    logs = torch.cat([call["levels"][0] for call in calls]).log()
+    quantiles = torch.quantile(logs, torch.tensor([0.158655, 0.5, 0.841345]).double())
+    assert quantiles.tolist() == pytest.approx([-2.4, -1.0, 0.4], abs=0.05)
+
+
+def test_levels_of_the_score_recipe_stay_within_those_of_the_model(monkeypatch):
+    spec = spec_of("score", sigma_min=0.3, sigma_max=0.5)
+    (call, *_) = calls_of(monkeypatch, trainer_of("score", batch=64, spec=spec), "score")
+    sigma = call["levels"][0]
+    assert (sigma.min(), sigma.max()) == (0.3, 0.5)
+
+
+@pytest.mark.parametrize(("levels", "given"), [(40, {}), (6, {"levels": 6})])
+def test_levels_of_the_distillation_recipe(monkeypatch, levels, given):
+    """Neighbours of a Karras grid, each pair as likely, and of the step's own draw."""
+    trainer = trainer_of("cd", batch=256, **given)
+    grid = karras_sigmas(levels, 0.002, 20.0, append_zero=False)
+    calls = calls_of(monkeypatch, trainer, "cd")
+    for k, (call, key) in enumerate(zip(calls, keys_of(trainer), strict=True)):
+        expected = training.UniformPairs(grid).sample(256, key, draw=k)
+        assert all(map(torch.equal, call["levels"], expected))
+    seen = torch.cat([call["levels"][0] for call in calls]).unique()
+    assert torch.equal(seen, grid[:-1].flip(0))
+
+
+@pytest.mark.parametrize(("most", "given"), [(64, {}), (8, {"s1": 8}), (12, {"s0": 3, "s1": 12})])
+def test_levels_of_the_training_recipe(monkeypatch, most, given):
+    """2 pairs to begin with unless s0 says other, doubled at even intervals up to s1."""
+    trainer = trainer_of("ct", steps=12, batch=16, **given)
+    calls = calls_of(monkeypatch, trainer, "ct")
+    for k, (call, key) in enumerate(zip(calls, keys_of(trainer), strict=True)):
+        n = training.doubling_discretization(k, 12, given.get("s0", 2), most)
+        grid = karras_sigmas(n, 0.002, 20.0, append_zero=False)
+        expected = training.LogNormalPairs(grid).sample(16, key, draw=k)
+        assert all(map(torch.equal, call["levels"], expected))
+    assert n == most + 1
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_noise_of_a_step_is_its_own(monkeypatch, kind):
+    """Ids are places in the data, so a draw that stood still would repeat a sample's noise."""
+    trainer = trainer_of(kind)
+    calls = calls_of(monkeypatch, trainer, kind)
+    assert [call["draw"] for call in calls] == [0, 1, 2, 3]
+    for call, key in zip(calls, keys_of(trainer), strict=True):
+        mine, theirs = (k.rows(8, torch.device("cpu")) for k in (call["seed"], key))
+        assert torch.equal(mine, theirs)
+
+
+def test_what_the_losses_are_told(monkeypatch):
+    spec = spec_of("score", sigma_data=0.7)
+    trainer = trainer_of("score", spec=spec)
+    (call, *_) = calls_of(monkeypatch, trainer, "score")
+    assert call["sigma_data"] == 0.7
+    (model,) = call["models"]
+    assert model.net is trainer.network
+
+    trainer = trainer_of("cd")
+    (call, *_) = calls_of(monkeypatch, trainer, "cd")
+    assert call["distance"] == "pseudo_huber"
+    student, aim, _ = call["models"]
+    assert student.net is trainer.network and aim.net is trainer.averages["target"].module
+
+    trainer = trainer_of("ct")
+    (call, *_) = calls_of(monkeypatch, trainer, "ct")
+    assert call["weight"] is ict_weight
+    student, target = call["models"]
+    assert student.net is trainer.network and target is None
+
+
+def test_a_distillation_begins_with_the_weights_of_its_teacher(monkeypatch):
+    trainer = trainer_of("cd", steps=1)
+    begun = [p.detach().clone() for p in trainer.network.parameters()]
+    ((_, _, teacher),) = (call["models"] for call in calls_of(monkeypatch, trainer, "cd"))
+    assert all(map(torch.equal, begun, teacher.net.parameters()))
+
+
+# --- averages -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize(
+    ("steps", "decay"),
+    [(4, 0.5), (20, 0.5), (100, 0.9), (2000, 0.995), (10_000, 0.999), (10**6, 0.999)],
+)
+def test_the_average_spans_a_tenth_of_a_run_and_at_most_1000_steps(kind, steps, decay):
+    ema = trainer_of(kind, steps=steps).averages["ema"]
+    assert ema.decay == pytest.approx(decay, abs=1e-15) and ema.warmup
+
+
+def moved(trainer: Trainer, name: str) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(average before, network, average after) of each step of a run, for one parameter."""
+    average, seen = trainer.averages[name], []
+    original = average.update
+
+    def update(network: nn.Module, decay: float | None = None) -> None:
+        weights = [next(m.parameters()).detach() for m in (average.module, network)]
+        before, given = (w.clone() for w in weights)
+        original(network, decay)
+        seen.append((before, given, weights[0].clone()))
+
+    average.update = update
+    trainer.run(progress=False)
+    return seen
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_average_warms_up(kind):
+    """mu_k = min(mu, (1 + k) / (10 + k)), with mu = 0.6 in a run of 25 steps."""
+    rates = [min(0.6, (1 + k) / (10 + k)) for k in range(25)]
+    seen = moved(trainer_of(kind, steps=25), "ema")
+    for mu, (before, given, after) in zip(rates, seen, strict=True):
+        torch.testing.assert_close(after, mu * before + (1 - mu) * given)
+
+
+@pytest.mark.parametrize(("mu", "given"), [(0.95, {}), (0.7, {"target_decay": 0.7})])
+def test_the_target_of_a_distillation_follows_at_one_rate(mu, given):
+    for before, weights, after in moved(trainer_of("cd", **given), "target"):
+        torch.testing.assert_close(after, mu * before + (1 - mu) * weights)
+
+
+# --- dropout ------------------------------------------------------------------------------------
+
+
+def masks_of(trainer: Trainer, until: int | None = None) -> list[Tensor]:
+    """What dropout let pass in the student's pass of each step."""
+    masks: list[Tensor] = []
+    (dropout,) = (m for m in trainer.network.modules() if isinstance(m, nn.Dropout))
+    hook = dropout.register_forward_hook(
+        lambda m, x, y: masks.append(y != 0) if torch.is_grad_enabled() else None
+    )
+    trainer.run(until, progress=False)
+    hook.remove()
+    return masks
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_dropout_is_another_one_in_every_step(kind, tmp_path):
+    """It depends on seed and step alone: a resumed run has that of the whole one."""
+
+    def new(seed: int = 5) -> Trainer:
+        return trainer_of(kind, spec=spec_of(kind, dropout=0.5), seed=seed)
+
+    whole, other = masks_of(new()), masks_of(new(6))
+    assert len({tuple(mask.flatten().tolist()) for mask in whole + other}) == 8
+    new().run(2, progress=False, checkpoint=tmp_path / "c.safetensors")
+    torch.manual_seed(11)
+    assert all(map(torch.equal, masks_of(new().load(tmp_path / "c.safetensors")), whole[2:]))
+
+
+def test_seeds_of_dropout_are_those_of_the_noise_contract():
+    """62 bits of two uniform numbers of a stream and an id that no sample has."""
+    for step, seed in ((0, 0), (0, 1), (1, 0), (10**6, 2**40)):
+        u = noise.uniform((1, 2), seed, stream=noise.OTHER, draw=step, offset=2**55, dtype=F64)
+        high, low = (u[0] * 2**31).floor().long().tolist()
+        assert torch_seed(step, seed) == high * 2**31 + low
+    seeds = [torch_seed(step, seed) for step in range(50) for seed in range(4)]
+    assert len(set(seeds)) == 200 and max(seeds) > 2**60
+
+
+F64 = torch.float64
+
+
+# --- optimiser ----------------------------------------------------------------------------------
+
+
+def test_the_optimiser_has_the_settings_of_the_run():
+    settings = training.TrainingSettings(
+        20, batch_size=4, lr=0.3, warmup=0.25, weight_decay=0.07, betas=(0.6, 0.8)
+    )
+    net = nn.Linear(2, 2)
+    trainer = Trainer(net, lambda b: net(b.x0).square().mean(), torch.ones(8, 2), settings)
+    (group,) = trainer.optimizer.param_groups
+    seen = []
+    trainer.optimizer.register_step_pre_hook(lambda *_: seen.append(group["lr"]))
+    trainer.run(progress=False)
+    assert (group["betas"], group["weight_decay"]) == ((0.6, 0.8), 0.07)
+    rise = [0.3 * share for share in (0.2, 0.4, 0.6, 0.8, 1.0)]
+    fall = 0.15 * (1 + torch.cos(torch.pi * torch.arange(15, dtype=F64) / 15))
+    assert seen == pytest.approx(rise + fall.tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "lr"), [("score", 2000, 2e-3), ("cd", 700, 5e-4), ("ct", 1500, 1e-3)]
+)
+def test_the_settings_that_the_digits_need(kind, steps, lr):
+    usual = recipes.default_settings(kind, None, 32, 7)
+    assert usual == training.TrainingSettings(steps, batch_size=32, lr=lr, seed=7)
+    assert recipes.default_settings(kind, 9, 32, 7).steps == 9
+    with pytest.raises(ValueError, match="kind must be one of"):
+        recipes.default_settings("gan", None, 32, 7)
+
+
+def test_arguments_of_an_image_trainer_reach_its_settings():
+    data = noise.normal((30, 1, 4, 4), 0)
+    given = {"steps": 3, "batch_size": 5, "lr": 0.25, "seed": 9}
+    trainer = image_trainer.image_trainer("score", data, Scale.of(data), **given)
+    assert trainer.settings == training.TrainingSettings(**given)
+    usual = image_trainer.image_trainer("ct", data, Scale.of(data))
+    assert usual.settings == training.TrainingSettings(1500, batch_size=30, lr=1e-3)

@@ -11,6 +11,7 @@ import ctypes
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import SupportsFloat, SupportsIndex, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
@@ -288,9 +289,14 @@ def floats(name: str, value: object) -> list[float]:
     return grid
 
 
-def sigmas(name: str, value: object, *, least: int = 2) -> tuple[float, ...]:
-    """Noise levels: finite, strictly descending, not negative, 0 only as the last of several."""
+def sigmas(name: str, value: object, *, least: int = 2, up: bool = False) -> tuple[float, ...]:
+    """Noise levels: finite, strictly descending, not negative, 0 only as the last of several.
+
+    With `up` they may be strictly ascending, too, and all positive then.
+    """
     grid = floats(name, value)
+    if up and len(grid) >= least and grid[0] < grid[1]:
+        return _ascending(name, grid)
     if len(grid) < least:
         raise ValueError(
             f"{name} must have at least {least} level{'s' if least > 1 else ''}; got {len(grid)}"
@@ -307,6 +313,21 @@ def sigmas(name: str, value: object, *, least: int = 2) -> tuple[float, ...]:
             raise ValueError(
                 f"{name} must be strictly descending; "
                 f"got {entry:g} after {grid[i - 1]:g} at index {i}"
+            )
+    return tuple(grid)
+
+
+def _ascending(name: str, grid: Sequence[float]) -> tuple[float, ...]:
+    if not grid[0] > 0:
+        raise ValueError(
+            f"{name} must begin above 0 where they ascend: the smallest level, such as 0.002, "
+            f"stands for data; got {grid[0]:g} at index 0"
+        )
+    for i, (before, entry) in enumerate(pairwise(grid), start=1):
+        if not entry > before:
+            raise ValueError(
+                f"{name} must be strictly ascending or strictly descending; "
+                f"got {entry:g} after {before:g} at index {i}"
             )
     return tuple(grid)
 

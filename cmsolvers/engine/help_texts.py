@@ -18,17 +18,18 @@ class Text:
         model: name of the first argument.
         grid: name of the third: "sigmas" or "ts".
         noise: as in `solver`.
+        upward: whether the levels may ascend.
     """
 
-    def __init__(self, model: str, grid: str, noise: str) -> None:
-        self.model, self.grid, self.noise = model, grid, noise
+    def __init__(self, model: str, grid: str, noise: str, *, upward: bool = False) -> None:
+        self.model, self.grid, self.noise, self.upward = model, grid, noise, upward
 
     def arguments(self) -> dict[str, str]:
         """The positional arguments."""
         if self.grid == "ts":
             return {self.model: SDE, "x": X_IN_TIME, "ts": TIMES}
         model = CONSISTENCY if self.model == "f" else DENOISER
-        return {self.model: model, "x": X, "sigmas": SIGMAS}
+        return {self.model: model, "x": X, "sigmas": SIGMAS + (UPWARD if self.upward else "")}
 
     def words(self) -> dict[str, str]:
         """What is put into the texts of shared options."""
@@ -86,6 +87,8 @@ the denoiser sees them in the dtype of x, and the result is rounded once."""
 SIGMAS = """levels in the coordinates of the denoiser (sigma, or t), strictly descending, the last
 may be 0; a tensor or a sequence. Read once and
 kept in float64 on the host."""
+UPWARD = """ Without noise they may be strictly ascending, too, all positive: from data, which the
+smallest level stands for, to its latent."""
 SDE = """an `SDE`, a process (its forward SDE), `process.reverse(score)`,
 `process.probability_flow(score)`, or any object with `drift(x, t)` and `diffusion(t)`, which get t
 of shape [B] in the dtype of x. The diffusion is a number or a tensor of shape [] or [B], or it

@@ -62,6 +62,11 @@ CHURN = (
 )
 
 
+def no_churn(s_churn: float = 0.0, **_: object) -> bool:
+    """Whether a sampler with churn solves the ODE, which goes both ways."""
+    return s_churn == 0.0
+
+
 def eta(default: float, text: str, *, share: bool = False) -> Option:
     """How much noise a step adds; `share` bounds it to [0, 1]."""
     share_of_noise = partial(check.within, low=0.0, high=1.0)

@@ -93,6 +93,7 @@ def solver(
     least: int = 2,
     keeps_spread: bool = True,
     checked: Callable[..., object] | None = None,
+    upward: Callable[..., bool] = lambda **_: False,
 ) -> Callable[[Formula], Sampler]:
     """Make a sampler on noise levels of a formula: check, run, document, enter in the catalogue.
 
@@ -110,6 +111,7 @@ def solver(
         keeps_spread: whether the method moves x = D + sigma z with constant D to exactly the spread
             of every level.
         checked: `checked(denoiser, **options)` raises where they do not fit each other.
+        upward: whether, with these options, the formula goes to larger levels, too.
 
     Returns:
         A decorator of `formula(step, **options) -> Form`; `trace.Step` is what it may ask.
@@ -128,9 +130,11 @@ def solver(
             mine = {name: values.pop(name) for name in own}
             if checked is not None:
                 checked(denoiser, **mine)
-            levels, path = check.sigmas("sigmas", grid, least=least), coordinates_of(denoiser)
-            path.check_levels("sigmas", levels)
             lifts = {option.name: values.pop(option.name) for option in churn}
+            up = upward(**mine, **lifts)
+            levels = check.sigmas("sigmas", grid, least=least, up=up)
+            path = coordinates_of(denoiser)
+            path.check_levels("sigmas", levels)
             if spans is not None:
                 steps = tuple(spans(levels, **mine))
             elif churn:
@@ -161,7 +165,8 @@ def solver(
             about = About(model, levels[-1], ready.options.extra_args or {})
             return looked_at(go, denoiser, x, levels, about, closely=closely)
 
-        text = Text(model, "sigmas", noise)
+        defaults = {option.name: option.default for option in (*options, *churn)}
+        text = Text(model, "sigmas", noise, upward=upward(**defaults))
         declared = (*options, *extra, *ON_LEVELS, CHECK)
         function: Sampler = public(formula, call, declared, text, prepare)
         catalogue.enter(function, order=order, nfe=nfe, noise=noise, source=source)

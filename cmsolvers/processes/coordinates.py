@@ -102,10 +102,11 @@ class Coordinates:
 
     def check_levels(self, name: str, levels: Sequence[float]) -> None:
         """ValueError for levels that are no times of the process."""
-        if levels[0] > self.last:
+        largest = max(levels)
+        if largest > self.last:
             raise ValueError(
                 f"{name} must lie in [0, {self.last:g}] for a denoiser in {self}; got "
-                f"{levels[0]:g} at index 0"
+                f"{largest:g} at index {levels.index(largest)}"
             )
 
     def noised(self, level: float) -> tuple[float, float]:

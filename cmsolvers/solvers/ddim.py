@@ -18,9 +18,11 @@ def posterior(step: Step, eta: float) -> Form:
 
     s is the spread of the noise, r = s / alpha.
     """
+    d = step.D(step.x, step.sigma)
+    if eta == 0.0:
+        return step.toward(d, step.to)
     path, gap = step.path, apart(step, step.to)
     before, after = path.sigma(step.sigma), path.sigma(step.to)
-    d = step.D(step.x, step.sigma)
     kept = math.sqrt(1.0 - eta**2 * gap) * after / before
     mean = kept * step.x + (path.alpha(step.to) - kept * path.alpha(step.sigma)) * d
     return mean + eta * after * math.sqrt(gap) * step.z()
@@ -32,6 +34,7 @@ def posterior(step: Step, eta: float) -> Form:
     noise="fresh",
     source="Song et al., DDIM (2021), eq. 12 and 16",
     options=[eta_option(0.0, _SHARE, share=True)],
+    upward=lambda eta: eta == 0.0,
 )
 def ddim(step: Step, eta: float) -> Form:
     """DDIM: order 1, one evaluation per step. eta = 0 is Euler's PF-ODE step, eta = 1 DDPM's.

@@ -11,7 +11,12 @@ from cmsolvers.solvers.ancestral import ETA, ancestral
 from cmsolvers.solvers.exponential import ratios_back
 
 
-@solver(order="2", nfe="n", source="Lu et al., DPM-Solver++ (2022), algorithm 2 (2M)")
+@solver(
+    order="2",
+    nfe="n",
+    source="Lu et al., DPM-Solver++ (2022), algorithm 2 (2M)",
+    upward=lambda **_: True,
+)
 def dpmpp_2m(step: Step) -> Form:
     """DPM-Solver++(2M): order 2 with one evaluation per step, from D and the D before.
 

@@ -68,18 +68,21 @@ def weights(z: float, nodes: Sequence[float]) -> list[float]:
 
 
 def log_ratio(a: float, b: float) -> float:
-    """Ln(a / b), to the last digits where a and b are close, too."""
+    """Ln(a / b), to the last digits where a and b are close, too; one of them may be infinite."""
+    if math.isinf(b):
+        return -math.inf
     return math.log1p((a - b) / b) if b < 2.0 * a < 4.0 * b else math.log(a / b)
 
 
 def steps_back(levels: Sequence[float], to: float, count: int) -> tuple[float, list[float]]:
     """(h, nodes): h = ln(s / s'), and the last `count` levels as u, 0 the latest, then negative.
 
-    A level that is infinite, where no data is left, is too far away to say anything, and left out.
+    A level that is infinite, where no data is left, is too far away to say anything, and left out,
+    as are all of them on the way to it.
     """
     s = levels[-1]
     h = log_ratio(s, to)
-    past = (level for level in reversed(levels[-count:-1]) if math.isfinite(level))
+    past = (level for level in reversed(levels[-count:-1]) if math.isfinite(level + h))
     return h, [0.0, *(-log_ratio(level, s) / h for level in past)]
 
 

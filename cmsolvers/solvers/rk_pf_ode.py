@@ -174,7 +174,7 @@ def rk_pf_ode(
     """
     check.function("denoiser", denoiser)
     SampleNoise(settings, x, wanted=False)  # checks the seed
-    return _run(denoiser, x, read_levels(sigmas, settings), settings, "rk_pf_ode")
+    return _run(denoiser, x, read_levels(sigmas, settings, up=True), settings, "rk_pf_ode")
 
 
 def solve(

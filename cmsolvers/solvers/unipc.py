@@ -57,6 +57,7 @@ def _b(h: float, variant: str) -> float:
             "coefficient is 1/2 by definition; elsewhere B cancels when the system is solved.",
         ),
     ],
+    upward=lambda **_: True,
 )
 def unipc(step: Step, order: int, variant: str) -> Form:
     """UniPC-p, data prediction, multistep: order p + 1 with one evaluation per step.
@@ -83,6 +84,8 @@ def unipc(step: Step, order: int, variant: str) -> Form:
             predictor(before, now, order, variant), d[1:]
         )
         corrected = corrected + path.alpha(step.sigma) * change
-    row = predictor(ratios, step.ratio(step.to), order, variant)
     kept = path.sigma(step.to) / path.sigma(step.sigma)
+    if math.isinf(step.ratio(step.to)):
+        return kept * corrected + (step.toward(d[0], step.to) - kept * step.x)
+    row = predictor(ratios, step.ratio(step.to), order, variant)
     return kept * corrected + path.alpha(step.to) * weighed(row, d)

@@ -91,7 +91,11 @@ def test_who_names_which():
             ValueError,
             "coordinates must be those of a process whose states at time 0 are clean data",
         ),
-        (lambda: from_v(velocity, process=cm.VP(), coordinates="flow"), ValueError, "coordinates must be one of"),
+        (
+            lambda: from_v(velocity, process=cm.VP(), coordinates="flow"),
+            ValueError,
+            "coordinates must be one of",
+        ),
         (lambda: Coordinates(cm.VE()), ValueError, "sigma = 0.01 there"),
         (lambda: FLOWING(torch.ones(2, 1), 1.5), ValueError, "t must be at most 1.*got 1.5"),
         (
@@ -460,6 +464,7 @@ NOISY = {  # options, weak order, steps
     "dpmpp_2m_sde": ({}, 2, EVEN),
     "dpmpp_3m_sde": ({"eta": 0.6}, 2, THIRDS),
     "restart": ({}, 2, EVEN),
+    "flow_sde": ({}, 1, EVEN),
     "euler_pf_ode": ({"s_churn": 2.0}, 1, EVEN),
     "heun_pf_ode": ({"s_churn": 2.0}, 2, EVEN),
     "dpm_2": ({"s_churn": 2.0, "s_tmin": 0.2, "s_tmax": 0.8}, 2, EVEN),
@@ -469,7 +474,7 @@ NOISY = {  # options, weak order, steps
 def test_every_sampler_with_noise_is_here():
     rows = catalogue.SOLVERS.items()
     noisy = {name for name, row in rows if row.noise != "none" and row.space != "time"}
-    left = noisy - set(NOISY) - {"consistency_sample", "dpm_adaptive"}
+    left = noisy - set(NOISY) - {"consistency_sample", "dpm_adaptive", "cps"}
     assert not left
 
 
@@ -537,6 +542,32 @@ def test_a_noisy_step_is_that_of_karras_coordinates(name):
         states.append(sampler(model, x, levels, trajectory=True, **NOISY[name][0])[1].trajectory)
     scale = (1 - times).reshape(-1, 1, 1)
     torch.testing.assert_close(states[0], scale * states[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize(
+    ("process", "first"), [(cm.RectifiedFlow(), 1.0), (TRIG, 1.4), (cm.VP(), 1.0)], ids=repr
+)
+def test_dpm_adaptive(order, process, first):
+    denoiser = from_x0(clean(process), process=process, coordinates="process")
+    for rtol in (1e-2, 1e-4):
+        got = cm.dpm_adaptive(denoiser, X, [first, 0.05], order=order, rtol=rtol, atol=0.1 * rtol)
+        wanted = exact(process, X, first, 0.05)
+        torch.testing.assert_close(got, wanted, rtol=3 * rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_dpm_adaptive_with_noise(eta):
+    """Steps that depend on x make the law right to first order in them."""
+    z = noise.normal((10_000, 1), 5)
+    last, off = 0.02, []
+    for rtol in (0.05, 1e-3):
+        x = cm.dpm_adaptive(
+            FLOWING, torch.cat([z, -z]), [1.0, last], eta=eta, rtol=rtol, atol=0.1 * rtol, seed=3
+        )
+        off.append(x.std().item() / math.hypot((1 - last) * SD, last) - 1)
+        assert x.mean().item() == pytest.approx((1 - last) * MEAN, abs=0.02)
+    assert max(map(abs, off)) < 0.03
 
 
 def test_churn_lifts_the_ratio_of_noise_to_data():

@@ -118,7 +118,10 @@ def solver(
     space: Literal["sigma", "time"] = "sigma",
 ) -> Callable[[Solve[_M, _S]], AdaptiveSolver[_M]]:
     """Make a public solver: check its options (`kind`), document it, enter it in the catalogue."""
-    words = Words("sde", "ts", noise) if space == "time" else Words("denoiser", "sigmas", noise)
+    up = noise == "none"  # the ODE goes both ways
+    words = Words("denoiser", "sigmas", noise, upward=up)
+    if space == "time":
+        words = Words("sde", "ts", noise)
 
     def decorate(solve: Solve[_M, _S]) -> AdaptiveSolver[_M]:
         def call(
@@ -134,7 +137,7 @@ def solver(
 
             if space == "time":
                 return go(model)
-            levels = check.sigmas("sigmas", grid)
+            levels = check.sigmas("sigmas", grid, up=up)
             about = About("denoiser", levels[-1], settings.extra_args or {})
             return looked_at(go, model, x, levels, about, closely=closely)
 
@@ -214,9 +217,9 @@ def read_times(ts: object, settings: Settings) -> Grid:
     return _landings(check.times("ts", ts), settings.trajectory)
 
 
-def read_levels(sigmas: object, settings: Settings) -> Grid:
-    """The ends of `sigmas`, and what a trajectory asks for in between."""
-    levels = check.sigmas("sigmas", sigmas)
+def read_levels(sigmas: object, settings: Settings, *, up: bool = False) -> Grid:
+    """The ends of `sigmas`, and what a trajectory asks for in between; `up`: they may ascend."""
+    levels = check.sigmas("sigmas", sigmas, up=up)
     to_zero = levels[-1] == 0
     if to_zero and len(levels) < 3:
         raise ValueError(

@@ -91,7 +91,11 @@ def test_who_names_which():
             ValueError,
             "coordinates must be those of a process whose states at time 0 are clean data",
         ),
-        (lambda: from_v(velocity, process=cm.VP(), coordinates="flow"), ValueError, "coordinates must be one of"),
+        (
+            lambda: from_v(velocity, process=cm.VP(), coordinates="flow"),
+            ValueError,
+            "coordinates must be one of",
+        ),
         (lambda: Coordinates(cm.VE()), ValueError, "sigma = 0.01 there"),
         (lambda: FLOWING(torch.ones(2, 1), 1.5), ValueError, "t must be at most 1.*got 1.5"),
         (

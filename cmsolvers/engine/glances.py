@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 def can_be_read(x: Tensor) -> bool:
     """Whether x holds values now: it is no stand-in of a compiler, a transform or a graph."""
-    if type(x) not in (Tensor, nn.Parameter) or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
         return False
     if torch._C._are_functorch_transforms_active():
         return False

@@ -116,8 +116,8 @@ def about_start(size: float, level: float) -> str | None:
     if size == 0 or size >= 0.5 * level:
         return None
     return (
-        f"x must hold noise of standard deviation sigmas[0] = {level:g}; its root mean square is "
-        f"{size:.3g}. Unit noise is to be multiplied by sigmas[0]"
+        f"x must hold noise of its level {level:g}, which is sigmas[0] or that of step `start`; "
+        f"its root mean square is {size:.3g}. Unit noise is to be multiplied by sigmas[0]"
     )
 
 

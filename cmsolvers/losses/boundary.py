@@ -36,7 +36,7 @@ def look_at_boundary(
     they are preconditioned. It changes neither torch's generators nor running statistics, and what
     a device has not found out yet is said at a later step.
     """
-    if "boundary" not in _WARNED and can_be_read(x0) and x0.numel() > 0:
+    if can_be_read(x0) and x0.numel() > 0 and "boundary" not in _WARNED:
         if not _is_preconditioned(student) and _is_first(student):
             _PENDING.append(Glance(_change(student, x0, extra, same)))
         if _PENDING and (found := _PENDING[0].read()) is not None:

@@ -28,10 +28,12 @@ def draw_of(
     """
     if draw is not None:
         return draw
+    if not can_be_read(x0):
+        return 0
     number = seed.seed if isinstance(seed, noise.Key) else check.index(seed)
     first = seed.offset if isinstance(seed, noise.Key) else check.index(offset)
     counted = number is not None and getattr(seed, "table", None) is None
-    if loss in _WARNED or not counted or not can_be_read(x0):
+    if loss in _WARNED or not counted:
         return 0
     batch = _mark(x0)
     if _MET.get((loss, number, first), lambda: batch) != batch:

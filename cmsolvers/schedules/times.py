@@ -112,6 +112,7 @@ def flow_sigmas(
     return finish(levels, levels[0].item(), levels[-1].item(), append_zero)
 
 
+@on_the_host
 def flow_times(
     n: int,
     shift: float = 1.0,

@@ -56,7 +56,7 @@ HINTS = {
             f"{name}() got an unexpected keyword argument 'device': levels stay on the host",
         )
         for name in schedules.__all__
-        if name.endswith("_sigmas")
+        if name.endswith(("_sigmas", "_times"))
     },
     "betas by position": (
         lambda: cm.DDPM(torch.linspace(1e-4, 0.02, 500)),

@@ -163,7 +163,7 @@ def draw_seed(seed: object) -> int:
     if seed is None or isinstance(seed, torch.Generator):
         device = "cpu" if seed is None else seed.device
         return int(torch.randint(0, 2**63 - 1, (), generator=seed, device=device).item())
-    if callable(getattr(seed, "at", None)):
+    if not isinstance(seed, (int, torch.SymInt)) and callable(getattr(seed, "at", None)):
         raise TypeError(f"seed must be that of one step, seeds.at(step); got {type(seed).__name__}")
     wanted = "an int, an int64 tensor, a torch.Generator, a sequence of them, a noise.Key or None"
     seed = _int("seed", seed, wanted)

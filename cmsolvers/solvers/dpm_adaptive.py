@@ -29,7 +29,7 @@ from cmsolvers.engine.live import held
 from cmsolvers.engine.observers import AdaptiveInfo
 from cmsolvers.engine.options import S_NOISE, chosen, option
 from cmsolvers.engine.options import eta as eta_option
-from cmsolvers.processes.coordinates import Coordinates, coordinates_of
+from cmsolvers.processes.coordinates import KARRAS, Coordinates, coordinates_of
 
 if TYPE_CHECKING:
     from cmsolvers.checks import Levels
@@ -95,7 +95,7 @@ class DPMSolver(Method):
         settings: DPMSettings,
         noise: SampleNoise,
         t_end: float,
-        path: Coordinates,
+        path: Coordinates = KARRAS,
     ) -> None:
         super().__init__(model, settings)
         self._order, self._eta, self._s_noise = settings.order, settings.eta, settings.s_noise

@@ -522,10 +522,19 @@ def test_the_law_from_pure_noise(name):
     """T = 1 has no finite sigma / alpha; the error of the variance falls all the same."""
     coarse, fine = (variance_error(name, n, 1.0) for n in (40, 160))
     assert fine < 0.015
-    assert fine < 0.4 * coarse
+    if name != "flow_sde":  # its first step has noise of size eta, however short it is
+        assert fine < 0.4 * coarse
 
 
-FRESH = ("euler_ancestral", "ddpm_ancestral", "ddim", "dpmpp_2s_ancestral", "dpmpp_2m_sde")
+FRESH = (
+    "euler_ancestral",
+    "ddpm_ancestral",
+    "ddim",
+    "dpmpp_2s_ancestral",
+    "dpmpp_2m_sde",
+    "flow_sde",
+    "cps",
+)
 
 
 @pytest.mark.parametrize("name", FRESH)
@@ -539,7 +548,9 @@ def test_a_noisy_step_is_that_of_karras_coordinates(name):
     for model, levels, x in ((denoiser, times, X), (DATA, times / (1 - times), X / (1 - 0.9))):
         draws = iter(z)
         sampler = partial(getattr(cm, name), noise_sampler=lambda *_, d=draws: next(d))
-        states.append(sampler(model, x, levels, trajectory=True, **NOISY[name][0])[1].trajectory)
+        states.append(
+            sampler(model, x, levels, trajectory=True, **NOISY.get(name, ({},))[0])[1].trajectory
+        )
     scale = (1 - times).reshape(-1, 1, 1)
     torch.testing.assert_close(states[0], scale * states[1], rtol=1e-12, atol=1e-12)
 

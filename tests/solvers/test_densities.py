@@ -56,13 +56,8 @@ MULTISTEP = ("dpmpp_2m_sde", "dpmpp_3m_sde")
 def cases():
     for name, options in GAUSSIAN.items():
         for make, levels in ((edm, SIGMAS), (flow, TIMES)):
-            if (name, make) != ("flow_sde", edm):
-                yield pytest.param(
-                    partial(getattr(cm, name), **options),
-                    make,
-                    levels,
-                    id=f"{name}-{make.__name__}",
-                )
+            sampler = partial(getattr(cm, name), **options)
+            yield pytest.param(sampler, make, levels, id=f"{name}-{make.__name__}")
 
 
 def start(levels, shape, dtype=torch.float32, **key):
@@ -336,7 +331,6 @@ X = torch.ones(2, 3)
                                       log_prob=True),
             "log_prob must be left out for euler_maruyama here: it is known for SDEs of the lib",
         ),
-        (lambda: cm.flow_sde(DATA, X, SIGMAS), "denoiser must be in flow coordinates"),
         (
             lambda: step_log_prob(cm.ddpm_ancestral, DATA, X, X, [2.0, 1.0, 0.0], 1),
             "for step 1 of ddpm_ancestral here",

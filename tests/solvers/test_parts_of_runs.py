@@ -7,7 +7,7 @@ import torch
 
 import cmsolvers as cm
 from cmsolvers import noise
-from cmsolvers.denoisers import EDM, clipped, from_flow, guided
+from cmsolvers.denoisers import EDM, clipped, guided
 from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.engine.catalogue import SOLVERS
 from support.orders import F64
@@ -48,8 +48,6 @@ DENOISERS = {
 @pytest.mark.parametrize("name", ON_LEVELS)
 def test_two_parts_make_the_whole(name, denoiser, dtype):
     model, sigmas = DENOISERS[denoiser], SIGMAS
-    if name == "flow_sde":
-        model, sigmas = from_flow(network()), cm.flow_times(9)
     sampler = partial(getattr(cm, name), model, seed=3, **OPTIONS.get(name, {}))
     x = 80.0 * noise.normal((5, 3), 1, dtype=dtype)
     whole, info = sampler(x, sigmas, trajectory=True)

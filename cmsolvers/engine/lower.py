@@ -282,7 +282,7 @@ class _Lowering:
     def _resume(self, step: TracedStep) -> None:
         """In a cut run the state is what it is in the whole run: the network's input, maybe."""
         wish = self._wish(step)
-        if wish is not None and self._answers[step.asks[0]].replaces_state():
+        if wish is not None:
             self._input(*wish)
             self._stand_in(step, wish)
 
@@ -301,11 +301,8 @@ class _Lowering:
             self._stand_in(step, wish)
 
     def _stand_in(self, step: TracedStep, shown: tuple[Symbol, float, torch.dtype]) -> None:
-        """From now on the network's input is the state, where it can be.
-
-        A density is of states that a later call gets as they are, so they must be read as such.
-        """
-        if not self._density and self._answers[step.asks[0]].replaces_state():
+        """From now on the network's input is the state, where it can be."""
+        if self._answers[step.asks[0]].replaces_state():
             self._means[step.x] = Form({self._scaled[shown]: 1.0 / shown[1]})
 
     def _ask(self, i: int, j: int, ask: Ask, step: TracedStep) -> None:

@@ -14,7 +14,7 @@ from cmsolvers.denoisers.pairing import take
 from cmsolvers.denoisers.preconditioning import Preconditioned, as_written, training_mode
 from cmsolvers.denoisers.protocol import Arguments, Denoiser, Extra
 from cmsolvers.denoisers.signature import CALLED
-from cmsolvers.processes.coordinates import KARRAS, Coordinates, coordinates_of
+from cmsolvers.processes.coordinates import Coordinates, coordinates_of
 
 T = TypeVar("T")
 
@@ -41,9 +41,9 @@ class Composed(nn.Module, ABC):
     dtype: torch.dtype | None = None
 
     @property
+    @abstractmethod
     def coordinates(self) -> Coordinates:
         """Of states and levels; those of the denoisers behind it."""
-        return KARRAS
 
     @property
     def signature(self) -> Hashable | None:

@@ -15,7 +15,7 @@ from cmsolvers import ops
 from cmsolvers.denoisers.protocol import Extra, Scalar
 from cmsolvers.denoisers.scalings import EDMScalings, Row
 from cmsolvers.denoisers.signature import CALLED, signature_of
-from cmsolvers.processes.coordinates import KARRAS, Coordinates
+from cmsolvers.processes.coordinates import Coordinates, coordinates_of
 from cmsolvers.processes.elementary import broadcastable, exact, maths
 
 Network: TypeAlias = Callable[..., Tensor]
@@ -145,8 +145,7 @@ class Preconditioned(nn.Module):
     @property
     def coordinates(self) -> Coordinates:
         """Of states and levels: `sigma` stands for a level in them everywhere."""
-        found = getattr(self._scalings, "coordinates", KARRAS)
-        return found if isinstance(found, Coordinates) else KARRAS
+        return coordinates_of(self._scalings)
 
     @property
     def signature(self) -> Hashable | None:

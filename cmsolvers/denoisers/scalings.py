@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
@@ -19,7 +20,6 @@ from cmsolvers.denoisers.protocol import Scalar
 from cmsolvers.ops.rules import consistency, edm_input, edm_output, held
 from cmsolvers.processes.coordinates import KARRAS, Coordinates, coordinates
 from cmsolvers.processes.ddpm import DDPM
-from cmsolvers.processes.elementary import ratio
 from cmsolvers.processes.flows import RectifiedFlow
 from cmsolvers.processes.sde import Process
 
@@ -43,7 +43,7 @@ class InProcess:
     c_noise: Callable[[Scalar], Scalar] | None = None
     own: bool = False
 
-    @property
+    @cached_property
     def coordinates(self) -> Coordinates:
         """Of states and levels."""
         return coordinates("process", self.process) if self.own else KARRAS
@@ -59,20 +59,24 @@ class InProcess:
     def _in_own(self, t: Scalar) -> Row:
         """The row in the coordinates of the process: the network reads the state as it is."""
         if not isinstance(t, Tensor):
-            self.coordinates.check_level("t", t)
+            self.coordinates.check_levels("t", (t,))
         handed = t if self.c_noise is None else self.c_noise(t)
         if self.target == "x0":
-            return 0.0 * t, 1.0 + 0.0 * t, 1.0, handed
+            return 0.0, 1.0, 1.0, handed
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        if self.target == "eps":
-            return ratio(1.0, alpha), ratio(-sigma, alpha), 1.0, handed
-        if self.target == "score":
-            return ratio(1.0, alpha), ratio(sigma * sigma, alpha), 1.0, handed
+        if self.target in ("eps", "score"):
+            if not isinstance(alpha, Tensor) and alpha == 0.0:
+                raise ValueError(
+                    f"t must leave some of the data for a network of {self.target}; got {t:g}, "
+                    "where x is noise alone (from_flow and from_v are for such levels)"
+                )
+            gain = -sigma if self.target == "eps" else sigma * sigma
+            return 1.0 / alpha, gain / alpha, 1.0, handed
         if self.target == "v":
             square = alpha * alpha + sigma * sigma
             return alpha / square, -sigma / square, 1.0, handed
         if type(self.process) is RectifiedFlow:
-            return 1.0 + 0.0 * t, -t, 1.0, handed
+            return 1.0, -t, 1.0, handed
         growth = 0.5 * (self.process.diffusion(t) / sigma) ** 2
         skip = (1.0 + self.process.drift_factor(t) / growth) / alpha
         return skip, -1.0 / (alpha * growth), 1.0, handed

@@ -382,13 +382,11 @@ class _Lowering:
             self._means[step.kept[False]] = form_of(source)  # it is a tensor already
             self._means[ask] = form_of(source)
             return None
-        if slope and self._trace.path.straight:
-            a, b = (x.terms[self._x] - a) / step.start, -b / step.start
-            self._means[ask] = x - step.start * form_of(inline)
-        elif slope:
-            rate, gain = self._trace.path.velocity(step.start)
-            a, b = rate * x.terms[self._x] + gain * a, gain * b
-            self._means[ask] = 1.0 / gain * (form_of(inline) - rate * x)
+        if slope:
+            path, level = self._trace.path, step.start
+            a = path.slope(x.terms[self._x], a, level)
+            b = path.slope(0.0, b, level)
+            self._means[ask] = path.clean(x, form_of(inline), level)
         else:
             self._means[ask] = form_of(inline)
         for past in step.kept.values() if kept else ():

@@ -65,7 +65,7 @@ class Machine:
         self._callback, self._bad = options.callback, bad
         self._tensors: list[Any] = [None] * len(program.slots)
         self._tensors[: 1 + len(given)] = x, *given
-        self._form, self.densities = str(options.log_prob or ""), dict[int, Tensor]()
+        self._form, self.densities = options.log_prob, dict[int, Tensor]()
         self._reuse = reusable(grad=options.grad, callback=options.callback)
         # Where each slot's tensor is written; None makes a new one every time.
         self._buffers = [

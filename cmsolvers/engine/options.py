@@ -62,11 +62,6 @@ CHURN = (
 )
 
 
-def no_churn(s_churn: float = 0.0, **_: object) -> bool:
-    """Whether a sampler with churn solves the ODE, which goes both ways."""
-    return s_churn == 0.0
-
-
 def eta(default: float, text: str, *, share: bool = False) -> Option:
     """How much noise a step adds; `share` bounds it to [0, 1]."""
     share_of_noise = partial(check.within, low=0.0, high=1.0)
@@ -145,11 +140,14 @@ class Shared:
     )
 
 
+DENSITY_FORMS = ("sum", "mean", "unnormalised")
+
+
 def density_form(name: str, value: object) -> str:
     """The form that is named, "sum" for True, an empty string for False."""
-    if isinstance(value, str) and value:
+    if isinstance(value, str):
         return check.choice(name, value, DENSITY_FORMS)
-    return DENSITY_FORMS[0] if value != "" and check.flag(name, value) else ""
+    return DENSITY_FORMS[0] if check.flag(name, value) else ""
 
 
 def _stop(name: str, value: object) -> int | None:
@@ -162,9 +160,6 @@ def _tensors(name: str, value: object) -> tuple[Tensor, ...] | None:
     if isinstance(value, Tensor) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a sequence of tensors; got {check.describe(value)}")
     return tuple(check.state(f"{name}[{i}]", entry) for i, entry in enumerate(value))
-
-
-DENSITY_FORMS = ("sum", "mean", "unnormalised")
 
 
 @dataclass(frozen=True)
@@ -181,7 +176,7 @@ class Fixed(Shared):
     stop: int | None = option(
         None, _stop, "number of the step before which the run ends, above `start`; None is the end."
     )
-    log_prob: str | bool = option(
+    log_prob: str = option(
         False,
         density_form,
         "True for log p of each new state given the one before, as `info.log_prob`, float64 "
@@ -204,7 +199,12 @@ class OnLevels(Fixed):
     )
 
 
+def _extended(known: Sequence[Option], kind: type) -> list[Option]:
+    """Options, and after them those that a dataclass has besides."""
+    names = {one.name for one in known}
+    return [*known, *(one for one in options_of(kind) if one.name not in names)]
+
+
 SHARED = options_of(Shared)
-_KNOWN = {known.name for known in SHARED}
-FIXED = [*SHARED, *(known for known in options_of(Fixed) if known.name not in _KNOWN)]
-ON_LEVELS = [*FIXED, *options_of(OnLevels)[:1]]
+FIXED = _extended(SHARED, Fixed)
+ON_LEVELS = _extended(FIXED, OnLevels)

@@ -28,7 +28,7 @@ def part_of(options: Fixed, steps: int) -> Part:
     return start, stop
 
 
-def tells(options: Fixed) -> bool:
+def wants_info(options: Fixed) -> bool:
     """Whether an `Info` is wanted beside the samples, whatever the trajectory."""
     return options.return_info or bool(options.log_prob)
 

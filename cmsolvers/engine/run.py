@@ -17,10 +17,11 @@ from cmsolvers.engine.answers import leaves
 from cmsolvers.engine.latest import Latest
 from cmsolvers.engine.lower import lower
 from cmsolvers.engine.machine import Machine
+from cmsolvers.engine.mistakes.watching import unwatched
 from cmsolvers.engine.observers import BadOutputs, Info, Recorder, bar
 from cmsolvers.engine.options import Fixed
 from cmsolvers.engine.outputs import StaticOutputError
-from cmsolvers.engine.parts import Part, check_gaussian, history_for, part_of, tells
+from cmsolvers.engine.parts import Part, check_gaussian, history_for, part_of, wants_info
 from cmsolvers.engine.path_noise import PathNoise
 from cmsolvers.engine.program import Program
 from cmsolvers.engine.trace import MOST_STEPS, Trace, check_held, state_dtype
@@ -75,7 +76,7 @@ def run(prepared: Prepared, x: Tensor) -> Result:
         shown=shown,
         states=states,
         part=part,
-        history=states or tells(options),
+        history=part[1] < len(traced.steps) and (states or wants_info(options)),
         density="made" if options.log_prob else "",
     )
     key = key_of(options.seed, x, needed=noisy and fused)
@@ -168,7 +169,7 @@ def drive(
     assert y is not None
     going.check()
     y = y.to(dtype)
-    if not (tells(options) or recorder.wanted):
+    if not (wants_info(options) or recorder.wanted):
         return y, going
     states, at = recorder.result()
     if states is not None and not options.log_prob:
@@ -205,7 +206,7 @@ def program_of(traced: Trace, denoiser: object, dtype: torch.dtype, **wanted: An
 
     kept, kind = _KEPT.get(), signature(denoiser)
     if kept is not None:
-        return kept.get((traced, id(denoiser), dtype, *wanted.items()), make)
+        return kept.get((traced, id(unwatched(denoiser)), dtype, *wanted.items()), make)
     if kind is None or len(traced.steps) > MOST_STEPS:
         return make()
     return _PROGRAMS.get((traced, kind, dtype, *wanted.items()), make)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, overload
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,13 +20,13 @@ from cmsolvers.checks import Levels
 from cmsolvers.denoisers.protocol import Denoiser
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.help_texts import Text, docstring_of, signature_of
-from cmsolvers.engine.hints import too_many, unknown_argument
-from cmsolvers.engine.mistakes import About
+from cmsolvers.engine.mistakes.checked_runs import CHECK, run_checked
+from cmsolvers.engine.mistakes.criteria import About
+from cmsolvers.engine.mistakes.hints import too_many, unknown_argument
 from cmsolvers.engine.observers import Info
 from cmsolvers.engine.options import CHURN, ON_LEVELS, S_NOISE, OnLevels, Option
 from cmsolvers.engine.parts import part_of
 from cmsolvers.engine.run import Prepared, Result, run
-from cmsolvers.engine.run_checks import CHECK, looked_at
 from cmsolvers.engine.trace import Formula, Span, lifted, trace
 from cmsolvers.processes.coordinates import coordinates_of
 
@@ -93,7 +92,7 @@ def solver(
     least: int = 2,
     keeps_spread: bool = True,
     checked: Callable[..., object] | None = None,
-    upward: Callable[..., bool] = lambda **_: False,
+    upward: Callable[..., bool] | None = None,
 ) -> Callable[[Formula], Sampler]:
     """Make a sampler on noise levels of a formula: check, run, document, enter in the catalogue.
 
@@ -111,7 +110,8 @@ def solver(
         keeps_spread: whether the method moves x = D + sigma z with constant D to exactly the spread
             of every level.
         checked: `checked(denoiser, **options)` raises where they do not fit each other.
-        upward: whether, with these options, the formula goes to larger levels, too.
+        upward: whether, with these options, the formula goes to larger levels, too; None: where no
+            noise is added.
 
     Returns:
         A decorator of `formula(step, **options) -> Form`; `trace.Step` is what it may ask.
@@ -120,6 +120,11 @@ def solver(
     churn = CHURN if noise == "churn" else ()
     extra = (*churn, *(() if noise == "none" else (S_NOISE,)))
     own = [option.name for option in options]
+
+    def goes_up(mine: dict[str, Any], lifts: dict[str, Any]) -> bool:
+        if upward is not None:
+            return upward(**mine)
+        return noise == "none" or lifts.get("s_churn") == 0.0
 
     def decorate(formula: Formula) -> Sampler:
         asked = taken(formula, own, some=spans is not None or checked is not None)
@@ -131,7 +136,7 @@ def solver(
             if checked is not None:
                 checked(denoiser, **mine)
             lifts = {option.name: values.pop(option.name) for option in churn}
-            up = upward(**mine, **lifts)
+            up = goes_up(mine, lifts)
             levels = check.sigmas("sigmas", grid, least=least, up=up)
             path = coordinates_of(denoiser)
             path.check_levels("sigmas", levels)
@@ -150,11 +155,10 @@ def solver(
                 keeps_spread=keeps_spread,
                 path=path,
             )
-            values.pop(CHECK.name, None)
             return Prepared(traced, denoiser, OnLevels(**values), formula.__name__, model)
 
         def call(denoiser: Any, x: Tensor, grid: Any, values: dict[str, Any]) -> Result:
-            closely = values[CHECK.name]
+            closely = values.pop(CHECK.name)
             ready = prepare(denoiser, x, grid, values)
 
             def go(asked: object) -> Result:
@@ -163,10 +167,10 @@ def solver(
             start, stop = part_of(ready.options, len(ready.traced.steps))
             levels = ready.traced.visited[start : stop + 1]
             about = About(model, levels[-1], ready.options.extra_args or {})
-            return looked_at(go, denoiser, x, levels, about, closely=closely)
+            return run_checked(go, denoiser, x, levels, about, closely=closely)
 
-        defaults = {option.name: option.default for option in (*options, *churn)}
-        text = Text(model, "sigmas", noise, upward=upward(**defaults))
+        defaults = [{option.name: option.default for option in some} for some in (options, churn)]
+        text = Text(model, "sigmas", noise, upward=goes_up(*defaults))
         declared = (*options, *extra, *ON_LEVELS, CHECK)
         function: Sampler = public(formula, call, declared, text, prepare)
         catalogue.enter(function, order=order, nfe=nfe, noise=noise, source=source)
@@ -190,8 +194,8 @@ def taken(formula: Formula, own: Sequence[str], *, some: bool = False) -> list[s
     return found
 
 
-def _check_option(solver: str, option: Option) -> None:
-    """TypeError unless an option accepts its own default."""
+def _checked_default(solver: str, option: Option) -> Any:
+    """The default of an option, which it must accept."""
     about = f"checked of option {option.name!r} of {solver}"
     try:
         value = option.checked(option.name, option.default)
@@ -199,6 +203,7 @@ def _check_option(solver: str, option: Option) -> None:
         raise TypeError(f"{about} must take (name, value): {error}") from error
     if value is None and option.default is not None:
         raise TypeError(f"{about} must return the value; it returned None")
+    return value
 
 
 def public(
@@ -222,11 +227,9 @@ def public(
     twice = [n for n, count in Counter(option.name for option in options).items() if count > 1]
     if twice:
         raise TypeError(f"options of {name} declare {twice[0]!r}, which every solver has already")
-    for option in options:
-        _check_option(name, option)
+    defaults = {option.name: _checked_default(name, option) for option in options}
     signature = signature_of(text, options)
     known = {option.name: option for option in options}
-    defaults = {option.name: option.default for option in options}
 
     def read(*args: Any, **given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         for key in given:
@@ -254,18 +257,16 @@ def public(
 
         def ready(*args: Any, **given: Any) -> Prepared:
             args, values = read(*args, **given)
+            values.pop(CHECK.name, None)
             return prepare(*args, values)
 
-        _PREPARE[function] = ready
+        function.prepared = ready  # type: ignore[attr-defined]
     function.__name__ = function.__qualname__ = name
     function.__wrapped__ = described  # type: ignore[attr-defined]  # what getsource shows
     function.__module__ = described.__module__
     function.__signature__ = signature  # type: ignore[attr-defined]
     function.__doc__ = docstring_of(inspect.getdoc(described) or "", options, text)
     return function
-
-
-_PREPARE: WeakKeyDictionary[Callable[..., Any], Callable[..., Prepared]] = WeakKeyDictionary()
 
 
 def prepared(
@@ -282,13 +283,14 @@ def prepared(
     preset: dict[str, Any] = {}
     while isinstance(base, partial):
         base, preset = base.func, {**base.keywords, **preset}
-    prepare = _PREPARE.get(base) if callable(base) else None
+    prepare = getattr(base, "prepared", None)
     if prepare is None:
         raise TypeError(
             f"sampler must be a solver of the library with fixed steps; got "
             f"{check.describe(solver)}"
         )
-    return prepare(model, x, grid, **{**preset, **options})
+    ready: Prepared = prepare(model, x, grid, **{**preset, **options})
+    return ready
 
 
 def _gradients(x: object, name: str, grad: bool) -> AbstractContextManager[object]:

@@ -13,12 +13,13 @@ from cmsolvers import checks as check
 from cmsolvers.engine.answers import leaves
 from cmsolvers.engine.machine import Machine
 from cmsolvers.engine.options import density_form
-from cmsolvers.engine.parts import check_gaussian, history_for, normals_of, part_of
+from cmsolvers.engine.parts import check_gaussian, history_for
 from cmsolvers.engine.run import program_of
 from cmsolvers.engine.solver import prepared
 from cmsolvers.engine.trace import check_held, state_dtype
 
-_NOT_READ = ("start", "stop", "trajectory", "return_info", "callback", "progress", "check_nan")
+_NOT_READ = ("start", "stop", "trajectory", "return_info", "callback", "progress", "check_nan",
+             "noise_sampler", "grad", "check")  # fmt: skip
 
 
 def step_log_prob(
@@ -68,15 +69,18 @@ def step_log_prob(
     """
     for name in _NOT_READ:
         if name in options:
-            raise ValueError(f"{name} must be left out: a step is one step; got {options[name]!r}")
-    form = density_form("log_prob", log_prob) or density_form("log_prob", True)
-    index = check.count("i", i, least=0)
+            raise ValueError(
+                f"{name} must be left out: step_log_prob does not read it; got {options[name]!r}"
+            )
+    form = density_form("log_prob", log_prob)
+    if not form:
+        raise ValueError(f"log_prob must name a form; got {log_prob!r}")
     ready = prepared(sampler, denoiser, x, sigmas, {**options, "log_prob": form})
-    part = part_of(replace(ready.options, start=index, stop=index + 1), len(ready.traced.steps))
+    index = check.count("i", i, least=0, most=len(ready.traced.steps) - 1)
+    part = index, index + 1
     _check_next(x, x_next)
     check_held(ready.traced, x.dtype)
     check_gaussian(ready.traced, part, f"step {index} of {ready.name}")
-    assert normals_of(ready.traced.steps[index])
     given = history_for(ready.traced, index, x, ready.options, ready.name)
     settings = replace(ready.options, grad=torch.is_grad_enabled())
     state = state_dtype(x)

@@ -150,7 +150,7 @@ class Step:
         self.x = form_of(state)
         churn = None
         if self.sigma > sigma:
-            size, kept = spread_between(path, sigma, self.sigma)
+            kept, size = path.noised_to(sigma, self.sigma)
             churn = (Noise(f"churn{index}", (sigma, self.sigma), index), s_noise * size, kept)
         self.traced = TracedStep(sigma, self.sigma, self.to, state, churn)
 
@@ -166,15 +166,12 @@ class Step:
 
     def slope(self, y: Form, level: float) -> Form:
         """The right side of dx/dlevel: (y - D) / level in Karras and in flow coordinates."""
-        return slope_of(self.path, y, self.D(y, level), level)
-
-    def ratio(self, level: float) -> float:
-        """Sigma / alpha at a level, infinite where no data is left."""
-        return self.path.ratio(level)
+        slope: Form = self.path.slope(y, self.D(y, level), level)
+        return slope
 
     def toward(self, d: Form, to: float) -> Form:
         """The state at `to` that x leads to if `d` is D all the way: DDIM's step."""
-        kept, new = shares(self.path, self.sigma, to)
+        kept, new = self.path.ddim_weights(self.sigma, to)
         return kept * self.x + new * d
 
     def z(self, to: float | None = None) -> Form:
@@ -217,39 +214,10 @@ class Step:
             answer = form_of(step.asks[0])
             meaning = answer
             if slope:
-                meaning = slope_of(self.path, form_of(step.x), answer, step.start)
+                meaning = self.path.slope(form_of(step.x), answer, step.start)
             known = Past(f"{'d' if slope else 'D'}({step.x})", meaning, slope)
             step.kept[slope] = known
         return form_of(known)
-
-
-def slope_of(path: Coordinates, x: Form, d: Form, level: float) -> Form:
-    """dx/dlevel at x, where D is d."""
-    if path.straight:
-        return (x - d) / level
-    a, b = path.velocity(level)
-    return a * x + b * d
-
-
-def shares(path: Coordinates, level: float, to: float) -> tuple[float, float]:
-    """Weights of x and of constant D in the state at a lower level."""
-    kept = path.sigma(to) / path.sigma(level)
-    if path.straight:
-        return kept, (level - to) / level
-    return kept, path.alpha(to) * (1.0 - path.ratio(to) / path.ratio(level))
-
-
-def spread_between(path: Coordinates, low: float, high: float) -> tuple[float, float]:
-    """Weights of unit noise and of x in the state that noise lifts from one level to a higher."""
-    a, b = path.ratio(low), path.ratio(high)
-    if path.karras:
-        kept = 1.0
-    elif math.isinf(b):
-        return path.sigma(high), 0.0
-    else:
-        kept = path.alpha(high) / path.alpha(low)
-    # sqrt(b^2 - a^2) without the cancellation
-    return path.alpha(high) * math.sqrt((b - a) * (b + a)), kept
 
 
 def _check_question(y: object, level: object) -> None:
@@ -361,7 +329,7 @@ def trace(
     def make() -> Trace:
         return _trace(formula, spans, options, s_noise, noise, keeps_spread, path)
 
-    if len(spans) > MOST_STEPS or not path.ours:
+    if len(spans) > MOST_STEPS or not path.is_builtin:
         return make()
     return _TRACES.get((formula, spans, options, s_noise, noise, keeps_spread, path), make)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +11,8 @@ from torch import Tensor
 
 from cmsolvers.denoisers import Preconditioned
 from cmsolvers.denoisers.composed import Composed
-from cmsolvers.engine.glances import Glance, can_be_read, root_mean_square
-from cmsolvers.engine.latest import Latest
+from cmsolvers.engine.mistakes.glances import Glance, can_be_read, root_mean_square
+from cmsolvers.engine.mistakes.once import Once
 from cmsolvers.losses.randomness import SameRandomness, same_statistics
 
 SIGMA_MIN = 0.002
@@ -22,13 +20,11 @@ SIGMA_MIN = 0.002
 _USUAL = 0.02  # data above this is large beside SIGMA_MIN
 _MOST = 0.5  # of the data: more than this is changed by no consistency function
 
-_FIRST: Latest[object] = Latest(64)
-_PENDING: deque[Glance] = deque(maxlen=8)
-_WARNED: set[str] = set()
+ONCE = Once()
 
 
 def look_at_boundary(
-    student: Any, x0: Tensor, extra: Mapping[str, object], same: SameRandomness, *, stacklevel: int
+    student: Any, x0: Tensor, extra: Mapping[str, object], same: SameRandomness
 ) -> None:
     """Warn once if a student changes data at sigma_min, in its first call of a loss.
 
@@ -36,12 +32,14 @@ def look_at_boundary(
     they are preconditioned. It changes neither torch's generators nor running statistics, and what
     a device has not found out yet is said at a later step.
     """
-    if can_be_read(x0) and x0.numel() > 0 and "boundary" not in _WARNED:
-        if not _is_preconditioned(student) and _is_first(student):
-            _PENDING.append(Glance(_change(student, x0, extra, same)))
-        if _PENDING and (found := _PENDING[0].read()) is not None:
-            _PENDING.popleft()
-            _warn(*found, stacklevel=stacklevel + 1)
+    if not can_be_read(x0) or x0.numel() == 0 or ONCE.warned:
+        return
+    owner = getattr(student, "__self__", student)
+    if _is_preconditioned(student) or not ONCE.is_first(id(owner)):
+        ONCE.settle()
+        return
+    change = Glance(_change(student, x0, extra, same))
+    ONCE.later(lambda: _judge(change))
 
 
 def _is_preconditioned(student: Any) -> bool:
@@ -51,12 +49,6 @@ def _is_preconditioned(student: Any) -> bool:
             return True
         student = getattr(student, "module", getattr(student, "_orig_mod", None))
     return False
-
-
-def _is_first(student: object) -> bool:
-    mine = object()
-    owner = getattr(student, "__self__", student)
-    return _FIRST.get(id(owner), lambda: mine) is mine
 
 
 def _change(student: Any, x0: Tensor, extra: Mapping[str, object], same: SameRandomness) -> Tensor:
@@ -69,13 +61,18 @@ def _change(student: Any, x0: Tensor, extra: Mapping[str, object], same: SameRan
     return found.nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def _warn(change: float, size: float, *, stacklevel: int) -> None:
-    if size < _USUAL or change <= _MOST * size:
-        return
-    _WARNED.add("boundary")
-    warnings.warn(
-        f"student must be a consistency function, f(x, sigma_min) = x; at sigma {SIGMA_MIN} it "
-        f"changes data by {100 * change / size:.0f} %. ConsistencyFunction(net, sigma_data) makes "
-        "one of a raw network",
-        stacklevel=stacklevel + 1,
-    )
+def _judge(glance: Glance) -> bool:
+    """Warn of what was found; whether it was known."""
+    found = glance.read()
+    if found is None:
+        return False
+    change, size = found
+    if size >= _USUAL and change > _MOST * size:
+        by = f"changes data by {100 * change / size:.0f} %"
+        ONCE.warn(
+            "boundary",
+            f"student must be a consistency function, f(x, sigma_min) = x; at sigma {SIGMA_MIN} it "
+            f"{by if math.isfinite(change) else 'returns what is not finite'}. "
+            "ConsistencyFunction(net, sigma_data) makes one of a raw network",
+        )
+    return True

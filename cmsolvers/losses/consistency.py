@@ -22,6 +22,7 @@ from cmsolvers.losses.boundary import look_at_boundary
 from cmsolvers.losses.distances import Distance, get_distance
 from cmsolvers.losses.randomness import SameRandomness, same_statistics
 from cmsolvers.losses.repeated_noise import draw_of
+from cmsolvers.processes.coordinates import in_karras, require_karras
 
 Model: TypeAlias = Callable[..., Tensor]
 PairWeight: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -62,7 +63,7 @@ def consistency_distillation(
         student: f(x, sigma, **extra_args), gets the gradient; usually a `ConsistencyFunction`.
         target: f^-, usually around an EMA of the student's network; None is the student itself
             without gradient.
-        teacher: denoiser D(x, sigma, **teacher_args) that makes the step.
+        teacher: denoiser D(x, sigma, **teacher_args) that makes the step, in any coordinates.
         x0: clean data [B, ...].
         sigma: the larger levels, a number or a tensor [] or [B].
         sigma_next: the smaller levels, at least 0. Where it is 0 the target is x0 itself (as in
@@ -93,12 +94,12 @@ def consistency_distillation(
     Source: Song et al., "Consistency Models" (2023), algorithm 2.
     """
     pair = _prepare(student, target, x0, sigma, sigma_next, extra_args, reduction)
-    check.function("teacher", teacher)
+    teacher = in_karras(check.function("teacher", teacher))
     check.optional_function("weight", weight)
     own = None if teacher_args is None else check.options("teacher_args", teacher_args)
     teacher_extra = pair.extra if own is None else own
     step = _teacher_step(solver)
-    draw = draw_of("consistency_distillation", x0, seed, draw, offset, stacklevel=2)
+    draw = draw_of("consistency_distillation", x0, seed, draw, offset)
     x = terms.noised(x0, pair.high, seed, draw, offset)
     dtype = torch.promote_types(x.dtype, torch.float32)
 
@@ -167,7 +168,7 @@ def consistency_training(
     """
     pair = _prepare(student, target, x0, sigma, sigma_next, extra_args, reduction)
     check.optional_function("weight", weight)
-    draw = draw_of("consistency_training", x0, seed, draw, offset, stacklevel=2)
+    draw = draw_of("consistency_training", x0, seed, draw, offset)
     x, x_next = ops.add_noise(
         x0,
         pair.high,
@@ -211,8 +212,8 @@ def _prepare(
     extra_args: Mapping[str, object] | None,
     reduction: str,
 ) -> _Pair:
-    check.function("student", student)
-    check.optional_function("target", target)
+    require_karras("student", check.function("student", student))
+    require_karras("target", check.optional_function("target", target))
     terms.reduction_name(reduction)
     high, low = terms.pair(sigma, sigma_next, check.state("x0", x0))
     extra = check.options("extra_args", extra_args)
@@ -239,7 +240,7 @@ def _distances(
     same = SameRandomness(x.device)
     with same.record():
         value = check.model_output("student", student(x, pair.high.to(dtype), **pair.extra), x)
-    look_at_boundary(student, pair.x0, pair.extra, same, stacklevel=3)
+    look_at_boundary(student, pair.x0, pair.extra, same)
     model = student if target is None else target
     with torch.no_grad(), same.replay(), same_statistics(model):
         aim = pair.x0

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable
 
 from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
-from cmsolvers.engine.glances import can_be_read
 from cmsolvers.engine.latest import Latest
+from cmsolvers.engine.mistakes.glances import can_be_read
+from cmsolvers.engine.mistakes.once import Once
 
 _PROBES = 4  # places along each dimension
 _MET: Latest[Hashable] = Latest(64)
-_WARNED: set[str] = set()
+ONCE = Once()
 
 
-def draw_of(
-    loss: str, x0: Tensor, seed: noise.SeedLike, draw: int | None, offset: int, *, stacklevel: int
-) -> int:
+def draw_of(loss: str, x0: Tensor, seed: noise.SeedLike, draw: int | None, offset: int) -> int:
     """The draw of a loss, 0 for None; warns once per loss where None repeats the noise.
 
     That is where a seed and an offset that are numbers meet a second batch. Of a batch on the CPU a
@@ -33,16 +31,15 @@ def draw_of(
     number = seed.seed if isinstance(seed, noise.Key) else check.index(seed)
     first = seed.offset if isinstance(seed, noise.Key) else check.index(offset)
     counted = number is not None and getattr(seed, "table", None) is None
-    if loss in _WARNED or not counted:
+    if loss in ONCE.warned or not counted:
         return 0
     batch = _mark(x0)
     if _MET.get((loss, number, first), lambda: batch) != batch:
-        _WARNED.add(loss)
-        warnings.warn(
+        ONCE.warn(
+            loss,
             f"seed={number} gives {loss} the same noise for this batch as for an earlier one. Give "
             "each step its own: draw=step, or seed=noise.Seeds(0).at(step). (draw=0 says that the "
             "noise is meant to be the same.)",
-            stacklevel=stacklevel + 1,
         )
     return 0
 

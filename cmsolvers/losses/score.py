@@ -91,7 +91,7 @@ def denoising_score_matching(
     # Levels go to a model in float32 at least: float16 would merge sigma = 0.002 with its
     # neighbours.
     dtype = torch.promote_types(x0.dtype, torch.float32)
-    draw = draw_of("denoising_score_matching", x0, seed, draw, offset, stacklevel=2)
+    draw = draw_of("denoising_score_matching", x0, seed, draw, offset)
     x = terms.noised(x0, level, seed, draw, offset)
     denoised = check.model_output("denoiser", in_karras(denoiser)(x, level.to(dtype), **extra), x0)
     return terms.weigh(l2(denoised, x0), weight(level), reduction)

@@ -58,12 +58,12 @@ class Coordinates:
         return type(self.process) in (Karras, RectifiedFlow)
 
     @cached_property
-    def ours(self) -> bool:
+    def is_builtin(self) -> bool:
         """Whether the process is the library's: others may compare as they like."""
         return type(self.process).__module__.startswith("cmsolvers.")
 
     @property
-    def last(self) -> float:
+    def max_level(self) -> float:
         """The largest level."""
         if self.karras:
             return math.inf
@@ -85,33 +85,51 @@ class Coordinates:
         """The level at which sigma / alpha is `ratio`; its inverse."""
         return ratio if self.karras else self.process.t_of_sigma(ratio)
 
-    def velocity(self, level: Time) -> tuple[Time, Time]:
-        """(a, b): dx/dlevel = a x + b D along the probability-flow ODE."""
+    def slope(self, x: Any, d: Any, level: Any) -> Any:
+        """dx/dlevel along the probability-flow ODE, where D is d; of forms and of tensors."""
         if self.straight:
-            return 1.0 / level, -1.0 / level
-        rate, g = self.process.drift_factor(level), self.process.diffusion(level)
-        half = 0.5 * (g / self.process.sigma(level)) ** 2
-        return rate + half, -half * self.process.alpha(level)
+            return (x - d) / level
+        rate, gain = self._rates(level)
+        return rate * x + gain * d
 
-    def check_level(self, name: str, level: float) -> None:
-        """ValueError for a number that is no time of the process."""
-        if level > self.last:
-            raise ValueError(
-                f"{name} must be at most {self.last:g}, as a time of {self}; got {level:g}"
-            )
+    def clean(self, x: Any, slope: Any, level: Any) -> Any:
+        """D, where the slope at x is `slope`: the inverse of `slope`."""
+        if self.straight:
+            return x - level * slope
+        rate, gain = self._rates(level)
+        return 1.0 / gain * (slope - rate * x)
+
+    def _rates(self, level: Time) -> tuple[Time, Time]:
+        """(a, b): dx/dlevel = a x + b D."""
+        a, g = self.process.drift_factor(level), self.process.diffusion(level)
+        half = 0.5 * (g / self.process.sigma(level)) ** 2
+        return a + half, -half * self.process.alpha(level)
+
+    def ddim_weights(self, level: float, to: float) -> tuple[float, float]:
+        """Weights of x and of constant D in the state at another level."""
+        kept = self.sigma(to) / self.sigma(level)
+        if self.straight:
+            return kept, (level - to) / level
+        return kept, self.alpha(to) * (1.0 - self.ratio(to) / self.ratio(level))
+
+    def noised_to(self, low: float, high: float) -> tuple[float, float]:
+        """Weights of x and of unit noise in the state that noise lifts to a higher level."""
+        if self.ratio(high) == math.inf:
+            return 0.0, self.sigma(high)
+        a, b = self.ratio(low), self.ratio(high)
+        kept = 1.0 if self.karras else self.alpha(high) / self.alpha(low)
+        # sqrt(b^2 - a^2) without the cancellation
+        return kept, self.alpha(high) * math.sqrt((b - a) * (b + a))
 
     def check_levels(self, name: str, levels: Sequence[float]) -> None:
         """ValueError for levels that are no times of the process."""
         largest = max(levels)
-        if largest > self.last:
+        if largest > self.max_level:
+            at = f" at index {levels.index(largest)}" if len(levels) > 1 else ""
             raise ValueError(
-                f"{name} must lie in [0, {self.last:g}] for a denoiser in {self}; got "
-                f"{largest:g} at index {levels.index(largest)}"
+                f"{name} must lie in [0, {self.max_level:g}] for a denoiser in {self}; got "
+                f"{largest:g}{at}"
             )
-
-    def noised(self, level: float) -> tuple[float, float]:
-        """Weights of clean data and of unit noise in a state at a level."""
-        return self.alpha(level), self.sigma(level)
 
     def __str__(self) -> str:
         if self.karras:
@@ -154,6 +172,13 @@ def coordinates_of(denoiser: object) -> Coordinates:
     """
     named = getattr(denoiser, "coordinates", None)
     return KARRAS if named is None else coordinates("coordinates of a denoiser", named)
+
+
+def require_karras(name: str, model: object) -> None:
+    """ValueError for a model in other coordinates."""
+    path = coordinates_of(model)
+    if not path.karras:
+        raise ValueError(f"{name} must be in Karras coordinates; got one in {path}")
 
 
 def in_karras(denoiser: Callable[..., Tensor]) -> Callable[..., Tensor]:

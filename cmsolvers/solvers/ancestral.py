@@ -20,7 +20,7 @@ def down_up(step: Step, to: float, eta: float) -> tuple[float, float]:
     With the ratios r = sigma / alpha, the variances add up: r_down^2 + up^2 = r'^2, where
     up = min(r', eta r' sqrt(r^2 - r'^2) / r), which for eta = 1 is the posterior's of DDPM.
     """
-    part, after = step.ratio(to) / step.ratio(step.sigma), step.ratio(to)
+    part, after = step.path.ratio(to) / step.path.ratio(step.sigma), step.path.ratio(to)
     share = eta * math.sqrt(apart(step, to))
     if share > 1.0:
         return 0.0, after  # and squares of a large eta overflow
@@ -31,7 +31,7 @@ def down_up(step: Step, to: float, eta: float) -> tuple[float, float]:
 
 def apart(step: Step, to: float) -> float:
     """1 - r'^2 / r^2 of the ratios sigma / alpha at the start of a step and at a later level."""
-    r, after = step.ratio(step.sigma), step.ratio(to)
+    r, after = step.path.ratio(step.sigma), step.path.ratio(to)
     return (r - after) / r * ((r + after) / r) if math.isfinite(r) else 1.0
 
 

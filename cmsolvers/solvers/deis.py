@@ -30,7 +30,6 @@ ADAMS_BASHFORTH = (
             "of convergence, 1 (DDIM) to 3: slopes used, one more than the polynomial's degree.",
         )
     ],
-    upward=lambda **_: True,
 )
 def deis(step: Step, order: int) -> Form:
     """AB-DEIS: the last `order` slopes, a polynomial of ln sigma, integrated exactly.
@@ -55,7 +54,6 @@ def deis(step: Step, order: int) -> Form:
     nfe="n",
     source="Liu et al., PNDM (2022), linear multistep; Zhang & Chen, DEIS (2023), iPNDM",
     options=[Option("order", 4, counted(1, 4), "1 to 4: slopes used.")],
-    upward=lambda **_: True,
 )
 def ipndm(step: Step, order: int) -> Form:
     """iPNDM: Adams and Bashforth's weights of an even grid on the last `order` slopes, on any grid.

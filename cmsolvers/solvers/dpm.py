@@ -8,7 +8,6 @@ from itertools import accumulate, pairwise
 
 from cmsolvers.engine.forms import Form
 from cmsolvers.engine.options import eta as eta_option
-from cmsolvers.engine.options import no_churn
 from cmsolvers.engine.solver import solver
 from cmsolvers.engine.trace import Span, Step
 from cmsolvers.solvers import exponential
@@ -48,7 +47,6 @@ def dpm_3_step(step: Step, to: float) -> Form:
     nfe="2 n, 2 n - 1 where the last level is 0",
     noise="churn",
     source="Lu et al., DPM-Solver (2022), algorithm 1; churn: Karras et al. (2022), algorithm 2",
-    upward=no_churn,
 )
 def dpm_2(step: Step) -> Form:
     """DPM-Solver-2: the midpoint rule at the geometric mean of both levels, order 2.

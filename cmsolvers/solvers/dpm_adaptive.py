@@ -190,11 +190,8 @@ class _Stages:
     def eps(self, y: Form, r: float = 0.0) -> Form:
         """(y - D) / sigma_r, at the share r of the step."""
         sigma = self._sigma * torch.exp(-r * self._h) if r else self._sigma
-        d = self._step.output(y, sigma)
-        if self._path.straight:
-            return (y - d) / sigma
-        a, b = self._path.velocity(sigma)
-        return a * y + b * d
+        slope: Form = self._path.slope(y, self._step.output(y, sigma), sigma)
+        return slope
 
     def first(self, r: float = 1.0) -> Tensor:
         """-sigma_r (e^(r h) - 1)."""
@@ -273,9 +270,8 @@ def dpm_adaptive(
     check.positive(" + ".join(parts), sum(parts.values()))
     noise = SampleNoise(settings, x, wanted=settings.eta > 0)
     model = Model("denoiser", denoiser, x.dtype, look=settings.check_nan)
-    path = coordinates_of(denoiser)
-    path.check_levels("sigmas", grid.stops)
-    steps = DPMSolver(model, settings, noise, -math.log(grid.stops[-1]), path)
+    t_end, path = -math.log(grid.stops[-1]), coordinates_of(denoiser)
+    steps = DPMSolver(model, settings, noise, t_end, path)
     # With eta > 0 too: from a given x the error of the part that the ODE takes is of that order.
     control = FilterControl(settings.order, **parts, accept_safety=settings.accept_safety)
     return run(steps, control, x, grid, settings.h_init)

@@ -15,7 +15,6 @@ from cmsolvers.solvers.exponential import ratios_back
     order="2",
     nfe="n",
     source="Lu et al., DPM-Solver++ (2022), algorithm 2 (2M)",
-    upward=lambda **_: True,
 )
 def dpmpp_2m(step: Step) -> Form:
     """DPM-Solver++(2M): order 2 with one evaluation per step, from D and the D before.
@@ -41,11 +40,11 @@ def dpmpp_2s_step(step: Step, to: float) -> Form:
     That is r = 1/2 in the paper, where D itself drops out. A step to 0 gives D, and one from where
     no data is left takes D at its start.
     """
-    d, s = step.D(step.x, step.sigma), step.ratio(step.sigma)
+    d, s = step.D(step.x, step.sigma), step.path.ratio(step.sigma)
     if to == 0:
         return d
     if math.isfinite(s):
-        middle = step.path.level(math.sqrt(s) * math.sqrt(step.ratio(to)))
+        middle = step.path.level(math.sqrt(s) * math.sqrt(step.path.ratio(to)))
         d = step.D(step.toward(d, middle), middle)
     return step.toward(d, to)
 

@@ -58,12 +58,12 @@ def dpmpp_sde(step: Step, eta: float, r: float) -> Form:
     Source: Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
     Models" (2022), algorithm 1 (2S), with the steps of SDE-DPM-Solver++1.
     """
-    to, s = step.to, step.ratio(step.sigma)
+    to, s = step.to, step.path.ratio(step.sigma)
     d = step.D(step.x, step.sigma)
     if to == 0:
         return d
     if math.isfinite(s):
-        within = s * math.exp(r * math.log(step.ratio(to) / s))
+        within = s * math.exp(r * math.log(step.path.ratio(to) / s))
         middle = to if r == 1.0 else step.path.level(within)
         down, up = down_up(step, middle, eta)
         y = lift(step, step.toward(d, down), down, middle, up, step.z(middle))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from cmsolvers.engine.forms import Form
-from cmsolvers.engine.options import no_churn
 from cmsolvers.engine.solver import solver
 from cmsolvers.engine.trace import Step
 
@@ -20,7 +19,6 @@ def euler_step(step: Step, to: float) -> Form:
     nfe="n",
     noise="churn",
     source="Karras et al. (2022), algorithm 2 without correction",
-    upward=no_churn,
 )
 def euler_pf_ode(step: Step) -> Form:
     """Euler's method on dx/dsigma = (x - D)/sigma: order 1, one evaluation per step.

@@ -88,4 +88,5 @@ def steps_back(levels: Sequence[float], to: float, count: int) -> tuple[float, l
 
 def ratios_back(step: Step, to: float, count: int) -> tuple[float, list[float]]:
     """`steps_back` for the ratios sigma / alpha of a step's levels: h is their logarithm's loss."""
-    return steps_back([step.ratio(s) for s in step.levels[-count:]], step.ratio(to), count)
+    ratio = step.path.ratio
+    return steps_back([ratio(s) for s in step.levels[-count:]], ratio(to), count)

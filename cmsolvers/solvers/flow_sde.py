@@ -56,4 +56,4 @@ def flow_sde(step: Step, eta: float) -> Form:
 
 def _time(step: Step, level: float) -> float:
     """The time of a rectified flow at which sigma / alpha is that of a level."""
-    return level if step.path == FLOW else FLOW.level(step.ratio(level))
+    return level if step.path == FLOW else FLOW.level(step.path.ratio(level))

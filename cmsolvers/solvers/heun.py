@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from cmsolvers.engine.forms import Form
-from cmsolvers.engine.options import no_churn
 from cmsolvers.engine.solver import solver
 from cmsolvers.engine.trace import Step
 
@@ -22,7 +21,6 @@ def heun_step(step: Step) -> Form:
     nfe="2 n, 2 n - 1 where the last level is 0",
     noise="churn",
     source="Karras et al. (2022), algorithms 1 and 2",
-    upward=no_churn,
 )
 def heun_pf_ode(step: Step) -> Form:
     """EDM's sampler, Heun's method on dx/dsigma = (x - D)/sigma: order 2, two evaluations per step.

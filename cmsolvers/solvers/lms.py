@@ -30,7 +30,6 @@ def from_slopes(step: Step, past: Sequence[float]) -> Form:
     nfe="n",
     source="Hairer, Norsett & Wanner (1993), section III.5 (Adams-Bashforth, variable steps)",
     options=[Option("order", 4, counted(1, 4), "1, 2, 3 or 4.")],
-    upward=lambda **_: True,
 )
 def lms(step: Step, order: int) -> Form:
     """Linear multistep (Adams-Bashforth) on dx/dsigma = (x - D)/sigma: one evaluation per step.

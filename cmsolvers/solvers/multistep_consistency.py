@@ -60,7 +60,7 @@ def consistency_sample(step: Step, sigma_min: float) -> Form:
 
     Source: Song et al., "Consistency Models" (2023), algorithm 1.
     """
-    f, end, to = step.D(step.x, step.sigma), step.ratio(sigma_min), step.ratio(step.to)
+    f, end, to = step.D(step.x, step.sigma), step.path.ratio(sigma_min), step.path.ratio(step.to)
     if to <= end:
         return f
     return step.path.alpha(step.to) * (f + math.sqrt((to - end) * (to + end)) * step.z())

@@ -95,11 +95,10 @@ class RungeKutta(Method):
         """dx/dt at y."""
         sigma = self.level(t)
         d = step.output(y, sigma)
-        if self._path.straight:
-            return y - d if self._log else (y - d) / sigma
-        a, b = self._path.velocity(sigma)
-        factor = sigma if self._log else 1.0
-        return factor * a * y + factor * b * d
+        if self._log and self._path.straight:
+            return y - d
+        slope: Form = self._path.slope(y, d, sigma)
+        return sigma * slope if self._log else slope
 
     def attempt(self, step: Step) -> Outcome:
         """y_k = x + h sum_j a_kj f_j and x' = x + h sum_j b_j f_j; the error has b - b_low."""
@@ -174,7 +173,7 @@ def rk_pf_ode(
     """
     check.function("denoiser", denoiser)
     SampleNoise(settings, x, wanted=False)  # checks the seed
-    return _run(denoiser, x, read_levels(sigmas, settings, up=True), settings, "rk_pf_ode")
+    return _run(denoiser, x, read_levels(sigmas, settings), settings, "rk_pf_ode")
 
 
 def solve(
@@ -194,9 +193,7 @@ def _run(
 ) -> tuple[Tensor, AdaptiveInfo]:
     table = TABLEAUX[settings.method]
     model = Model("denoiser", denoiser, x.dtype, look=settings.check_nan)
-    path = coordinates_of(denoiser)
-    path.check_levels("sigmas", sorted(grid.stops, reverse=True))
-    steps = RungeKutta(table, model, settings, name, path)
+    steps = RungeKutta(table, model, settings, name, coordinates_of(denoiser))
     parts = settings.pcoeff, settings.icoeff, settings.safety
     control = PIControl(table.embedded_order + 1, *parts, min_factor=0.2, max_factor=10.0)
     return run(steps, control, x, grid, settings.first_step or steps.first_step)

@@ -57,7 +57,6 @@ def _b(h: float, variant: str) -> float:
             "coefficient is 1/2 by definition; elsewhere B cancels when the system is solved.",
         ),
     ],
-    upward=lambda **_: True,
 )
 def unipc(step: Step, order: int, variant: str) -> Form:
     """UniPC-p, data prediction, multistep: order p + 1 with one evaluation per step.
@@ -73,7 +72,7 @@ def unipc(step: Step, order: int, variant: str) -> Form:
     d = [step.D(step.x, step.sigma)]
     if step.to == 0:
         return d[0]
-    path, ratios = step.path, [step.ratio(s) for s in step.levels[-order - 1 :]]
+    path, ratios = step.path, [step.path.ratio(s) for s in step.levels[-order - 1 :]]
     past = range(1, min(order, step.index) + 1)
     d += [step.past(k) for k in past if k == 1 or math.isfinite(ratios[-1 - k])]
     corrected = step.x
@@ -85,7 +84,7 @@ def unipc(step: Step, order: int, variant: str) -> Form:
         )
         corrected = corrected + path.alpha(step.sigma) * change
     kept = path.sigma(step.to) / path.sigma(step.sigma)
-    if math.isinf(step.ratio(step.to)):
+    if math.isinf(step.path.ratio(step.to)):
         return kept * corrected + (step.toward(d[0], step.to) - kept * step.x)
-    row = predictor(ratios, step.ratio(step.to), order, variant)
+    row = predictor(ratios, step.path.ratio(step.to), order, variant)
     return kept * corrected + path.alpha(step.to) * weighed(row, d)

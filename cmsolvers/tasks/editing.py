@@ -269,7 +269,7 @@ def _run(
     """Sample from y noised to the first level."""
     first = check.sigmas("sigmas", sigmas, least=1)[0]
     key = noise.key(seed, y.shape[0], device=y.device)
-    kept, spread = coordinates_of(model).noised(first)
+    kept, spread = coordinates_of(model).noised_to(0.0, first)
     x = ops.weighted_step(y, (), (kept,), w_z=spread, seed=key, stream=noise.LATENT)
     return sample(sampler, model, x, sigmas, key, options)
 

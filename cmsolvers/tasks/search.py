@@ -15,7 +15,7 @@ from cmsolvers import checks as check
 from cmsolvers import noise, ops
 from cmsolvers.denoisers import ConsistencyFunction
 from cmsolvers.engine.observers import bar
-from cmsolvers.processes.coordinates import coordinates_of
+from cmsolvers.processes.coordinates import require_karras
 
 __all__ = ["GreedySigmas", "greedy_sigmas"]
 
@@ -84,9 +84,7 @@ def greedy_sigmas(
     Source: Song et al., "Consistency Models" (2023), section 3 and appendix C: ternary search for
     one time point at a time.
     """
-    path = coordinates_of(check.function("f", f))
-    if not path.karras:
-        raise ValueError(f"f must be in Karras coordinates; got one in {path}")
+    require_karras("f", check.function("f", f))
     check.state("x", x)
     check.function("metric", metric)
     count = check.count("steps", steps)

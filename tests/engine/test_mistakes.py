@@ -3,7 +3,6 @@
 import itertools
 import math
 import warnings
-from collections import deque
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ import cmsolvers as cm
 from cmsolvers import denoisers as de
 from cmsolvers import noise, oracles, schedules
 from cmsolvers.denoisers import conversions
-from cmsolvers.engine import catalogue, glances, mistakes, watching
-from cmsolvers.engine.latest import Latest
+from cmsolvers.engine import catalogue
+from cmsolvers.engine.mistakes import criteria, glances, watching
 
 DATA = oracles.GaussianMixture(
     torch.tensor([[-0.45, -0.45], [0.45, 0.45]]), [0.15, 0.15], [0.5, 0.5]
@@ -84,9 +83,7 @@ def nothing_said(monkeypatch):
 
 
 def forget(monkeypatch):
-    monkeypatch.setattr(watching, "_WARNED", set())
-    monkeypatch.setattr(watching, "_FIRST", Latest(64))
-    monkeypatch.setattr(watching, "_PENDING", deque(maxlen=8))
+    watching.ONCE.reset()
     monkeypatch.setattr(watching, "_LOOKS", itertools.count())
 
 
@@ -241,7 +238,7 @@ def test_part_of_a_run_is_judged_by_its_own_levels(check):
             cm.heun_pf_ode(D, Z, LEVELS, start=1, check=True)
 
 
-def test_other_coordinates_have_other_levels():
+def test_other_coordinates_have_other_levels(monkeypatch):
     """Times of a flow begin just below 1 and its state is unit noise; neither is a mistake."""
 
     class Flow:
@@ -252,7 +249,7 @@ def test_other_coordinates_have_other_levels():
 
     steps = 1 - torch.linspace(0.001, 1, 10, dtype=torch.float64) ** 2
     assert warned(lambda: cm.euler_pf_ode(D, Z, steps)) != []
-    forget(pytest.MonkeyPatch())
+    forget(monkeypatch)
     assert warned(lambda: cm.euler_pf_ode(Flow(), Z, steps)) == []
     assert warned(lambda: cm.euler_pf_ode(Flow(), Z, steps, check=True)) == []
     with pytest.raises(ValueError, match="x must be finite"):
@@ -293,7 +290,7 @@ def test_a_watched_denoiser_keeps_its_attributes():
 
 def test_the_same_method_is_looked_at_once(monkeypatch):
     looked = []
-    monkeypatch.setattr(mistakes, "about_levels", lambda levels: looked.append(1))
+    monkeypatch.setattr(criteria, "about_levels", lambda levels: looked.append(1))
     for _ in range(3):
         cm.dpmpp_2m(DATA.denoiser, NOISE, LEVELS)  # a new method object each time
     assert len(looked) == 1
@@ -338,7 +335,7 @@ def test_derivatives_do_not_see_the_looks():
         return torch.autograd.grad(cm.euler_pf_ode(D, x, LEVELS, grad=True).square().sum(), x)[0]
 
     first = slope()
-    assert len(watching._FIRST._known) == 1 and torch.equal(first, slope())
+    assert len(watching.ONCE._known) == 1 and torch.equal(first, slope())
 
 
 def test_a_number_that_has_not_come_is_none():
@@ -360,7 +357,7 @@ def test_what_came_late_is_said_by_a_later_run(monkeypatch):
     assert warned(lambda: cm.dpmpp_2m(eps, NOISE, LEVELS)) == []
     late.append(True)
     (text,) = warned(lambda: cm.dpmpp_2m(eps, NOISE, LEVELS))
-    assert "as an eps network does" in text and not watching._PENDING
+    assert "as an eps network does" in text and not watching.ONCE.waits
 
 
 @pytest.mark.cuda

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections import deque
 
 import pytest
 import torch
@@ -11,8 +10,7 @@ from torch import nn
 from cmsolvers import ConsistencyFunction, losses, noise
 from cmsolvers.denoisers import EDM
 from cmsolvers.denoisers.oracles import Gaussian
-from cmsolvers.engine.glances import Glance
-from cmsolvers.engine.latest import Latest
+from cmsolvers.engine.mistakes.glances import Glance
 from cmsolvers.losses import boundary
 
 DATA = Gaussian(0.5)
@@ -58,10 +56,8 @@ class Wrapped(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def nothing_said(monkeypatch):
-    monkeypatch.setattr(boundary, "_FIRST", Latest(64))
-    monkeypatch.setattr(boundary, "_PENDING", deque(maxlen=8))
-    monkeypatch.setattr(boundary, "_WARNED", set())
+def nothing_said():
+    boundary.ONCE.reset()
 
 
 def train(student, x0=X0, **more):
@@ -128,11 +124,11 @@ def test_the_look_leaves_no_trace():
     """The same loss, gradient, generator and statistics as with a student that is not looked at."""
     found = []
     for looked in (False, True):
-        boundary._FIRST = Latest(64)
+        boundary.ONCE.reset()
         torch.manual_seed(0)
         student = Own()
         if not looked:
-            boundary._is_first(student)
+            boundary.ONCE.is_first(id(student))
         value = train(student)
         value.backward()
         norm = student.net.norm
@@ -164,7 +160,7 @@ def test_what_came_late_is_said_at_a_later_step(monkeypatch):
     net = Net()
     assert warned(lambda: train(net)) == []
     late.append(True)
-    assert len(warned(lambda: train(net))) == 1 and not boundary._PENDING
+    assert len(warned(lambda: train(net))) == 1 and not boundary.ONCE.waits
 
 
 def test_a_student_that_is_not_a_number_is_told_too():

@@ -35,7 +35,7 @@ LOSSES = {
 @pytest.fixture(autouse=True)
 def nothing_met(monkeypatch):
     monkeypatch.setattr(repeated_noise, "_MET", Latest(64))
-    monkeypatch.setattr(repeated_noise, "_WARNED", set())
+    repeated_noise.ONCE.reset()
 
 
 @pytest.fixture(params=LOSSES)

@@ -12,11 +12,12 @@ from cmsolvers import checks as check
 from cmsolvers.checks import Levels
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.help_texts import Text
-from cmsolvers.engine.mistakes import About
+from cmsolvers.engine.mistakes.checked_runs import CHECK, run_checked
+from cmsolvers.engine.mistakes.criteria import About
 from cmsolvers.engine.observers import AdaptiveInfo, Recorder
 from cmsolvers.engine.options import SHARED, Option, Shared, chosen, option, options_of
-from cmsolvers.engine.run_checks import CHECK, looked_at
 from cmsolvers.engine.solver import Solver, public
+from cmsolvers.processes.coordinates import coordinates_of
 
 
 def like(known: Option, text: str = "") -> Any:
@@ -131,15 +132,17 @@ def solver(
             closely = values.pop(CHECK.name, False)
             settings = kind(**values)
 
+            levels = grid if space == "time" else check.sigmas("sigmas", grid, up=up)
+
             def go(asked: Any) -> Tensor | tuple[Tensor, AdaptiveInfo]:
-                y, info = solve(asked, x, grid, settings)
+                y, info = solve(asked, x, levels, settings)
                 return (y, info) if settings.return_info or info.trajectory is not None else y
 
             if space == "time":
                 return go(model)
-            levels = check.sigmas("sigmas", grid, up=up)
+            coordinates_of(model).check_levels("sigmas", levels)
             about = About("denoiser", levels[-1], settings.extra_args or {})
-            return looked_at(go, model, x, levels, about, closely=closely)
+            return run_checked(go, model, x, levels, about, closely=closely)
 
         options = [*options_of(kind), *(() if space == "time" else (CHECK,))]
         function: AdaptiveSolver[_M] = public(solve, call, options, words)
@@ -187,9 +190,10 @@ class Words(Text):
         return {"SolverError": failed, **super().raises()}
 
 
-_DENOISER = """`D(x, sigma, **extra_args) -> x0`, x in Karras coordinates and sigma of shape [B],
-both in the dtype of x, for the samples under way. It may return the dtype of x or a floating one of
-lower precision. It must not write to its arguments."""
+_DENOISER = """`D(x, sigma, **extra_args) -> x0`, sigma of shape [B], both in the dtype of x, for
+the samples under way. Its attribute `coordinates` ("karras" by default, "flow" or a `Process`) says
+in which coordinates states and levels are. It may return the dtype of x or a floating one of lower
+precision. It must not write to its arguments."""
 _FOLLOWS = """The diffusion must not depend on the state. diffusion(t) is called with the times of
 the samples still running; if it returns a tensor of the shape of x, its first size must be that of
 t."""
@@ -217,9 +221,9 @@ def read_times(ts: object, settings: Settings) -> Grid:
     return _landings(check.times("ts", ts), settings.trajectory)
 
 
-def read_levels(sigmas: object, settings: Settings, *, up: bool = False) -> Grid:
-    """The ends of `sigmas`, and what a trajectory asks for in between; `up`: they may ascend."""
-    levels = check.sigmas("sigmas", sigmas, up=up)
+def read_levels(sigmas: Levels, settings: Settings) -> Grid:
+    """The ends of checked levels, and what a trajectory asks for in between."""
+    levels = tuple(map(float, sigmas))
     to_zero = levels[-1] == 0
     if to_zero and len(levels) < 3:
         raise ValueError(

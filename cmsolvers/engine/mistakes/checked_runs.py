@@ -14,12 +14,13 @@ from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.denoisers.composed import Rewritten, all_samples, denoised
 from cmsolvers.denoisers.guidance import Guided
-from cmsolvers.engine import mistakes
-from cmsolvers.engine.glances import can_be_read, root_mean_square
-from cmsolvers.engine.mistakes import About
+from cmsolvers.engine.mistakes import criteria
+from cmsolvers.engine.mistakes.criteria import About
+from cmsolvers.engine.mistakes.glances import can_be_read, root_mean_square
+from cmsolvers.engine.mistakes.watching import run_watched
 from cmsolvers.engine.observers import not_finite
 from cmsolvers.engine.options import Option
-from cmsolvers.engine.watching import watched
+from cmsolvers.processes.coordinates import coordinates_of
 
 Result = TypeVar("Result")
 
@@ -55,7 +56,7 @@ class _Model:
         return d.to(_wide(x))
 
 
-def looked_at(
+def run_checked(
     run: Callable[[Any], Result],
     denoiser: Any,
     x: Tensor,
@@ -78,25 +79,23 @@ def looked_at(
         ValueError: with `closely`, a mistake that `CHECK` names.
     """
     if not closely:
-        return watched(run, denoiser, x, levels, about)
+        return run_watched(run, denoiser, x, levels, about)
     if not can_be_read(x) or x.numel() == 0:
         return run(denoiser)
-    karras, asked = (
-        mistakes.in_karras_coordinates(denoiser),
-        _Model(denoiser, about.model, about.extra),
-    )
+    karras = coordinates_of(denoiser).karras
+    asked = _Model(denoiser, about.model, about.extra)
     _require_finite("x must be finite", x)
     start = float(root_mean_square(x))
     if karras:
-        _raise(mistakes.about_levels(levels))
+        _raise(criteria.about_levels(levels))
         with torch.no_grad():
             far = _check_start(asked, x, start, levels[0])
     result = run(denoiser)
     y: Any = result[0] if isinstance(result, tuple) else result
     _require_finite("the result must be finite", y)
     if karras:
-        if x.numel() >= mistakes.LEAST and mistakes.ends_clean(start, levels[0], about.end):
-            _raise(mistakes.about_end(float(root_mean_square(y)), levels[0], about.model))
+        if x.numel() >= criteria.LEAST and criteria.ends_clean(start, levels[0], about.end):
+            _raise(criteria.about_end(float(root_mean_square(y)), levels[0], about.model))
         with torch.no_grad():
             _check_end(asked, y.detach(), about.end, far)
     return result
@@ -108,22 +107,22 @@ def _check_start(model: _Model, x: Tensor, size: float, level: float) -> float:
     An eps network gives x / sigma there, a score -x / sigma^2. Both are looked for at two levels,
     because a denoiser of data with variance sigma gives x / sigma too, at this one level.
     """
-    if x.numel() < mistakes.LEAST:
+    if x.numel() < criteria.LEAST:
         return 0.0
-    _raise(mistakes.about_start(size, level))
-    if level < mistakes.LARGE or size == 0:
+    _raise(criteria.about_start(size, level))
+    if level < criteria.LARGE or size == 0:
         return 0.0
     noisy, half = x.to(_wide(x)), (0.5 * x).to(x.dtype)
     far, near = model.at(x, level), model.at(half, 0.5 * level)
     if _all_close(noisy, level * far, 0.5 * level * near):
-        raise ValueError(mistakes.about_noise(model.name))
+        raise ValueError(criteria.about_noise(model.name))
     if _all_close(noisy, -(level**2) * far, -((0.5 * level) ** 2) * near):
         raise ValueError(
             f"{model.name} must return clean data x0; it returns the score. denoisers.from_score("
             "net, process=...) makes a denoiser of it"
         )
     found = float(root_mean_square(far))
-    _raise(mistakes.about_size(model.name, size, level, found))
+    _raise(criteria.about_size(model.name, size, level, found))
     return found
 
 
@@ -131,7 +130,7 @@ def _all_close(x: Tensor, first: Tensor, second: Tensor) -> bool:
     """Whether the noise that is made of D at x and at x / 2 is all of these states."""
     size = float(root_mean_square(x))
     wrong = root_mean_square(x - first), 2 * root_mean_square(0.5 * x - second)
-    return all(float(part) < mistakes.NEAR * size for part in wrong)
+    return all(float(part) < criteria.NEAR * size for part in wrong)
 
 
 def _is_guided(denoiser: object) -> bool:
@@ -149,7 +148,7 @@ def _check_end(model: _Model, y: Tensor, end: float, far: float) -> None:
     if far > _LARGER * size:
         raise ValueError(
             f"{model.name} must return the mean of the clean data; the root mean square of what it "
-            f"returns at sigmas[0] is {far:.3g}, that of the result {size:.3g}. {mistakes.PROCESS}"
+            f"returns at sigmas[0] is {far:.3g}, that of the result {size:.3g}. {criteria.PROCESS}"
         )
     z = noise.normal(y.shape, 0, stream=noise.OTHER, dtype=y.dtype, device=y.device)
     for part, most in _NEARLY_CLEAN:

@@ -1,7 +1,7 @@
 """Mistakes that make garbage without a word, told from levels and sizes: criteria and texts.
 
 They are on the safe side: a mistake may pass, and no right use should be warned of. `watching`
-reads the sizes of a first run, `run_checks` asks the denoiser too.
+reads the sizes of a first run, `checked_runs` asks the denoiser too.
 """
 
 from __future__ import annotations
@@ -35,12 +35,6 @@ class About:
     model: str
     end: float
     extra: Mapping[str, Any]
-
-
-def in_karras_coordinates(denoiser: object) -> bool:
-    """Whether levels are sigmas: in other coordinates there is another sense to all of this."""
-    named = getattr(denoiser, "coordinates", "karras")
-    return named == "karras" or bool(getattr(named, "karras", False))
 
 
 class Answer(NamedTuple):

@@ -52,8 +52,9 @@ CHURN = (
         0.0,
         check.non_negative,
         "how much noise is added before the steps, over all of them; 0 solves the ODE. Before a "
-        "step from sigma in [s_tmin, s_tmax] noise lifts the state to "
-        "sigma_hat = sigma (1 + gamma), gamma = min(s_churn / n, sqrt 2 - 1).",
+        "step from a level in [s_tmin, s_tmax] noise lifts the state to where sigma / alpha is "
+        "1 + gamma times as large, gamma = min(s_churn / n, sqrt 2 - 1): sigma_hat = "
+        "sigma (1 + gamma) in Karras coordinates.",
     ),
     Option("s_tmin", 0.0, check.non_negative, "smallest level with churn."),
     Option(

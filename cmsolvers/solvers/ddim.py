@@ -1,4 +1,4 @@
-"""DDIM and the ancestral sampler of DDPM, in Karras coordinates."""
+"""DDIM and the ancestral sampler of DDPM."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def posterior(step: Step, eta: float) -> Form:
     upward=lambda eta: eta == 0.0,
 )
 def ddim(step: Step, eta: float) -> Form:
-    """DDIM: order 1, one evaluation per step. eta = 0 is Euler's PF-ODE step, eta = 1 DDPM's.
+    """DDIM: order 1, one evaluation per step. eta = 1 is DDPM's step.
+
+    eta = 0 is exact where D is constant; in Karras and flow coordinates it is Euler's PF-ODE step.
 
     Source: Song et al., "Denoising Diffusion Implicit Models" (2021), eq. 12 and 16.
     """

@@ -23,6 +23,8 @@ def euler_step(step: Step, to: float) -> Form:
 def euler_pf_ode(step: Step) -> Form:
     """Euler's method on dx/dsigma = (x - D)/sigma: order 1, one evaluation per step.
 
+    In other coordinates it is the probability-flow ODE dx/dlevel of their path.
+
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
     (2022), algorithm 2 without its correction.
     """

@@ -25,7 +25,8 @@ def heun_step(step: Step) -> Form:
 def heun_pf_ode(step: Step) -> Form:
     """EDM's sampler, Heun's method on dx/dsigma = (x - D)/sigma: order 2, two evaluations per step.
 
-    A last step to 0 is Euler's and takes one: 2 n - 1 in all.
+    A last step to 0 is Euler's and takes one: 2 n - 1 in all. In other coordinates it is the
+    probability-flow ODE dx/dlevel of their path.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
     (2022), algorithms 1 and 2.

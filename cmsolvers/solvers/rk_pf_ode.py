@@ -46,7 +46,7 @@ class RungeKuttaSettings(Settings):
     coordinate: str = option(
         "log_sigma",
         chosen("log_sigma", "sigma"),
-        'what steps are measured in. The pairs of order 5 are more efficient in "log_sigma", the '
+        'what steps are measured in: the logarithm of the level, or the level. The pairs of order 5 are more efficient in "log_sigma", the '
         'others in "sigma".',
     )
     safety: float = option(0.9, fraction, SAFETY)

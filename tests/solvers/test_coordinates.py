@@ -615,9 +615,7 @@ def test_consistency_sampling_in_flow_coordinates():
 @pytest.mark.parametrize("make", [from_eps, from_score])
 def test_noise_alone_says_nothing_to_networks_of_noise(make):
     denoiser = make(lambda x, t: x, process=cm.RectifiedFlow(), coordinates="process")
-    with pytest.raises(
-        ValueError, match="t must leave some of the data for a network of .*; got 1"
-    ):
+    with pytest.raises(ValueError, match=r"t must leave some of the data .*; got 1"):
         cm.euler_pf_ode(denoiser, X, [1.0, 0.5])
     assert cm.euler_pf_ode(denoiser, X, [0.9, 0.5]).isfinite().all()
 

@@ -312,9 +312,14 @@ def sigmas(name: str, value: object, *, least: int = 2, up: bool = False) -> tup
         if i and entry >= grid[i - 1]:
             raise ValueError(
                 f"{name} must be strictly descending; "
-                f"got {entry:g} after {grid[i - 1]:g} at index {i}"
+                f"got {entry:g} after {grid[i - 1]:g} at index {i}{_whether_up(grid)}"
             )
     return tuple(grid)
+
+
+def _whether_up(grid: Sequence[float]) -> str:
+    up = all(a < b for a, b in pairwise(grid))
+    return " (ascending levels are for samplers without noise)" if up else ""
 
 
 def _ascending(name: str, grid: Sequence[float]) -> tuple[float, ...]:

@@ -8,8 +8,7 @@ F.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor
 from cmsolvers import ops
 from cmsolvers.denoisers.protocol import Scalar
 from cmsolvers.ops.rules import consistency, edm_input, edm_output, held
-from cmsolvers.processes.coordinates import KARRAS, Coordinates, coordinates
+from cmsolvers.processes.coordinates import KARRAS, Coordinates
+from cmsolvers.processes.coordinates import coordinates as in_coordinates
 from cmsolvers.processes.ddpm import DDPM
 from cmsolvers.processes.flows import RectifiedFlow
 from cmsolvers.processes.sde import Process
@@ -36,17 +36,20 @@ class InProcess:
         target: what the network predicts.
         c_noise: of the level, handed to the network instead of t.
         own: whether states and levels are those of the process, not Karras ones.
+
+    Attributes:
+        coordinates: of states and levels.
     """
 
     process: Process
     target: Target
     c_noise: Callable[[Scalar], Scalar] | None = None
     own: bool = False
+    coordinates: Coordinates = field(init=False, compare=False)
 
-    @cached_property
-    def coordinates(self) -> Coordinates:
-        """Of states and levels."""
-        return coordinates("process", self.process) if self.own else KARRAS
+    def __post_init__(self) -> None:
+        found = in_coordinates("process", self.process) if self.own else KARRAS
+        object.__setattr__(self, "coordinates", found)
 
     def __call__(self, level: Scalar) -> Row:
         """The row at a level."""

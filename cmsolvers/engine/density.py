@@ -20,9 +20,10 @@ def log_density(mean: Tensor, y: Tensor, spread: float, form: str) -> Tensor:
     """
     away = y.to(mean.dtype) - mean
     elements = math.prod(y.shape[1:])
+    count = max(elements, 1)
     square = away.square() if form == "unnormalised" else (away / spread).square()
     total = square.reshape(len(y), elements).sum(1, dtype=torch.float64)
     if form == "unnormalised":
-        return -total / elements
+        return -total / count
     log_p = -0.5 * total - elements * math.log(spread * math.sqrt(2.0 * math.pi))
-    return log_p / elements if form == "mean" else log_p
+    return log_p / count if form == "mean" else log_p

@@ -11,7 +11,7 @@ where somebody wants it. A step then moves no more memory than one whose model r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -83,7 +83,9 @@ def lower(
     whole = 0, len(trace.steps)
     wants = _Wants(told or dtype, fused, shown, shown or states, history, density)
 
-    def lowered(part: tuple[int, int], ways: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
+    def lowered(
+        part: tuple[int, int], wants: _Wants, ways: tuple[str, ...]
+    ) -> tuple[Program, tuple[str, ...]]:
         for k, way in enumerate(ways):
             try:
                 return _Lowering(trace, denoiser, dtype, wants, part, way).program(), ways[k:]
@@ -92,10 +94,10 @@ def lower(
         raise AssertionError("the last way takes every form")
 
     if part is None or part == whole:
-        return lowered(whole, _WAYS)[0]
+        return lowered(whole, wants, _WAYS)[0]
     # The way of the whole run, so that a part has its bits.
-    ways = _WAYS if density else lowered(whole, _WAYS)[1]
-    return lowered(part, ways)[0]
+    every = replace(wants, density="made" if density else "")
+    return lowered(part, wants, lowered(whole, every, _WAYS)[1])[0]
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def history_for(
 
 
 def check_gaussian(traced: Trace, part: Part, name: str) -> None:
-    """ValueError unless some step has noise, and each new state is Gaussian given the one before.
+    """ValueError unless the run has noise, and each new state is Gaussian given the one before.
 
     It is where a step adds its one normal after all evaluations.
     """
@@ -72,9 +72,9 @@ def check_gaussian(traced: Trace, part: Part, name: str) -> None:
                 f"log_prob must be left out for {name} here: its steps add noise before an "
                 "evaluation of the model, so that the new state is not Gaussian given the old one"
             )
-    if not any(map(normals_of, steps)):
+    if not any(map(normals_of, traced.steps)):
         raise ValueError(
-            f"log_prob must be left out for {name} here: with these options its steps have no noise"
+            f"log_prob must be left out for {name} here: with these options no step has noise"
         )
 
 

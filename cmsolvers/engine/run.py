@@ -207,7 +207,7 @@ def program_of(traced: Trace, denoiser: object, dtype: torch.dtype, **wanted: An
     kept, kind = _KEPT.get(), signature(denoiser)
     if kept is not None:
         return kept.get((traced, id(unwatched(denoiser)), dtype, *wanted.items()), make)
-    if kind is None or len(traced.steps) > MOST_STEPS:
+    if kind is None or len(traced.steps) > MOST_STEPS or not traced.path.is_builtin:
         return make()
     return _PROGRAMS.get((traced, kind, dtype, *wanted.items()), make)
 

@@ -142,6 +142,7 @@ def solver(
             path.check_levels("sigmas", levels)
             if spans is not None:
                 steps = tuple(spans(levels, **mine))
+                path.check_levels("levels of all steps", [step[1] for step in steps])
             elif churn:
                 steps = lifted(levels, **lifts, path=path)
             else:

@@ -13,7 +13,7 @@ from cmsolvers import checks as check
 from cmsolvers.engine.answers import leaves
 from cmsolvers.engine.machine import Machine
 from cmsolvers.engine.options import density_form
-from cmsolvers.engine.parts import check_gaussian, history_for
+from cmsolvers.engine.parts import check_gaussian, history_for, normals_of
 from cmsolvers.engine.run import program_of
 from cmsolvers.engine.solver import prepared
 from cmsolvers.engine.trace import check_held, state_dtype
@@ -38,7 +38,8 @@ def step_log_prob(
     The step goes from x to a Gaussian whose mean depends on the denoiser: reinforcement learning
     compares the densities that two networks give the same stored states, a ratio of exponentials.
     With the network that made the run and the states of its trajectory, this is row i of
-    `info.log_prob`, to the bit for float32 and float64 states. No noise is drawn, and nothing waits
+    `info.log_prob`: to the bit for one-step methods and float32 and float64 states, to rounding for
+    multistep ones. No noise is drawn, and nothing waits
     for the device. Autograd follows where it is enabled (as it is by default): by the parameters of
     the network, by x, x_next and `extra_args`.
 
@@ -80,7 +81,13 @@ def step_log_prob(
     part = index, index + 1
     _check_next(x, x_next)
     check_held(ready.traced, x.dtype)
-    check_gaussian(ready.traced, part, f"step {index} of {ready.name}")
+    step = ready.traced.steps[index]
+    if not (normals_of(step) or step.churn):
+        raise ValueError(
+            f"i must be a step with noise; step {index} of {ready.name}, from {step.start:g} to "
+            f"{step.to:g}, has none, and so no density (info.log_prob is 0 there)"
+        )
+    check_gaussian(ready.traced, part, ready.name)
     given = history_for(ready.traced, index, x, ready.options, ready.name)
     settings = replace(ready.options, grad=torch.is_grad_enabled())
     state = state_dtype(x)

@@ -411,7 +411,7 @@ def lifted(
         gamma = min(s_churn / count, math.sqrt(2.0) - 1.0) if s_tmin <= sigma <= s_tmax else 0.0
         start, ratio = sigma, path.ratio(sigma)
         if gamma and math.isfinite(ratio):  # else there is nothing but noise
-            start = max(sigma, path.level(ratio * (1.0 + gamma)))
+            start = min(max(sigma, path.level(ratio * (1.0 + gamma))), path.max_level)
         found.append((sigma, start, to, 0))
     return tuple(found)
 

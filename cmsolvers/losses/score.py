@@ -61,7 +61,8 @@ def denoising_score_matching(
     Args:
         denoiser: D(x, sigma, **extra_args), for instance `EDM(net)`.
         x0: clean data [B, ...].
-        sigma: positive levels, a number or a tensor [] or [B].
+        sigma: positive levels of Karras coordinates, a number or a tensor [] or [B]; for a denoiser
+            in other coordinates sigma / alpha, such as t / (1 - t) of a flow.
         weight: w(sigma [B], float64) -> [B]; None is `edm_weight(sigma_data)`.
         sigma_data: standard deviation of the data, for the default weight.
         seed: seed or `noise.Key` of the noise; sample i of draw k gets the same noise in any batch.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,11 +30,21 @@ class Coordinates:
     Args:
         process: whose alpha and sigma these are.
 
+    Attributes:
+        karras: whether a level is the standard deviation of the noise, and the data is not scaled.
+        straight: whether alpha and sigma are linear in the level. Then dx/dlevel =
+            (x - D) / level, and a step of Euler's method is exact for constant D.
+        is_builtin: whether the process is the library's: others may compare as they like.
+
     Raises:
         ValueError: a process whose states at time 0 are not clean data, such as a `DDPM`.
     """
 
     process: Process
+    # No cached properties: their lock stops torch.compile.
+    karras: bool = field(init=False, compare=False)
+    straight: bool = field(init=False, compare=False)
+    is_builtin: bool = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         sigma, alpha = self.process.sigma(0.0), self.process.alpha(0.0)
@@ -43,24 +53,10 @@ class Coordinates:
                 "coordinates must be those of a process whose states at time 0 are clean data; "
                 f"got {self.process!r}, which has alpha = {alpha:g} and sigma = {sigma:g} there"
             )
-
-    @cached_property
-    def karras(self) -> bool:
-        """Whether a level is the standard deviation of the noise, and the data is not scaled."""
-        return type(self.process) is Karras
-
-    @cached_property
-    def straight(self) -> bool:
-        """Whether alpha and sigma are linear in the level.
-
-        Then dx/dlevel = (x - D) / level, and a step of Euler's method is exact for constant D.
-        """
-        return type(self.process) in (Karras, RectifiedFlow)
-
-    @cached_property
-    def is_builtin(self) -> bool:
-        """Whether the process is the library's: others may compare as they like."""
-        return type(self.process).__module__.startswith("cmsolvers.")
+        kind = type(self.process)
+        object.__setattr__(self, "karras", kind is Karras)
+        object.__setattr__(self, "straight", kind in (Karras, RectifiedFlow))
+        object.__setattr__(self, "is_builtin", kind.__module__.startswith("cmsolvers."))
 
     @property
     def max_level(self) -> float:
@@ -167,11 +163,23 @@ def coordinates(name: str, value: object) -> Coordinates:
 def coordinates_of(denoiser: object) -> Coordinates:
     """The coordinates that a denoiser names in its attribute `coordinates`, Karras ones by default.
 
+    What wraps a denoiser without a name of its own (`functools.partial`, `DataParallel` and its
+    like, a compiled module) has those of the denoiser. A tensor of this name means something else.
+
     Raises:
         TypeError, ValueError: as `coordinates`.
     """
-    named = getattr(denoiser, "coordinates", None)
-    return KARRAS if named is None else coordinates("coordinates of a denoiser", named)
+    for _ in range(4):
+        named = getattr(denoiser, "coordinates", None)
+        if named is not None and not isinstance(named, Tensor):
+            return coordinates("coordinates of a denoiser", named)
+        if isinstance(denoiser, partial):
+            denoiser = denoiser.func
+        else:
+            denoiser = getattr(denoiser, "module", getattr(denoiser, "_orig_mod", None))
+        if denoiser is None:
+            break
+    return KARRAS
 
 
 def require_karras(name: str, model: object) -> None:

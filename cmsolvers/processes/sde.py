@@ -282,5 +282,7 @@ class Process(ABC):
 def check_process(name: str, value: object) -> Process:
     """A process of the library."""
     if not isinstance(value, Process):
+        if isinstance(value, type) and issubclass(value, Process):
+            raise TypeError(f"{name} must be a Process, {value.__name__}(); got the class itself")
         raise TypeError(f"{name} must be a Process; got {check.describe(value)}")
     return value

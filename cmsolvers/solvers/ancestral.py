@@ -59,8 +59,8 @@ def euler_ancestral(step: Step, eta: float) -> Form:
 
     A step from s to s' is Euler's to down = sqrt(s'^2 - up^2), then noise of size
     up = min(s', eta s' sqrt(s^2 - s'^2) / s). The marginals are those of the probability-flow ODE
-    for every eta. For eta in [0, 1] this is `ddim`; above 1 there is more noise than a posterior
-    has. A last step to 0 gives D.
+    for every eta. For eta in [0, 1] this is `ddim`, in Karras and flow coordinates; above 1 there
+    is more noise than a posterior has. A last step to 0 gives D.
 
     Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
     (2021), appendix F (ancestral sampling for VE); eta as in Song et al., "Denoising Diffusion

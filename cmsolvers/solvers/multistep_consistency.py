@@ -61,6 +61,7 @@ def consistency_sample(step: Step, sigma_min: float) -> Form:
     Source: Song et al., "Consistency Models" (2023), algorithm 1.
     """
     f, end, to = step.D(step.x, step.sigma), step.path.ratio(sigma_min), step.path.ratio(step.to)
-    if to <= end:
+    if step.to == 0:
         return f
-    return step.path.alpha(step.to) * (f + math.sqrt((to - end) * (to + end)) * step.z())
+    up = math.sqrt(max(0.0, (to - end) * (to + end)))
+    return step.path.alpha(step.to) * (f + up * step.z())

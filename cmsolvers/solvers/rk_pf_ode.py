@@ -46,8 +46,8 @@ class RungeKuttaSettings(Settings):
     coordinate: str = option(
         "log_sigma",
         chosen("log_sigma", "sigma"),
-        'what steps are measured in: the logarithm of the level, or the level. The pairs of order 5 are more efficient in "log_sigma", the '
-        'others in "sigma".',
+        "what steps are measured in: the logarithm of the level, or the level. The pairs of order "
+        '5 are more efficient in "log_sigma", the others in "sigma".',
     )
     safety: float = option(0.9, fraction, SAFETY)
     pcoeff: float = option(0.2, check.non_negative, PCOEFF)

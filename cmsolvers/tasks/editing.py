@@ -63,8 +63,9 @@ def conditioned(model: Model, y: Tensor, operator: Operator) -> Conditioned:
 
     From a start alpha y + sigma z every step of every sampler of the library then leaves the known
     part at alpha y + sigma z exactly, because its rows are exact where D is constant: it is
-    replaced by the noised measurement at each level, and by the measurement at the end. `restart`
-    as the sampler adds the resampling that RePaint has.
+    replaced by the noised measurement at each level, and by the measurement at the end. (In the
+    coordinates of a process whose path is curved only nearly so, but for `dpmpp_2m` and `unipc`.)
+    `restart` as the sampler adds the resampling that RePaint has.
 
     Args:
         model: `D(x, sigma, **extra_args)` or a consistency function.

@@ -26,6 +26,7 @@ from cmsolvers.denoisers.clipping import Clipped
 from cmsolvers.denoisers.composed import Composed, signature
 from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.processes import DDPM
+from cmsolvers.processes.coordinates import KARRAS
 from cmsolvers.tasks.editing import Inpaint, conditioned
 
 
@@ -151,6 +152,8 @@ class OwnClip(Clipped):
 
 
 class Plain(Composed):
+    coordinates = KARRAS
+
     def at(self, x, sigma, level, extra):
         return x
 

@@ -51,7 +51,7 @@ F_OF_TRIGFLOW = conversions.to_trigflow(D)
 KARRAS_OF_IT, VP_OF_IT = (de.from_eps(EPS_OF_A_CHAIN, process=p) for p in (cm.Karras(), cm.VP()))
 AS_NOISE = "of the noise or more. Is the process of its network the one"
 AS_IS, SCALED = "multiplied by sigmas[0]", "as timesteps do"
-BACKWARDS = "as alphas_cumprod does, or sqrt(1 - alphas_cumprod) backwards"
+BACKWARDS = "as alphas_cumprod does, or sqrt(1 - alphas_cumprod)."
 
 # denoiser, x, levels -> part of the warning (None: there is none), part of the error of check=True
 MISTAKES = {
@@ -254,6 +254,86 @@ def test_other_coordinates_have_other_levels(monkeypatch):
     assert warned(lambda: cm.euler_pf_ode(Flow(), Z, steps, check=True)) == []
     with pytest.raises(ValueError, match="x must be finite"):
         cm.euler_pf_ode(Flow(), math.nan * Z, steps, check=True)
+
+
+UPWARD = {
+    "alphas_cumprod": BARS.flip(0)[::50],
+    "alphas_cumprod from the end": BARS[torch.arange(999, -1, -50)],
+    "timesteps": torch.arange(1.0, 1000.0, 50.0, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", UPWARD)
+def test_ascending_levels_are_looked_at_too(name):
+    (text,) = warned(lambda: cm.dpmpp_2m(D, Z, UPWARD[name]))
+    assert ("as timesteps do" if "time" in name else "as alphas_cumprod does") in text
+    with pytest.raises(ValueError, match="sigmas must be noise levels"):
+        cm.dpmpp_2m(D, Z, UPWARD[name], check=True)
+
+
+@pytest.mark.parametrize("top", [0.95, 3.0, 80.0])
+def test_inversions_are_no_mistake(top):
+    up = cm.karras_sigmas(20, 0.002, top, append_zero=False).flip(0)
+    data = DATA.sample(100, generator=torch.Generator().manual_seed(0)).float()
+    assert warned(lambda: cm.dpmpp_2m(D, data, up)) == []
+    assert warned(lambda: cm.dpmpp_2m(D, data, up, check=True)) == []
+
+
+def flow_of(net, **options):
+    return de.from_flow(net, **options)
+
+
+EXACT_FLOW = conversions.to_flow(D)
+
+
+def velocity(x, t):
+    return EXACT_FLOW(x, t.clamp(max=1 - 1e-6))
+
+
+def test_a_flow_model_is_looked_at_from_t_1_on():
+    times = cm.flow_times(20, 3.0)
+    assert warned(lambda: cm.heun_pf_ode(flow_of(velocity), Z, times, check=True)) == []
+    with pytest.raises(ValueError, match="x must be noise of standard deviation 1 at the first"):
+        cm.heun_pf_ode(flow_of(velocity), 80.0 * Z, times, check=True)
+    late = flow_of(lambda x, t: velocity(x, t / 1000))
+    with pytest.raises(ValueError, match="Does its network read 1000 t"):
+        cm.heun_pf_ode(late, Z, times, check=True)
+    right = flow_of(lambda x, t: velocity(x, t / 1000), c_noise=lambda t: 1000 * t)
+    assert warned(lambda: cm.heun_pf_ode(right, Z, times, check=True)) == []
+
+
+SHARP = oracles.GaussianMixture([[-1.0] * 4, [1.0] * 4], [0.05, 0.05], [0.5, 0.5])
+
+
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_few_steps_are_no_fault_of_the_network(n):
+    x = 80.0 * noise.normal((200, 4), seed=0)
+    cm.euler_ancestral(SHARP, x, cm.karras_sigmas(n), seed=0, check=True)
+    cm.heun_pf_ode(SHARP, x, cm.karras_sigmas(n), check=True)
+
+
+def test_starts_with_less_noise_are_meant():
+    for part in (0.45 * NOISE, NOISE * (torch.arange(2) == 0)):
+        assert warned(lambda x=part: cm.heun_pf_ode(D, x, LEVELS, check=True)) == []
+    f = cm.ConsistencyFunction(lambda x, c: 0.0 * x, sigma_min=0.1)
+    cm.consistency_sample(f, NOISE, [80.0, 1.0], sigma_min=0.1, seed=0, check=True)
+
+
+@pytest.mark.parametrize("wrong", ["long", "bool"])
+def test_a_first_run_has_the_errors_of_every_run(wrong):
+    for _ in range(2):
+        with pytest.raises(TypeError, match="denoiser must return the dtype of x"):
+            cm.euler_pf_ode(lambda x, s: getattr(x, wrong)(), NOISE, LEVELS)
+
+
+def test_each_line_of_the_user_is_warned_once():
+    def first():
+        cm.dpmpp_2m(D, Z, LEVELS)
+
+    def second():
+        cm.dpmpp_2m(D, Z, LEVELS[1:])
+
+    assert [len(warned(run)) for run in (first, second, first, second)] == [1, 1, 0, 0]
 
 
 def test_looking_changes_nothing_and_asks_nothing_more():

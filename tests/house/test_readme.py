@@ -39,6 +39,16 @@ def test_examples_of_the_page_on_mistakes_run() -> None:
     assert abs(names["y"].std() - 0.5) < 0.05  # type: ignore[attr-defined]
 
 
+def test_examples_of_the_page_on_runs_run() -> None:
+    page = (ROOT / "docs" / "runs.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "runs.md", "exec"), names)
+    assert (names["samples"] - names["whole"]).abs().max() < 1e-6  # type: ignore[operator]
+    assert abs(names["ratio"] - 1).max() == 0  # type: ignore[operator]
+    assert names["net"].weight.grad.norm() > 0  # type: ignore[attr-defined]
+
+
 def test_examples_of_the_page_on_own_solvers_run(capsys) -> None:
     page = (ROOT / "docs" / "own_solver.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
@@ -64,7 +74,7 @@ def test_the_shortest_trainings_run() -> None:
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
         exec(compile(block, "training.md", "exec"), names)
-    for samples in ("samples", "few_steps"):
+    for samples in ("samples", "few_steps", "from_noise"):
         far = (names[samples].abs() - 0.5).abs()  # type: ignore[attr-defined]
         assert (far < 0.2).float().mean() > 0.7, samples  # at one of the four points
 

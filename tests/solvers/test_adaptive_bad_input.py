@@ -46,7 +46,7 @@ SHARED = [
 ]
 LEVELS = [
     ({"sigmas": [1.0]}, ValueError, "sigmas must have at least 2 levels"),
-    ({"sigmas": [1.0, 2.0]}, ValueError, "sigmas must be strictly descending"),
+    ({"sigmas": [1.0, 2.0, 1.5]}, ValueError, "sigmas must be strictly "),
     ({"sigmas": [1.0, -1.0]}, ValueError, "sigmas must not be negative"),
     ({"sigmas": [1.0, 0.0]}, ValueError, "sigmas must have a positive level between"),
     ({"denoiser": 3}, TypeError, "denoiser must be callable"),

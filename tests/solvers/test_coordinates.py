@@ -123,6 +123,23 @@ def test_what_is_refused(make, error, text):
         make()
 
 
+def test_what_wraps_a_denoiser_has_its_coordinates():
+    for wrapper in (
+        partial(FLOWING, label=3),
+        torch.nn.DataParallel(FLOWING),
+        torch.compile(FLOWING),
+        partial(partial(FLOWING)),
+    ):
+        assert coordinates_of(wrapper) is FLOW
+
+    class Mesh(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("coordinates", torch.zeros(3))
+
+    assert coordinates_of(Mesh()) is KARRAS
+
+
 def test_unknown_names():
     def own(x, t):
         return x
@@ -602,6 +619,38 @@ def test_churn_lifts_the_ratio_of_noise_to_data():
     z = noise.normal((4, 1), 1, stream=noise.STEPS, dtype=F64)
     wanted = (1 - level) * math.sqrt(ratio**2 - 1) * z
     torch.testing.assert_close(seen[0]["x"], wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_no_step_leaves_the_times_of_a_process():
+    seen = []
+
+    def D(x, t):
+        seen.append(float(t[0]))
+        return 0.0 * x
+
+    D.coordinates = cm.VP()
+    cm.heun_pf_ode(D, X, torch.linspace(1, 0, 6, dtype=F64), s_churn=3.0, seed=0)
+    assert max(seen) == 1.0
+    with pytest.raises(ValueError, match=r"levels of all steps must lie in .*; got 1\.5"):
+        cm.restart(FLOWING, X, flow_times(5), restarts=[(0.4, 1.5, 2, 1)], seed=0)
+
+
+def test_levels_of_sigma_min_and_below_in_consistency_sampling():
+    """They count as sigma_min, as in Karras coordinates: the same states, scaled."""
+    flow = cm.RectifiedFlow()
+    f = from_x0(clean(flow), process=flow, coordinates="process")
+    times = torch.tensor([0.9, 0.5, 0.002, 0.001], dtype=F64)
+    z = [noise.normal((3, 1), k, dtype=F64) for k in range(3)]
+    found = []
+    for model, levels, end, x in (
+        (f, times, 0.002, X),
+        (DATA, times / (1 - times), 0.002 / 0.998, X / (1 - 0.9)),
+    ):
+        draws = iter(z)
+        sampler = partial(cm.consistency_sample, noise_sampler=lambda *_, d=draws: next(d))
+        found.append(sampler(model, x, levels, sigma_min=end, trajectory=True)[1].trajectory)
+    scale = (1 - torch.tensor([0.9, 0.5, 0.002, 0.002, 0.0], dtype=F64)).reshape(-1, 1, 1)
+    torch.testing.assert_close(found[0], scale * found[1], rtol=1e-11, atol=1e-12)
 
 
 def test_consistency_sampling_in_flow_coordinates():

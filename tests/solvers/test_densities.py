@@ -169,6 +169,31 @@ def test_the_named_forms():
     assert torch.equal(again, info.log_prob[last])
 
 
+@pytest.mark.parametrize("make", [edm, flow])
+def test_wide_steps_have_the_bits_of_the_run(make):
+    """Guided blocks of order 3 need more tensors than a launch takes: a part goes the same way."""
+    levels = SIGMAS if make is edm else TIMES
+    denoiser = guided(make(small()), 2.0, unconditional={})
+    sampler = partial(cm.dpm_fast, denoiser, eta=0.5)
+    x = start(levels, (4, 3))
+    whole, info = sampler(x, levels, seed=5, log_prob=True, trajectory=True)
+    for i in range(info.steps):
+        if info.log_prob[i].any():
+            states = info.trajectory[i : i + 2]
+            again = step_log_prob(cm.dpm_fast, denoiser, *states, levels, i, eta=0.5)
+            assert torch.equal(again, info.log_prob[i])
+    half, _ = sampler(x, levels, seed=5, log_prob=True, stop=1)
+    assert torch.equal(sampler(half, levels, seed=5, log_prob=True, start=1)[0], whole)
+
+
+def test_a_part_of_the_last_step_alone_has_zeros():
+    x, levels = start(SIGMAS, (4, 2)), [*SIGMAS, 0.0]
+    _, info = cm.ddpm_ancestral(DATA, x, levels, seed=5, log_prob=True, start=4)
+    assert info.log_prob.tolist() == [[0.0] * 4]
+    _, empty = cm.ddpm_ancestral(DATA, x[:, :0], levels, seed=5, log_prob="mean")
+    assert not empty.log_prob.any()
+
+
 def test_a_step_without_noise_has_none():
     x = start(SIGMAS, (4, 2))
     y, info = cm.ddpm_ancestral(DATA, x, [*SIGMAS, 0.0], seed=5, log_prob=True)
@@ -318,7 +343,7 @@ def test_nothing_waits_for_the_device():
 # --- what is refused --------------------------------------------------------------------------
 
 INSIDE = "its steps add noise before an evaluation of the model"
-NONE = "its steps have no noise"
+NONE = "with these options no step has noise"
 X = torch.ones(2, 3)
 
 
@@ -342,7 +367,7 @@ X = torch.ones(2, 3)
         ),
         (
             lambda: step_log_prob(cm.ddpm_ancestral, DATA, X, X, [2.0, 1.0, 0.0], 1),
-            "for step 1 of ddpm_ancestral here",
+            "i must be a step with noise; step 1 of ddpm_ancestral, from 1 to 0, has none",
         ),
         (
             lambda: step_log_prob(cm.ddpm_ancestral, DATA, X, X, SIGMAS, 4),

@@ -48,7 +48,7 @@ HINTS = {
     "guidance": (lambda: cm.ddim(D, X, SIGMAS, cfg_scale=3.0), "'cfg_scale': guidance is part of"),
     "another word": (
         lambda: cm.ddim(D, X, SIGMAS, churn=1.0),
-        "ddim() got an unexpected keyword argument 'churn'",
+        "unexpected keyword argument 'churn': what the model reads besides goes into extra_args",
     ),
     **{
         f"device of {name}": (
@@ -76,7 +76,6 @@ def test_hint(name):
     with pytest.raises(TypeError) as caught:
         call()
     assert text in str(caught.value)
-    assert name != "another word" or str(caught.value) == text  # no hint where none is known
 
 
 def test_what_the_hints_say_works():

@@ -32,10 +32,15 @@ CHECK = Option(
     "less noise than sigmas[0], levels that look like times, a {model} that returns noise, a score "
     "or a raw network's output in place of clean data, a result that is still noise. It takes up "
     "to four evaluations of the {model} more, which `Info` does not count, and waits for the "
-    "device. Where the denoiser is not in Karras coordinates, only what is finite is looked at.",
+    "device. Of a denoiser in other coordinates only what is finite is looked at, and at a first "
+    "level without data (t = 1 of a flow) whether x is unit noise and D does not follow it.",
 )
 _NEARLY_CLEAN = ((0.1, 0.5), (0.3, 0.8))
 """Noise on the result, and what no denoiser changes of it there; both in parts of its size."""
+_NO_DATA = 100.0
+"""Ratios sigma / alpha from here on leave next to nothing of the data in x."""
+_FEW = 10
+"""Levels up to which a result may lie between the modes of the data, and D move it."""
 _LARGER = 5.0  # times the size of data: no mean of it
 
 
@@ -82,7 +87,8 @@ def run_checked(
         return run_watched(run, denoiser, x, levels, about)
     if not can_be_read(x) or x.numel() == 0:
         return run(denoiser)
-    karras = coordinates_of(denoiser).karras
+    path = coordinates_of(denoiser)
+    karras = path.karras
     asked = _Model(denoiser, about.model, about.extra)
     _require_finite("x must be finite", x)
     start = float(root_mean_square(x))
@@ -90,6 +96,10 @@ def run_checked(
         _raise(criteria.about_levels(levels))
         with torch.no_grad():
             far = _check_start(asked, x, start, levels[0])
+    elif x.numel() >= criteria.LEAST and path.ratio(levels[0]) >= _NO_DATA:
+        _raise(criteria.about_unit_noise(start, path.sigma(levels[0]), path))
+        with torch.no_grad():
+            _check_following(asked, x, levels[0])
     result = run(denoiser)
     y: Any = result[0] if isinstance(result, tuple) else result
     _require_finite("the result must be finite", y)
@@ -97,7 +107,8 @@ def run_checked(
         if x.numel() >= criteria.LEAST and criteria.ends_clean(start, levels[0], about.end):
             _raise(criteria.about_end(float(root_mean_square(y)), levels[0], about.model))
         with torch.no_grad():
-            _check_end(asked, y.detach(), about.end, far)
+            if len(levels) > _FEW:
+                _check_end(asked, y.detach(), about.end, far)
     return result
 
 
@@ -122,8 +133,17 @@ def _check_start(model: _Model, x: Tensor, size: float, level: float) -> float:
             "net, process=...) makes a denoiser of it"
         )
     found = float(root_mean_square(far))
-    _raise(criteria.about_size(model.name, size, level, found))
+    if not _is_guided(model.call):
+        _raise(criteria.about_size(model.name, size, level, found))
     return found
+
+
+def _check_following(model: _Model, x: Tensor, level: float) -> None:
+    """Checks that D does not depend on x, where x is noise alone."""
+    d, noisy = model.at(x, level), x.to(_wide(x))
+    d = d - d.mean(0)
+    slope = float((d * noisy).sum() / noisy.square().sum().clamp_min(1e-30))
+    _raise(criteria.about_following(model.name, slope))
 
 
 def _all_close(x: Tensor, first: Tensor, second: Tensor) -> bool:
@@ -153,6 +173,8 @@ def _check_end(model: _Model, y: Tensor, end: float, far: float) -> None:
     z = noise.normal(y.shape, 0, stream=noise.OTHER, dtype=y.dtype, device=y.device)
     for part, most in _NEARLY_CLEAN:
         level = part * size
+        if level < getattr(model.call, "sigma_min", 0.0):
+            continue
         state = y + math.sqrt(level**2 - end**2) * z
         wrong = float(root_mean_square(model.at(state, level) - y.to(_wide(y)))) / size
         if wrong > most:

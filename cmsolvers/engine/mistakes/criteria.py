@@ -75,10 +75,10 @@ def about_size(model: str, start: float, level: float, size: float) -> str | Non
     """What is wrong with an answer as large as the noise, at a level where x is little else."""
     if level < LARGE or start >= 1.1 * level or size <= 0.7 * level:
         return None
-    found = f"{size:.3g}" if math.isfinite(size) else "not finite"
+    found = f"{size:.3g}, about that of the noise or more" if math.isfinite(size) else "not finite"
     return (
         f"{model} must return clean data x0; the root mean square of what it returns at sigma = "
-        f"{level:g} is {found}, about that of the noise or more. {PROCESS} (Of a network of eps, "
+        f"{level:g} is {found}. {PROCESS} (Of a network of eps, "
         "v, score or F denoisers.from_eps, from_v, from_score or EDM make a denoiser.)"
     )
 
@@ -88,30 +88,55 @@ def about_levels(sigmas: Sequence[float]) -> str | None:
     levels = [level for level in sigmas if level > 0]
     if len(levels) < 4:
         return None
+    up = levels[0] < levels[-1]
+    levels.sort(reverse=True)
     steps = [a - b for a, b in pairwise(levels)]
     if levels[0] >= 500 and levels[-1] >= 1 and max(steps) - min(steps) <= 1.0 + 1e-3:
         return (
-            "sigmas must be noise levels sigma / alpha; they fall in even steps from "
+            "sigmas must be noise levels sigma / alpha; they lie in even steps from "
             f"{levels[0]:g} to {levels[-1]:g}, as timesteps do. Those of a chain are "
             "schedules.ddpm_sigmas(n, process), of any times t of it process.sigma_hat(t)"
         )
     # Levels of noise lie closer and closer; these lie apart more and more where they begin.
-    if 0.99 < levels[0] < 1 and steps[1] > 1.01 * steps[0]:
+    if (0.9 if up else 0.99) < levels[0] < 1 and steps[1] > 1.01 * steps[0]:
+        shown = levels[2::-1] if up else levels[:3]
+        place = "end" if up else "begin"
         return (
             "sigmas must be noise levels sigma / alpha, sqrt(1 / alphas_cumprod - 1) of a chain, "
-            f"the largest first; they begin with {levels[0]:g}, {levels[1]:g}, {levels[2]:g}, as "
-            "alphas_cumprod does, or sqrt(1 - alphas_cumprod) backwards. See schedules.ddpm_sigmas"
+            f"the largest first; they {place} with {shown[0]:g}, {shown[1]:g}, {shown[2]:g}, as "
+            "alphas_cumprod does, or sqrt(1 - alphas_cumprod). See schedules.ddpm_sigmas"
         )
     return None
 
 
 def about_start(size: float, level: float) -> str | None:
     """What is wrong with an x of this root mean square at a level; an x of zeros is meant so."""
-    if size == 0 or size >= 0.5 * level:
+    if size == 0 or size >= 0.25 * level:
         return None
     return (
         f"x must hold noise of its level {level:g}, which is sigmas[0] or that of step `start`; "
         f"its root mean square is {size:.3g}. Unit noise is to be multiplied by sigmas[0]"
+    )
+
+
+def about_unit_noise(size: float, spread: float, coordinates: object) -> str | None:
+    """What is wrong with an x of this root mean square at a level without data."""
+    if size == 0 or 0.5 * spread <= size <= 2.0 * spread:
+        return None
+    return (
+        f"x must be noise of standard deviation {spread:g} at the first level in {coordinates}; "
+        f"its root mean square is {size:.3g}"
+    )
+
+
+def about_following(model: str, slope: float) -> str | None:
+    """What is wrong with D that follows x, by this factor, where x holds nothing of the data."""
+    if abs(slope) <= 0.5:
+        return None
+    return (
+        f"{model} must return clean data x0; where x is noise alone it returns {slope:.2g} times x "
+        "and more. Does its network read 1000 t (from_flow(net, c_noise=lambda t: 1000 * t)), or "
+        "count time the other way (lambda x, t: -net(x, 1 - t))?"
     )
 
 

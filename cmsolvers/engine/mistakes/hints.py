@@ -11,6 +11,7 @@ _ELSEWHERE = {
     "generator": "give the torch.Generator as seed",
     "guidance_scale": "guidance is part of the denoiser, see denoisers.guided",
     "cfg_scale": "guidance is part of the denoiser, see denoisers.guided",
+    "noise_level": "how much noise a step adds is eta=...",
     "num_inference_steps": "the steps are those of the grid, the third argument",
 }
 """Arguments of samplers elsewhere, and what takes their place."""
@@ -19,7 +20,8 @@ _ELSEWHERE = {
 def unknown_argument(solver: str, name: str) -> str:
     """The text of the TypeError for a keyword argument that a solver does not have."""
     text = f"{solver}() got an unexpected keyword argument {name!r}"
-    return f"{text}: {_ELSEWHERE[name]}" if name in _ELSEWHERE else text
+    hint = _ELSEWHERE.get(name, "what the model reads besides goes into extra_args={...}")
+    return f"{text}: {hint}"
 
 
 def too_many(solver: str, names: Sequence[str], given: Sequence[object]) -> str:

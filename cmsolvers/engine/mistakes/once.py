@@ -22,6 +22,7 @@ class Once:
     def reset(self) -> None:
         """Forget everything."""
         self.warned: set[str] = set()
+        self._lines: set[tuple[str, tuple[str, int]]] = set()
         self._known: dict[Hashable, None] = {}
         self._pending: deque[Callable[[], bool]] = deque(maxlen=_MOST_PENDING)
 
@@ -56,19 +57,22 @@ class Once:
                 self._pending.append(judge)
 
     def warn(self, kind: str, text: str | None) -> None:
-        """Warn of one kind of mistake, the first time, in the user's line; None is no mistake."""
+        """Warn of one kind of mistake, the first time in a user's line; None is no mistake."""
         if text is None:
             return
+        depth, line = _user()
         with self._lock:
-            known = kind in self.warned
+            known = (kind, line) in self._lines or len(self._lines) >= _MOST
+            self._lines.add((kind, line))
             self.warned.add(kind)
         if not known:
-            warnings.warn(text, stacklevel=_frames_to_the_user())
+            warnings.warn(text, stacklevel=depth)
 
 
-def _frames_to_the_user() -> int:
-    """The stacklevel of `warn` at which the first frame outside of the package stands."""
+def _user() -> tuple[int, tuple[str, int]]:
+    """The stacklevel of `warn` for the first frame outside of the package, and its place."""
     depth, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("cmsolvers."):
         depth, frame = depth + 1, frame.f_back
-    return max(depth - 1, 1)
+    place = ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+    return max(depth - 1, 1), place

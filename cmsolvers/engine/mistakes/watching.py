@@ -70,6 +70,7 @@ class _Spy:
     def __call__(self, x: Tensor, sigma: Tensor, **extra: Any) -> Any:
         d = self._denoiser(x, sigma, **extra)
         readable = isinstance(d, Tensor) and d.shape == x.shape and can_be_read(d)
+        readable = readable and d.is_floating_point() and d.device == x.device
         if len(self._answers) < _MOST and readable:
             with torch.no_grad():
                 level = sigma.detach().float()

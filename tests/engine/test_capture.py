@@ -121,7 +121,7 @@ def test_bad_arguments_of_the_sampler_are_found_at_the_capture():
     with pytest.raises(TypeError, match="unexpected keyword argument 'churn'"):
         cm.capture(cm.heun_pf_ode, EDM(net), x_of(), SIGMAS, churn=1.0)
     with pytest.raises(ValueError, match="sigmas must be strictly descending"):
-        cm.capture(cm.heun_pf_ode, EDM(net), x_of(), [1.0, 2.0])
+        cm.capture(cm.euler_ancestral, EDM(net), x_of(), [1.0, 2.0])
 
 
 def test_adaptive_solvers_must_not_wait():

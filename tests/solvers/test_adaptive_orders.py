@@ -11,6 +11,7 @@ from scipy.integrate import RK23, RK45
 from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.engine.adaptive import lanes
 from cmsolvers.engine.adaptive.method import Model, SampleNoise, Step
+from cmsolvers.processes.coordinates import KARRAS
 from cmsolvers.solvers.dpm_adaptive import DPMSettings, DPMSolver, _Stages, _third
 from cmsolvers.solvers.rk_pf_ode import RungeKutta, RungeKuttaSettings
 from cmsolvers.solvers.tableaux import BOSH32, DOPRI54, TABLEAUX, Tableau, rooted_trees
@@ -179,7 +180,7 @@ def test_the_estimates_of_dpm_solver_3_vanish_at_different_levels():
     steps = dpm(3, Gaussian(s))
     for sigma in (0.05, 0.2, s, 1.0, 3.0):
         step = step_of(steps, START, -math.log(sigma), -math.log(sigma) + h)
-        pair, u = _third(_Stages(step, step.h)), (s / sigma) ** 2
+        pair, u = _third(_Stages(step, step.h, KARRAS)), (s / sigma) ** 2
         size = START / math.hypot(s, sigma) * sigma * h**3 * u * (1 + u) ** -2.5 / 12
         most = 0.02 * max(2 * u, abs(1 - u)) * size.abs().max()
         assert worst(step.value(pair.low - pair.high), 2 * u * size) < most
@@ -193,7 +194,7 @@ def test_the_difference_of_orders_alone_vanishes_in_a_large_step():
     steps, seen = dpm(3, data), []
     for sigma in torch.linspace(1.0, 5.0, 200).tolist():
         step = step_of(steps, math.hypot(s, sigma) * x, -math.log(sigma), -math.log(sigma) + h)
-        pair = _third(_Stages(step, step.h))
+        pair = _third(_Stages(step, step.h, KARRAS))
         exact = data.consistency(step.value(step.x), sigma, sigma * math.exp(-h))
         wrong = (step.value(f).item() for f in (pair.low - pair.high, pair.more[0]))
         seen.append((*wrong, (step.value(pair.high) - exact).item()))

@@ -75,7 +75,7 @@ def test_a_large_eta_is_finite_or_refused_by_name(name, value):
     try:
         assert run(name, eta=value).isfinite().all()
     except ValueError as error:
-        assert str(error).startswith("eta must be in [0, 1]; got 1e+")
+        assert str(error).startswith("eta must be in [0, 1")
 
 
 @pytest.mark.parametrize("value", [1e155, 1e300])
@@ -84,7 +84,9 @@ def test_squares_of_a_large_ratio_are_refused(value):
         run("predictor_corrector", snr=value)
 
 
-def test_a_formula_whose_weights_overflow_names_its_options():
+def test_a_formula_whose_weights_overflow_names_its_options(monkeypatch):
+    monkeypatch.setattr(catalogue, "SOLVERS", dict(catalogue.SOLVERS))
+
     @solver(order="1", nfe="n", source="none", options=[Option("gain", 1.0, checks.finite, "g")])
     def squared(step, gain):
         """Euler's step, and a zero that costs a square."""

@@ -42,6 +42,8 @@ def history_for(
         ValueError: `history` is missing, holds another number of tensors, or such as do not fit x.
     """
     given = options.history if isinstance(options, OnLevels) else None
+    if start == 0 and given is None:
+        return ()
     wanted = len(traced.kept_for(start))
     if len(given or ()) != wanted:
         raise ValueError(

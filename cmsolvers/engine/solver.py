@@ -163,7 +163,7 @@ def solver(
             ready = prepare(denoiser, x, grid, values)
 
             def go(asked: object) -> Result:
-                return run(replace(ready, denoiser=asked), x)
+                return run(ready if asked is denoiser else replace(ready, denoiser=asked), x)
 
             start, stop = part_of(ready.options, len(ready.traced.steps))
             levels = ready.traced.visited[start : stop + 1]

@@ -267,6 +267,8 @@ class Trace:
 
     def kept_for(self, later: int) -> list[Past]:
         """What the steps from number `later` on read of those before, the latest first."""
+        if later in (0, len(self.steps)):
+            return []
         owners = {
             past: i for i, step in enumerate(self.steps[:later]) for past in step.kept.values()
         }

@@ -30,7 +30,8 @@ from cmsolvers.engine.program import (
     Show,
     assign,
 )
-from cmsolvers.engine.trace import Ask, Noise, Past, State, Trace, TracedStep
+from cmsolvers.engine.symbols import Ask, Noise, Past, State, TracedStep
+from cmsolvers.engine.trace import Trace
 from cmsolvers.ops.step import MAX_INPUTS
 
 _WAYS = ("forms", "kept", "tensors")

@@ -7,7 +7,8 @@ from typing import TypeAlias
 from torch import Tensor
 
 from cmsolvers.engine.options import Fixed, OnLevels
-from cmsolvers.engine.trace import Noise, Trace, TracedStep, state_dtype
+from cmsolvers.engine.symbols import Noise, TracedStep
+from cmsolvers.engine.trace import Trace, state_dtype
 
 Part: TypeAlias = tuple[int, int]
 """The first step, and that before which a run ends."""

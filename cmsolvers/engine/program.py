@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers.engine.forms import Symbol, Weight
-from cmsolvers.engine.trace import Noise, State
+from cmsolvers.engine.symbols import Noise, State
 
 Place: TypeAlias = Any
 """A `Symbol`, and after `assign` the number of a slot; None where there is no tensor."""

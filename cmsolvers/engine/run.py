@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from cmsolvers.engine.lower import lower
 from cmsolvers.engine.machine import Machine
 from cmsolvers.engine.mistakes.watching import unwatched
 from cmsolvers.engine.observers import BadOutputs, Info, Recorder, bar
-from cmsolvers.engine.options import Fixed
+from cmsolvers.engine.options import Fixed, NoiseSampler
 from cmsolvers.engine.outputs import StaticOutputError
 from cmsolvers.engine.parts import Part, check_gaussian, history_for, part_of, wants_info
 from cmsolvers.engine.path_noise import PathNoise
@@ -54,14 +55,13 @@ class Prepared:
 def run(prepared: Prepared, x: Tensor) -> Result:
     """Run from x."""
     traced, denoiser, options = prepared.traced, prepared.denoiser, prepared.options
-    name, model = prepared.name, prepared.model
     part = part_of(options, len(traced.steps))
     levels = traced.visited[part[0] : part[1] + 1]
     states = Recorder(options.trajectory, levels).wanted
     check_held(traced, x.dtype)
     if options.log_prob:
-        check_gaussian(traced, part, name)
-    given = history_for(traced, part[0], x, options, name)
+        check_gaussian(traced, part, prepared.name)
+    given = history_for(traced, part[0], x, options, prepared.name)
     noisy, sampler = bool(traced.normals), options.noise_sampler
     state = state_dtype(x)
     if traced.brownian and noisy and sampler is None:
@@ -80,30 +80,48 @@ def run(prepared: Prepared, x: Tensor) -> Result:
         density="made" if options.log_prob else "",
     )
     key = key_of(options.seed, x, needed=noisy and fused)
-    said = f"{model} must return" if traced.coordinate == "sigma" else "sde must give"
-
-    def start(*, copies: bool) -> Machine:
-        called = leaves(denoiser, model, options.extra_args or {}, x)
-        bad = BadOutputs(x, said, traced.coordinate) if options.check_nan else None
-        wide = x.to(state)
-        return Machine(
-            program,
-            wide,
-            called,
-            options,
-            key=key,
-            noise_sampler=sampler,
-            bad=bad,
-            copies=copies,
-            given=given,
-        )
-
+    start = partial(machine_of, prepared, x, program, given=given, key=key, noise_sampler=sampler)
     result, machine = drive(
-        start, options, x.dtype, name, traced.coordinate, levels, part, copies=program.static
+        start,
+        options,
+        x.dtype,
+        prepared.name,
+        traced.coordinate,
+        levels,
+        part,
+        copies=program.static,
     )
     # Others share a program that is not kept for this model alone.
     program.static = machine.copied and _KEPT.get() is not None
     return result
+
+
+def machine_of(
+    prepared: Prepared,
+    x: Tensor,
+    program: Program,
+    *,
+    given: Sequence[Tensor] = (),
+    key: noise.Key | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    copies: bool = False,
+) -> Machine:
+    """What executes a program of a run from x; the other arguments as in `Machine`."""
+    traced, options, model = prepared.traced, prepared.options, prepared.model
+    called = leaves(prepared.denoiser, model, options.extra_args or {}, x)
+    said = f"{model} must return" if traced.coordinate == "sigma" else "sde must give"
+    bad = BadOutputs(x, said, traced.coordinate) if options.check_nan else None
+    return Machine(
+        program,
+        x.to(state_dtype(x)),
+        called,
+        options,
+        key=key,
+        noise_sampler=noise_sampler,
+        bad=bad,
+        copies=copies,
+        given=given,
+    )
 
 
 class Going(Protocol):

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.engine.answers import leaves
-from cmsolvers.engine.machine import Machine
 from cmsolvers.engine.options import density_form
 from cmsolvers.engine.parts import check_gaussian, history_for, normals_of
-from cmsolvers.engine.run import program_of
+from cmsolvers.engine.run import machine_of, program_of
 from cmsolvers.engine.solver import prepared
 from cmsolvers.engine.trace import check_held, state_dtype
 
@@ -89,23 +87,12 @@ def step_log_prob(
         )
     check_gaussian(ready.traced, part, ready.name)
     given = history_for(ready.traced, index, x, ready.options, ready.name)
-    settings = replace(ready.options, grad=torch.is_grad_enabled())
+    ready = replace(ready, options=replace(ready.options, grad=torch.is_grad_enabled()))
     state = state_dtype(x)
     program = program_of(
         ready.traced, ready.denoiser, state, told=x.dtype, fused=True, part=part, density="given"
     )
-    called = leaves(ready.denoiser, ready.model, settings.extra_args or {}, x)
-    machine = Machine(
-        program,
-        x.to(state),
-        called,
-        settings,
-        key=None,
-        noise_sampler=None,
-        bad=None,
-        copies=False,
-        given=(*given, x_next.to(state)),
-    )
+    machine = machine_of(ready, x, program, given=(*given, x_next.to(state)))
     machine.step(index)
     return machine.densities[index]
 

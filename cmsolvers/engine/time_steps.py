@@ -16,16 +16,8 @@ from torch import Tensor
 from cmsolvers.engine.fields import Library, terms
 from cmsolvers.engine.forms import Form, Symbol, Weight, form_of
 from cmsolvers.engine.latest import Latest
-from cmsolvers.engine.trace import (
-    MOST_STEPS,
-    Ask,
-    Formula,
-    Noise,
-    State,
-    Trace,
-    TracedStep,
-    no_attribute,
-)
+from cmsolvers.engine.symbols import Ask, Noise, State, TracedStep
+from cmsolvers.engine.trace import MOST_STEPS, Formula, Trace, no_attribute
 from cmsolvers.processes.sde import ScoreSDE
 
 _TRACES: Latest[Trace] = Latest(64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import NoReturn, TypeAlias
@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from cmsolvers.checks import describe
-from cmsolvers.engine.forms import Form, Symbol, Weight, form_of
+from cmsolvers.engine.forms import Form, form_of
 from cmsolvers.engine.latest import Latest
+from cmsolvers.engine.rows import check_one_normal, check_range, checked_row, settle
+from cmsolvers.engine.symbols import Ask, Noise, Past, State, TracedStep
 from cmsolvers.processes.coordinates import KARRAS, Coordinates
 
-_TOLERANCE = 1e-10
-_ROUNDING = 2.0**-46  # of weights that cancel
 _FLOAT32 = torch.finfo(torch.float32)
-_SMALLEST, _LARGEST = 1e-50, 1e50  # rows hold products of ratios of levels
 
 Formula: TypeAlias = Callable[..., Form]
 """`formula(step, **options) -> Form`."""
@@ -33,85 +32,6 @@ Formula: TypeAlias = Callable[..., Form]
 Span: TypeAlias = tuple[float, float, float, int]
 """(sigma, sigma_hat, sigma_next, kind): noise lifts the state to sigma_hat where that is larger.
 The kind is for the formula alone, where its steps are of several."""
-
-
-class State(Symbol):
-    """The state at the start of a step, or at the end of the last one."""
-
-    __slots__ = ()
-
-
-class Noise(Symbol):
-    """A unit normal of one step.
-
-    Args:
-        name: for error texts.
-        span: the levels or times that a user's noise sampler is asked for.
-        draw: which draw of the stream of sampler steps the built-in noise is.
-    """
-
-    __slots__ = ("draw", "span")
-
-    def __init__(self, name: str, span: tuple[float, float], draw: int) -> None:
-        super().__init__(name)
-        self.span, self.draw = span, draw
-
-
-class Ask(Symbol):
-    """What the model answers at a state.
-
-    Args:
-        name: for error texts.
-        y: the state.
-        level: where it is.
-    """
-
-    __slots__ = ("level", "y")
-
-    def __init__(self, name: str, y: Form, level: float) -> None:
-        super().__init__(name)
-        self.y, self.level = y, level
-
-
-class Past(Symbol):
-    """D or the slope at the start of an earlier step.
-
-    Args:
-        name: for error texts.
-        meaning: the same over the symbols of that step.
-        slope: which of the two.
-    """
-
-    __slots__ = ("meaning", "slope")
-
-    def __init__(self, name: str, meaning: Form, slope: bool) -> None:
-        super().__init__(name)
-        self.meaning, self.slope = meaning, slope
-
-
-@dataclass
-class TracedStep:
-    """One step as its formula wrote it.
-
-    Attributes:
-        sigma: level before the noise that lifts the state; a time in t-space.
-        start: level where the step begins.
-        to: level of the result.
-        x: the state at `start`.
-        churn: the unit normal that lifts the state, its weight and that of the state, if any.
-        asks: the questions to the model, in order.
-        result: the state at `to`.
-        kept: D and slope of this step that later ones read, by whether they are slopes.
-    """
-
-    sigma: float
-    start: float
-    to: float
-    x: State
-    churn: tuple[Noise, float, float] | None = None
-    asks: list[Ask] = field(default_factory=list)
-    result: Form = field(default_factory=lambda: Form({}))
-    kept: dict[bool, Past] = field(default_factory=dict)
 
 
 class Step:
@@ -356,10 +276,10 @@ def _trace(
                 raise TypeError(f"a formula must return a form; it returned {result!r}")
             traced = step.traced
             if noise != "Brownian":
-                _check_one_normal(traced, result)
+                check_one_normal(traced, result)
             for ask in traced.asks:
-                ask.y = _checked(ask.y, traced, ask.level, keeps_spread, s_noise, path)
-            traced.result = _checked(result, traced, step.to, keeps_spread, s_noise, path)
+                ask.y = checked_row(ask.y, traced, ask.level, keeps_spread, s_noise, path)
+            traced.result = checked_row(result, traced, step.to, keeps_spread, s_noise, path)
         except ZeroDivisionError as error:
             raise ValueError(_divided_by_zero(formula, step)) from error
         except OverflowError as error:
@@ -418,71 +338,6 @@ def lifted(
     return tuple(found)
 
 
-def check_row(
-    row: Form, step: TracedStep, to: float, keeps_spread: bool = True, path: Coordinates = KARRAS
-) -> None:
-    """Check a row on a straight path by what it makes of constant data.
-
-    With x = alpha D + sigma z and constant D, the row must hold alpha of `to` times the data, and
-    the spread must be sigma of `to` where `keeps_spread`.
-
-    Raises:
-        ArithmeticError: it does not.
-    """
-    weights = {symbol: _number(w) for symbol, w in row.terms.items()}
-    wanted = path.alpha(to)
-    data = [_data(symbol, step, path) * w for symbol, w in weights.items()]
-    size, total = math.fsum(map(abs, data)), math.fsum(data)
-    if not abs(total - wanted) <= _TOLERANCE * size:
-        raise ArithmeticError(
-            f"weights must sum to {wanted:g} for constant D; {row} gives {total:.10g}"
-        )
-    if not keeps_spread:
-        return
-    carried = [_spread(symbol, step, path) * w for symbol, w in weights.items()]
-    drawn = [w for symbol, w in weights.items() if isinstance(symbol, Noise)]
-    spread, right = math.hypot(math.fsum(carried), *drawn), path.sigma(to)
-    allowed = _TOLERANCE * (math.fsum(map(abs, carried)) + right) + _ROUNDING * size * step.start
-    if not abs(spread - right) <= allowed:
-        raise ArithmeticError(
-            f"the spread must be {right:.6g}; {row} from {step.start:.6g} gives {spread:.6g}"
-        )
-
-
-def settle(row: Form, step: TracedStep, to: float, path: Coordinates = KARRAS) -> Form:
-    """A row on a straight path without fresh noise, its weight of x made exact.
-
-    That weight is known: with the slopes of earlier steps it carries the spread of `to`. A formula
-    of several stages arrives at it by cancellation, which costs digits where a step is long.
-    """
-    if not path.straight or any(isinstance(symbol, Noise) for symbol in row.terms):
-        return row
-    slopes = [-_number(w) for s, w in row.terms.items() if isinstance(s, Past) and s.slope]
-    return Form({**row.terms, step.x: math.fsum((to, *slopes)) / step.start})
-
-
-def _checked(
-    row: Form, step: TracedStep, to: float, keeps_spread: bool, s_noise: float, path: Coordinates
-) -> Form:
-    if path.straight:
-        check_row(row, step, to, keeps_spread, path)
-        if keeps_spread and row.terms.get(step.x) != 1.0:
-            row = settle(row, step, to, path)
-    if s_noise == 1.0:
-        return row
-    return Form({s: s_noise * w if isinstance(s, Noise) else w for s, w in row.terms.items()})
-
-
-def check_range(sigmas: Sequence[float]) -> None:
-    """Raise ValueError for levels that are too large or too small for the weights of a row."""
-    for i, level in enumerate(sigmas):
-        if level and not _SMALLEST <= level <= _LARGEST:
-            raise ValueError(
-                f"sigmas must lie in [{_SMALLEST:g}, {_LARGEST:g}] or be 0; got {level:g} at "
-                f"index {i}"
-            )
-
-
 def state_dtype(x: Tensor) -> torch.dtype:
     """Dtype of the states of a run from x: half precision would round away what small steps add."""
     return torch.promote_types(x.dtype, torch.float32)
@@ -498,35 +353,3 @@ def check_held(traced: Trace, dtype: torch.dtype) -> None:
             raise ValueError(
                 f"sigmas must be levels that float32 holds where x is {dtype}; got {level:g}"
             )
-
-
-def _check_one_normal(step: TracedStep, result: Form) -> None:
-    """Fresh normals of one step would be the same draw: a second one needs a path."""
-    normals = {s for s in result.terms if isinstance(s, Noise)}
-    normals |= {s for ask in step.asks for s in ask.y.terms if isinstance(s, Noise)}
-    if len(normals) + (step.churn is not None) > 1:
-        raise ArithmeticError(f"a step may draw one fresh normal; got {sorted(map(str, normals))}")
-
-
-def _data(symbol: Symbol, step: TracedStep, path: Coordinates) -> float:
-    """How much of constant D is in the symbol: alpha of a state, d alpha / dlevel of a slope."""
-    if isinstance(symbol, Noise):
-        return 0.0
-    if isinstance(symbol, State):
-        return path.alpha(step.start)
-    if isinstance(symbol, Past) and symbol.slope:
-        return 0.0 if path.karras else -1.0
-    return 1.0
-
-
-def _spread(symbol: Symbol, step: TracedStep, path: Coordinates) -> float:
-    """How much of z is in the symbol: sigma of a state, d sigma / dlevel = 1 of a slope."""
-    if isinstance(symbol, State):
-        return path.sigma(step.start)
-    return 1.0 if isinstance(symbol, Past) and symbol.slope else 0.0
-
-
-def _number(weight: Weight) -> float:
-    if isinstance(weight, Tensor):
-        raise TypeError("weights must be numbers, such as float(w); got a tensor")
-    return float(weight)

@@ -17,7 +17,8 @@ from cmsolvers.engine import Option, catalogue, solver, time_solver
 from cmsolvers.engine.forms import form_of
 from cmsolvers.engine.lower import lower
 from cmsolvers.engine.program import Launch
-from cmsolvers.engine.trace import Past, lifted, trace
+from cmsolvers.engine.symbols import Past
+from cmsolvers.engine.trace import lifted, trace
 from cmsolvers.solvers.heun import heun_step
 from support.formulas import changed, sampler_of, scaled, traced
 from support.launches import counted_launches

@@ -762,3 +762,22 @@ def test_flow_times():
 def test_what_flow_times_refuses(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+@pytest.mark.cuda
+def test_on_a_gpu():
+    """Flow coordinates, parts and densities: the CPU's samples, and the bits of whole runs."""
+    x, times = noise.normal((5, 3), 1), flow_times(8, 3.0)
+    for name in ("heun_pf_ode", "unipc", "euler_ancestral", "dpmpp_sde", "flow_sde"):
+        sampler = partial(getattr(cm, name), FLOWING, seed=2)
+        whole = sampler(x.cuda(), times)
+        torch.testing.assert_close(whole.cpu(), sampler(x, times), rtol=1e-4, atol=1e-5)
+        half, info = sampler(x.cuda(), times, stop=3, return_info=True)
+        rest = sampler(half, times, start=3, history=info.history)
+        if info.history:
+            torch.testing.assert_close(rest, whole, rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(rest, whole)
+    _, info = cm.flow_sde(FLOWING, x.cuda(), times, seed=2, log_prob=True, trajectory=True)
+    again = cm.step_log_prob(cm.flow_sde, FLOWING, *info.trajectory[2:4], times, 2)
+    assert torch.equal(again, info.log_prob[2])

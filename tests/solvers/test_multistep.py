@@ -11,7 +11,7 @@ import cmsolvers as cm
 from cmsolvers.denoisers import EDM
 from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.engine.forms import weighed
-from cmsolvers.engine.trace import Past
+from cmsolvers.engine.symbols import Past
 from cmsolvers.solvers import exponential
 from cmsolvers.solvers.dpmpp_sde import multistep
 from cmsolvers.solvers.unipc import corrector, predictor

@@ -3,8 +3,8 @@
 import pytest
 
 import cmsolvers as cm
+from cmsolvers.engine.symbols import Ask, Noise, State
 from cmsolvers.engine.time_steps import trace_in_time as _trace
-from cmsolvers.engine.trace import Ask, Noise, State
 from cmsolvers.ops import rules
 from support.formulas import changed, formula_of, moved, traced
 

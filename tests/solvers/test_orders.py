@@ -9,7 +9,7 @@ import torch
 import cmsolvers as cm
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
 from cmsolvers.engine.forms import form_of
-from cmsolvers.engine.trace import Past
+from cmsolvers.engine.symbols import Past
 from cmsolvers.solvers.ddim import posterior
 from cmsolvers.solvers.dpm import dpm_2_step, dpm_3_step
 from cmsolvers.solvers.dpmpp import dpmpp_2s_step

@@ -9,7 +9,8 @@ from typing import Any
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.forms import Form, Symbol, form_of
 from cmsolvers.engine.solver import Sampler, solver
-from cmsolvers.engine.trace import Formula, Noise, Span, Step, Trace, trace
+from cmsolvers.engine.symbols import Noise
+from cmsolvers.engine.trace import Formula, Span, Step, Trace, trace
 
 
 def sampler_of(formula: Formula, **settings: Any) -> Sampler:

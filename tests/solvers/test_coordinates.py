@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cmsolvers as cm
-from cmsolvers import noise
+from cmsolvers import losses, noise
 from cmsolvers.denoisers import (
     clipped,
     from_eps,
@@ -678,14 +678,14 @@ def test_a_consistency_loss_takes_a_teacher_in_any_coordinates():
     x0 = 0.3 * noise.normal((4, 3), 1)
     f = cm.ConsistencyFunction(lambda x, c: 0.1 * x)
     found = [
-        cm.losses.consistency_distillation(f, None, teacher, x0, 0.9, 0.7, seed=0, draw=0)
+        losses.consistency_distillation(f, None, teacher, x0, 0.9, 0.7, seed=0, draw=0)
         for teacher in (FLOWING, from_flow(velocity, coordinates="karras"), DATA)
     ]
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found[0], found[2], rtol=1e-5, atol=1e-6)
     for student, target in ((FLOWING, None), (f, FLOWING)):
         with pytest.raises(ValueError, match="must be in Karras coordinates; got one in flow coor"):
-            cm.losses.consistency_training(student, target, x0, 0.9, 0.7, seed=0, draw=0)
+            losses.consistency_training(student, target, x0, 0.9, 0.7, seed=0, draw=0)
 
 
 # --- around samplers ---------------------------------------------------------------------------
@@ -765,6 +765,7 @@ def test_what_flow_times_refuses(call, text):
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu():
     """Flow coordinates, parts and densities: the CPU's samples, and the bits of whole runs."""
     x, times = noise.normal((5, 3), 1), flow_times(8, 3.0)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from cmsolvers import noise, oracles, schedules
 from cmsolvers.denoisers import conversions
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.mistakes import criteria, glances, watching
+from support.warned import texts_of
 
 DATA = oracles.GaussianMixture(
     torch.tensor([[-0.45, -0.45], [0.45, 0.45]]), [0.15, 0.15], [0.5, 0.5]
@@ -87,13 +88,7 @@ def forget(monkeypatch):
     monkeypatch.setattr(watching, "_LOOKS", itertools.count())
 
 
-def warned(run):
-    """The texts of the warnings of a run, which stand in the lines of this file."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run()
-    assert all(w.filename == __file__ for w in caught)
-    return [str(w.message) for w in caught]
+warned = partial(texts_of, __file__)
 
 
 @pytest.mark.parametrize("sampler", [cm.dpmpp_2m, cm.heun_pf_ode], ids=lambda s: s.__name__)

@@ -1,7 +1,7 @@
 """The warning where a raw network is given to a consistency loss."""
 
 import math
-import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from cmsolvers.denoisers import EDM
 from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.engine.mistakes.glances import Glance
 from cmsolvers.losses import boundary
+from support.warned import texts_of
 
 DATA = Gaussian(0.5)
 X0 = 0.5 * noise.normal((16, 3), seed=1)
@@ -70,12 +71,7 @@ def distill(student, x0=X0, **more):
     )
 
 
-def warned(run):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run()
-    assert all(w.filename == __file__ for w in caught)
-    return [str(w.message) for w in caught]
+warned = partial(texts_of, __file__)
 
 
 @pytest.mark.parametrize("loss", [train, distill])

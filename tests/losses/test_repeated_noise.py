@@ -1,6 +1,6 @@
 """The warning where a loss adds the same noise to one batch after another."""
 
-import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from cmsolvers import losses, noise
 from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.engine.latest import Latest
 from cmsolvers.losses import repeated_noise
+from support.warned import texts_of
 
 DATA = Gaussian(0.5)
 HIGH, LOW = 1.0, 0.5
@@ -47,13 +48,7 @@ def batch(k, shape=(8, 3)):
     return 0.5 * noise.normal(shape, seed=11, draw=k)
 
 
-def warned(run):
-    """The texts of the warnings of a run, in the lines of this file."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run()
-    assert all(w.filename == __file__ for w in caught)
-    return [str(w.message) for w in caught]
+warned = partial(texts_of, __file__)
 
 
 @pytest.mark.parametrize("name", LOSSES)

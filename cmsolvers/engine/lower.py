@@ -28,6 +28,7 @@ from cmsolvers.engine.program import (
     Scaled,
     Score,
     Show,
+    Wants,
     assign,
 )
 from cmsolvers.engine.symbols import Ask, Noise, Past, State, TracedStep
@@ -56,14 +57,8 @@ def lower(
     trace: Trace,
     denoiser: object,
     dtype: torch.dtype,
-    *,
-    fused: bool,
-    told: torch.dtype | None = None,
-    shown: bool = False,
-    states: bool = False,
+    wants: Wants,
     part: tuple[int, int] | None = None,
-    history: bool = False,
-    density: str = "",
 ) -> Program:
     """Make a program of a run.
 
@@ -71,21 +66,13 @@ def lower(
         trace: of the solver.
         denoiser: whose answers are wanted; only its coefficients are read.
         dtype: of the states.
-        told: of what a callable is shown, where it has no dtype of its own; None is that of the
-            states.
-        fused: whether launches make the noise themselves; else it comes as tensors.
-        shown: whether a callback sees every step.
-        states: whether the state after every step is wanted.
+        wants: what the program is to make.
         part: the first step, and that before which the run ends; None is all steps.
-        history: whether what later steps read of these is wanted.
-        density: "made" for the log density of every new state given the one before, "given" where
-            the new state is handed in and not made.
     """
     whole = 0, len(trace.steps)
-    wants = _Wants(told or dtype, fused, shown, shown or states, history, density)
 
     def lowered(
-        part: tuple[int, int], wants: _Wants, ways: tuple[str, ...]
+        part: tuple[int, int], wants: Wants, ways: tuple[str, ...]
     ) -> tuple[Program, tuple[str, ...]]:
         for k, way in enumerate(ways):
             try:
@@ -97,20 +84,8 @@ def lower(
     if part is None or part == whole:
         return lowered(whole, wants, _WAYS)[0]
     # The way of the whole run, so that a part has its bits.
-    every = replace(wants, density="made" if density else "")
+    every = replace(wants, density="made" if wants.density else "")
     return lowered(part, wants, lowered(whole, every, _WAYS)[1])[0]
-
-
-@dataclass(frozen=True)
-class _Wants:
-    """Arguments of `lower`."""
-
-    told: torch.dtype
-    fused: bool
-    shown: bool
-    states: bool
-    history: bool
-    density: str
 
 
 @dataclass(eq=False)
@@ -189,13 +164,14 @@ class _Lowering:
         trace: Trace,
         denoiser: object,
         dtype: torch.dtype,
-        wants: _Wants,
+        wants: Wants,
         part: tuple[int, int],
         way: str,
     ) -> None:
         self._trace, self._denoiser = trace, denoiser
-        self._dtype, self._told = dtype, wants.told
-        self._fused, self._shown, self._states = wants.fused, wants.shown, wants.states
+        self._dtype, self._told = dtype, wants.told or dtype
+        self._fused, self._shown = wants.fused, wants.shown
+        self._states = wants.states or wants.shown
         self._history, self._density, self._way = wants.history, wants.density, way
         self._part, self._steps = part, trace.steps[slice(*part)]
         self._means: dict[Symbol, Form] = {}

@@ -56,10 +56,10 @@ class AdaptiveInfo:
         levels: where those states are: K levels, or times.
     """
 
-    nfe: Tensor
-    accepted: Tensor
-    rejected: Tensor
-    finished: Tensor
+    nfe: Tensor = field(repr=False)
+    accepted: Tensor = field(repr=False)
+    rejected: Tensor = field(repr=False)
+    finished: Tensor = field(repr=False)
     calls: int
     attempts: int
     trajectory: Tensor | None = field(default=None, repr=False)

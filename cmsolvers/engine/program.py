@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,29 @@ from cmsolvers.engine.symbols import Noise, State
 
 Place: TypeAlias = Any
 """A `Symbol`, and after `assign` the number of a slot; None where there is no tensor."""
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a program is to make, the steps aside.
+
+    Attributes:
+        fused: whether launches make the noise themselves; else it comes as tensors.
+        told: dtype of what a callable is shown that has none of its own; None is that of the
+            states.
+        shown: whether a callback sees every step.
+        states: whether the state after every step is wanted.
+        history: whether what later steps read of these is wanted.
+        density: "made" for the log density of every new state given the one before, "given" where
+            the new state is handed in and not made, "" for none.
+    """
+
+    fused: bool
+    told: torch.dtype | None = None
+    shown: bool = False
+    states: bool = False
+    history: bool = False
+    density: Literal["", "made", "given"] = ""
 
 
 class Out(Symbol):

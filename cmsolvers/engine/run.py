@@ -24,7 +24,7 @@ from cmsolvers.engine.options import Fixed, NoiseSampler
 from cmsolvers.engine.outputs import StaticOutputError
 from cmsolvers.engine.parts import Part, check_gaussian, history_for, part_of, wants_info
 from cmsolvers.engine.path_noise import PathNoise
-from cmsolvers.engine.program import Program
+from cmsolvers.engine.program import Program, Wants
 from cmsolvers.engine.trace import MOST_STEPS, Trace, check_held, state_dtype
 from cmsolvers.ops.keys import draws
 
@@ -67,18 +67,15 @@ def run(prepared: Prepared, x: Tensor) -> Result:
     if traced.brownian and noisy and sampler is None:
         sampler = PathNoise(traced, x, options.seed)
     fused, shown = sampler is None, options.callback is not None
-    program = program_of(
-        traced,
-        denoiser,
-        state,
-        told=x.dtype,
+    wants = Wants(
         fused=fused,
+        told=x.dtype,
         shown=shown,
         states=states,
-        part=part,
         history=part[1] < len(traced.steps) and (states or wants_info(options)),
         density="made" if options.log_prob else "",
     )
+    program = program_of(traced, denoiser, state, wants, part)
     key = key_of(options.seed, x, needed=noisy and fused)
     start = partial(machine_of, prepared, x, program, given=given, key=key, noise_sampler=sampler)
     result, machine = drive(
@@ -209,25 +206,23 @@ def keeping_programs() -> Iterator[Latest[Program]]:
         _KEPT.reset(token)
 
 
-def program_of(traced: Trace, denoiser: object, dtype: torch.dtype, **wanted: Any) -> Program:
+def program_of(
+    traced: Trace, denoiser: object, dtype: torch.dtype, wants: Wants, part: Part
+) -> Program:
     """The program of a run, kept for the next one with the same steps and kind of denoiser.
 
-    Args:
-        traced: the steps.
-        denoiser: the model.
-        dtype: of the states.
-        wanted: further arguments of `lower`.
+    The arguments are those of `lower`.
     """
 
     def make() -> Program:
-        return lower(traced, denoiser, dtype, **wanted)
+        return lower(traced, denoiser, dtype, wants, part)
 
     kept, kind = _KEPT.get(), signature(denoiser)
     if kept is not None:
-        return kept.get((traced, id(unwatched(denoiser)), dtype, *wanted.items()), make)
+        return kept.get((traced, id(unwatched(denoiser)), dtype, wants, part), make)
     if kind is None or len(traced.steps) > MOST_STEPS or not traced.path.is_builtin:
         return make()
-    return _PROGRAMS.get((traced, kind, dtype, *wanted.items()), make)
+    return _PROGRAMS.get((traced, kind, dtype, wants, part), make)
 
 
 def key_of(seed: noise.SeedLike, x: Tensor, *, needed: bool) -> noise.Key | None:

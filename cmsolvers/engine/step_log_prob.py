@@ -12,6 +12,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.engine.options import density_form
 from cmsolvers.engine.parts import check_gaussian, history_for, normals_of
+from cmsolvers.engine.program import Wants
 from cmsolvers.engine.run import machine_of, program_of
 from cmsolvers.engine.solver import prepared
 from cmsolvers.engine.trace import check_held, state_dtype
@@ -89,9 +90,8 @@ def step_log_prob(
     given = history_for(ready.traced, index, x, ready.options, ready.name)
     ready = replace(ready, options=replace(ready.options, grad=torch.is_grad_enabled()))
     state = state_dtype(x)
-    program = program_of(
-        ready.traced, ready.denoiser, state, told=x.dtype, fused=True, part=part, density="given"
-    )
+    wants = Wants(fused=True, told=x.dtype, density="given")
+    program = program_of(ready.traced, ready.denoiser, state, wants, part)
     machine = machine_of(ready, x, program, given=(*given, x_next.to(state)))
     machine.step(index)
     return machine.densities[index]

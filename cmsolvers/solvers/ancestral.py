@@ -21,7 +21,7 @@ def down_up(step: Step, to: float, eta: float) -> tuple[float, float]:
     up = min(r', eta r' sqrt(r^2 - r'^2) / r), which for eta = 1 is the posterior's of DDPM.
     """
     part, after = step.path.ratio(to) / step.path.ratio(step.sigma), step.path.ratio(to)
-    share = eta * math.sqrt(apart(step, to))
+    share = eta * math.sqrt(noise_share(step, to))
     if share > 1.0:
         return 0.0, after  # and squares of a large eta overflow
     # 1 - share^2 without the cancellation: r'^2 / r^2 for eta = 1
@@ -29,7 +29,7 @@ def down_up(step: Step, to: float, eta: float) -> tuple[float, float]:
     return step.path.level(after * math.sqrt(max(0.0, rest))), after * share
 
 
-def apart(step: Step, to: float) -> float:
+def noise_share(step: Step, to: float) -> float:
     """1 - r'^2 / r^2 of the ratios sigma / alpha at the start of a step and at a later level."""
     r, after = step.path.ratio(step.sigma), step.path.ratio(to)
     return (r - after) / r * ((r + after) / r) if math.isfinite(r) else 1.0

@@ -8,7 +8,7 @@ from cmsolvers.engine.forms import Form
 from cmsolvers.engine.options import eta as eta_option
 from cmsolvers.engine.solver import solver
 from cmsolvers.engine.trace import Step
-from cmsolvers.solvers.ancestral import apart
+from cmsolvers.solvers.ancestral import noise_share
 
 _SHARE = "share of the noise of DDPM's posterior, in [0, 1]."
 
@@ -21,7 +21,7 @@ def posterior(step: Step, eta: float) -> Form:
     d = step.D(step.x, step.sigma)
     if eta == 0.0:
         return step.toward(d, step.to)
-    path, gap = step.path, apart(step, step.to)
+    path, gap = step.path, noise_share(step, step.to)
     before, after = path.sigma(step.sigma), path.sigma(step.to)
     kept = math.sqrt(1.0 - eta**2 * gap) * after / before
     mean = kept * step.x + (path.alpha(step.to) - kept * path.alpha(step.sigma)) * d

@@ -14,7 +14,7 @@ from cmsolvers.denoisers.guidance import autoguided, guided
 from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.engine.answers import leaves
 from cmsolvers.engine.lower import lower
-from cmsolvers.engine.program import Call, Launch
+from cmsolvers.engine.program import Call, Launch, Wants
 from cmsolvers.solvers.heun import heun_step
 from cmsolvers.tasks.editing import Inpaint, conditioned
 from cmsolvers.tasks.likelihood import log_likelihood
@@ -433,7 +433,7 @@ def test_rows_over_two_outputs_are_the_algebra():
         one = guided(
             sides[0], w, unconditional={}, weak=None if one_call else sides[1], batched=one_call
         )
-        program = lower(traced(heun_step, (2.0, 1.0)), one, F64, fused=True, shown=False)
+        program = lower(traced(heun_step, (2.0, 1.0)), one, F64, Wants(fused=True))
         (code,) = program.steps
         first, second = (op.row for op in code if isinstance(op, Launch))
         assert len(first) == 3 and len(second) == 5

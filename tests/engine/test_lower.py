@@ -13,7 +13,7 @@ from cmsolvers.denoisers.guidance import guided
 from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.lower import lower
-from cmsolvers.engine.program import Call, Draw, Launch, Show
+from cmsolvers.engine.program import Call, Draw, Launch, Show, Wants
 from cmsolvers.engine.trace import lifted, trace
 from cmsolvers.ops.step import MAX_INPUTS
 from cmsolvers.solvers.ddim import posterior
@@ -55,7 +55,7 @@ MULTISTEP = {
 
 def program_of(formula, denoiser, levels=LEVELS, dtype=F64, fused=True, shown=False, **settings):
     run = traced(formula, levels, **settings)
-    return lower(run, denoiser, dtype, fused=fused, shown=shown)
+    return lower(run, denoiser, dtype, Wants(fused=fused, shown=shown))
 
 
 def launches(program):
@@ -94,8 +94,8 @@ def test_heun_of_a_network(dtype):
 def test_states_are_written_where_they_are_wanted(name, wanted):
     """The network's input stays the state, so nothing else changes."""
     run = traced(heun_step if name == "heun" else MULTISTEP[name], LEVELS)
-    plain = lower(run, RAW, F32, fused=True)
-    seen = lower(run, RAW, F32, fused=True, **wanted)
+    plain = lower(run, RAW, F32, Wants(fused=True))
+    seen = lower(run, RAW, F32, Wants(fused=True, **wanted))
     assert plain.states[-1] is not None and None not in seen.states
     assert None in plain.states
     rows = [
@@ -170,7 +170,7 @@ def test_noise_is_made_in_the_launch():
     assert [op.span for op in draws] == [(s, to) for s, _, to, _ in spans(TO_LAST)]
     assert all(op.w_z == 0.0 for step in launches(told) for op in step)
     churned = trace(heun_step, lifted(LEVELS, 3.0, 0.0, math.inf))
-    program = lower(churned, RAW, F64, fused=True, shown=False)
+    program = lower(churned, RAW, F64, Wants(fused=True))
     assert [len(step) for step in launches(program)] == [3] * (N - 1) + [2]  # the lift is one
 
 

@@ -16,7 +16,7 @@ from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.engine import Option, catalogue, solver, time_solver
 from cmsolvers.engine.forms import form_of
 from cmsolvers.engine.lower import lower
-from cmsolvers.engine.program import Launch
+from cmsolvers.engine.program import Launch, Wants
 from cmsolvers.engine.symbols import Past
 from cmsolvers.engine.trace import lifted, trace
 from cmsolvers.solvers.heun import heun_step
@@ -394,7 +394,7 @@ class Fixed(EDM):
 
 def rows_of(formula, denoiser, levels):
     """Rows of the launches of a run, over the state and the outputs of the networks."""
-    program = lower(traced(formula, levels), denoiser, F64, fused=True, shown=False)
+    program = lower(traced(formula, levels), denoiser, F64, Wants(fused=True))
     return [op.row for step in program.steps for op in step if isinstance(op, Launch)]
 
 

@@ -170,3 +170,36 @@ def test_ddpm_levels_with_leading_times_and_an_offset():
         times = torch.arange(900 + offset, -1, -100, dtype=torch.float64)
         torch.testing.assert_close(levels[:-1], chain.sigma_hat(times), rtol=1e-14, atol=0.0)
         assert levels[-1] == 0
+
+
+def test_flow_times():
+    assert schedules.flow_times(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert schedules.flow_times(1).tolist() == [1.0, 0.0]
+    three = schedules.flow_times(4, shift=3.0)
+    torch.testing.assert_close(
+        three, torch.tensor([1.0, 2.25 / 2.5, 1.5 / 2, 0.75 / 1.5, 0.0], dtype=F64)
+    )
+    torch.testing.assert_close(schedules.flow_times(4, mu=math.log(3.0)), three)
+    last = schedules.flow_times(5, shift=2.0, terminal=0.02, append_zero=False)
+    assert last[0] == 1.0 and last[-1] == 0.02
+    gaps, plain = 1 - last, 1 - schedules.flow_times(5, shift=2.0, append_zero=False)
+    torch.testing.assert_close(gaps / gaps[-1], plain / plain[-1])
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: schedules.flow_times(0), "n must be"),
+        (lambda: schedules.flow_times(4, shift=0.0), "shift must be positive"),
+        (
+            lambda: schedules.flow_times(4, shift=2.0, mu=1.0),
+            "shift must be left out where mu is given",
+        ),
+        (lambda: schedules.flow_times(4, mu=1e9), "mu must"),
+        (lambda: schedules.flow_times(4, terminal=1.0), "terminal must be below the first time"),
+        (lambda: schedules.flow_times(1, terminal=0.1), "terminal must be left out for one time"),
+    ],
+)
+def test_what_flow_times_refuses(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()

@@ -263,7 +263,8 @@ def floats(name: str, value: object) -> list[float]:
     """A 1-D grid as Python floats (float64), read once."""
     if isinstance(value, Tensor):
         if not strided(name, value).dtype.is_floating_point:
-            raise TypeError(f"{name} must be floating; got {value.dtype}")
+            hint = " (timesteps? see schedules.ddpm_sigmas)" if name == "sigmas" else ""
+            raise TypeError(f"{name} must be floating; got {value.dtype}{hint}")
         if value.device.type == "meta":
             raise ValueError(f"{name} must be on a device that holds data; got device meta")
         if value.ndim != 1:

@@ -160,6 +160,15 @@ def test_dpm_adaptive_with_noise(eta):
     assert max(map(abs, off)) < 0.03
 
 
+@pytest.mark.parametrize("name", FRESH[:4])
+def test_levels_next_to_pure_noise(name):
+    """Sigma / alpha is 1e9 there, and rounded to 1e-7."""
+    sampler = partial(getattr(cm, name), **({"eta": 0.7} if name == "ddim" else {}))
+    times = [1.0, 1 - 1e-9, 1 - 2e-9, 0.5, 0.0]
+    got = sampler(FLOWING, noise.normal((4000, 1), 1, dtype=F64), times, seed=0)
+    assert 0.1 < got.std().item() < SD
+
+
 def test_churn_lifts_the_ratio_of_noise_to_data():
     """Noise of a lift from 0.5 by a tenth of sigma / alpha: the state at the new level."""
     seen = []

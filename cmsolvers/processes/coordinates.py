@@ -67,19 +67,23 @@ class Coordinates:
 
     def alpha(self, level: Time) -> Time:
         """Scale of the data."""
-        return self.process.alpha(level)
+        found: Time = _like(level, self.process.alpha(level))
+        return found
 
     def sigma(self, level: Time) -> Time:
         """Standard deviation of the noise."""
-        return self.process.sigma(level)
+        found: Time = _like(level, self.process.sigma(level))
+        return found
 
     def ratio(self, level: Time) -> Time:
         """Sigma / alpha, the level in Karras coordinates; infinite where no data is left."""
-        return level if self.karras else self.process.sigma_hat(level)
+        found: Time = level if self.karras else _like(level, self.process.sigma_hat(level))
+        return found
 
     def level(self, ratio: Time) -> Time:
         """The level at which sigma / alpha is `ratio`; its inverse."""
-        return ratio if self.karras else self.process.t_of_sigma(ratio)
+        found: Time = ratio if self.karras else _like(ratio, self.process.t_of_sigma(ratio))
+        return found
 
     def slope(self, x: Any, d: Any, level: Any) -> Any:
         """dx/dlevel along the probability-flow ODE, where D is d; of forms and of tensors."""
@@ -99,7 +103,11 @@ class Coordinates:
         """(a, b): dx/dlevel = a x + b D."""
         a, g = self.process.drift_factor(level), self.process.diffusion(level)
         half = 0.5 * (g / self.process.sigma(level)) ** 2
-        return a + half, -half * self.process.alpha(level)
+        rates: tuple[Time, Time] = (
+            _like(level, a + half),
+            _like(level, -half * self.process.alpha(level)),
+        )
+        return rates
 
     def ddim_weights(self, level: float, to: float) -> tuple[float, float]:
         """Weights of x and of constant D in the state at another level."""
@@ -132,6 +140,11 @@ class Coordinates:
             return "Karras coordinates"
         name = type(self.process).__name__
         return "flow coordinates" if name == "RectifiedFlow" else f"the coordinates of {name}"
+
+
+def _like(given: object, found: Any) -> Any:
+    """What a function of time gave, a float for a float: a user's may give a tensor []."""
+    return found if isinstance(given, Tensor) else float(found)
 
 
 KARRAS = Coordinates(Karras())

@@ -234,7 +234,7 @@ torch.testing.assert_close(compiled, calls["NAME"]())
 """
 
 
-@pytest.mark.parametrize("name", ["score", "process", "distillation"])
+@pytest.mark.parametrize("name", ["process", "distillation"])
 def test_in_a_fresh_process(name):
     """Nothing that an earlier call computed may be needed."""
     command = [sys.executable, "-W", "ignore", "-c", COLD.replace("NAME", name)]

@@ -13,7 +13,20 @@ from cmsolvers.denoisers import (
     from_x0,
 )
 from cmsolvers.schedules import flow_times
-from support.flows import DATA, EVEN, FLOWING, MEAN, SD, TRIG, clean, column, even, exact, velocity
+from support.flows import (
+    DATA,
+    EVEN,
+    FLOWING,
+    MEAN,
+    SD,
+    TRIG,
+    X,
+    clean,
+    column,
+    even,
+    exact,
+    velocity,
+)
 from support.orders import F64, assert_order
 
 
@@ -172,6 +185,40 @@ def test_editing_with_a_flow_denoiser():
     assert torch.equal(got[:, :, :2], y[:, :, :2])
     low = stroke(net, y, [1e-6, 0.0], sampler=cm.heun_pf_ode, seed=0)
     torch.testing.assert_close(low, y, rtol=1e-4, atol=1e-4)
+
+
+class Own(cm.processes.Process):
+    """The rectified flow as a user may write it: with tensors [] for floats."""
+
+    t_min, t_max, prior_std = 0.0, 0.99, 1.0
+
+    def alpha(self, t):
+        return 1 - torch.as_tensor(t, dtype=F64)
+
+    def sigma(self, t):
+        return torch.as_tensor(t, dtype=F64)
+
+    def drift_factor(self, t):
+        return -1 / self.alpha(t)
+
+    def diffusion(self, t):
+        return (2 * self.sigma(t) / self.alpha(t)).sqrt()
+
+    def t_of_sigma(self, sigma_hat):
+        return torch.as_tensor(sigma_hat, dtype=F64) / (1 + sigma_hat)
+
+
+@pytest.mark.parametrize("name", [*ORDERS, "rk_pf_ode", "dpm_adaptive"])
+def test_a_process_of_a_user(name):
+    """The same numbers as in flow coordinates, for every sampler."""
+    times, denoisers = torch.linspace(0.95, 0.05, 13, dtype=F64), []
+    for process in (Own(), cm.RectifiedFlow()):
+        denoisers.append(from_x0(clean(process), process=process, coordinates="process"))
+    if name in ORDERS:
+        one, other = (run(name, denoiser, X, times, seed=0) for denoiser in denoisers)
+    else:
+        one, other = (getattr(cm, name)(denoiser, X, times) for denoiser in denoisers)
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 def test_networks_in_half_precision_see_exact_times():

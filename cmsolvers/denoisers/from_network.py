@@ -31,7 +31,6 @@ from cmsolvers.denoisers.scalings import (
 )
 from cmsolvers.denoisers.shared_help import documented
 from cmsolvers.processes import DDPM, Karras, RectifiedFlow, TrigFlow
-from cmsolvers.processes.coordinates import coordinates as in_process
 from cmsolvers.processes.sde import Process, check_process
 
 __all__ = [
@@ -93,8 +92,6 @@ def _in_process(
     check_process("process", process)
     own = check.choice("coordinates", coordinates, ("karras", "process")) == "process"
     own = own and type(process) is not Karras
-    if own:
-        in_process("process", process)
     if own and isinstance(c_noise, str):
         raise ValueError(
             f"c_noise must be None or a callable of t in the coordinates of a process; got "

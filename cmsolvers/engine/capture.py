@@ -196,8 +196,8 @@ def capture(
 
     Raises:
         TypeError, ValueError: arguments that the sampler refuses, and those that a replay cannot
-            serve: callback, noise_sampler, check, check_nan, progress, grad, trajectory and
-            return_info. A seed is given to the run, not here.
+            serve: callback, noise_sampler, check, check_nan, progress, grad, trajectory,
+            return_info, log_prob and history. A seed is given to the run, not here.
     """
     check.function("sampler", sampler)
     check.state("x", x)

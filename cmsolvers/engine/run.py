@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -43,6 +43,7 @@ class Prepared:
         options: of the run.
         name: of the solver.
         model: what the model is called in error texts.
+        part: the steps that the options ask for.
     """
 
     traced: Trace
@@ -50,13 +51,22 @@ class Prepared:
     options: Fixed
     name: str
     model: str
+    part: Part = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "part", part_of(self.options, len(self.traced.steps)))
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Where the state is at the start of the part, and after each of its steps."""
+        start, stop = self.part
+        return self.traced.visited[start : stop + 1]
 
 
 def run(prepared: Prepared, x: Tensor) -> Result:
     """Run from x."""
     traced, denoiser, options = prepared.traced, prepared.denoiser, prepared.options
-    part = part_of(options, len(traced.steps))
-    levels = traced.visited[part[0] : part[1] + 1]
+    part, levels = prepared.part, prepared.levels
     states = Recorder(options.trajectory, levels).wanted
     check_held(traced, x.dtype)
     if options.log_prob:

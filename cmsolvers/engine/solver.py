@@ -25,7 +25,6 @@ from cmsolvers.engine.mistakes.criteria import About
 from cmsolvers.engine.mistakes.hints import too_many, unknown_argument
 from cmsolvers.engine.observers import Info
 from cmsolvers.engine.options import CHURN, ON_LEVELS, S_NOISE, OnLevels, Option
-from cmsolvers.engine.parts import part_of
 from cmsolvers.engine.run import Prepared, Result, run
 from cmsolvers.engine.trace import Formula, Span, lifted, trace
 from cmsolvers.processes.coordinates import coordinates_of
@@ -165,8 +164,7 @@ def solver(
             def go(asked: object) -> Result:
                 return run(ready if asked is denoiser else replace(ready, denoiser=asked), x)
 
-            start, stop = part_of(ready.options, len(ready.traced.steps))
-            levels = ready.traced.visited[start : stop + 1]
+            levels = ready.levels
             about = About(model, levels[-1], ready.options.extra_args or {})
             return run_checked(go, denoiser, x, levels, about, closely=closely)
 

@@ -38,9 +38,9 @@ def step_log_prob(
     compares the densities that two networks give the same stored states, a ratio of exponentials.
     With the network that made the run and the states of its trajectory, this is row i of
     `info.log_prob`: to the bit for one-step methods and float32 and float64 states, to rounding for
-    multistep ones. No noise is drawn, and nothing waits
-    for the device. Autograd follows where it is enabled (as it is by default): by the parameters of
-    the network, by x, x_next and `extra_args`.
+    multistep ones. No noise is drawn, and nothing waits for the device. Autograd follows where it
+    is enabled (as it is by default): by the parameters of the network, by x, x_next and
+    `extra_args`.
 
     Args:
         sampler: a solver of the library with fixed steps that adds Gaussian noise, or a

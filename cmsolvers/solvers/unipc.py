@@ -72,7 +72,8 @@ def unipc(step: Step, order: int, variant: str) -> Form:
     d = [step.D(step.x, step.sigma)]
     if step.to == 0:
         return d[0]
-    path, ratios = step.path, [step.path.ratio(s) for s in step.levels[-order - 1 :]]
+    path = step.path
+    ratios, after = [path.ratio(s) for s in step.levels[-order - 1 :]], path.ratio(step.to)
     past = range(1, min(order, step.index) + 1)
     d += [step.past(k) for k in past if k == 1 or math.isfinite(ratios[-1 - k])]
     corrected = step.x
@@ -84,7 +85,7 @@ def unipc(step: Step, order: int, variant: str) -> Form:
         )
         corrected = corrected + path.alpha(step.sigma) * change
     kept = path.sigma(step.to) / path.sigma(step.sigma)
-    if math.isinf(step.path.ratio(step.to)):
+    if math.isinf(after):
         return kept * corrected + (step.toward(d[0], step.to) - kept * step.x)
-    row = predictor(ratios, step.path.ratio(step.to), order, variant)
+    row = predictor(ratios, after, order, variant)
     return kept * corrected + path.alpha(step.to) * weighed(row, d)

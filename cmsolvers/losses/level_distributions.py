@@ -34,9 +34,17 @@ class LogNormal:
         check.positive("std", self.std)
         _bounds(self.sigma_min, self.sigma_max)
 
-    def sample(self, batch: int, seed: noise.SeedLike, *, draw: int = 0) -> Tensor:
-        """Levels, float64 [batch], on the device of the seed's tensors (a number: on the CPU)."""
-        z = noise.normal((batch, 1), seed, stream=noise.LEVELS, draw=draw, device=_device_of(seed))[
+    def sample(
+        self,
+        batch: int,
+        seed: noise.SeedLike,
+        *,
+        draw: int = 0,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Levels, float64 [batch], on a device; None is that of the seed's tensors or the CPU."""
+        device = device or _device_of(seed)
+        z = noise.normal((batch, 1), seed, stream=noise.LEVELS, draw=draw, device=device)[
             :, 0
         ].double()
         return torch.exp(self.mean + self.std * z).clamp_(self.sigma_min, self.sigma_max)
@@ -73,9 +81,16 @@ class UniformPairs:
         n = len(self._grid) - 1
         return torch.full((n,), 1.0 / n, dtype=torch.float64)
 
-    def sample(self, batch: int, seed: noise.SeedLike, *, draw: int = 0) -> tuple[Tensor, Tensor]:
-        """(larger, smaller) levels, float64 [batch] each, on the device of the seed's tensors."""
-        device = _device_of(seed)
+    def sample(
+        self,
+        batch: int,
+        seed: noise.SeedLike,
+        *,
+        draw: int = 0,
+        device: torch.device | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(larger, smaller) levels, float64 [batch] each, on a device as in `LogNormal`."""
+        device = device or _device_of(seed)
         u = noise.uniform(
             (batch, 1), seed, stream=noise.LEVELS, draw=draw, dtype=torch.float64, device=device
         )

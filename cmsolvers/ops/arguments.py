@@ -98,6 +98,30 @@ def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must be finite; got {value}")
 
 
+def check_rows(name: str, weights: Tensor, x: Tensor, batch: int) -> None:
+    """Weights of many samples: a constant float64 tensor on the device of x, its last size B or 1.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(weights).__name__}")
+    if weights.dtype != torch.float64:
+        raise TypeError(f"{name} must be float64; got {weights.dtype}")
+    if weights.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}; got {weights.device}")
+    if weights.dim() == 0 or weights.shape[-1] not in (1, batch):
+        raise ValueError(
+            f"{name} must have {batch} or 1 as its last size, one entry per sample; "
+            f"got {list(weights.shape)}"
+        )
+    if differentiated(weights):
+        raise ValueError(
+            f"{name} must not require a gradient or carry a tangent: weights are constants here; "
+            "detach it"
+        )
+
+
 def check_rule(rule: int, arguments: Sequence[Weight], x: Tensor) -> list[Weight]:
     """The arguments of a rule, checked by their names; numbers as floats.
 

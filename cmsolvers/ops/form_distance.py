@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from cmsolvers.checks import as_float, choice
-from cmsolvers.ops.arguments import check_tensor
+from cmsolvers.ops.arguments import check_rows, check_tensor
 from cmsolvers.ops.binary import C
-from cmsolvers.ops.noise_forms import check_rows
 from cmsolvers.ops.registration import library
 
 MAX_TERMS = 6

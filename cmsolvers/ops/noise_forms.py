@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmsolvers.checks import PRECISION, differentiated
+from cmsolvers.checks import PRECISION
 from cmsolvers.ops import reference
-from cmsolvers.ops.arguments import check_dtype, check_tensor
+from cmsolvers.ops.arguments import check_dtype, check_rows, check_tensor
 from cmsolvers.ops.binary import C
 from cmsolvers.ops.keys import SeedLike, place, resolve
 from cmsolvers.ops.registration import library
@@ -77,30 +77,6 @@ def noise_forms(
     where = place(key, stream, draw)
     codes = [CODES[dtype] for dtype in kinds]
     return tuple(torch.ops.cmsolvers.noise_forms(x0, weights, where, key.table, codes))
-
-
-def check_rows(name: str, weights: Tensor, x: Tensor, batch: int) -> None:
-    """Weights of many samples: a constant float64 tensor on the device of x, its last size B or 1.
-
-    Raises:
-        TypeError, ValueError: it is not.
-    """
-    if not isinstance(weights, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(weights).__name__}")
-    if weights.dtype != torch.float64:
-        raise TypeError(f"{name} must be float64; got {weights.dtype}")
-    if weights.device != x.device:
-        raise ValueError(f"{name} must be on the device of x, {x.device}; got {weights.device}")
-    if weights.dim() == 0 or weights.shape[-1] not in (1, batch):
-        raise ValueError(
-            f"{name} must have {batch} or 1 as its last size, one entry per sample; "
-            f"got {list(weights.shape)}"
-        )
-    if differentiated(weights):
-        raise ValueError(
-            f"{name} must not require a gradient or carry a tangent: weights are constants here; "
-            "detach it"
-        )
 
 
 def _plain(

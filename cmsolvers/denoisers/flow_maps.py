@@ -91,8 +91,10 @@ class FlowMap(nn.Module, ABC):
         return 1.0
 
     def network(self, x_in: Tensor, t: Tensor, s: Tensor | None, **extra_args: Any) -> Tensor:
-        """F for a scaled input and float64 levels [B]; times reach the network in float32, or in
-        float64 where the input is that."""
+        """F for a scaled input and float64 levels [B].
+
+        Times reach the network in float32, or in float64 where the input is that.
+        """
         dtype = torch.float64 if x_in.dtype is torch.float64 else torch.float32
         times = [self.c_noise(t).to(dtype)]
         if self.second is not None:

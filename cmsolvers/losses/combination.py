@@ -8,7 +8,7 @@ for the outputs alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -92,15 +92,17 @@ class Combination:
         """Sum of sqrt(r^2 + c^2) - c over the elements r of each sample, float64 [B]."""
         return self._sum("huber", c)
 
+    def norm(self, c: float = 0.0) -> Tensor:
+        """sqrt(|r|^2 + c^2) - c with |r| the norm of each sample, float64 [B]."""
+        return self._sum("pseudo_huber", c)
+
     @property
     def size(self) -> int:
         """Elements per sample."""
         return self.terms[0][0][0].numel() if len(self.terms[0][0]) else 1
 
-    def _sum(self, kind: str, c: float) -> Tensor:
-        terms = self.terms
-        if len(terms) > _MOST:
-            terms = _shortened(terms)
+    def _sum(self, kind: Literal["square", "abs", "huber", "pseudo_huber"], c: float) -> Tensor:
+        terms = self.terms if len(self.terms) <= _MOST else tuple(_shortened(self.terms))
         tensors = [tensor for tensor, _ in terms]
         return ops.form_distance(tensors, _stacked([w for _, w in terms], tensors[0]), kind, c)
 

@@ -99,9 +99,8 @@ class Evaluation:
         dtypes: list[torch.dtype] = []
         scalings: list[Weight | None] = []
         for level in levels:
-            row = (self.path.alpha(level), self.path.sigma(level))
-            if self.path.karras:
-                row = (1.0, level)
+            alpha: Weight = 1.0 if self.path.karras else self.path.alpha(level)
+            row = (alpha, self.path.sigma(level))
             factor = self.student.c_in(level)
             rows.append(row)
             dtypes.append(self.x0.dtype)

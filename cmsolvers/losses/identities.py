@@ -15,13 +15,14 @@ Build a Consistency Model" (2025), section 2.
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 from torch import Tensor
 
 from cmsolvers.denoisers.flow_maps import FlowMap
 from cmsolvers.losses.combination import Combination, of
-from cmsolvers.losses.derivatives import Derivative, total_derivative
+from cmsolvers.losses.derivatives import Derivative, Method, total_derivative
 from cmsolvers.losses.evaluation import Evaluation
 from cmsolvers.losses.models import ModelView
 from cmsolvers.losses.states import State
@@ -62,12 +63,16 @@ def raw_derivative(
         return inner.raw(state, t, s, **view.extra)
 
     stop = x.level if end is None else end
-    if through:
-        return total_derivative(
-            raw, (x.x, x.level, stop), tangents, method=derivative, through=True
+    bounds = (None, (stop, at.path.max_level), (0.0, x.level))
+    method = cast(Method, derivative)
+    points = (x.x, x.level, stop)
+    with nullcontext() if through else view.passing():
+        found = total_derivative(
+            raw, points, tangents, method=method, bounds=bounds, through=through
         )
-    with view.passing():
-        return total_derivative(raw, (x.x, x.level, stop), tangents, method=derivative)
+    if found.error is not None:
+        at.diagnostics["derivative_error"] = found.error
+    return found
 
 
 def eulerian(
@@ -96,13 +101,10 @@ def eulerian(
     found = raw_derivative(
         at, at.frozen if view is None else view, x, end, (along, 1.0, 0.0), derivative
     )
-    at.diagnostics.update(found.notes)
     a, b = inner.skip_out(x.level, end)
     a_rate, b_rate = inner.start_rates(x.level, end)
     made = at.student.raw(x, end)
-    return (
-        of(x.x) * a_rate + of(along) * a + of(made) * b_rate + of(found.derivative) * (b * scale)
-    )
+    return of(x.x) * a_rate + of(along) * a + of(made) * b_rate + of(found.derivative) * (b * scale)
 
 
 def eulerian_pair(x: Combination, y: Combination) -> Combination:
@@ -134,7 +136,6 @@ def lagrangian(
     a_rate, b_rate = inner.end_rates(x.level, end)
     tangents = (None, 0.0, 1.0)
     found = raw_derivative(at, at.student, x, end, tangents, derivative, through=through)
-    at.diagnostics.update(found.notes)
     made = found.value if through else at.student.raw(x, end)
     moved = Combination([(x.x, a), (made.detach(), b)]).tensor().to(x.x.dtype)
     slope = velocity.velocity(State(moved, end)).detach()
@@ -148,5 +149,3 @@ def semigroup(
     view = at.target if view is None else view
     middle = State(view(x, between).tensor().to(x.x.dtype), between)
     return at.student(x, end) - view(middle, end).detach()
-
-

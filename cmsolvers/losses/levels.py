@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.losses import terms
 from cmsolvers.processes.coordinates import KARRAS, Coordinates
@@ -51,10 +50,10 @@ def levels_of(
         low = high if t is s else terms.levels("levels", s, at.x0, zero=True)
         return _checked(at.path, high, low, pair)
     drawn = times.sample(len(at.x0), at.key, draw=at.draw, device=at.x0.device)
-    pair = drawn if isinstance(drawn, tuple) else (drawn, drawn)
+    both = drawn if isinstance(drawn, tuple) else (drawn, drawn)
     theirs: Coordinates = getattr(times, "coordinates", KARRAS)
-    high = _carried(pair[0], theirs, at.path)
-    return high, (high if pair[1] is pair[0] else _carried(pair[1], theirs, at.path))
+    high = _carried(both[0], theirs, at.path)
+    return high, (high if both[1] is both[0] else _carried(both[1], theirs, at.path))
 
 
 def _carried(level: Tensor, theirs: Coordinates, ours: Coordinates) -> Tensor:
@@ -72,9 +71,9 @@ def _checked(path: Coordinates, t: Tensor, s: Tensor, pair: bool) -> tuple[Tenso
         below = t <= s if pair else t < s
         if bool(below.any()):
             k = int(below.nonzero()[0])
+            wanted = "above" if pair else "at least"
             raise ValueError(
-                f"levels must be (t, s) with t {'above' if pair else 'at least'} s (the student sits "
-                "at the larger level); got "
-                f" {float(t[k]):g} and {float(s[k]):g} at sample {k}"
+                f"levels must be (t, s) with t {wanted} s, the student sits at the larger level; "
+                f"got {float(t[k]):g} and {float(s[k]):g} at sample {k}"
             )
     return t, s

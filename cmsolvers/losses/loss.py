@@ -75,11 +75,6 @@ class Loss(Protocol):
 RECIPES: dict[str, Loss] = {}
 """Every loss of the library by its name."""
 
-_COMMON = frozenset(
-    "model x0 key step teacher target extra_args teacher_args reduction times levels label_dropout "
-    "bad_rows total".split()
-)
-
 
 def loss(
     *,

@@ -83,7 +83,8 @@ class ModelView:
             factor: Weight = self.inner.c_in(level)
             return factor
         if isinstance(self.inner, Preconditioned) and self.inner is self.model:
-            return self.inner.coefficients(level).c_in
+            scale: Weight = self.inner.coefficients(level).c_in
+            return scale
         return None
 
     @property

@@ -38,7 +38,7 @@ def mean_abs(residual: Combination) -> Tensor:
 
 def norm(residual: Combination) -> Tensor:
     """The Euclidean norm of each sample; its gradient at 0 is 0."""
-    return pseudo_huber(0.0)(residual)
+    return residual.norm()
 
 
 def pseudo_huber(c: float | None = None) -> Norm:
@@ -55,13 +55,7 @@ def pseudo_huber(c: float | None = None) -> Norm:
     fixed = None if c is None else check.non_negative("c", c)
 
     def distance(residual: Combination) -> Tensor:
-        square = residual.square_sum()
-        scale = 0.00054 * math.sqrt(max(1, residual.size)) if fixed is None else fixed
-        if scale == 0.0:  # the derivative of the root is infinite at 0
-            root = square.clamp_min(1e-300).sqrt()
-            return root.where(square > 0, 0.0 * square)
-        # |r|^2 / (sqrt(|r|^2 + c^2) + c): the same number without the cancellation near 0.
-        return square / ((square + scale * scale).sqrt() + scale)
+        return residual.norm(0.00054 * math.sqrt(residual.size) if fixed is None else fixed)
 
     return distance
 

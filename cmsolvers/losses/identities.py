@@ -104,7 +104,8 @@ def eulerian(
     a, b = inner.skip_out(x.level, end)
     a_rate, b_rate = inner.start_rates(x.level, end)
     made = at.student.raw(x, end)
-    return of(x.x) * a_rate + of(along) * a + of(made) * b_rate + of(found.derivative) * (b * scale)
+    moving: Combination = of(x.x) * a_rate + of(along) * a + of(made) * b_rate
+    return moving + of(found.derivative) * (b * scale)
 
 
 def eulerian_pair(x: Combination, y: Combination) -> Combination:
@@ -135,11 +136,13 @@ def lagrangian(
     a, b = inner.skip_out(x.level, end)
     a_rate, b_rate = inner.end_rates(x.level, end)
     tangents = (None, 0.0, 1.0)
-    found = raw_derivative(at, at.student, x, end, tangents, derivative, through=through)
+    view = at.student if through else at.frozen
+    found = raw_derivative(at, view, x, end, tangents, derivative, through=through)
     made = found.value if through else at.student.raw(x, end)
     moved = Combination([(x.x, a), (made.detach(), b)]).tensor().to(x.x.dtype)
     slope = velocity.velocity(State(moved, end)).detach()
-    return of(x.x) * a_rate + of(made) * b_rate + of(found.derivative) * b - slope
+    moving: Combination = of(x.x) * a_rate + of(made) * b_rate
+    return moving + of(found.derivative) * b - slope
 
 
 def semigroup(

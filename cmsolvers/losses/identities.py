@@ -105,7 +105,8 @@ def eulerian(
     a_rate, b_rate = inner.start_rates(x.level, end)
     made = at.student.raw(x, end)
     moving: Combination = of(x.x) * a_rate + of(along) * a + of(made) * b_rate
-    return moving + of(found.derivative) * (b * scale)
+    moving += of(found.derivative) * (b * scale)
+    return moving
 
 
 def eulerian_pair(x: Combination, y: Combination) -> Combination:
@@ -142,7 +143,8 @@ def lagrangian(
     moved = Combination([(x.x, a), (made.detach(), b)]).tensor().to(x.x.dtype)
     slope = velocity.velocity(State(moved, end)).detach()
     moving: Combination = of(x.x) * a_rate + of(made) * b_rate
-    return moving + of(found.derivative) * b - slope
+    moving += of(found.derivative) * b - slope
+    return moving
 
 
 def semigroup(

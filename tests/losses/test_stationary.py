@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.stationary import MOVES, STILL, exact_map, expected_gradient
 
 from cmsolvers.losses.evaluation import Evaluation
 from cmsolvers.losses.identities import eulerian
@@ -15,6 +14,7 @@ from cmsolvers.losses.loss import RECIPES, Loss, loss
 from cmsolvers.losses.recipes.average_velocity import meanflow
 from cmsolvers.losses.recipes.diffusion import dsm, flow_matching
 from cmsolvers.losses.weights import mean_square
+from support.stationary import MOVES, STILL, exact_map, expected_gradient
 
 CASES: list[tuple[Loss, str, dict[str, Any]]] = [
     (dsm, "denoiser", {}),

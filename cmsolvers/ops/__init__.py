@@ -5,6 +5,7 @@ there is nothing but the kernel either way. Only this package touches the extens
 """
 
 from cmsolvers.ops.binary import build_info
+from cmsolvers.ops.ema_update import ema_update
 from cmsolvers.ops.keys import Key
 from cmsolvers.ops.named import (
     add_noise,
@@ -25,6 +26,7 @@ __all__ = [
     "consistency_output",
     "edm_input",
     "edm_output",
+    "ema_update",
     "euler_maruyama_step",
     "heun_step",
     "pf_ode_step",

@@ -97,4 +97,11 @@ void launch_noise_sum_cpu(const NoiseSumParams& p) {
         [&](int64_t begin, int64_t end) { kernels.noise_sum(p, begin, end); });
 }
 
+void launch_ema_cpu(const EmaBatch& batch) {
+  if (batch.n == 0) return;
+  const CpuKernels& kernels = *kernels_of(instruction_set());
+  share(batch.first[batch.n], 16384,
+        [&](int64_t begin, int64_t end) { kernels.ema(batch, begin, end); });
+}
+
 }  // namespace cmsolvers

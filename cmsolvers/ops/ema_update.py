@@ -100,7 +100,7 @@ def _plain(
                 f"values[{place}] must be float64, float32, float16 or bfloat16; got {value.dtype}"
             )
     for j in range(k):
-        mine = averages[j * n : (j + 1) * n]
+        mine = list(averages[j * n : (j + 1) * n])
         for i, (average, value) in enumerate(zip(mine, values, strict=True)):
             if average.dtype not in (torch.float32, torch.float64):
                 raise TypeError(

@@ -1,4 +1,4 @@
-"""Training: curricula, levels, an EMA in float32, and a small loop that resumes bit for bit."""
+"""Training: curricula, levels, averages in float32, and a small loop that resumes bit for bit."""
 
 from cmsolvers.training.batches import Batch, batch_at
 from cmsolvers.training.checkpoint import read_checkpoint, write_checkpoint
@@ -7,8 +7,9 @@ from cmsolvers.training.curricula import (
     cm_ema_rate,
     doubling_discretization,
 )
-from cmsolvers.training.ema import EMA
+from cmsolvers.training.ema import EMA, update_averages
 from cmsolvers.training.level_distributions import LogNormal, LogNormalPairs, UniformPairs
+from cmsolvers.training.power_decay import PowerDecay, power_decay
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings
 
@@ -17,6 +18,7 @@ __all__ = [
     "Batch",
     "LogNormal",
     "LogNormalPairs",
+    "PowerDecay",
     "Trainer",
     "TrainingSettings",
     "UniformPairs",
@@ -24,6 +26,8 @@ __all__ = [
     "cm_discretization",
     "cm_ema_rate",
     "doubling_discretization",
+    "power_decay",
     "read_checkpoint",
+    "update_averages",
     "write_checkpoint",
 ]

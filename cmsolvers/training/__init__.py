@@ -1,6 +1,7 @@
 """Training: curricula, levels, averages in float32, and a small loop that resumes bit for bit."""
 
 from cmsolvers.training.batches import Batch, batch_at
+from cmsolvers.training.captured_step import CapturedStep, capture_step
 from cmsolvers.training.checkpoint import read_checkpoint, write_checkpoint
 from cmsolvers.training.curricula import (
     cm_discretization,
@@ -16,6 +17,7 @@ from cmsolvers.training.training_settings import TrainingSettings
 __all__ = [
     "EMA",
     "Batch",
+    "CapturedStep",
     "LogNormal",
     "LogNormalPairs",
     "PowerDecay",
@@ -23,6 +25,7 @@ __all__ = [
     "TrainingSettings",
     "UniformPairs",
     "batch_at",
+    "capture_step",
     "cm_discretization",
     "cm_ema_rate",
     "doubling_discretization",

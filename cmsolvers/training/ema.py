@@ -143,16 +143,11 @@ def move_averages(
     Raises:
         ValueError: averages of another network.
     """
-    values = [_local(t) for t in _tensors(network)]
-    shapes = [t.shape for t in values]
-    lists = [[_local(t) for t in _tensors(ema.module)] for ema in averages]
-    for mine in lists:
-        if [t.shape for t in mine] != shapes:
-            raise ValueError(
-                "network must have the parameters and buffers of the network that is averaged"
-            )
-    if not lists:
+    check_averages(averages, network)
+    if not averages:
         return
+    values = [_local(t) for t in _tensors(network)]
+    lists = [[_local(t) for t in _tensors(ema.module)] for ema in averages]
     moved = [i for i, t in enumerate(lists[0]) if t.is_floating_point() or t.is_complex()]
     parameters = sum(1 for _ in network.parameters())
     ema_update(
@@ -165,6 +160,20 @@ def move_averages(
     if counters:
         for mine in lists:
             torch._foreach_copy_([mine[i] for i in counters], [values[i] for i in counters])
+
+
+def check_averages(averages: Sequence[EMA[nn.Module]], network: nn.Module) -> None:
+    """Check that averages are of this network, as far as shapes tell.
+
+    Raises:
+        ValueError: they are not.
+    """
+    shapes = [t.shape for t in _tensors(network)]
+    for ema in averages:
+        if [t.shape for t in _tensors(ema.module)] != shapes:
+            raise ValueError(
+                "network must have the parameters and buffers of the network that is averaged"
+            )
 
 
 def _decay(value: float) -> float:

@@ -202,7 +202,7 @@ class Preconditioned(nn.Module):
             return c_skip + 0.0 * at, c_out + 0.0 * at  # scalings may give numbers
 
         with torch.no_grad():
-            rates: tuple[Tensor, Tensor] = torch.func.jvp(  # type: ignore[assignment]
+            rates: tuple[Tensor, Tensor] = torch.func.jvp(
                 both, (level,), (torch.ones_like(level),)
             )[1]
         return rates

@@ -46,8 +46,8 @@ class PowerLaw:
         """Levels, float64 [batch], on a device; None is that of the seed's tensors or the CPU."""
         u = uniforms(batch, 1, seed, draw, device)[:, 0]
         low, high = self.sigma_min ** (1.0 / self.rho), self.sigma_max ** (1.0 / self.rho)
-        level: Tensor = (low + u * (high - low)) ** self.rho
-        return level
+        # torch's power has other bits in the last entries of a tensor than in its first ones
+        return torch.exp(self.rho * torch.log(low + u * (high - low)))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from cmsolvers.losses.derivatives import total_derivative
 from cmsolvers.losses.evaluation import Evaluation
 from cmsolvers.losses.identities import flow_map_of, raw_derivative
 from cmsolvers.losses.states import State
-from cmsolvers.processes.elementary import maths
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,8 +201,3 @@ def ratio_rate(at: Evaluation, level: Tensor) -> Tensor:
     alpha, sigma = at.path.alpha(level), at.path.sigma(level)
     alpha_rate, sigma_rate = at.path.pair_rates(level)
     return alpha * alpha / (sigma_rate * alpha - sigma * alpha_rate)
-
-
-def cosine(level: Tensor) -> Tensor:
-    """cos t, float64."""
-    return maths(level).cos(level)

@@ -70,6 +70,10 @@ class Normalised:
         return g * scale
 
 
+normalised = Normalised()
+"""The rule of the papers: g / (|g| + 0.1), the Euclidean norm."""
+
+
 @dataclass(frozen=True)
 class Clamped:
     """g clamped to [-limit, limit], element by element.
@@ -171,7 +175,7 @@ def learned(at: Evaluation, value: Tensor, weight: Callable[..., Tensor] | None)
     if weight is None:
         return value
     dtype = torch.promote_types(at.x0.dtype, torch.float32)
-    w = weight(at.t.to(dtype))
+    w: object = weight(at.t.to(dtype))
     if not isinstance(w, Tensor) or w.shape not in (value.shape, (*value.shape, 1)):
         raise ValueError(
             f"weight must return one number per sample, shape {list(value.shape)}; "

@@ -176,6 +176,16 @@ def test_the_coordinates_do_not_matter() -> None:
     )
 
 
+def test_a_teacher_has_its_own_scalings() -> None:
+    """Not those of the student, whose scaled input is made together with the state."""
+    teacher = EDM(net(1, seed=2).eval(), 1.3, c_noise="sigma")
+    options: dict[str, Any] = {"key": KEY, "step": STEP, "levels": SIGMAS[1:3]}
+    model, x0 = ConsistencyFunction(net(1)), X0[:2]
+    one = continuous_cd(model, x0, teacher=teacher, **options)
+    two = continuous_cd(model, x0, teacher=lambda x, s: teacher(x, s), **options)
+    torch.testing.assert_close(one.per_sample, two.per_sample, rtol=1e-11, atol=0)
+
+
 # --- sCM, rCM ------------------------------------------------------------------------------------
 
 
@@ -425,6 +435,4 @@ def test_an_average_as_what_moves() -> None:
     g = normalised(circle_tangent(average, x, pair, 1.0))
     f = raw(x / SD, ANGLES)
     value = (f - f.detach() - g).square().mean(1)
-    compare(
-        sct, TrigFlowMap(raw, SD), value, ANGLES, target=TrigFlowMap(average, SD), warmup=None
-    )
+    compare(sct, TrigFlowMap(raw, SD), value, ANGLES, target=TrigFlowMap(average, SD), warmup=None)

@@ -10,7 +10,7 @@ from cmsolvers.losses.distributions_continuous import Intervals
 from cmsolvers.losses.evaluation import Evaluation
 from cmsolvers.losses.loss import loss
 from cmsolvers.losses.motions import end_motion, pull, start_motion
-from cmsolvers.losses.tangents import Normalised, TangentRule, unchanged
+from cmsolvers.losses.tangents import TangentRule, normalised, unchanged
 from cmsolvers.losses.weights import Norm, PairWeight, mean_square, one
 
 AYF = "Sabour et al., 'Align Your Flow: Scaling Continuous-Time Flow Map Distillation' (2025)"
@@ -29,7 +29,7 @@ def ayf_emd(
     *,
     warmup: int | None = 10_000,
     limit: float = 0.99,
-    tangent: TangentRule = Normalised(),
+    tangent: TangentRule = normalised,
     weight: PairWeight = one,
     distance: Norm = mean_square,
     derivative: str = "jvp",

@@ -14,7 +14,7 @@ from cmsolvers.losses.level_distributions import LogNormal
 from cmsolvers.losses.loss import loss
 from cmsolvers.losses.motions import Motion, map_rate, pull, ratio_rate, start_motion
 from cmsolvers.losses.states import State
-from cmsolvers.losses.tangents import Normalised, TangentRule, learned, power_law_rate
+from cmsolvers.losses.tangents import TangentRule, learned, normalised, power_law_rate
 from cmsolvers.losses.weights import LevelWeight, Norm, mean_square, square_sum
 from cmsolvers.processes.flows import TrigFlow
 
@@ -92,7 +92,7 @@ def sct(
     at: Evaluation,
     *,
     warmup: int | None = 10_000,
-    tangent: TangentRule = Normalised(),
+    tangent: TangentRule = normalised,
     weight: Callable[..., Tensor] | None = None,
     prior: LevelWeight | None = None,
     distance: Norm = mean_square,
@@ -138,7 +138,7 @@ def scd(
     at: Evaluation,
     *,
     warmup: int | None = 10_000,
-    tangent: TangentRule = Normalised(),
+    tangent: TangentRule = normalised,
     weight: Callable[..., Tensor] | None = None,
     prior: LevelWeight | None = None,
     distance: Norm = mean_square,
@@ -178,7 +178,7 @@ def rcm(
     at: Evaluation,
     *,
     warmup: int | None = 1_000,
-    tangent: TangentRule = Normalised(),
+    tangent: TangentRule = normalised,
     distance: Norm = square_sum,
     derivative: str = "jvp",
     gap: float = 1e-4,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cmsolvers import ConsistencyFunction
 from cmsolvers.denoisers import EDM, from_flow
 from cmsolvers.denoisers.flow_maps import TrigFlowMap
-from cmsolvers.losses.recipes.continuous import continuous_cd, continuous_ct
+from cmsolvers.losses.recipes.continuous_consistency import continuous_cd, continuous_ct
 from support.continuous_cases import (
     ANGLES,
     KEY,

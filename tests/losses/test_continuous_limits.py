@@ -16,7 +16,13 @@ from cmsolvers.losses.level_distributions import LogNormal
 from cmsolvers.losses.loss import Loss
 from cmsolvers.losses.recipes.align_your_flow import ayf_emd, ayf_lmd
 from cmsolvers.losses.recipes.consistency import ict
-from cmsolvers.losses.recipes.continuous import continuous_cd, continuous_ct, rcm, scd, sct
+from cmsolvers.losses.recipes.continuous_consistency import (
+    continuous_cd,
+    continuous_ct,
+    rcm,
+    scd,
+    sct,
+)
 from cmsolvers.losses.tangents import Clamped, Normalised, unchanged
 from cmsolvers.losses.weights import inverse_gap, norm, one, square_sum
 from cmsolvers.schedules import karras_sigmas

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cmsolvers import ConsistencyFunction
 from cmsolvers.denoisers.flow_maps import TrigFlowMap
-from cmsolvers.losses.recipes.continuous import rcm, scd, sct
+from cmsolvers.losses.recipes.continuous_consistency import rcm, scd, sct
 from cmsolvers.losses.tangents import (
     Clamped,
     Normalised,

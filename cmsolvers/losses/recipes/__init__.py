@@ -3,7 +3,13 @@
 from cmsolvers.losses.recipes.align_your_flow import ayf_emd, ayf_lmd
 from cmsolvers.losses.recipes.average_velocity import meanflow
 from cmsolvers.losses.recipes.consistency import ict
-from cmsolvers.losses.recipes.continuous import continuous_cd, continuous_ct, rcm, scd, sct
+from cmsolvers.losses.recipes.continuous_consistency import (
+    continuous_cd,
+    continuous_ct,
+    rcm,
+    scd,
+    sct,
+)
 from cmsolvers.losses.recipes.diffusion import dsm, flow_matching
 
 __all__ = [

@@ -85,6 +85,7 @@ def loss(
     model: str,
     teacher: Need = "none",
     pair: bool = False,
+    any_mode: bool = False,
 ) -> Callable[[Formula], Loss]:
     """Make a loss of a formula: check, draw noise and levels, reduce, document, register.
 
@@ -96,6 +97,8 @@ def loss(
         model: "denoiser", "consistency" or "flow map": what the paper trains.
         teacher: whether a teacher is needed, allowed or refused.
         pair: whether t must be above s, not equal.
+        any_mode: whether the teacher may be in training mode: one whose dropout is meant to be the
+            student's.
 
     Returns:
         A decorator of `formula(at, **options)`; `Evaluation` is what it may ask. Options are its
@@ -141,7 +144,8 @@ def loss(
                 raise ValueError(f"teacher must be given to {name}; got None")
             if recipe.teacher == "none" and teacher is not None:
                 raise ValueError(f"teacher must be left out: {name} takes none")
-            in_evaluation("teacher", teacher)
+            if not any_mode:
+                in_evaluation("teacher", teacher)
             x0, unfit = without_bad_rows(x0, bad_rows)
             drawn, draw = place(key, step, x0)
             at = Evaluation(

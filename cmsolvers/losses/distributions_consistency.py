@@ -263,14 +263,16 @@ class ChainPairs:
 
 @dataclass(frozen=True)
 class AnnealedPairs:
-    """Neighbours ((i + 1) / N, i / N) in flow coordinates, N growing from `least` to `most`.
+    """Neighbours of an even grid of N pairs in flow coordinates, N growing from `least` to `most`.
 
-    ln N is linear in the training step.
+    ln N is linear in the training step; the levels are (i + 1) / N and i / N.
 
     Args:
         total: training steps until N is `most`; None: it always is.
         least: N to begin with.
         most: N at the end.
+        largest: the largest level, in (0, 1], in place of 1: at 1 nothing is left of the data, and
+            a teacher in Karras coordinates has no such level.
 
     Raises:
         TypeError: a number of another kind.
@@ -282,11 +284,13 @@ class AnnealedPairs:
     total: int | None = None
     least: int = 64
     most: int = 1280
+    largest: float = 1.0
     coordinates = FLOW
 
     def __post_init__(self) -> None:
         if self.total is not None:
             check.count("total", self.total)
+        check.within("largest", check.positive("largest", self.largest), 0.0, 1.0)
         least, most = check.count("least", self.least), check.count("most", self.most)
         if most < least:
             raise ValueError(f"most must not be below least; got {most} below {least}")
@@ -312,4 +316,4 @@ class AnnealedPairs:
         """(t, s) of step `draw`, float64 [batch] each; the lowest s is 0."""
         n = self.count(step_of(seed, draw))
         place = (uniforms(batch, 1, seed, draw, device)[:, 0] * n).floor()
-        return (place + 1.0) / n, place / n
+        return (place + 1.0) / n * self.largest, place / n * self.largest

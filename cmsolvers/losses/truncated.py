@@ -70,8 +70,10 @@ class TruncatedPairs:
         cosh(y)^-nu, smooth and broad whatever nu is; between two points it counts as constant.
         """
         root = self.scale * math.sqrt(self.freedom)
-        ends = [math.asinh((math.log(t) - self.mean) / root) for t in (self.start, self.sigma_max)]
-        y = torch.linspace(*ends, _POINTS, dtype=torch.float64, device="cpu")
+        first, last = (
+            math.asinh((math.log(t) - self.mean) / root) for t in (self.start, self.sigma_max)
+        )
+        y = torch.linspace(first, last, _POINTS, dtype=torch.float64, device="cpu")
         middle = 0.5 * (y[1:] + y[:-1])
         mass = torch.exp(-self.freedom * torch.log(torch.cosh(middle))) * (y[1:] - y[:-1])
         below = torch.cat((torch.zeros(1, dtype=torch.float64, device="cpu"), mass.cumsum(0)))

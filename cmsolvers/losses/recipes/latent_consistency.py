@@ -52,7 +52,7 @@ def lcm(
             condition, such as {"y": null_label}.
         guidance: (low, high) of w, not negative; [5, 15] is common too. None: no guidance and no
             input w.
-        guidance_name: of the model's argument that takes w, float64 [B].
+        guidance_name: of the model's argument that takes w, [B], in float32 at least.
         distance: a norm of f - f^- per sample, or a distance `Between` both; None is
             `elementwise_huber(1e-3)`.
         weight: w(t, s), float64 [B] each, in sigma / alpha; None is 1.
@@ -68,8 +68,9 @@ def lcm(
                 "null_args must hold the teacher's arguments without a condition, or guidance be "
                 "None; got None"
             )
-        w = low + (high - low) * at.uniform()[:, 0]
-        step = guided_ddim(w, check.options("null_args", null_args))
+        told = torch.promote_types(at.x0.dtype, torch.float32)
+        w = (low + (high - low) * at.uniform()[:, 0]).to(told)
+        step = guided_ddim(w.double(), check.options("null_args", null_args))
         at.hand(**{guidance_name: w})
     made, aim = consistency_pair(at, step)
     return measured(at, made, aim, elementwise_huber() if distance is None else distance, weight)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.combination import Combination, of
+from cmsolvers.losses.combination import of
 from cmsolvers.losses.distributions_consistency import AnnealedPairs
 from cmsolvers.losses.evaluation import Evaluation
 from cmsolvers.losses.loss import loss
-from cmsolvers.losses.pairs import ends_clean, measured
+from cmsolvers.losses.pairs import measured
 from cmsolvers.losses.perceptual import Between
+from cmsolvers.losses.states import State
 from cmsolvers.losses.teacher_steps import TeacherStep, stepped
 from cmsolvers.losses.weights import Norm, PairWeight, mean_square
 
@@ -51,22 +52,42 @@ def mcd(
         distance: a norm of the difference per sample, or a distance `Between` both.
         weight: w(t, s), float64 [B] each; None is 1.
     """
-    ends = segment_ends(at, segments)
-    low = ends[(torch.searchsorted(ends, at.t.contiguous()) - 1).clamp_min(0)]
+    low = segment_end(at, segments)
     end = torch.maximum(at.s, low)
-    clean = ends_clean(at)
-    there = end <= low  # the map from y is the identity; its network is called at t
-    gone = there if clean is False else there & (end == 0.0)
+    there = end <= low  # nothing is left to map: the target's network is called at t
+    data = there & (end == 0.0)
     (x,) = at.states(at.t)
-    y = stepped(solver, at.teacher, x, torch.where(gone, at.t, end))
-    gain = at.path.alpha(low) - at.path.alpha(at.t) * kept(at, low)
+    y = stepped(solver, at.teacher, x, torch.where(data, at.t, end))
+    gain = at.path.alpha(low) * (1.0 - at.path.ratio(low) / at.path.ratio(at.t))
     made = at.student(x, low) / gain
-    raise NotImplementedError
+    mapped = at.target(State(y.x, torch.where(there, at.t, end)), low).detach()
+    aim = mapped * (~there).double() + of(y.x) * (there & ~data).double()
+    aim += of(at.x0.detach()) * data.double()
+    return measured(at, made, aim / gain, distance, weight)
 
 
-def kept(at: Evaluation, low: Tensor) -> Tensor:
-    raise NotImplementedError
+def segment_end(at: Evaluation, segments: int | Sequence[float]) -> Tensor:
+    """The lower end of the segment that each t lies in, float64 [B].
 
-
-def segment_ends(at: Evaluation, segments: int | Sequence[float]) -> Tensor:
-    raise NotImplementedError
+    Raises:
+        TypeError: neither an int nor levels.
+        ValueError: a path without an end is to be cut evenly, levels out of order.
+    """
+    top, device = at.path.max_level, at.t.device
+    if isinstance(segments, int):
+        count = check.count("segments", segments)
+        if math.isinf(top):
+            raise ValueError(
+                f"segments must be levels, descending to 0, in {at.path}, which have no largest "
+                f"one; got {count}"
+            )
+        ends = torch.arange(count, dtype=torch.float64, device=device) / count * top
+    else:
+        levels = check.sigmas("segments", segments)
+        if levels[-1] != 0.0:
+            raise ValueError(f"segments must end in 0; got {levels[-1]:g} at the end")
+        # One number at a time: no copy from the host that the device would be waited for.
+        ends = torch.stack(
+            [at.t.new_full((), level, dtype=torch.float64) for level in reversed(levels[1:])]
+        )
+    return ends[(torch.searchsorted(ends, at.t.contiguous()) - 1).clamp_min(0)]

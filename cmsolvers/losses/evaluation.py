@@ -93,10 +93,9 @@ class Evaluation:
 
     def hand(self, **inputs: object) -> None:
         """Give the model, its frozen copy and the target further arguments; not the teacher."""
-        views = [self.student, self.frozen]
-        views += [self.target] if self.target is not self.frozen else []
-        for view in views:
-            view.extra = {**view.extra, **inputs}
+        alone = self.target is self.frozen
+        self.student, self.frozen = self.student.given(inputs), self.frozen.given(inputs)
+        self.target = self.frozen if alone else self.target.given(inputs)
 
     def states(self, *levels: Tensor, velocity: bool = False) -> tuple[State, ...]:
         """x_t of the batch at each of these levels, all with the same z, in one launch.

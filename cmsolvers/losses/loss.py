@@ -39,6 +39,7 @@ class Recipe:
         model: the kind of model: "denoiser", "consistency" (one time) or "flow map" (two).
         teacher: whether it needs a teacher.
         scheduled: whether it has an option `total`.
+        any_mode: whether its teacher may be in training mode.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Recipe:
     model: str
     teacher: Need
     scheduled: bool
+    any_mode: bool = False
 
 
 class Loss(Protocol):
@@ -112,7 +114,9 @@ def loss(
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
         name = formula.__name__
-        recipe = Recipe(name, identity, source, coordinates, model, teacher, "total" in own)
+        recipe = Recipe(
+            name, identity, source, coordinates, model, teacher, "total" in own, any_mode
+        )
 
         def public(
             model: Model,

@@ -68,10 +68,10 @@ class ModelView:
         self.path: Coordinates = self.own if path is None else path
         self._elsewhere = self.own != self.path
 
-    def with_extra(self, extra: Mapping[str, object]) -> ModelView:
-        """The same network with other keyword arguments."""
+    def given(self, extra: Mapping[str, object]) -> ModelView:
+        """The same network with some keyword arguments replaced or added."""
         other = copy(self)
-        other.extra = extra
+        other.extra = {**self.extra, **extra}
         return other
 
     @contextmanager

@@ -24,7 +24,8 @@ _POINTS = 8193
 class TruncatedPairs:
     """ln t ~ Student-t within [ln start, ln sigma_max], r as in `ECTPairs`; some at the boundary.
 
-    The first share of a batch (rounded down) stands at t = start + 1e-8. Far tails make nearly all
+    Every fourth sample of a batch stands at t = start + 1e-8, for another share as many of n as the
+    share of n rounded down. Far tails make nearly all
     large levels as likely in ln t: with 0.01 degrees of freedom the density falls as 1 / |ln t|.
 
     Args:
@@ -102,5 +103,6 @@ class TruncatedPairs:
         t = self.levels(uniforms(batch, 1, seed, draw, device)[:, 0])
         rows = torch.arange(batch, device=t.device)
         edge = self.start + ABOVE
-        t = torch.where(rows < int(self.share * batch), edge, t.clamp_min(edge))
+        counted = (rows.double() * self.share).floor(), ((rows + 1).double() * self.share).floor()
+        t = torch.where(counted[1] > counted[0], edge, t.clamp_min(edge))
         return t, self.gap.lower(t, step_of(seed, draw))

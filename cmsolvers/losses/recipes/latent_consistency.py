@@ -83,7 +83,7 @@ def guided_ddim(w: Tensor, null_args: Mapping[str, object]) -> TeacherStep:
     """
 
     def step(teacher: ModelView, x: State, end: Tensor) -> State:
-        without = teacher.with_extra({**teacher.extra, **null_args})
+        without = teacher.given(null_args)
         velocity = teacher.velocity(x) * (1.0 + w) - without.velocity(x) * w
         moved = of(x.x) + velocity * (end - x.level)
         return State(moved.tensor().to(x.x.dtype), end)

@@ -216,9 +216,11 @@ def progress(total: int | None, step: int | Tensor) -> Any:
 
 def in_evaluation(name: str, model: object) -> None:
     """ValueError for a module in training mode, whose dropout and statistics would be at work."""
-    if isinstance(model, torch.nn.Module) and model.training:
-        noisy = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormBase)
-        if any(isinstance(part, noisy) and part.training for part in model.modules()):
+    if not (isinstance(model, torch.nn.Module) and model.training):
+        return
+    for part in model.modules():
+        drops = isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.p > 0
+        if part.training and (drops or isinstance(part, torch.nn.modules.batchnorm._NormBase)):
             raise ValueError(
                 f"{name} must be in evaluation mode: it has dropout or batch statistics at work; "
                 f"call {name}.eval()"

@@ -90,7 +90,9 @@ class TruncatedPairs:
         grown = torch.exp(y[k - 1] + part * (y[k] - y[k - 1]))
         # torch.sinh depends on the place in the batch, in its last bit.
         spread = 0.5 * self.scale * math.sqrt(self.freedom)
-        return torch.exp(self.mean + spread * (grown - 1.0 / grown)).clamp(self.start, self.sigma_max)
+        return torch.exp(self.mean + spread * (grown - 1.0 / grown)).clamp(
+            self.start, self.sigma_max
+        )
 
     def sample(
         self,

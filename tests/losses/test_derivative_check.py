@@ -4,12 +4,12 @@ import gc
 
 import pytest
 import torch
-from support.derivative_nets import Embedded, point
-from support.warned import texts_of
 from torch import nn
 
 from cmsolvers.losses.derivative_check import CALLS, SelfCheck
 from cmsolvers.losses.derivatives import total_derivative
+from support.derivative_nets import Embedded, point
+from support.warned import texts_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 

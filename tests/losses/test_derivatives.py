@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from support.derivative_nets import Net, point, reference
 
 from cmsolvers.losses.derivatives import total_derivative
+from support.derivative_nets import Net, point, reference
 
 
 @pytest.fixture

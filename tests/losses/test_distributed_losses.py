@@ -1,8 +1,9 @@
 """Gradients of losses with derivatives, in two processes as in one."""
 
 import pytest
-from support import two_processes
 from torch import distributed
+
+from support import two_processes
 
 pytestmark = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="needs gloo"

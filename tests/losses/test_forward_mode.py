@@ -5,14 +5,14 @@ import warnings
 
 import pytest
 import torch
-from support.derivative_nets import Attention, Embedded, Net, point, reference
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from cmsolvers.losses.derivatives import total_derivative
 from cmsolvers.losses.inner_modules import inner
 from cmsolvers.losses.randomness import SameRandomness
+from support.derivative_nets import Attention, Embedded, Net, point, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 
@@ -73,7 +73,7 @@ def test_fused_attention_without_the_switch_has_no_forward_mode():
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(q, q)
         with pytest.raises(NotImplementedError, match="forward AD"):
-            F.scaled_dot_product_attention(dual, dual, dual)
+            scaled_dot_product_attention(dual, dual, dual)
 
 
 def test_other_errors_of_a_network_stay_what_they_are():

@@ -6,12 +6,12 @@ import warnings
 
 import torch
 import torch.multiprocessing
-from support.derivative_nets import Net, point
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cmsolvers.losses.derivatives import total_derivative
 from cmsolvers.losses.inner_modules import inner
+from support.derivative_nets import Net, point
 
 BATCH = 8
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,11 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from cmsolvers import checks as check
-from cmsolvers.losses.mixed_precision import FloatNorms, casts_not_kept
+from cmsolvers.losses.forward_formulas import ForwardFormulas
+from cmsolvers.losses.mixed_precision import casts_not_kept
 from cmsolvers.losses.module_names import place_of_error
 from cmsolvers.losses.plain_checkpoints import plain_checkpoints
 from cmsolvers.losses.randomness import SameRandomness
-from cmsolvers.losses.traced_norms import TracedNorms
 
 _NO_FORWARD_MODE = (
     "Trying to use forward AD with",
@@ -49,10 +49,9 @@ def jvp(
         TypeError: the function returns no floating tensor.
     """
     if torch.compiler.is_compiling():
-        with sdpa_kernel(SDPBackend.MATH), TracedNorms():
+        with sdpa_kernel(SDPBackend.MATH):
             return _functional(function, primals, tangents)
-    autocast = torch.is_autocast_enabled(primals[0].device.type)
-    with forward_mode(through=through), FloatNorms() if autocast else nullcontext():
+    with forward_mode(through=through):
         try:
             if not (through and _many_processes()):
                 return _dual(function, primals, tangents)
@@ -88,7 +87,7 @@ def _dual(
     function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor]:
     """Value and tangent with dual tensors, which hooks of modules see as plain ones."""
-    with forward_ad.dual_level():
+    with forward_ad.dual_level(), ForwardFormulas(dense=True):
         duals = [
             p if t is None else forward_ad.make_dual(p, t)  # type: ignore[no-untyped-call]
             for p, t in zip(primals, tangents, strict=True)
@@ -112,9 +111,10 @@ def _functional(
     if not moving:
         value = of_moving()
         return value, torch.zeros_like(value)
-    found: tuple[Tensor, Tensor] = torch.func.jvp(  # type: ignore[assignment]
-        of_moving, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving)
-    )
+    with ForwardFormulas(dense=False):
+        found: tuple[Tensor, Tensor] = torch.func.jvp(  # type: ignore[assignment]
+            of_moving, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving)
+        )
     return found
 
 

@@ -155,8 +155,14 @@ def _look(
     same: SameRandomness,
 ) -> tuple[Tensor, list[str]]:
     """Sums over sure samples of <jvp, fd>, <fd, fd>, |jvp - fd|^2 and 1, [4]; and the notes."""
-    with same.replay(), LostTangents(len(primals[0])) as lost:
-        total_derivative(function, primals, tangents)
+    lost = LostTangents(len(primals[0]))
+
+    def noted(*point: Tensor) -> Tensor:
+        with lost:
+            return function(*point)
+
+    with same.replay():
+        total_derivative(noted, primals, tangents)
     exact = _rows(exact)
     sums = exact.new_zeros((4, len(exact)))
     least = exact.new_full((len(exact),), _KNOWN)

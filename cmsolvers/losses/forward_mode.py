@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from cmsolvers import checks as check
 from cmsolvers.losses.forward_formulas import ForwardFormulas
@@ -21,6 +22,7 @@ from cmsolvers.losses.module_names import place_of_error
 from cmsolvers.losses.plain_checkpoints import plain_checkpoints
 from cmsolvers.losses.randomness import SameRandomness
 
+_CHANGES_A_BUFFER = "would mutate a captured Tensor"
 _NO_FORWARD_MODE = (
     "Trying to use forward AD with",
     "You must implement the jvp function",
@@ -49,19 +51,12 @@ def jvp(
         TypeError: the function returns no floating tensor.
     """
     if torch.compiler.is_compiling():
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), ForwardFormulas(eager=False):
             return _functional(function, primals, tangents)
-    with forward_mode(through=through):
+    with forward_mode(through=through), ForwardFormulas(eager=True):
         try:
-            if not (through and _many_processes()):
-                return _dual(function, primals, tangents)
-            same = SameRandomness(primals[0].device)
-            try:
-                with _refuse_sharded():
-                    return _dual(function, primals, tangents)
-            except _ShardedError:
-                with same.replay():
-                    return _functional(function, primals, tangents)
+            by = _with_gradient if through and torch.is_grad_enabled() else _dual
+            return by(function, primals, tangents)
         except (NotImplementedError, RuntimeError) as error:
             if not any(text in str(error) for text in _NO_FORWARD_MODE):
                 raise
@@ -87,7 +82,7 @@ def _dual(
     function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor]:
     """Value and tangent with dual tensors, which hooks of modules see as plain ones."""
-    with forward_ad.dual_level(), ForwardFormulas(dense=True):
+    with forward_ad.dual_level():
         duals = [
             p if t is None else forward_ad.make_dual(p, t)  # type: ignore[no-untyped-call]
             for p, t in zip(primals, tangents, strict=True)
@@ -111,11 +106,34 @@ def _functional(
     if not moving:
         value = of_moving()
         return value, torch.zeros_like(value)
-    with ForwardFormulas(dense=False):
-        found: tuple[Tensor, Tensor] = torch.func.jvp(  # type: ignore[assignment]
-            of_moving, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving)
-        )
+    found: tuple[Tensor, Tensor] = torch.func.jvp(  # type: ignore[assignment]
+        of_moving, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving)
+    )
     return found
+
+
+def _with_gradient(
+    function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    """Value and tangent with a graph through both.
+
+    torch.func does it where dual tensors do not: softmax saves what they change in place, and the
+    hooks of FSDP2 know it alone. It lets no buffer change, so a network that does (batch norm in
+    training mode) has dual tensors after all.
+    """
+    same = SameRandomness(primals[0].device)
+    try:
+        with _prepare_wrappers():
+            return _functional(function, primals, tangents)
+    except _NotReadyError as found:
+        found.wrapper._has_rebuilt_buckets = bool(found.wrapper.reducer._rebuild_buckets())
+        again = _functional
+    except RuntimeError as error:
+        if _CHANGES_A_BUFFER not in str(error):
+            raise
+        again = _dual
+    with same.replay():
+        return again(function, primals, tangents)
 
 
 @contextmanager
@@ -151,22 +169,29 @@ def _no_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(kept)
 
 
-class _ShardedError(Exception):
-    """A module is sharded: its hooks know torch.func, not dual tensors with gradient."""
+class _NotReadyError(Exception):
+    """DistributedDataParallel would make its buckets inside of torch.func, which it cannot."""
 
-
-def _many_processes() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    def __init__(self, wrapper: Any) -> None:
+        super().__init__()
+        self.wrapper = wrapper
 
 
 @contextmanager
-def _refuse_sharded() -> Iterator[None]:
-    """A block in which the first call of an FSDP2 module raises, before its hooks run."""
-    from torch.distributed.fsdp import FSDPModule
+def _prepare_wrappers() -> Iterator[None]:
+    """A block in which the call of a wrapper raises that has still to order its buckets.
+
+    DistributedDataParallel does so once, in the first pass after the first gradients.
+    """
+    thread = threading.get_ident()
 
     def refuse(module: nn.Module, args: Any) -> None:
-        if forward_ad._current_level >= 0 and isinstance(module, FSDPModule):
-            raise _ShardedError
+        if (
+            isinstance(module, DistributedDataParallel)
+            and not module._has_rebuilt_buckets
+            and threading.get_ident() == thread
+        ):
+            raise _NotReadyError(module)
 
     handle = register_module_forward_pre_hook(refuse)
     try:

@@ -1,9 +1,10 @@
 """Normalisation as sums, products and a root, for derivatives in forward mode.
 
-Torch's forward mode of normalisation is a decomposition that torch.compile (to 2.13 at least)
-cannot trace, that takes hundreds of microseconds of the host, and whose tangents do not have the
-dtype of their values where autocast mixes two. Arguments are named and ordered as in
-`torch.nn.functional`.
+Torch's forward mode of normalisation (2.13) takes the saved mean and deviation as constants, so
+that gradients through the derivative are wrong for layer, instance and (in training mode) batch
+norms; torch.compile cannot trace it; it takes hundreds of microseconds of the host; and where
+autocast mixes two dtypes, its tangents do not have that of their values. Arguments are named and
+ordered as in `torch.nn.functional`.
 """
 
 from __future__ import annotations
@@ -52,23 +53,49 @@ def group_norm(
 def batch_norm(
     constant: Constant,
     input: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`torch.nn.functional.batch_norm` by running statistics."""
+    """`torch.nn.functional.batch_norm`; in training mode it moves the running statistics too."""
+    channels = _by_channel(weight, input), _by_channel(bias, input)
+    if training or running_mean is None or running_var is None:
+        x = _work(input)
+        dims = [0, *range(2, x.ndim)]
+        if running_mean is not None and running_var is not None:
+            with torch.no_grad():
+                variance, mean = torch.var_mean(x.detach(), dims)
+                running_mean.lerp_(mean.to(running_mean), momentum)
+                running_var.lerp_(variance.to(running_var), momentum)
+        normal = _normal(constant, x, dims, eps)
+        return _affine(constant, normal, *channels).to(input.dtype)
     factor = torch.rsqrt(running_var + eps)
-    if weight is not None:
-        factor = factor * weight
-    shift = -running_mean * factor
-    if bias is not None:
-        shift = shift + bias
-    by_channel = _by_channel(factor, input), _by_channel(shift, input)
-    return _affine(constant, _work(input), *by_channel).to(input.dtype)
+    by_channel = _by_channel(factor, input), _by_channel(-running_mean * factor, input)
+    normal = _affine(constant, _work(input), *by_channel)
+    return _affine(constant, normal, *channels).to(input.dtype)
+
+
+def instance_norm(
+    constant: Constant,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.instance_norm`, which moves no running statistics here."""
+    if not use_input_stats:
+        return batch_norm(constant, input, running_mean, running_var, weight, bias, eps=eps)
+    normal = _normal(constant, _work(input), list(range(2, input.ndim)), eps)
+    channels = _by_channel(weight, input), _by_channel(bias, input)
+    return _affine(constant, normal, *channels).to(input.dtype)
 
 
 def _work(x: Tensor) -> Tensor:

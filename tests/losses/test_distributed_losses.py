@@ -10,25 +10,27 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def check(found, negative):
-    wrong = found.pop(negative)
-    assert wrong > 1e-3, wrong  # two processes that do not average see other gradients
-    exact = {name: value for name, value in found.items() if "finite" not in name}
-    for name, value in exact.items():
-        assert not isinstance(value, str), f"{name}: {value}"
-    assert max(exact.values()) < 1e-12, exact
-    # Rounding of the loss's finite differences depends on the batch: eps / step.
-    differences = {name: value for name, value in found.items() if name not in exact}
-    for name, value in differences.items():
-        assert not isinstance(value, str), f"{name}: {value}"
-    assert max(differences.values()) < 1e-8, differences
+@pytest.fixture(scope="module")
+def found():
+    """Differences of gradients to one process, per case; processes are started once."""
+    return two_processes.run(two_processes.all_cases)
 
 
-def test_two_processes_have_the_gradients_of_one():
-    found = two_processes.run(two_processes.loss_cases)
-    check(found, "ddp, student's pass without the wrapper")
+def test_no_case_raises(found):
+    assert [f"{name}: {value}" for name, value in found.items() if isinstance(value, str)] == []
 
 
-def test_two_processes_have_the_gradients_of_one_through_derivatives():
-    found = two_processes.run(two_processes.through_cases)
-    check(found, "ddp, derivative's pass without the wrapper")
+def test_two_processes_have_the_gradients_of_one(found):
+    exact = {n: value for n, value in found.items() if "jvp" in n}
+    assert len(exact) == 8 and max(exact.values()) < 1e-12, exact
+
+
+def test_finite_differences_have_too_up_to_their_rounding(found):
+    """Of 1e-16 in the network, through a division by the step; it depends on the batch."""
+    differences = {n: value for n, value in found.items() if "finite_difference" in n}
+    assert len(differences) == 6 and max(differences.values()) < 1e-9, differences
+
+
+def test_passes_with_gradient_beside_the_wrapper_lose_it(found):
+    beside = {n: value for n, value in found.items() if "beside" in n}
+    assert len(beside) == 2 and min(beside.values()) > 1e-3, beside

@@ -208,6 +208,7 @@ def test_normalisation(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("through", [False, True])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 def test_autocast_takes_half_precision_and_is_right_to_it(norm, through):
     net = seeded(lambda: Net(NORMS[norm]()))
     exact = derivative(net)

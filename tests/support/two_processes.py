@@ -16,9 +16,9 @@ from support.derivative_nets import Net, point
 BATCH = 8
 
 
-def network(norm=True, **options):
+def network():
     torch.manual_seed(0)
-    return Net(nn.LayerNorm(16) if norm else None, **options).double()
+    return Net(nn.LayerNorm(16)).double()
 
 
 def mean_flow(student, by, data, **options):
@@ -104,28 +104,20 @@ def compare(cases):
     return found
 
 
-def loss_cases():
-    """Losses, wrappers and methods that must agree with one process, and one that must not."""
+def all_cases():
+    """Losses, wrappers and methods that must agree with one process, and two that must not."""
     cases = {}
     for wrap in (ddp, fsdp2):
-        for method in ("jvp", "finite_difference"):
-            for first in (False, True):
-                options = {"method": method, "student_first": first}
-                name = f"{wrap.__name__}, {method}, {'student first' if first else 'student last'}"
-                cases[name] = (mean_flow, wrap, itself, inner, options)
-    cases["ddp, student's pass without the wrapper"] = (mean_flow, ddp, inner, inner, {})
-    return cases
-
-
-def through_cases():
-    """Gradients through the derivative: all passes go through the wrapper."""
-    cases = {}
-    for wrap in (ddp, fsdp2):
+        for method, first in (("jvp", False), ("jvp", True), ("finite_difference", False)):
+            name = f"{wrap.__name__}, {method}, {'student first' if first else 'student last'}"
+            options = {"method": method, "student_first": first}
+            cases[name] = (mean_flow, wrap, itself, inner, options)
         for loss in (terminal, mean_flow_through):
             for method in ("jvp", "finite_difference"):
                 name = f"{wrap.__name__}, {loss.__name__}, {method}"
                 cases[name] = (loss, wrap, itself, itself, {"method": method})
-    cases["ddp, derivative's pass without the wrapper"] = (terminal, ddp, inner, inner, {})
+    cases["the student's pass beside the wrapper"] = (mean_flow, ddp, inner, inner, {})
+    cases["the derivative's pass beside the wrapper"] = (terminal, ddp, inner, inner, {})
     return cases
 
 

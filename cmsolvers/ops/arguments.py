@@ -26,7 +26,7 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
     strided("x", x)
     check_dtype("x", x.dtype)
     if not x.is_cpu:
-        _check_built_for(x)
+        check_built_for("x", x)
     for k, m in enumerate(inputs):
         if not isinstance(m, Tensor):
             raise TypeError(f"{name}[{k}] must be a tensor; got {type(m).__name__}")
@@ -51,11 +51,11 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
             )
 
 
-def _check_built_for(x: Tensor) -> None:
+def check_built_for(name: str, x: Tensor) -> None:
     """The build has kernels for x's device. Fake tensors pass: they are never computed."""
     if CPU_ONLY and x.is_cuda and not isinstance(x, torch._subclasses.FakeTensor):
         raise RuntimeError(
-            f"x must be on the CPU: this build of cmsolvers has no CUDA part; got {x.device}. "
+            f"{name} must be on the CPU: this build of cmsolvers has no CUDA part; got {x.device}. "
             "USE_CUDA=1 pip install --no-build-isolation . builds it, or says what is missing"
         )
 

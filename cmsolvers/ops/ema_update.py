@@ -56,16 +56,12 @@ def ema_update(
             raise ValueError(
                 f"averages[{j}] must hold one tensor per value, {len(values)}; got {len(given)}"
             )
+        _only_tensors(f"averages[{j}]", given)
     numbers, table = _weights(weights, len(averages))
-    for place, value in enumerate(values):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"values[{place}] must be a tensor; got {check.describe(value)}")
+    _only_tensors("values", values)
     flat = list(chain.from_iterable(averages))
     followed = torch.is_grad_enabled()
-    for place, t in enumerate(flat):
-        if not isinstance(t, Tensor):
-            where = f"averages[{place // len(values)}][{place % len(values)}]"
-            raise TypeError(f"{where} must be a tensor; got {check.describe(t)}")
+    for t in flat:
         if t.is_cuda:
             check_built_for("averages", t)
         if followed and t.requires_grad:
@@ -76,6 +72,12 @@ def ema_update(
     if flat:
         with torch.no_grad():
             torch.ops.cmsolvers.ema_update(flat, values, numbers, table, infinite)
+
+
+def _only_tensors(name: str, given: Sequence[object]) -> None:
+    for place, t in enumerate(given):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name}[{place}] must be a tensor; got {check.describe(t)}")
 
 
 def _weights(weights: Sequence[float] | Tensor, k: int) -> tuple[list[float], Tensor | None]:

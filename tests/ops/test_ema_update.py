@@ -395,17 +395,19 @@ class TestCuda:
         table = torch.tensor(WEIGHTS[:3], dtype=torch.float64, device="cuda")
         ema_update(averages, values, table)
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            with torch.profiler.profile(
-                activities=[torch.profiler.ProfilerActivity.CUDA]
-            ) as profile:
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
                 ema_update(averages, values, table)
                 ema_update(averages, values, WEIGHTS[:3])
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        names = [e.name for e in profile.events() if "ema_kernel" in e.name]
-        assert len(names) == 2, [e.name for e in profile.events()]
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.synchronize()
+        on_device = [
+            e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA
+        ]
+        assert len(on_device) == 2 and all("ema_kernel" in name for name in on_device), on_device
 
     def test_graph_replays_with_new_weights(self):
         averages, values = [[t.cuda() for t in drawn(1)]], [v.cuda() for v in drawn(2)]

@@ -5,7 +5,9 @@ there is nothing but the kernel either way. Only this package touches the extens
 """
 
 from cmsolvers.ops.binary import build_info
+from cmsolvers.ops.consistency_rows import consistency_rows
 from cmsolvers.ops.ema_update import ema_update
+from cmsolvers.ops.form_distance import form_distance
 from cmsolvers.ops.keys import Key
 from cmsolvers.ops.named import (
     add_noise,
@@ -17,6 +19,7 @@ from cmsolvers.ops.named import (
     pf_ode_step,
     scale_input,
 )
+from cmsolvers.ops.noise_forms import noise_forms
 from cmsolvers.ops.step import weighted_step
 
 __all__ = [
@@ -24,11 +27,14 @@ __all__ = [
     "add_noise",
     "build_info",
     "consistency_output",
+    "consistency_rows",
     "edm_input",
     "edm_output",
     "ema_update",
     "euler_maruyama_step",
+    "form_distance",
     "heun_step",
+    "noise_forms",
     "pf_ode_step",
     "scale_input",
     "weighted_step",

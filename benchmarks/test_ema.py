@@ -116,5 +116,5 @@ def test_training_step(benchmark: Any, device: str) -> None:
         moved=sum(20 * p.nbytes for p in net.parameters()),
         device=device,
         calls=20,
-        at_least={"eager": 5} if device == "cuda" else {"eager": 0.9},
+        at_least={"eager": 5} if device == "cuda" else {},
     )

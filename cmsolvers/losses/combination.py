@@ -154,10 +154,8 @@ def _of(value: Combination | Tensor) -> Combination:
 
 def _stacked(weights: Sequence[Weight], like: Tensor) -> Tensor:
     """Weights as float64 [K, B]."""
-    batch = len(like)
-    if not any(isinstance(weight, Tensor) for weight in weights):
-        numbers = torch.tensor(list(weights), dtype=torch.float64, device=like.device)
-        return numbers[:, None]
+    # Numbers are filled in on the device: a copy from the host would be waited for.
+    batch = len(like) if any(isinstance(weight, Tensor) for weight in weights) else 1
     rows = [
         weight.expand(batch)
         if isinstance(weight, Tensor)

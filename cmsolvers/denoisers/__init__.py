@@ -2,11 +2,18 @@
 
 `from_*` and `EDM` wrap a network; `guided`, `autoguided`, `clipped` and `thresholded` wrap other
 denoisers; `to_*` lead from a denoiser back to eps, v, score, flow and F. The modules `guidance`,
-`clipping`, `conversions` and `oracles` hold them family by family.
+`clipping`, `conversions` and `oracles` hold them family by family. Flow maps f(x, t, s) are
+`AverageVelocity`, `TrigFlowMap` and `TrajectoryFunction`.
 """
 
 from cmsolvers.denoisers import clipping, conversions, guidance, oracles
 from cmsolvers.denoisers.clipping import clipped, thresholded
+from cmsolvers.denoisers.flow_maps import (
+    AverageVelocity,
+    FlowMap,
+    TrajectoryFunction,
+    TrigFlowMap,
+)
 from cmsolvers.denoisers.from_network import (
     EDM,
     Coefficients,
@@ -25,11 +32,15 @@ from cmsolvers.denoisers.guidance import autoguided, guided
 from cmsolvers.denoisers.protocol import Denoiser
 
 __all__ = [
+    "AverageVelocity",
     "EDM",
     "Coefficients",
     "ConsistencyFunction",
     "Denoiser",
+    "FlowMap",
     "Preconditioned",
+    "TrajectoryFunction",
+    "TrigFlowMap",
     "autoguided",
     "clipped",
     "clipping",

@@ -121,6 +121,8 @@ def docstring_of(written: str, options: Sequence[Option], text: Text) -> str:
     entries = text.arguments() | _entries(sections.get("Args", ""))
     for option in options:
         entries.setdefault(option.name, option.text)
+    order = [*text.arguments(), *(option.name for option in options)]
+    entries = {name: entries.pop(name) for name in order} | entries
     words = text.words()
     errors = text.raises()
     for name, more in _entries(sections.get("Raises", "")).items():

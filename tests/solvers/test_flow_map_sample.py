@@ -3,6 +3,7 @@
 import math
 import re
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -138,7 +139,7 @@ def test_the_step_with_noise_is_the_papers():
 
 
 def wave(x, c, gain=1.0):
-    return gain * (x * 1.3).sin() + 0.1 * c.reshape(-1, 1)
+    return gain * (x * 1.3).sin() + 0.1 * c.reshape(-1, 1).to(x.dtype)
 
 
 @pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16], ids=str)
@@ -266,7 +267,7 @@ def test_capture_parts_callback_and_gradient():
     (grad,) = torch.autograd.grad(cm.flow_map_sample(f, z, times, grad=True).sum(), z)
     expected = x.clone().requires_grad_()
     state = expected
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in pairwise(times):
         state = f(state, t, s)
     (right,) = torch.autograd.grad(state.sum(), expected)
     torch.testing.assert_close(grad, right)

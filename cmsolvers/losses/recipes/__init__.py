@@ -1,7 +1,10 @@
 """Every published loss: a formula over a flow map's identities, with its citation and defaults."""
 
 from cmsolvers.losses.recipes.average_velocity import meanflow
-from cmsolvers.losses.recipes.consistency import ict
+from cmsolvers.losses.recipes.consistency import cd, ct, ict
 from cmsolvers.losses.recipes.diffusion import dsm, flow_matching
+from cmsolvers.losses.recipes.latent_consistency import lcm
+from cmsolvers.losses.recipes.multistep import mcd
+from cmsolvers.losses.recipes.tuning import ect, tcm
 
-__all__ = ["dsm", "flow_matching", "ict", "meanflow"]
+__all__ = ["cd", "ct", "dsm", "ect", "flow_matching", "ict", "lcm", "mcd", "meanflow", "tcm"]

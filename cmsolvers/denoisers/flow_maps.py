@@ -166,24 +166,24 @@ class TrajectoryFunction(FlowMap):
         return self.sigma_data, self.sigma_min
 
     def skip_out(self, t: Scalar, s: Scalar) -> Pair:
-        kept = s / t
+        kept = _share(s, t)
         c_skip, c_out = edm_output(t, self.sigma_data)
         return kept + (1.0 - kept) * c_skip, (1.0 - kept) * c_out
 
     def start_rates(self, t: Scalar, s: Scalar) -> Pair:
-        kept, variance = s / t, self.sigma_data**2
-        c_skip, c_out = edm_output(t, self.sigma_data)
+        kept, variance = _share(s, t), self.sigma_data**2
         spread = t * t + variance
+        root = maths(spread).sqrt(spread)
         skip_rate = -2.0 * t * variance / (spread * spread)
-        out_rate = self.sigma_data * variance / (spread * maths(spread).sqrt(spread))
+        out_rate = self.sigma_data * variance / (spread * root)
         return (
-            (c_skip - 1.0) * kept / t + (1.0 - kept) * skip_rate,
-            c_out * kept / t + (1.0 - kept) * out_rate,
+            -kept * t / spread + (1.0 - kept) * skip_rate,
+            kept * self.sigma_data / root + (1.0 - kept) * out_rate,
         )
 
     def end_rates(self, t: Scalar, s: Scalar) -> Pair:
-        c_skip, c_out = edm_output(t, self.sigma_data)
-        return (1.0 - c_skip) / t, -c_out / t
+        spread = t * t + self.sigma_data**2
+        return t / spread, -self.sigma_data / maths(spread).sqrt(spread)
 
     def c_in(self, t: Scalar) -> Scalar:
         return edm_input(t, self.sigma_data)
@@ -191,6 +191,15 @@ class TrajectoryFunction(FlowMap):
 
 def _itself(level: Scalar) -> Scalar:
     return level
+
+
+def _share(s: Scalar, t: Scalar) -> Scalar:
+    """s / t; 1 at t = 0, where the map is the identity."""
+    if isinstance(t, Tensor):
+        return torch.where(t == 0.0, 1.0, s / torch.where(t == 0.0, 1.0, t))
+    if isinstance(s, Tensor):
+        return torch.ones_like(s) if t == 0.0 else s / t
+    return 1.0 if t == 0.0 else s / t
 
 
 def _at_least(least: float, c_noise: Callable[[Scalar], Scalar], level: Scalar) -> Scalar:

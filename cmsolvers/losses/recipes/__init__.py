@@ -5,6 +5,24 @@ from cmsolvers.losses.recipes.consistency import cd, ct, ict
 from cmsolvers.losses.recipes.diffusion import dsm, flow_matching
 from cmsolvers.losses.recipes.latent_consistency import lcm
 from cmsolvers.losses.recipes.multistep import mcd
+from cmsolvers.losses.recipes.self_distillation import lsd, psd
+from cmsolvers.losses.recipes.terminal_velocity import tvm
+from cmsolvers.losses.recipes.trajectory import ctm
 from cmsolvers.losses.recipes.tuning import ect, tcm
 
-__all__ = ["cd", "ct", "dsm", "ect", "flow_matching", "ict", "lcm", "mcd", "meanflow", "tcm"]
+__all__ = [
+    "cd",
+    "ct",
+    "ctm",
+    "dsm",
+    "ect",
+    "flow_matching",
+    "ict",
+    "lcm",
+    "lsd",
+    "mcd",
+    "meanflow",
+    "psd",
+    "tcm",
+    "tvm",
+]

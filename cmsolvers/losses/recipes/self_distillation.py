@@ -101,7 +101,7 @@ def psd(
     a, b = flow_map_of(view).skip_out(middle, at.s)
     twice = first * a + of(view.raw(second, at.s)) * b
     right = twice * torch.where(same, 0.0, 1.0 / _gap(at, same)) + of(x.velocity) * same.double()
-    return learned(at, distance(left - (right.detach() if stopped else right)), weight)
+    return learned(at, distance(left - right), weight)
 
 
 def _gap(at: Evaluation, same: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ for the outputs alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,12 @@ Weight: TypeAlias = "float | Tensor"
 """A number, or a float64 tensor [B]."""
 
 _MOST = 6  # tensors of one fused pass
+
+_PRODUCTS = (Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
+_QUOTIENTS = (Tensor.div, Tensor.true_divide, Tensor.__truediv__, Tensor.__rdiv__)
+_SUMS = (Tensor.add, Tensor.__add__, Tensor.__radd__)
+_DIFFERENCES = (Tensor.sub, Tensor.__sub__, Tensor.__rsub__)
+_REVERSED = (Tensor.__rdiv__, Tensor.__rsub__)  # called with the right side first
 
 
 class Combination:
@@ -33,9 +39,32 @@ class Combination:
     def __init__(self, terms: Sequence[tuple[Tensor, Weight]]) -> None:
         self.terms = tuple(terms)
 
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: object = None
+    ) -> Any:
+        """Operators whose other side is a tensor, which torch.compile asks for in this way."""
+        if len(args) != 2:
+            return NotImplemented
+        left, right = args
+        if func in _REVERSED and isinstance(left, Tensor):
+            left, right = right, left
+        if func in _PRODUCTS:
+            return left._scaled(right) if isinstance(left, Combination) else right._scaled(left)
+        if func in _QUOTIENTS and isinstance(left, Combination):
+            return left._divided(right)
+        if func in _SUMS:
+            return _of(left)._joined(_of(right))
+        if func in _DIFFERENCES:
+            return _of(left)._joined(_of(right)._scaled(-1.0))
+        return NotImplemented
+
     def __add__(self, other: Combination | Tensor) -> Combination:
+        return self._joined(_of(other))
+
+    def _joined(self, other: Combination) -> Combination:
         joined = list(self.terms)
-        for tensor, weight in _of(other).terms:
+        for tensor, weight in other.terms:
             for k, (mine, own) in enumerate(joined):
                 if mine is tensor:
                     joined[k] = (mine, own + weight)
@@ -56,11 +85,17 @@ class Combination:
         return self * -1.0
 
     def __mul__(self, factor: Weight) -> Combination:
+        return self._scaled(factor)
+
+    def _scaled(self, factor: Weight) -> Combination:
         return Combination([(tensor, weight * factor) for tensor, weight in self.terms])
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: Weight) -> Combination:
+        return self._divided(divisor)
+
+    def _divided(self, divisor: Weight) -> Combination:
         return Combination([(tensor, weight / divisor) for tensor, weight in self.terms])
 
     def detach(self) -> Combination:

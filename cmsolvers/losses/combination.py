@@ -19,12 +19,12 @@ Weight: TypeAlias = "float | Tensor"
 """A number, or a float64 tensor [B]."""
 
 _MOST = 6  # tensors of one fused pass
-
-_PRODUCTS = (Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
-_QUOTIENTS = (Tensor.div, Tensor.true_divide, Tensor.__truediv__, Tensor.__rdiv__)
-_SUMS = (Tensor.add, Tensor.__add__, Tensor.__radd__)
-_DIFFERENCES = (Tensor.sub, Tensor.__sub__, Tensor.__rsub__)
-_REVERSED = (Tensor.__rdiv__, Tensor.__rsub__)  # called with the right side first
+_PLUS = (Tensor.add, Tensor.__add__, Tensor.__radd__)
+_MINUS = (Tensor.sub, Tensor.__sub__, Tensor.__rsub__)
+_TIMES = (Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
+_OVER = (Tensor.div, Tensor.__truediv__, Tensor.__rtruediv__, Tensor.__rdiv__)
+_REVERSED = (Tensor.__rsub__, Tensor.__rtruediv__, Tensor.__rdiv__)
+_OPERATORS = (_PLUS, _MINUS, _TIMES, _OVER)
 
 
 class Combination:
@@ -41,30 +41,27 @@ class Combination:
 
     @classmethod
     def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: object = None
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Operators whose other side is a tensor, which torch.compile asks for in this way."""
-        if len(args) != 2:
+        """+ - * / with a tensor, which torch.compile takes for operations of torch."""
+        if len(args) != 2 or not any(func in few for few in _OPERATORS):
             return NotImplemented
-        left, right = args
-        if func in _REVERSED and isinstance(left, Tensor):
-            left, right = right, left
-        if func in _PRODUCTS:
-            return left._scaled(right) if isinstance(left, Combination) else right._scaled(left)
-        if func in _QUOTIENTS and isinstance(left, Combination):
-            return left._divided(right)
-        if func in _SUMS:
-            return _of(left)._joined(_of(right))
-        if func in _DIFFERENCES:
-            return _of(left)._joined(_of(right)._scaled(-1.0))
-        return NotImplemented
+        first, second = args
+        if func in _REVERSED:
+            first, second = second, first
+        if func in _PLUS:
+            return _of(first).__add__(second)
+        if func in _MINUS:
+            return _of(first).__sub__(second)
+        if func in _OVER:
+            return first.__truediv__(second) if isinstance(first, Combination) else NotImplemented
+        if isinstance(first, Combination):
+            return first.__mul__(second)
+        return second.__mul__(first)
 
     def __add__(self, other: Combination | Tensor) -> Combination:
-        return self._joined(_of(other))
-
-    def _joined(self, other: Combination) -> Combination:
         joined = list(self.terms)
-        for tensor, weight in other.terms:
+        for tensor, weight in _of(other).terms:
             for k, (mine, own) in enumerate(joined):
                 if mine is tensor:
                     joined[k] = (mine, own + weight)
@@ -76,26 +73,20 @@ class Combination:
     __radd__ = __add__
 
     def __sub__(self, other: Combination | Tensor) -> Combination:
-        return self + _of(other) * -1.0
+        return self.__add__(_of(other).__mul__(-1.0))
 
     def __rsub__(self, other: Combination | Tensor) -> Combination:
-        return self * -1.0 + other
+        return self.__mul__(-1.0).__add__(other)
 
     def __neg__(self) -> Combination:
         return self * -1.0
 
     def __mul__(self, factor: Weight) -> Combination:
-        return self._scaled(factor)
-
-    def _scaled(self, factor: Weight) -> Combination:
         return Combination([(tensor, weight * factor) for tensor, weight in self.terms])
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: Weight) -> Combination:
-        return self._divided(divisor)
-
-    def _divided(self, divisor: Weight) -> Combination:
         return Combination([(tensor, weight / divisor) for tensor, weight in self.terms])
 
     def detach(self) -> Combination:
@@ -132,6 +123,16 @@ class Combination:
     def norm(self, c: float = 0.0) -> Tensor:
         """sqrt(|r|^2 + c^2) - c with |r| the norm of each sample, float64 [B]."""
         return self._sum("pseudo_huber", c)
+
+    def dot(self, other: Tensor) -> Tensor:
+        """Inner product with a tensor over the elements of each sample, float64 [B]."""
+        total: Tensor = other.new_zeros(len(other), dtype=torch.float64)
+        for tensor, weight in self.terms:
+            product = (tensor * other).double()
+            total = total + weight * (
+                product.sum(list(range(1, other.ndim))) if other.ndim > 1 else product
+            )
+        return total
 
     @property
     def size(self) -> int:

@@ -19,6 +19,8 @@ from cmsolvers.processes import DDPM
 from cmsolvers.processes.coordinates import FLOW
 from cmsolvers.schedules import karras_sigmas
 
+_END = 1 << 20  # of a schedule of many steps
+
 
 @dataclass(frozen=True)
 class ScheduledPairs:
@@ -111,7 +113,7 @@ class DoublingPairs(ScheduledPairs):
     def levels(self, step: int) -> int:
         """N(k) = min(s0 2^floor(k/K'), s1) + 1."""
         if self.total is None:
-            return doubling_discretization(1, 1, self.s0, self.s1)
+            return doubling_discretization(_END, _END, self.s0, self.s1)
         return doubling_discretization(min(step, self.total), self.total, self.s0, self.s1)
 
     def _of(self, n: int) -> UniformPairs:
@@ -143,7 +145,7 @@ class SquareRootPairs(ScheduledPairs):
     def levels(self, step: int) -> int:
         """N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1."""
         if self.total is None:
-            return cm_discretization(1, 1, self.s0, self.s1)
+            return cm_discretization(_END, _END, self.s0, self.s1)
         return cm_discretization(min(step, self.total), self.total, self.s0, self.s1)
 
     def _of(self, n: int) -> UniformPairs:

@@ -57,7 +57,7 @@ def raw_derivative(
     their gradients; with the student's random numbers. With `through` gradients follow, and it is
     the wrapper that is called.
     """
-    inner = flow_map_of(view)
+    inner = view.form
 
     def raw(state: Tensor, t: Tensor, s: Tensor) -> Tensor:
         if through and view.model is not inner:

@@ -87,9 +87,12 @@ class TruncatedPairs:
         below, y = self._made[u.device]
         k = torch.searchsorted(below, u.contiguous()).clamp(1, _POINTS - 1)
         part = (u - below[k - 1]) / (below[k] - below[k - 1])
-        found = torch.sinh(torch.lerp(y[k - 1], y[k], part))
-        spread = self.scale * math.sqrt(self.freedom)
-        return torch.exp(self.mean + spread * found).clamp(self.start, self.sigma_max)
+        grown = torch.exp(y[k - 1] + part * (y[k] - y[k - 1]))
+        # torch.sinh depends on the place in the batch, in its last bit.
+        spread = 0.5 * self.scale * math.sqrt(self.freedom)
+        return torch.exp(self.mean + spread * (grown - 1.0 / grown)).clamp(
+            self.start, self.sigma_max
+        )
 
     def sample(
         self,

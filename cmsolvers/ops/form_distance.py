@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -12,14 +12,20 @@ from cmsolvers.checks import as_float, choice
 from cmsolvers.ops.arguments import check_rows, check_tensor
 from cmsolvers.ops.binary import C
 from cmsolvers.ops.registration import library
+from cmsolvers.ops.step import tracing
 
 MAX_TERMS = 6
 KINDS = ("square", "abs", "huber", "pseudo_huber")
 SQUARE, ABS, HUBER, PSEUDO_HUBER = range(4)
+_CODES = {kind: code for code, kind in enumerate(KINDS)}
 SMALLEST, LARGEST = 1e-15, 1e15
 """Bounds of c where it is not 0: its square is a normal number of float32."""
 
 Kind: TypeAlias = Literal["square", "abs", "huber", "pseudo_huber"]
+
+FAST: Callable[..., Tensor | None] | None = None if C is None else C.fast_form_distance
+"""fast_form_distance(inputs, weights, kind, c), positional only, the kind as a number: the plain
+case straight into the kernel and autograd; None in every other case."""
 
 library.define("form_distance(Tensor[] inputs, Tensor weights, int kind, float c) -> Tensor")
 library.define(
@@ -62,6 +68,10 @@ def form_distance(
         ValueError: shapes, devices, weights that require a gradient, an unknown kind, c out of
             range.
     """
+    if FAST is not None and not tracing():
+        done = FAST(inputs, weights, _CODES.get(kind), c)
+        if done is not None:
+            return done
     code = KINDS.index(choice("kind", kind, KINDS))
     c = as_float("c", c)
     if c != 0.0 and not SMALLEST <= c <= LARGEST:
@@ -124,17 +134,23 @@ def _root(square: Tensor, c: float) -> Tensor:
     return torch.where(square == 0, 0.0, torch.where(square == 0, 1.0, square).sqrt())
 
 
+def _total(values: Tensor) -> Tensor:
+    """The sum over the elements of each sample, float64 [B]."""
+    wide = values.double()
+    return wide.flatten(1).sum(1) if wide.dim() > 1 else wide
+
+
 def plain_distance(inputs: Sequence[Tensor], weights: Tensor, kind: int, c: float) -> Tensor:
     """The operator in plain torch: differentiable as often as wanted, in both modes."""
     r = residual(inputs, weights)
     if kind == ABS or (kind == HUBER and c == 0.0):
-        return r.abs().double().flatten(1).sum(1)
+        return _total(r.abs())
     if kind == HUBER:
         far = r.abs() > 2.0**60  # its square may not be finite
         near = torch.where(far, 0.0, r)
         small = near * (near / (_root(near * near, c) + c))
-        return torch.where(far, r.abs() - c, small).double().flatten(1).sum(1)
-    square = r.double().square().flatten(1).sum(1)
+        return _total(torch.where(far, r.abs() - c, small))
+    square = _total(r.double().square())
     if kind == SQUARE:
         return square
     root = _root(square, c)
@@ -154,7 +170,7 @@ def plain_backward(
     r = residual(inputs, weights)
     g = grad.double()
     if kind == PSEUDO_HUBER:
-        root = _root(r.double().square().flatten(1).sum(1), c)
+        root = _root(_total(r.double().square()), c)
         g = torch.where(root == 0, 0.0, g / torch.where(root == 0, 1.0, root))
         slope = r
     elif kind == SQUARE:
@@ -252,7 +268,7 @@ def _batched_backward(
     return [g.reshape(size, batch, *g.shape[1:]) for g in grads], [0] * len(grads)
 
 
-if C is None or not hasattr(C, "fast_form_distance"):
+if C is None:
     for _key in ("CompositeExplicitAutograd", "Autograd"):
         library.impl("form_distance", plain_distance, _key)
         library.impl("form_distance_backward", plain_backward, _key)

@@ -15,6 +15,13 @@ from cmsolvers.losses.distributions_consistency import (
     ECTPairs,
     SquareRootPairs,
 )
+from cmsolvers.losses.distributions_trajectory import (
+    GapPairs,
+    LogitNormalQuantile,
+    LogNormalQuantile,
+    RhoPairs,
+    UniformTimes,
+)
 from cmsolvers.losses.evaluation import Evaluation
 from cmsolvers.losses.labels import LabelDropout
 from cmsolvers.losses.level_distributions import (
@@ -29,6 +36,7 @@ from cmsolvers.losses.output import LossOutput
 from cmsolvers.losses.perceptual import Between, lpips_distance
 from cmsolvers.losses.randomness import SameRandomness
 from cmsolvers.losses.recipes import *  # noqa: F403 - their names are those of recipes.__all__
+from cmsolvers.losses.recipes.terminal_velocity import ScaledVelocity
 from cmsolvers.losses.truncated import TruncatedPairs
 from cmsolvers.losses.weights import (
     adaptive,
@@ -52,16 +60,22 @@ __all__ = [
     "DoublingPairs",
     "ECTPairs",
     "Evaluation",
+    "GapPairs",
     "LabelDropout",
     "LogNormal",
     "LogNormalPairs",
+    "LogNormalQuantile",
     "LogitNormal",
     "LogitNormalPairs",
+    "LogitNormalQuantile",
     "LossOutput",
+    "RhoPairs",
     "SameRandomness",
+    "ScaledVelocity",
     "SquareRootPairs",
     "TruncatedPairs",
     "UniformPairs",
+    "UniformTimes",
     "adaptive",
     "cm_discretization",
     "cm_ema_rate",

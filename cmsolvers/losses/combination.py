@@ -90,8 +90,10 @@ class Combination:
         return Combination([(tensor, weight / divisor) for tensor, weight in self.terms])
 
     def detach(self) -> Combination:
-        """The same without gradient."""
-        return Combination([(tensor.detach(), weight) for tensor, weight in self.terms])
+        """The same without gradient; a tensor without one stays itself, and so one term."""
+        return Combination(
+            [(t.detach() if t.requires_grad else t, weight) for t, weight in self.terms]
+        )
 
     def tensor(self) -> Tensor:
         """The sum itself, [B, ...], in the widest dtype of its tensors; differentiable in them."""

@@ -86,11 +86,18 @@ class ModelView:
         self.own: Coordinates = coordinates_of(model)
         self.path: Coordinates = self.own if path is None else path
         self._elsewhere = self.own != self.path
+        self._first = True
 
     def given(self, extra: Mapping[str, object]) -> ModelView:
         """The same network with some keyword arguments replaced or added."""
         other = copy(self)
         other.extra = {**self.extra, **extra}
+        return other
+
+    def again(self) -> ModelView:
+        """The same network for a further pass with gradient, on the random numbers of the first."""
+        other = copy(self)
+        other._first = False
         return other
 
     @property
@@ -110,6 +117,10 @@ class ModelView:
     @contextmanager
     def passing(self) -> Iterator[None]:
         """The block of one of its passes."""
+        if self._gradient and not self._first:
+            with self._same.replay(), same_statistics(self.model):
+                yield
+            return
         if self._gradient:
             with self._same.record():
                 yield
@@ -141,6 +152,23 @@ class ModelView:
         """F of a flow map at a state."""
         with self.passing():
             return self._raw(at, end)
+
+    def raw_of_state(self, at: State, end: Tensor) -> Tensor:
+        """F of a flow map with gradient by the state alone: parameters count as constants.
+
+        Of a network that is no module nothing is known: it is called as it is.
+        """
+        inner = self.inner
+        if not isinstance(inner, FlowMap):
+            raise ValueError(
+                f"{self.name} must be a flow map, such as TrajectoryFunction(net); "
+                f"got {type(inner).__name__}"
+            )
+        held = {name: p.detach() for name, p in inner.named_parameters()}
+        told = {"output": RAW, **self.extra}
+        with self._same.replay(), same_statistics(self.model):
+            made: Tensor = torch.func.functional_call(inner, held, (at.x, at.level, end), told)
+        return made
 
     def __call__(self, at: State, end: Tensor | float = 0.0) -> Combination:
         """f_{level -> end}, [B, ...].

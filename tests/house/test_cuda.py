@@ -519,12 +519,14 @@ class TestStreams:
             if facts.space == "sigma" and not facts.adaptive and name != "consistency_sample"
         ]
         assert len(samplers) > 15
+        trig = denoisers.TrigFlowMap(lambda x, t, s: x * (t - s)[:, None].cos(), second="end")
         sigmas = cmsolvers.karras_sigmas(5)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
             for sampler in samplers:
                 sampler(denoiser, x, sigmas, seed=1)
+            cmsolvers.flow_map_sample(trig, x, [1.5, 0.8, 0.2, 0.0], gamma=0.5, seed=1)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -559,6 +561,17 @@ class TestStreams:
             got = captured(x, seed=seed, extra_args={"label": label})
             assert_same_bits(got, expected)
         assert captured.graph is not None
+
+    @pytest.mark.parametrize("second", [None, "end", "length"])
+    def test_captured_flow_maps_are_flow_maps(self, second):
+        layer = torch.nn.Linear(100, 100).cuda()
+        f = denoisers.TrigFlowMap(lambda x, *t: layer(x) * t[-1][:, None].cos(), second=second)
+        x, times = 0.5 * noise.normal((4, 100), 3, device="cuda"), [1.5, 0.8, 0.2, 0.0]
+        run = cmsolvers.capture(cmsolvers.flow_map_sample, f, torch.zeros_like(x), times, gamma=1.0)
+        for seed in (7, torch.tensor([5, 2, 9, 11], device="cuda")):
+            expected = cmsolvers.flow_map_sample(f, x, times, gamma=1.0, seed=seed)
+            assert_same_bits(run(x, seed=seed), expected)
+        assert run.graph is not None
 
     @pytest.mark.parametrize("name", ["euler_maruyama", "stochastic_heun", "sra1", "milstein"])
     def test_captured_solvers_in_time_are_the_solvers(self, name):

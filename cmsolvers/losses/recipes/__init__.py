@@ -13,6 +13,9 @@ from cmsolvers.losses.recipes.continuous_consistency import (
 from cmsolvers.losses.recipes.diffusion import dsm, flow_matching
 from cmsolvers.losses.recipes.latent_consistency import lcm
 from cmsolvers.losses.recipes.multistep import mcd
+from cmsolvers.losses.recipes.self_distillation import lsd, psd
+from cmsolvers.losses.recipes.terminal_velocity import tvm
+from cmsolvers.losses.recipes.trajectory import ctm
 from cmsolvers.losses.recipes.tuning import ect, tcm
 
 __all__ = [
@@ -22,15 +25,19 @@ __all__ = [
     "continuous_cd",
     "continuous_ct",
     "ct",
+    "ctm",
     "dsm",
     "ect",
     "flow_matching",
     "ict",
     "lcm",
+    "lsd",
     "mcd",
     "meanflow",
+    "psd",
     "rcm",
     "scd",
     "sct",
     "tcm",
+    "tvm",
 ]

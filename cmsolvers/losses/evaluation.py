@@ -39,6 +39,7 @@ class Evaluation:
         target: the argument `target` without gradient; `frozen` where it was None.
         diagnostics: numbers and tensors to return beside the loss.
         progress: step / total in [0, 1], for schedules; 1 where no total was given.
+        dropped: which labels `label_dropout` replaced, bool [B]; None without it.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Evaluation:
         self.t = self.s = torch.empty(0)
         self.diagnostics: dict[str, Any] = {}
         self.progress = 1.0
+        self.dropped: Tensor | None = None
 
     @property
     def teacher(self) -> ModelView:

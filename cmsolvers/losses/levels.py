@@ -23,6 +23,8 @@ class Times(Protocol):
 
     Its attribute `coordinates` (Karras ones where it has none) says what its levels are; they are
     carried over to those of the model. It uses elements 0 to 7 of stream 4 of the noise contract.
+    One that changes in training has a method `at(progress)`, which gives the distribution at
+    progress = step / total of the loss.
     """
 
     def sample(
@@ -49,6 +51,9 @@ def levels_of(
         high = terms.levels("levels", t, at.x0)
         low = high if t is s else terms.levels("levels", s, at.x0, zero=True)
         return _checked(at.path, high, low, pair)
+    scheduled = getattr(times, "at", None)
+    if callable(scheduled):
+        times = scheduled(at.progress)
     drawn = times.sample(len(at.x0), at.key, draw=at.draw, device=at.x0.device)
     both = drawn if isinstance(drawn, tuple) else (drawn, drawn)
     theirs: Coordinates = getattr(times, "coordinates", KARRAS)

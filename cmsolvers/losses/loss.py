@@ -158,9 +158,8 @@ def loss(
             )
             same_path(at)
             if label_dropout is not None:
-                at.diagnostics["labels_dropped"] = label_dropout.dropped(
-                    at.extra, at.label_uniform()
-                ).sum()
+                at.dropped = label_dropout.dropped(at.extra, at.label_uniform())
+                at.diagnostics["labels_dropped"] = at.dropped.sum()
             if recipe.scheduled:
                 at.progress = progress(options.get("total", own["total"].default), step)
             at.t, at.s = levels_of(at, times, levels, pair)

@@ -180,7 +180,8 @@ def _discrete(
     rest = at.frozen.raw(at.moved(x, between, v), at.s)
     aim = of(v) * share + of(rest) * (1.0 - share)
     if clip is not None:
-        bound = torch.where(apart, clip, math.inf).to(v.dtype).reshape(-1, *[1] * (v.ndim - 1))
+        limit = torch.where(apart, torch.full_like(at.t, clip), math.inf)
+        bound = limit.to(v.dtype).reshape(-1, *[1] * (v.ndim - 1))
         made = aim.tensor()
         aim = of(torch.minimum(torch.maximum(made, -bound), bound))
     return adaptive(square(at.student.raw(x, at.s) - aim), p, eps) * share ** (2.0 * p - 1.0)

@@ -201,8 +201,10 @@ def progress(total: int | None, step: int | Tensor) -> Any:
     """step / total, at most 1; 1 without a total: where the schedule ends."""
     if total is None:
         return 1.0
-    share = step / check.count("total", total)
-    return share.clamp(max=1.0) if isinstance(share, Tensor) else min(1.0, share)
+    count = check.count("total", total)
+    if isinstance(step, Tensor):
+        return (step.double() / count).clamp(max=1.0)
+    return min(1.0, step / count)
 
 
 def in_evaluation(name: str, model: object) -> None:

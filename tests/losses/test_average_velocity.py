@@ -78,7 +78,9 @@ def test_a_finite_difference_is_close_to_the_derivative() -> None:
     net, x0, (t, s) = VelocityNet(), batch(), pairs()
     model = AverageVelocity(net)
     exact = meanflow(model, x0, key=KEY, step=0, levels=(t, s), p=0.0)
-    close = meanflow(model, x0, key=KEY, step=0, levels=(t, s), p=0.0, derivative="finite_difference")
+    close = meanflow(
+        model, x0, key=KEY, step=0, levels=(t, s), p=0.0, derivative="finite_difference"
+    )
     gap = (close.per_sample - exact.per_sample).abs() / exact.per_sample
     assert 0.0 < float(gap.max()) < 1e-6
     assert "derivative_error" in close.diagnostics
@@ -146,7 +148,13 @@ def test_guidance_of_scale_one_is_none() -> None:
     model, given = AverageVelocity(net), {"label": labels(x0)}
     plain = meanflow(model, x0, key=KEY, step=0, levels=(t, s), extra_args=given)
     guided = meanflow(
-        model, x0, key=KEY, step=0, levels=(t, s), extra_args=given, guidance=Guidance("label", NULL)
+        model,
+        x0,
+        key=KEY,
+        step=0,
+        levels=(t, s),
+        extra_args=given,
+        guidance=Guidance("label", NULL),
     )
     torch.testing.assert_close(guided.per_sample, plain.per_sample, rtol=1e-11, atol=1e-12)
 
@@ -268,7 +276,7 @@ def test_imf_guidance_is_an_input() -> None:
 def test_scales_have_the_density_of_a_power(power: float) -> None:
     u = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
     omega = GuidanceInputs("label", NULL, largest=8.0, power=power).scales(u)
-    assert 1.0 <= float(omega.min()) and float(omega.max()) <= 8.0
+    assert float(omega.min()) >= 1.0 and float(omega.max()) <= 8.0
     # The mean of omega^power under a density omega^-power is 7 / its integral.
     integral = {0.0: 7.0, 1.0: float(torch.tensor(8.0).log()), 2.0: 1 - 1 / 8}[power]
     assert float((omega**power).mean()) == pytest.approx(7.0 / integral, rel=1e-3)

@@ -16,6 +16,7 @@ from cmsolvers.losses.level_distributions import LogitNormalPairs
 from cmsolvers.losses.recipes.average_velocity import meanflow
 from cmsolvers.losses.recipes.diffusion import flow_matching
 from cmsolvers.losses.recipes.discrete_velocity import (
+    ALPHA_FLOW,
     SOFLOW,
     ExponentialSchedule,
     SigmoidSchedule,
@@ -126,6 +127,9 @@ def test_alpha_falls_on_schedule() -> None:
     for progress in (0.0, 0.33, 0.47, 0.6, 1.0):
         tensor = schedule(torch.tensor(progress, dtype=torch.float64))
         assert float(tensor) == pytest.approx(schedule(progress), rel=1e-12, abs=1e-15)
+    for setting in ALPHA_FLOW.values():
+        found = alpha_flow(AverageVelocity(VelocityNet()), batch(), key=KEY, step=0, **setting)
+        assert found.diagnostics["alpha"] == 0.0
     with pytest.raises(ValueError, match="start must be below end"):
         SigmoidSchedule(1.0, 0.5)
     model, x0 = AverageVelocity(VelocityNet()), batch()
@@ -237,7 +241,9 @@ def test_soflow_guidance() -> None:
 def test_short_steps_are_the_derivative_at_rate_one(kind: str) -> None:
     """q -> d/dt f, whose loss with p = 0 is MeanFlow's up to the weight rho of a sample."""
     net, x0, (t, s) = VelocityNet(), batch(), pairs(equal=0)
-    model: Any = AverageVelocity(net) if kind == "average velocity" else TrigFlowMap(net, second="end")
+    model: Any = (
+        AverageVelocity(net) if kind == "average velocity" else TrigFlowMap(net, second="end")
+    )
     if kind == "trigflow":
         t, s = t * 1.5, s * 1.5
     options: dict[str, Any] = {"key": KEY, "step": 0, "p": 0.0, "square": square_sum}
@@ -262,6 +268,30 @@ def test_soflow_settings_and_schedule() -> None:
     images = soflow(model, x0, key=KEY, step=0, total=1000, **SOFLOW["imagenet"])
     share = float((images.levels[0] == images.levels[1]).double().mean())
     assert share == pytest.approx(0.75, abs=0.04)
+
+
+class Masked(torch.nn.Module):
+    """A network of dropout alone: u = w at kept elements, over the share that is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.full((3,), 0.3, dtype=torch.float64))
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(self.w + 0.0 * x, 0.5, self.training)
+
+
+@pytest.mark.parametrize("recipe", [alpha_flow, soflow])
+def test_both_passes_have_the_same_dropout_mask(recipe: Any) -> None:
+    """Then the residual is u - v times a number; with another mask other values come up."""
+    model, x0, (t, s) = AverageVelocity(Masked()), batch(), pairs(equal=0)
+    options: dict[str, Any] = {"alpha": 0.5} if recipe is alpha_flow else {"ratio": 0.5}
+    found = recipe(model, x0, key=KEY, step=0, levels=(t, s), p=0.0, square=square_sum, **options)
+    v = z_of(x0) - x0
+    scaled = found.per_sample * 2  # alpha^(-1) alpha^2, and rho: 1/2
+    masks = torch.cartesian_prod(*[torch.tensor([0.0, 2.0]).double()] * 3)
+    possible = ((masks[None] * 0.3 - v[:, None]) ** 2).sum(2)
+    assert float((possible - scaled[:, None]).abs().amin(1).max()) < 1e-10
 
 
 @pytest.mark.parametrize("size", [0, 1])

@@ -68,9 +68,9 @@ def extras(x0: Tensor, count: int, step: int = 0, key: int = KEY) -> Tensor:
 
 
 def pairs(size: int = 32, seed: int = 5, equal: int = 4) -> tuple[Tensor, Tensor]:
-    """Times t >= s in flow coordinates; every `equal`-th pair has s = t, the first has t = 1, s = 0.
+    """Times t >= s in flow coordinates, the first t = 1 and s = 0.
 
-    `equal` 0 has no such pair.
+    Every `equal`-th pair has s = t; with 0 there is no such pair.
     """
     u = noise.uniform((size, 2), seed, stream=noise.OTHER, dtype=F64)
     t, s = u.amax(1), u.amin(1)

@@ -86,6 +86,16 @@ class ExponentialSchedule:
         return self.first * (self.last / self.first) ** progress
 
 
+ALPHA_FLOW: dict[str, dict[str, Any]] = {
+    "b2": {"alpha": SigmoidSchedule(0.0, 1.0), "times": LogitNormalPairs(equal=0.5)},
+    "xl2": {
+        "alpha": SigmoidSchedule(0.5, 5.0 / 6.0),
+        "times": LogitNormalPairs(equal=0.5),
+        "clip": 4.0,
+    },
+}
+"""Published settings of `alpha_flow` for ImageNet: small models without guidance, large ones with."""
+
 SOFLOW: dict[str, dict[str, Any]] = {
     "imagenet": {
         "times": LogitNormalPairs(equal=0.75),
@@ -122,6 +132,7 @@ def alpha_flow(
     clip: float | None = None,
     guidance: Guidance | None = None,
     derivative: str = "jvp",
+    full_precision: bool = True,
     smallest: float = 5e-3,
 ) -> Tensor:
     """alpha-Flow: |u - sg(alpha v + (1 - alpha) u(x - h v, t - h, s))|^2, h = alpha (t - s).
@@ -143,6 +154,7 @@ def alpha_flow(
             runs; None is none.
         guidance: a `Guidance` in the velocity, with `label_dropout`; None is none.
         derivative: "jvp" or "finite_difference", for alpha below `smallest`.
+        full_precision: whether the derivative's pass runs outside of autocast.
         smallest: alpha below it is 0.
     """
     average_velocity_of(at.student)
@@ -154,11 +166,12 @@ def alpha_flow(
     at.diagnostics["alpha"] = now
     (x,) = at.states(at.t, velocity=True)
     v = learned_velocity(at, x, guidance)
-    if not isinstance(now, Tensor):
-        if now < smallest:
-            return adaptive(square(eulerian(at, x, at.s, v, derivative=derivative)), p, eps)
+    if not isinstance(now, Tensor) and now >= smallest:
         return _discrete(at, x, v, now, p, eps, square, clip)
-    exact = adaptive(square(eulerian(at, x, at.s, v, derivative=derivative)), p, eps)
+    residual = eulerian(at, x, at.s, v, derivative=derivative, full_precision=full_precision)
+    exact = adaptive(square(residual), p, eps)
+    if not isinstance(now, Tensor):
+        return exact
     found = _discrete(at, x, v, now.double().clamp_min(smallest), p, eps, square, clip)
     return torch.where(now < smallest, exact, found)
 

@@ -1,4 +1,4 @@
-"""The command line: `cmsolvers demo | train | sample | evaluate | precision | solvers | info`."""
+"""The command line: `cmsolvers demo | train | sample | evaluate | precision | solvers | losses | info`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cmsolvers.cli import (
     demo_command,
     evaluate_command,
     info_command,
+    losses_command,
     precision_command,
     sample_command,
     solvers_command,
@@ -23,6 +24,7 @@ COMMANDS = (
     evaluate_command.COMMAND,
     precision_command.COMMAND,
     solvers_command.COMMAND,
+    losses_command.COMMAND,
     info_command.COMMAND,
 )
 

@@ -20,7 +20,7 @@ def without_bad_rows(x0: Tensor, bad_rows: str) -> tuple[Tensor, Tensor | None]:
     """
     if bad_rows != "zero":
         return x0, None
-    unfit = ~x0.isfinite().reshape(len(x0), -1).all(1)
+    unfit = ~x0.isfinite().flatten(1).all(1) if x0.ndim > 1 else ~x0.isfinite()
     return torch.where(unfit.reshape(-1, *[1] * (x0.ndim - 1)), 0.0, x0).to(x0.dtype), unfit
 
 
@@ -39,7 +39,8 @@ def judged(
         diagnostics["bad_rows"] = gone.sum()
         return torch.where(gone, 0.0, per_sample)
     if bad_rows == "raise" and per_sample.device.type == "cpu" and can_be_read(per_sample):
-        fine = per_sample.detach().isfinite()
+        per_sample, followed = per_sample.detach(), per_sample
+        fine = per_sample.isfinite()
         if not bool(fine.all()):
             rows = (~fine).nonzero()[:, 0].tolist()
             raise FloatingPointError(
@@ -48,4 +49,5 @@ def judged(
                 + (f" and {len(rows) - 1} more" if len(rows) > 1 else "")
                 + ' (bad_rows="zero" leaves such samples out)'
             )
+        return followed
     return per_sample

@@ -1,4 +1,4 @@
-"""The command line: `cmsolvers demo | train | sample | evaluate | precision | solvers | losses | info`."""
+"""The command line: `cmsolvers demo | train | sample | evaluate | ... | info`."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.losses.level_distributions import LogitNormalPairs, uniforms
+from cmsolvers.losses.step_tables import step_of
 from cmsolvers.processes.coordinates import FLOW, KARRAS
 
 
@@ -122,14 +123,15 @@ class AnglePairs:
     """Neighbours of a grid of `steps` equal steps in the angle arctan(sigma / alpha).
 
     The grid of the cosine schedule: t_i = i / steps of pi / 2, s = t_{i - 1}. With `last` below
-    `steps` the number halves as training goes on, from `steps` to `last`, in equal shares of the
-    loss's `total`.
+    `steps` the number halves as training goes on, from `steps` to `last`, in equal shares of
+    `total` training steps.
 
     Args:
         steps: of the student, at the start.
         last: at the end, `steps` over a power of 2; None is `steps`.
-        sigma_max: the largest ratio sigma / alpha; finite for models in Karras coordinates.
-        progress: step / total, which `at` sets.
+        total: training steps in all; needed where `last` is below `steps`.
+        sigma_max: the largest ratio sigma / alpha, e^10 in the paper's code; infinite is pure
+            noise, for models that are not in Karras coordinates.
 
     Raises:
         ValueError: numbers that are not positive, a `last` that halving does not reach.
@@ -140,8 +142,8 @@ class AnglePairs:
 
     steps: int = 4
     last: int | None = None
-    sigma_max: float = math.inf
-    progress: float | Tensor = 0.0
+    total: int | None = None
+    sigma_max: float = math.exp(10.0)
     coordinates = KARRAS
 
     def __post_init__(self) -> None:
@@ -150,6 +152,10 @@ class AnglePairs:
             raise ValueError(
                 f"last must be steps over a power of 2; got {self.last} for {self.steps} steps"
             )
+        if self.halvings > 0 and self.total is None:
+            raise ValueError("total must be given where the number of steps halves; got None")
+        if self.total is not None:
+            check.count("total", self.total)
         if self.sigma_max != math.inf:
             check.positive("sigma_max", self.sigma_max)
 
@@ -159,18 +165,15 @@ class AnglePairs:
         last = self.steps if self.last is None else min(self.last, self.steps)
         return (self.steps // last).bit_length() - 1
 
-    @property
-    def now(self) -> float | Tensor:
-        """The number of steps at `progress`, a tensor [] where that is one."""
-        if isinstance(self.progress, Tensor):
-            done = (self.progress * (self.halvings + 1)).floor().clamp(max=self.halvings)
-            fewer: Tensor = self.steps * torch.exp2(-done.double())
+    def steps_at(self, step: int | Tensor) -> float | Tensor:
+        """The student's number of steps at a training step; a tensor for a tensor."""
+        if self.total is None:
+            return float(self.steps)
+        if isinstance(step, Tensor):
+            done = (step * (self.halvings + 1)).div(self.total, rounding_mode="floor")
+            fewer: Tensor = self.steps * torch.exp2(-done.clamp(max=self.halvings).double())
             return fewer
-        return float(self.steps >> min(int(self.progress * (self.halvings + 1)), self.halvings))
-
-    def at(self, progress: float | Tensor) -> AnglePairs:
-        """The grid at progress = step / total in [0, 1]; 1 is the last one."""
-        return replace(self, progress=progress)
+        return float(self.steps >> min(step * (self.halvings + 1) // self.total, self.halvings))
 
     def sample(
         self,
@@ -181,7 +184,8 @@ class AnglePairs:
         device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Ratios (t, s) of sigma to alpha, float64 [batch] each, on a device as in `LogNormal`."""
-        u, steps = uniforms(batch, 1, seed, draw, device)[:, 0], self.now
+        u = uniforms(batch, 1, seed, draw, device)[:, 0]
+        steps = self.steps_at(step_of(seed, draw))
         index, largest = torch.ceil(u * steps), math.atan(self.sigma_max)
         return (
             torch.tan(index / steps * largest),

@@ -1,10 +1,8 @@
-"""Data made of noise by a model's own ODE, and a model's answer at states of other coordinates."""
+"""Where a model's own ODE leads: data made of noise, and the prediction of two steps in one."""
 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,28 +11,9 @@ from cmsolvers import checks as check
 from cmsolvers.losses.combination import Combination, of
 from cmsolvers.losses.models import ModelView
 from cmsolvers.losses.states import State
+from cmsolvers.losses.teacher_steps import TeacherStep, stepped
 from cmsolvers.processes.coordinates import Coordinates
-from cmsolvers.processes.elementary import broadcastable
 from cmsolvers.schedules import karras_sigmas
-
-Method: TypeAlias = Literal["euler", "heun"]
-
-
-def carried(x: State, path: Coordinates, to: Coordinates) -> State:
-    """A state in other coordinates, at the same ratio of noise to data.
-
-    It has no data at all where alpha is 0, and no finite place in Karras coordinates then.
-    """
-    if path == to:
-        return State(x.x, x.level)
-    level = to.level(path.ratio(x.level))
-    factor = to.alpha(level) / path.alpha(x.level)
-    return State((x.x * broadcastable(factor, x.x)).to(x.x.dtype), level)
-
-
-def clean_by(view: ModelView, x: State, path: Coordinates) -> Combination:
-    """D of a model in any coordinates at a state of `path`, [B, ...]."""
-    return view.clean(carried(x, path, view.path))
 
 
 def times_to_data(path: Coordinates, steps: int) -> list[float]:
@@ -53,30 +32,28 @@ def times_to_data(path: Coordinates, steps: int) -> list[float]:
     return [top * (1.0 - k / count) for k in range(count)] + [0.0]
 
 
-def generated(view: ModelView, z: Tensor, steps: int, method: Method = "heun") -> Tensor:
+def generated(view: ModelView, z: Tensor, steps: int, solver: str | TeacherStep = "heun") -> Tensor:
     """Data [B, ...] that a model's probability-flow ODE makes of unit noise, without gradient.
 
+    It runs in the model's own coordinates.
+
     Args:
-        view: the model, in its own coordinates.
+        view: the model.
         z: unit normals [B, ...].
         steps: of the ODE.
-        method: "euler" (one call per step) or "heun" (two, one in the last step).
+        solver: "heun", "euler" or a `TeacherStep`; the last step, to clean data, is Euler's for
+            "heun".
 
     Raises:
-        TypeError, ValueError: steps is no positive int, an unknown method.
+        TypeError, ValueError: steps is no positive int, an unknown solver.
     """
-    check.choice("method", method, ("euler", "heun"))
-    levels = times_to_data(view.path, steps)
-    x = (z * view.path.sigma(levels[0])).to(z.dtype)
-    for t, s in pairwise(levels):
-        here = State(x, _full(t, z))
-        slope = view.velocity(here).detach()
-        moved = of(x) + slope * (s - t)
-        if method == "heun" and s > 0.0:
-            there = State(moved.tensor().to(z.dtype), _full(s, z))
-            moved = of(x) + (slope + view.velocity(there).detach()) * ((s - t) / 2.0)
-        x = moved.tensor().to(z.dtype)
-    return x
+    own = view.at_home()
+    levels = times_to_data(own.path, steps)
+    x = State((z * own.path.sigma(levels[0])).to(z.dtype), _full(levels[0], z))
+    for level in levels[1:]:
+        step = "euler" if solver == "heun" and level == 0.0 else solver
+        x = stepped(step, own, x, _full(level, z))
+    return x.x
 
 
 def ddim_clean(
@@ -87,15 +64,15 @@ def ddim_clean(
     Both steps are x_u = alpha_u D + sigma_u / sigma_t (x - alpha_t D).
 
     Args:
-        view: the model, in any coordinates.
+        view: the model.
         x: a state of `path` at t.
         between: the level of the first step's end, float64 [B].
         end: of the second's, below `between`.
         path: coordinates of the state and the levels.
     """
-    first = _ddim(path, x, clean_by(view, x, path).detach(), between)
+    first = _ddim(path, x, view.clean(x).detach(), between)
     middle = State(first.tensor().to(x.x.dtype), between)
-    last = _ddim(path, middle, clean_by(view, middle, path).detach(), end)
+    last = _ddim(path, middle, view.clean(middle).detach(), end)
     kept = path.sigma(end) / path.sigma(x.level)
     return (last - of(x.x) * kept) / (path.alpha(end) - kept * path.alpha(x.level))
 

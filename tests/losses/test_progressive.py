@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,12 @@ def test_the_students_step_ends_where_two_steps_of_an_exact_teacher_do() -> None
 def test_pure_noise_is_a_level() -> None:
     model = of_kind("flow", 0)
     found = progressive_distillation(
-        model, batch(), key=KEY, step=0, teacher=of_kind("flow", 1), times=AnglePairs(1)
+        model,
+        batch(),
+        key=KEY,
+        step=0,
+        teacher=of_kind("flow", 1),
+        times=AnglePairs(1, sigma_max=math.inf),
     )
     t, s = found.levels
     assert bool((1.0 - t < 1e-15).all()) and bool((s == 0.0).all())
@@ -193,24 +199,23 @@ def test_pure_noise_is_a_level() -> None:
 
 
 def test_the_number_of_steps_halves() -> None:
-    times = AnglePairs(64, last=1)
-    seen = [times.at(k / 700).now for k in range(0, 701, 100)]
-    assert seen == [64, 32, 16, 8, 4, 2, 1, 1]
+    times = AnglePairs(64, last=1, total=700, sigma_max=math.inf)
+    seen = [times.steps_at(step) for step in range(0, 801, 100)]
+    assert seen == [64, 32, 16, 8, 4, 2, 1, 1, 1]
     model, teacher = of_kind("flow", 0), of_kind("flow", 1)
-    options: dict[str, Any] = {"teacher": teacher, "times": times, "total": 700}
-    for step in (150, 350, 699):
-        plain = progressive_distillation(model, batch(), key=KEY, step=step, **options)
-        angle = torch.atan(plain.levels[0] / (1 - plain.levels[0])) / (torch.pi / 2)
-        place = angle * times.at(step / 700).now
-        torch.testing.assert_close(place, place.round(), rtol=0.0, atol=1e-9)
-        device = progressive_distillation(
-            model, batch(), key=KEY, step=torch.tensor([step]), **options
-        )
-        angle = torch.atan(device.levels[0] / (1 - device.levels[0])) / (torch.pi / 2)
-        place = angle * times.at(step / 700).now
-        torch.testing.assert_close(place, place.round(), rtol=0.0, atol=1e-9)
+    for step in (0, 99, 100, 350, 699):
+        assert float(times.steps_at(torch.tensor([step]))) == times.steps_at(step)
+        for given in (step, torch.tensor([step])):
+            found = progressive_distillation(
+                model, batch(), key=KEY, step=given, teacher=teacher, times=times
+            )
+            angle = torch.atan(found.levels[0] / (1 - found.levels[0])) / (torch.pi / 2)
+            place = angle * times.steps_at(step)
+            torch.testing.assert_close(place, place.round(), rtol=0.0, atol=1e-9)
     with pytest.raises(ValueError, match="last must be steps over a power of 2"):
         AnglePairs(64, last=3)
+    with pytest.raises(ValueError, match="total must be given"):
+        AnglePairs(64, last=2)
 
 
 # --- shortcut ------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def test_the_teacher_makes_the_pair(method: str) -> None:
         levels=t,
         teacher=AverageVelocity(old),
         steps=4,
-        method=method,
+        solver=method,
     )
     z = z_of(x0, 3)
     y = z
@@ -161,10 +161,10 @@ def test_reflow_vanishes_at_straight_paths_at_the_order_of_the_ode(method: str, 
     steps, errors = [8, 16, 32, 64, 128], []
     for n in steps:
         options: dict[str, Any] = {"key": KEY, "step": 0, "teacher": teacher, "steps": n}
-        found = reflow(AverageVelocity(Straight()), x0, method=method, **options)
+        found = reflow(AverageVelocity(Straight()), x0, solver=method, **options)
         errors.append(found.loss.item() ** 0.5)
     assert slope(steps, errors) == pytest.approx(-order, abs=0.15)
-    wrong = reflow(teacher, x0, method=method, **options)
+    wrong = reflow(teacher, x0, solver=method, **options)
     assert wrong.loss.item() ** 0.5 > 20 * errors[-1]
 
 
@@ -199,9 +199,9 @@ def test_reflow_refuses_what_makes_no_pair() -> None:
         reflow(model, x0, key=KEY, step=0, noise=x0, teacher=AverageVelocity(VelocityNet()))
     with pytest.raises(ValueError, match="noise must be like x0"):
         reflow(model, x0, key=KEY, step=0, noise=x0[:3])
-    with pytest.raises(ValueError, match="method"):
+    with pytest.raises(ValueError, match="solver must be"):
         reflow(
-            model, x0, key=KEY, step=0, teacher=AverageVelocity(VelocityNet()), method="midpoint"
+            model, x0, key=KEY, step=0, teacher=AverageVelocity(VelocityNet()), solver="midpoint"
         )
 
 

@@ -1,7 +1,31 @@
 """Every published loss: a formula over a flow map's identities, with its citation and defaults."""
 
-from cmsolvers.losses.recipes.average_velocity import meanflow
-from cmsolvers.losses.recipes.consistency import ict
+from cmsolvers.losses.recipes.average_velocity import imf, meanflow
+from cmsolvers.losses.recipes.consistency import cd, ct, ict
 from cmsolvers.losses.recipes.diffusion import dsm, flow_matching
+from cmsolvers.losses.recipes.discrete_velocity import alpha_flow, soflow
+from cmsolvers.losses.recipes.latent_consistency import lcm
+from cmsolvers.losses.recipes.multistep import mcd
+from cmsolvers.losses.recipes.progressive import progressive_distillation
+from cmsolvers.losses.recipes.reflow import reflow
+from cmsolvers.losses.recipes.shortcut import shortcut
+from cmsolvers.losses.recipes.tuning import ect, tcm
 
-__all__ = ["dsm", "flow_matching", "ict", "meanflow"]
+__all__ = [
+    "alpha_flow",
+    "cd",
+    "ct",
+    "dsm",
+    "ect",
+    "flow_matching",
+    "ict",
+    "imf",
+    "lcm",
+    "mcd",
+    "meanflow",
+    "progressive_distillation",
+    "reflow",
+    "shortcut",
+    "soflow",
+    "tcm",
+]

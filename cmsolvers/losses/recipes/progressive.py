@@ -74,7 +74,7 @@ def halfway_rho(rho: float = 7.0) -> Halfway:
     source="Salimans & Ho, 'Progressive Distillation for Fast Sampling of Diffusion Models' "
     "(2022), algorithm 2, eq. 9 and 10",
     times=AnglePairs(4),
-    coordinates="trigflow",
+    coordinates="flow",
     model="denoiser",
     teacher="required",
     pair=True,
@@ -84,25 +84,23 @@ def progressive_distillation(
     *,
     weight: LevelWeight = truncated_snr,
     halfway: Halfway = halfway_angle,
-    total: int | None = None,
 ) -> Tensor:
     """Progressive distillation: w |D(x, t) - D*|^2, a mean over elements.
 
     D* is the prediction with which one DDIM step from t to s ends where the teacher's two steps
     end, over the level halfway between; x_0 for s = 0. Afterwards the student is the next teacher
     and the number of steps halves: `times=AnglePairs(steps)` with an explicit number, or
-    `times=AnglePairs(1024, last=1)` with `total`, where the caller exchanges the teacher at every
-    halving (`times.at(step / total).now` is the student's number of steps).
+    `times=AnglePairs(1024, last=1, total=...)`, where the caller exchanges the teacher at every
+    halving (`times.steps_at(step)` is the student's number of steps).
 
-    Levels may reach pure noise in flow and TrigFlow coordinates, for a teacher in the same ones.
+    Levels may reach pure noise in flow and TrigFlow coordinates, for a teacher in the same ones:
+    `AnglePairs(steps, sigma_max=math.inf)`.
 
     Args:
         weight: w of the ratio sigma / alpha, float64 [B]: `truncated_snr`, `snr_plus_one` (the
             error in v of a VP path), `flow_velocity` (that of a flow).
         halfway: the level between: `halfway_angle`, `halfway_level` or `halfway_rho(7)`; what
             halves the steps of `times`.
-        total: training steps over which the number of steps of `times` halves to its last; None is
-            the last one.
     """
     (x,) = at.states(at.t)
     between = halfway(at.path, at.t, at.s)

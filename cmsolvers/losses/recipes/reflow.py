@@ -10,7 +10,8 @@ from cmsolvers.losses.evaluation import Evaluation
 from cmsolvers.losses.flow_times import Uniform
 from cmsolvers.losses.loss import loss
 from cmsolvers.losses.states import State
-from cmsolvers.losses.trajectories import Method, generated
+from cmsolvers.losses.teacher_steps import TeacherStep
+from cmsolvers.losses.trajectories import generated
 from cmsolvers.losses.weights import LevelWeight, Norm, mean_square
 
 
@@ -29,7 +30,7 @@ def reflow(
     *,
     noise: Tensor | None = None,
     steps: int = 25,
-    method: Method = "heun",
+    solver: str | TeacherStep = "heun",
     weight: LevelWeight | None = None,
     distance: Norm = mean_square,
 ) -> Tensor:
@@ -45,17 +46,17 @@ def reflow(
     Args:
         noise: z of each sample, unit normals [B, ...] like x0.
         steps: of the teacher's ODE: equal in t, Karras's from 80 to 0.002 in Karras coordinates.
-        method: "heun" or "euler".
+        solver: "heun", "euler" or a `TeacherStep`; the last step of "heun" is Euler's.
         weight: w(t), float64 [B]; None is 1.
         distance: of the velocity's residual per sample.
     """
-    x = paired(at, noise, steps, method)
+    x = paired(at, noise, steps, solver)
     assert x.velocity is not None
     value = distance(at.student.velocity(x) - x.velocity)
     return value if weight is None else value * weight(at.t)
 
 
-def paired(at: Evaluation, noise: Tensor | None, steps: int, method: Method) -> State:
+def paired(at: Evaluation, noise: Tensor | None, steps: int, solver: str | TeacherStep) -> State:
     """The state at t of a given pair, or of the teacher's, with the pair's velocity.
 
     Raises:
@@ -65,7 +66,7 @@ def paired(at: Evaluation, noise: Tensor | None, steps: int, method: Method) -> 
         both = "both" if at.has_teacher else "neither"
         raise ValueError(f"either noise or a teacher must be given to reflow; got {both}")
     if noise is None:
-        at.x0 = generated(at.teacher, at.noise(), steps, method)
+        at.x0 = generated(at.teacher, at.noise(), steps, solver)
         return at.states(at.t, velocity=True)[0]
     z = check.state("noise", noise)
     if z.shape != at.x0.shape or z.device != at.x0.device:

@@ -74,7 +74,7 @@ def raw_derivative(
     their gradients; with the student's random numbers. With `full_precision` this pass is outside
     of autocast, at a state in float32 at least.
     """
-    inner = flow_map_of(view)
+    inner = view.form
 
     def raw(state: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return inner.raw(state, t, s, **view.extra)

@@ -1,7 +1,15 @@
 """Every published loss: a formula over a flow map's identities, with its citation and defaults."""
 
+from cmsolvers.losses.recipes.align_your_flow import ayf_emd, ayf_lmd
 from cmsolvers.losses.recipes.average_velocity import imf, meanflow
 from cmsolvers.losses.recipes.consistency import cd, ct, ict
+from cmsolvers.losses.recipes.continuous_consistency import (
+    continuous_cd,
+    continuous_ct,
+    rcm,
+    scd,
+    sct,
+)
 from cmsolvers.losses.recipes.diffusion import dsm, flow_matching
 from cmsolvers.losses.recipes.discrete_velocity import alpha_flow, soflow
 from cmsolvers.losses.recipes.latent_consistency import lcm
@@ -13,7 +21,11 @@ from cmsolvers.losses.recipes.tuning import ect, tcm
 
 __all__ = [
     "alpha_flow",
+    "ayf_emd",
+    "ayf_lmd",
     "cd",
+    "continuous_cd",
+    "continuous_ct",
     "ct",
     "dsm",
     "ect",
@@ -24,7 +36,10 @@ __all__ = [
     "mcd",
     "meanflow",
     "progressive_distillation",
+    "rcm",
     "reflow",
+    "scd",
+    "sct",
     "shortcut",
     "soflow",
     "tcm",

@@ -94,7 +94,7 @@ ALPHA_FLOW: dict[str, dict[str, Any]] = {
         "clip": 4.0,
     },
 }
-"""Published settings of `alpha_flow` for ImageNet: small models without guidance, large ones with."""
+"""Published settings of `alpha_flow` on ImageNet: small models, and large ones with guidance."""
 
 SOFLOW: dict[str, dict[str, Any]] = {
     "imagenet": {

@@ -162,7 +162,7 @@ class GuidanceInputs:
     def velocities(
         self, at: Evaluation, x: State, end: Tensor, velocity: Tensor
     ) -> tuple[Combination, Combination]:
-        """(what to learn, the tangent v_c), without gradient; puts the inputs into `at.extra`."""
+        """(what to learn, the tangent v_c), without gradient; hands the inputs to the model."""
         u = at.uniform(3)
         omega, plain = self.scales(u[:, 0]), torch.ones_like(u[:, 0])
         same = end >= x.level
@@ -170,7 +170,7 @@ class GuidanceInputs:
         high = torch.where(same, 1.0, 0.5 + 0.5 * u[:, 2])
         inside = (x.level >= low) & (x.level <= high)
         used = torch.where(inside, omega, 1.0)
-        at.extra.update(self._told(x, omega, low, high))
+        at.hand(**self._told(x, omega, low, high))
         whole = torch.zeros_like(plain), plain
         labelled = instantaneous(at.frozen.given(self._told(x, used, *whole)), x)
         nothing = unlabelled(at.extra, self.name, self.null)
@@ -214,5 +214,6 @@ def unlabelled(
             f"guidance: extra_args[{name!r}] must be a tensor of labels; got "
             f"{check.describe(label)}"
         )
-    blank = torch.as_tensor(null, dtype=label.dtype, device=label.device)
-    return {name: blank.expand_as(label)}
+    if not isinstance(null, Tensor):
+        return {name: torch.full_like(label, null)}
+    return {name: null.to(label).expand_as(label)}

@@ -123,9 +123,10 @@ class MixtureVelocity(torch.nn.Module):
         return (x - clean) / t + self.theta
 
 
-def drift(recipe: Any, p: float) -> float:
-    """E dloss/dtheta over its standard error, on the diagonal."""
+def drift(recipe: Any, p: float, theta: float = 0.0) -> float:
+    """E dloss/dtheta over its standard error, on the diagonal at t = 0.7."""
     model, found = AverageVelocity(MixtureVelocity()), []
+    torch.nn.init.constant_(model.net.theta, theta)
     for step in range(12):
         generator = torch.Generator().manual_seed(step)
         pick = torch.multinomial(WEIGHTS, 4000, replacement=True, generator=generator)
@@ -139,8 +140,10 @@ def drift(recipe: Any, p: float) -> float:
 def test_adaptive_weights_move_the_minimum_of_skewed_data(recipe: Any) -> None:
     """With p = 0 the exact velocity is stationary; with p > 0 the weight knows the pair's v."""
     assert abs(drift(recipe, 0.0)) < STILL
-    assert abs(drift(recipe, 0.75)) > MOVES
-    assert abs(drift(recipe, 1.0)) > MOVES
+    # Solutions found by reweighted means of 10^6 samples of v given x, whose deviation is 1.006.
+    for p, solution in ((0.75, -0.1895), (1.0, -0.1738)):
+        assert abs(drift(recipe, p)) > MOVES
+        assert abs(drift(recipe, p, solution)) < STILL
 
 
 def test_adaptive_weights_do_no_harm_to_gaussian_data() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import noise, ops
+from cmsolvers.denoisers import Preconditioned
 from cmsolvers.losses.combination import Combination, Weight
 from cmsolvers.losses.models import Model, ModelView
 from cmsolvers.losses.randomness import SameRandomness
@@ -65,11 +66,11 @@ class Evaluation:
         self.frozen = ModelView("model", model, self.extra, same, False)
         self.target = self.frozen
         if target is not None:
-            self.target = ModelView("target", target, self.extra, same, False)
+            self.target = ModelView("target", target, self.extra, same, False, student=self.student)
         self._teacher: ModelView | None = None
         if teacher is not None:
             own = self.extra if teacher_extra is None else teacher_extra
-            self._teacher = ModelView("teacher", teacher, own, same, False, self.path)
+            self._teacher = ModelView("teacher", teacher, own, same, False, self.path, self.student)
         self.size = x0[0].numel() if len(x0) else 1
         self.t = self.s = torch.empty(0)
         self.diagnostics: dict[str, Any] = {}
@@ -106,6 +107,10 @@ class Evaluation:
             levels: float64 [B] each, one or two.
             velocity: also alpha' x_0 + sigma' z, the velocity of the pair, at the first level.
         """
+        if len(levels) == 2 and not velocity:
+            pair = self._consistency_pair(*levels)
+            if pair is not None:
+                return pair
         dtype = self.student.input_dtype or self.x0.dtype
         rows: list[tuple[Weight, Weight]] = []
         dtypes: list[torch.dtype] = []
@@ -142,6 +147,29 @@ class Evaluation:
             first = found[0]
             found[0] = State(first.x, first.level, first.scaled, next(made))
         return tuple(found)
+
+    def _consistency_pair(self, high: Tensor, low: Tensor) -> tuple[State, State] | None:
+        """Both states with what their networks get, where one launch knows all weights."""
+        inner = self.student.inner
+        if not isinstance(inner, Preconditioned) or inner is not self.student.model:
+            return None
+        rows = inner.pair_rows(high, low)
+        if rows is None:
+            return None
+        own = self.x0.dtype
+        x, y, x_in, y_in = ops.noise_forms(
+            self.x0,
+            rows[0],
+            seed=self.key,
+            stream=noise.TRAINING,
+            draw=self.draw,
+            dtypes=(own, own, inner.dtype or own, inner.dtype or own),
+        )
+        skip, out, less_skip, less_out = rows[1]
+        return (
+            State(x, high, x_in, form=(skip, out)),
+            State(y, low, y_in, form=(-less_skip, -less_out)),
+        )
 
     def pair_velocity(self, level: Tensor) -> Tensor:
         """alpha' x_0 + sigma' z, [B, ...]."""

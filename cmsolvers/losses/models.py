@@ -39,6 +39,21 @@ def unwrapped(model: object) -> object:
     return model
 
 
+def _scales_alike(one: object, other: object) -> bool:
+    """Whether the networks of two models get the same input for a state."""
+    if one is other:
+        return True
+    if isinstance(one, Preconditioned) and isinstance(other, Preconditioned):
+        return one.signature is not None and one.signature == other.signature
+    if isinstance(one, FlowMap) and isinstance(other, FlowMap):
+        return (type(one), one.dtype, one.coordinates) == (
+            type(other),
+            other.dtype,
+            other.coordinates,
+        ) and getattr(one, "sigma_data", None) == getattr(other, "sigma_data", None)
+    return False
+
+
 class ModelView:
     """One of the networks of a loss, called at states.
 
@@ -51,6 +66,7 @@ class ModelView:
             and leave running statistics as they were.
         path: coordinates of the states that it is called at; None is its own. A model in others
             is called at the same point of its path.
+        student: whose scaled inputs the states hold; None is this.
     """
 
     def __init__(
@@ -61,12 +77,13 @@ class ModelView:
         same: SameRandomness,
         gradient: bool,
         path: Coordinates | None = None,
+        student: ModelView | None = None,
     ) -> None:
         self.name, self.model, self.extra = name, check.function(name, model), extra
         self._same, self._gradient = same, gradient
-        # A state's scaled input is the student's, and a teacher may have other scalings.
-        self._reads_scaled = name != "teacher"
         self.inner = unwrapped(model)
+        # A state's scaled input is the student's: others may have other scalings.
+        self._reads_scaled = student is None or _scales_alike(self.inner, student.inner)
         self.own: Coordinates = coordinates_of(model)
         self.path: Coordinates = self.own if path is None else path
         self._elsewhere = self.own != self.path
@@ -224,14 +241,15 @@ class ModelView:
         return State((of(at.x) * scale).tensor().to(at.x.dtype), level)
 
     def _preconditioned(self, inner: Preconditioned, at: State) -> Combination:
-        c_skip, c_out, c_in, c_noise = inner.coefficients(at.level)
-        scaled = at.scaled if self._reads_scaled else None
-        if scaled is None:
-            scaled = of(at.x).tensor() if c_in is None else (of(at.x) * c_in).tensor()
+        if at.scaled is not None and at.form is not None and self._reads_scaled:
+            scaled, (c_skip, c_out) = at.scaled, at.form
+        else:
+            c_skip, c_out, c_in, _ = inner.coefficients(at.level)
+            made = at.scaled if self._reads_scaled else None
+            scaled = (of(at.x) * c_in).tensor() if made is None else made
             scaled = scaled.to(inner.dtype or at.x.dtype)
-        told = torch.as_tensor(c_noise, device=at.x.device).expand(len(at.x))
         with self.passing():
-            made = inner.network(scaled, told.to(inner.noise_dtype(at.x)), **self.extra)
+            made = inner.network(scaled, inner.told(at.level, at.x), **self.extra)
         made = check.model_output(self.name, made, at.x)
         return Combination([(at.x, c_skip), (made, c_out)])
 

@@ -74,7 +74,7 @@ def test_the_shortest_trainings_run() -> None:
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
         exec(compile(block, "training.md", "exec"), names)
-    for samples in ("samples", "few_steps", "from_noise"):
+    for samples in ("samples", "few_steps", "from_noise", "from_average"):
         far = (names[samples].abs() - 0.5).abs()  # type: ignore[attr-defined]
         assert (far < 0.2).float().mean() > 0.7, samples  # at one of the four points
 

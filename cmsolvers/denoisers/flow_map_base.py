@@ -29,13 +29,14 @@ from cmsolvers.denoisers.preconditioning import (
     training_mode,
 )
 from cmsolvers.denoisers.protocol import Scalar
+from cmsolvers.denoisers.second_time import SecondTime
 from cmsolvers.denoisers.signature import CALLED, signature_of
 from cmsolvers.processes.coordinates import Coordinates
 from cmsolvers.processes.elementary import broadcastable
 
 Pair: TypeAlias = tuple[Scalar, Scalar]
-Second: TypeAlias = Literal["end", "length"] | None
-"""What the network gets as its second time: c_noise(s), t - s, or none."""
+Second: TypeAlias = "Literal['end', 'length'] | SecondTime | None"
+"""What the network gets as its second time: c_noise(s), t - s, a function of both, or none."""
 
 
 class FlowMap(nn.Module, ABC):
@@ -46,7 +47,8 @@ class FlowMap(nn.Module, ABC):
             times of shape [B]; without the second time where `second` is None.
         coordinates: of states and levels.
         c_noise: what the network gets for a level, a callable of floats and of float64 tensors.
-        second: "end": the second time is c_noise(s); "length": it is t - s; None: the network has
+        second: "end": the second time is c_noise(s); "length": it is t - s; a callable such as
+            `step_index(128)`: what it makes of (t, s); None: the network has
             one time, and the map always ends at s = 0.
         dtype: dtype of the network's input; None is that of x.
 
@@ -67,8 +69,8 @@ class FlowMap(nn.Module, ABC):
         self.net: Network = check.function("net", net)
         self.coordinates = coordinates
         self.c_noise = c_noise
-        if second not in ("end", "length", None):
-            raise ValueError(f'second must be "end", "length" or None; got {second!r}')
+        if second not in ("end", "length", None) and not callable(second):
+            raise ValueError(f'second must be "end", "length", a callable or None; got {second!r}')
         self.second: Second = second
         if dtype is not None and dtype not in check.STATE_DTYPES:
             raise TypeError(f"dtype must be None or a floating dtype; got {dtype}")
@@ -108,6 +110,8 @@ class FlowMap(nn.Module, ABC):
         """What the network is told of the levels: one time, or two."""
         if self.second is None:
             return (self.c_noise(t),)
+        if callable(self.second):
+            return self.c_noise(t), self.second(t, s)
         return self.c_noise(t), self.c_noise(s) if self.second == "end" else t - s
 
     @property

@@ -17,6 +17,7 @@ from cmsolvers import checks as check
 from cmsolvers.denoisers.flow_map_base import FlowMap, Pair, Second
 from cmsolvers.denoisers.preconditioning import Network, NoiseInput, noise_input
 from cmsolvers.denoisers.protocol import Scalar
+from cmsolvers.denoisers.second_time import SecondTime
 from cmsolvers.ops.rules import edm_input, edm_output
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
 from cmsolvers.processes.coordinates import coordinates as in_coordinates
@@ -35,7 +36,7 @@ class AverageVelocity(FlowMap):
         coordinates: "flow", x_t = (1 - t) x_0 + t z, or others whose dx/dlevel it averages.
         c_noise: what the network gets for a level, a callable; None is the level itself.
         second: "end": the network gets s; "length": it gets t - s, which MeanFlow found to work a
-            little better.
+            little better; a callable: what it makes of (t, s), `step_index(128)` for shortcuts.
         dtype: dtype of the network's input; None is that of x.
 
     Raises:
@@ -51,7 +52,7 @@ class AverageVelocity(FlowMap):
         coordinates: str | Process | Coordinates = FLOW,
         *,
         c_noise: Callable[[Scalar], Scalar] | None = None,
-        second: Literal["end", "length"] = "end",
+        second: Literal["end", "length"] | SecondTime = "end",
         dtype: torch.dtype | None = None,
     ) -> None:
         path = in_coordinates("coordinates", coordinates)

@@ -132,13 +132,19 @@ class Evaluation:
                 dtypes=dtypes,
             )
         )
+        of_student = self.student.inner
         found = [
-            State(next(made), level, next(made) if factor is not None else None)
+            State(
+                next(made),
+                level,
+                next(made) if factor is not None else None,
+                scaled_for=of_student,
+            )
             for level, factor in zip(levels, scalings, strict=True)
         ]
         if velocity:
             first = found[0]
-            found[0] = State(first.x, first.level, first.scaled, next(made))
+            found[0] = State(first.x, first.level, first.scaled, next(made), of_student)
         return tuple(found)
 
     def pair_velocity(self, level: Tensor) -> Tensor:

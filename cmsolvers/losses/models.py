@@ -7,7 +7,7 @@ whose output is f (or D) itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import TypeAlias
@@ -18,6 +18,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.denoisers import Preconditioned
 from cmsolvers.denoisers.flow_maps import FlowMap
+from cmsolvers.denoisers.signature import CALLED
 from cmsolvers.losses.combination import Combination, Weight, of
 from cmsolvers.losses.randomness import SameRandomness, same_statistics
 from cmsolvers.losses.states import State
@@ -36,6 +37,17 @@ def unwrapped(model: object) -> object:
             return found
         found = getattr(found, "module", getattr(found, "_orig_mod", None))
     return model
+
+
+def _scaling_of(inner: object) -> Hashable:
+    """Equal for models whose networks read the same input at a state."""
+    if isinstance(inner, Preconditioned):
+        found = inner.signature
+        return id(inner) if found is None or found == CALLED else found
+    known = type(inner).__module__.startswith("cmsolvers.")
+    if isinstance(inner, FlowMap) and known:
+        return type(inner), getattr(inner, "sigma_data", None), inner.dtype
+    return id(inner)
 
 
 class ModelView:
@@ -176,7 +188,7 @@ class ModelView:
 
     def _preconditioned(self, inner: Preconditioned, at: State) -> Combination:
         c_skip, c_out, c_in, c_noise = inner.coefficients(at.level)
-        scaled = at.scaled
+        scaled = self._scaled(at)
         if scaled is None:
             scaled = of(at.x).tensor() if c_in is None else (of(at.x) * c_in).tensor()
             scaled = scaled.to(inner.dtype or at.x.dtype)
@@ -195,11 +207,17 @@ class ModelView:
             )
         if inner is not self.model:
             made = self.model(at.x, at.level, end, output=RAW, **self.extra)
-        elif at.scaled is not None:
-            made = inner.network(at.scaled, at.level, end, **self.extra)
+        elif (scaled := self._scaled(at)) is not None:
+            made = inner.network(scaled, at.level, end, **self.extra)
         else:
             made = inner.raw(at.x, at.level, end, **self.extra)
         return check.model_output(self.name, made, at.x)
+
+    def _scaled(self, at: State) -> Tensor | None:
+        """The input of the network, where it was made with the state for the same scalings."""
+        if at.scaled is None or at.scaled_for is self.inner:
+            return at.scaled
+        return at.scaled if _scaling_of(at.scaled_for) == _scaling_of(self.inner) else None
 
     def _called(self, at: State) -> Tensor:
         dtype = torch.promote_types(at.x.dtype, torch.float32)

@@ -86,6 +86,20 @@ class ModelView:
         other.extra = {**self.extra, **extra}
         return other
 
+    @property
+    def form(self) -> FlowMap | Preconditioned:
+        """The network's f = a x + b F.
+
+        Raises:
+            ValueError: a callable of which no such form is known.
+        """
+        if not isinstance(self.inner, (FlowMap, Preconditioned)):
+            raise ValueError(
+                f"{self.name} must be a flow map or a preconditioned network, such as "
+                f"AverageVelocity(net) or ConsistencyFunction(net); got {type(self.inner).__name__}"
+            )
+        return self.inner
+
     @contextmanager
     def passing(self) -> Iterator[None]:
         """The block of one of its passes."""
@@ -217,6 +231,8 @@ class ModelView:
         """The input of the network, where it was made with the state for the same scalings."""
         if at.scaled is None or at.scaled_for is self.inner:
             return at.scaled
+        if torch.compiler.is_compiling():  # it cannot trace what a signature is made of
+            return None
         return at.scaled if _scaling_of(at.scaled_for) == _scaling_of(self.inner) else None
 
     def _called(self, at: State) -> Tensor:

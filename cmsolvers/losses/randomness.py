@@ -119,7 +119,8 @@ class _Drawn(TorchFunctionMode):
 
     def drawing(self) -> _Drawn:
         """From here on new numbers, also after a pass that was to repeat some: a teacher's, which
-        comes before the student's."""
+        comes before the student's.
+        """
         self._next = None
         return self
 

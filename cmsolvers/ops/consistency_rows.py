@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,13 @@ from cmsolvers.checks import non_negative, positive
 from cmsolvers.ops import rules
 from cmsolvers.ops.binary import C
 from cmsolvers.ops.registration import library
+from cmsolvers.ops.step import tracing
+
+FAST: Callable[..., tuple[Tensor, Tensor] | None] | None = (
+    None if C is None else C.fast_consistency_rows
+)
+"""fast_consistency_rows(sigma, sigma_next, sigma_data, sigma_min), positional only: the plain case
+straight into the kernel; None in every other case."""
 
 library.define(
     "consistency_rows(Tensor sigma, Tensor sigma_next, float sigma_data, float sigma_min) -> "
@@ -45,6 +54,10 @@ def consistency_rows(
         TypeError: levels that are not float64 tensors.
         ValueError: levels of different shapes or devices, numbers out of range.
     """
+    if FAST is not None and not tracing():
+        done = FAST(sigma, sigma_next, sigma_data, sigma_min)
+        if done is not None:
+            return done
     for name, level in (("sigma", sigma), ("sigma_next", sigma_next)):
         kind: object = getattr(level, "dtype", type(level).__name__)
         if kind != torch.float64:
@@ -82,7 +95,7 @@ def _fake(
     return sigma.new_empty(4, 2, batch), sigma.new_empty(4, batch)
 
 
-if C is None or not hasattr(C, "fast_consistency_rows"):
+if C is None:
     library.impl("consistency_rows", _plain, "CompositeExplicitAutograd")
 
 torch.library.register_fake("cmsolvers::consistency_rows", _fake, lib=library)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -12,14 +12,20 @@ from cmsolvers.checks import as_float, choice
 from cmsolvers.ops.arguments import check_rows, check_tensor
 from cmsolvers.ops.binary import C
 from cmsolvers.ops.registration import library
+from cmsolvers.ops.step import tracing
 
 MAX_TERMS = 6
 KINDS = ("square", "abs", "huber", "pseudo_huber")
 SQUARE, ABS, HUBER, PSEUDO_HUBER = range(4)
+_CODES = {kind: code for code, kind in enumerate(KINDS)}
 SMALLEST, LARGEST = 1e-15, 1e15
 """Bounds of c where it is not 0: its square is a normal number of float32."""
 
 Kind: TypeAlias = Literal["square", "abs", "huber", "pseudo_huber"]
+
+FAST: Callable[..., Tensor | None] | None = None if C is None else C.fast_form_distance
+"""fast_form_distance(inputs, weights, kind, c), positional only, the kind as a number: the plain
+case straight into the kernel and autograd; None in every other case."""
 
 library.define("form_distance(Tensor[] inputs, Tensor weights, int kind, float c) -> Tensor")
 library.define(
@@ -62,6 +68,10 @@ def form_distance(
         ValueError: shapes, devices, weights that require a gradient, an unknown kind, c out of
             range.
     """
+    if FAST is not None and not tracing():
+        done = FAST(inputs, weights, _CODES.get(kind), c)
+        if done is not None:
+            return done
     code = KINDS.index(choice("kind", kind, KINDS))
     c = as_float("c", c)
     if c != 0.0 and not SMALLEST <= c <= LARGEST:
@@ -258,7 +268,7 @@ def _batched_backward(
     return [g.reshape(size, batch, *g.shape[1:]) for g in grads], [0] * len(grads)
 
 
-if C is None or not hasattr(C, "fast_form_distance"):
+if C is None:
     for _key in ("CompositeExplicitAutograd", "Autograd"):
         library.impl("form_distance", plain_distance, _key)
         library.impl("form_distance_backward", plain_backward, _key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from cmsolvers.ops.arguments import check_dtype, check_rows, check_tensor
 from cmsolvers.ops.binary import C
 from cmsolvers.ops.keys import SeedLike, place, resolve
 from cmsolvers.ops.registration import library
+from cmsolvers.ops.step import keyed, tracing
 
 MAX_FORMS = 6
 
@@ -25,6 +26,11 @@ CODES = {dtype: code for code, dtype in enumerate(PRECISION)}
 """Dtypes as the operator's numbers, those of DType in csrc/step/params.h."""
 
 _DTYPES = tuple(PRECISION)
+
+FAST: Callable[..., tuple[Tensor, ...] | None] | None = None if C is None else C.fast_noise_forms
+"""fast_noise_forms(x0, weights, seed, stream, draw, offset, dtypes), positional only: the plain case
+straight into the kernel; None in every other case. The seed is an int or the table of a Key; dtypes
+is None or a tuple."""
 
 
 def noise_forms(
@@ -60,6 +66,12 @@ def noise_forms(
         TypeError: something that is not a tensor, or a dtype that is not taken.
         ValueError: shapes, devices, weights that require a gradient, ranges of the noise's place.
     """
+    if FAST is not None and not tracing():
+        first_key, first = keyed(seed, offset)
+        wanted = dtypes if dtypes is None else tuple(dtypes)
+        done = FAST(x0, weights, first_key, stream, draw, first, wanted)
+        if done is not None:
+            return done
     check_tensor("x0", x0)
     batch = x0.shape[0] if x0.dim() else 1
     check_rows("weights", weights, x0, batch)
@@ -130,7 +142,7 @@ def _batched(info: object, in_dims: object, *arguments: Any) -> tuple[list[Tenso
     )
 
 
-if C is None or not hasattr(C, "fast_noise_forms"):
+if C is None:
     library.impl("noise_forms", _plain, "CompositeExplicitAutograd")
     library.impl("noise_forms", _plain, "Autograd")
 

@@ -15,7 +15,7 @@ class State:
         x: [B, ...].
         level: of each sample, float64 [B].
         scaled: c_in(level) x in the dtype of the student's network, where it was made with x.
-                velocity: alpha' x_0 + sigma' z, the velocity of the pair that x was made of, where asked.
+        velocity: alpha' x_0 + sigma' z, the velocity of the pair that x was made of, where asked.
         scaled_for: the model whose c_in that is; others with other scalings scale x themselves.
     """
 

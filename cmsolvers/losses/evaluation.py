@@ -8,6 +8,7 @@ the noise z (stream 3 of the contract), the levels, the dropped labels and furth
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,11 +67,11 @@ class Evaluation:
         self.frozen = ModelView("model", model, self.extra, same, False)
         self.target = self.frozen
         if target is not None:
-            self.target = ModelView("target", target, self.extra, same, False, student=self.student)
+            self.target = ModelView("target", target, self.extra, same, False)
         self._teacher: ModelView | None = None
         if teacher is not None:
             own = self.extra if teacher_extra is None else teacher_extra
-            self._teacher = ModelView("teacher", teacher, own, same, False, self.path, self.student)
+            self._teacher = ModelView("teacher", teacher, own, same, False, self.path)
         self.size = x0[0].numel() if len(x0) else 1
         self.t = self.s = torch.empty(0)
         self.diagnostics: dict[str, Any] = {}
@@ -139,13 +140,19 @@ class Evaluation:
                 dtypes=dtypes,
             )
         )
+        of_student = self.student.inner
         found = [
-            State(next(made), level, next(made) if factor is not None else None)
+            State(
+                next(made),
+                level,
+                next(made) if factor is not None else None,
+                scaled_for=of_student,
+            )
             for level, factor in zip(levels, scalings, strict=True)
         ]
         if velocity:
             first = found[0]
-            found[0] = State(first.x, first.level, first.scaled, next(made))
+            found[0] = replace(first, velocity=next(made))
         return tuple(found)
 
     def _consistency_pair(self, high: Tensor, low: Tensor) -> tuple[State, State] | None:
@@ -167,8 +174,8 @@ class Evaluation:
         )
         skip, out, less_skip, less_out = rows[1]
         return (
-            State(x, high, x_in, form=(skip, out)),
-            State(y, low, y_in, form=(-less_skip, -less_out)),
+            State(x, high, x_in, form=(skip, out), scaled_for=inner),
+            State(y, low, y_in, form=(-less_skip, -less_out), scaled_for=inner),
         )
 
     def pair_velocity(self, level: Tensor) -> Tensor:

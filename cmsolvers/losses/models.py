@@ -7,7 +7,7 @@ whose output is f (or D) itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import TypeAlias, cast
@@ -18,6 +18,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.denoisers import Preconditioned
 from cmsolvers.denoisers.flow_maps import FlowMap
+from cmsolvers.denoisers.signature import CALLED
 from cmsolvers.denoisers.velocity_heads import VelocityHeads
 from cmsolvers.losses.combination import Combination, Weight, of
 from cmsolvers.losses.randomness import SameRandomness, same_statistics
@@ -39,19 +40,15 @@ def unwrapped(model: object) -> object:
     return model
 
 
-def _scales_alike(one: object, other: object) -> bool:
-    """Whether the networks of two models get the same input for a state."""
-    if one is other:
-        return True
-    if isinstance(one, Preconditioned) and isinstance(other, Preconditioned):
-        return one.signature is not None and one.signature == other.signature
-    if isinstance(one, FlowMap) and isinstance(other, FlowMap):
-        return (type(one), one.dtype, one.coordinates) == (
-            type(other),
-            other.dtype,
-            other.coordinates,
-        ) and getattr(one, "sigma_data", None) == getattr(other, "sigma_data", None)
-    return False
+def _scaling_of(inner: object) -> Hashable:
+    """Equal for models whose networks read the same input at a state."""
+    if isinstance(inner, Preconditioned):
+        found = inner.signature
+        return id(inner) if found is None or found == CALLED else found
+    known = type(inner).__module__.startswith("cmsolvers.")
+    if isinstance(inner, FlowMap) and known:
+        return type(inner), getattr(inner, "sigma_data", None), inner.dtype
+    return id(inner)
 
 
 class ModelView:
@@ -66,7 +63,6 @@ class ModelView:
             and leave running statistics as they were.
         path: coordinates of the states that it is called at; None is its own. A model in others
             is called at the same point of its path.
-        student: whose scaled inputs the states hold; None is this.
     """
 
     def __init__(
@@ -77,13 +73,10 @@ class ModelView:
         same: SameRandomness,
         gradient: bool,
         path: Coordinates | None = None,
-        student: ModelView | None = None,
     ) -> None:
         self.name, self.model, self.extra = name, check.function(name, model), extra
         self._same, self._gradient = same, gradient
         self.inner = unwrapped(model)
-        # A state's scaled input is the student's: others may have other scalings.
-        self._reads_scaled = student is None or _scales_alike(self.inner, student.inner)
         self.own: Coordinates = coordinates_of(model)
         self.path: Coordinates = self.own if path is None else path
         self._elsewhere = self.own != self.path
@@ -269,12 +262,13 @@ class ModelView:
         return State((of(at.x) * scale).tensor().to(at.x.dtype), level)
 
     def _preconditioned(self, inner: Preconditioned, at: State) -> Combination:
-        if at.scaled is not None and at.form is not None and self._reads_scaled:
-            scaled, (c_skip, c_out) = at.scaled, at.form
+        scaled = self._scaled(at)
+        if scaled is not None and at.form is not None:
+            c_skip, c_out = at.form
         else:
             c_skip, c_out, c_in, _ = inner.coefficients(at.level)
-            made = at.scaled if self._reads_scaled else None
-            scaled = (of(at.x) * c_in).tensor() if made is None else made
+            if scaled is None:
+                scaled = (of(at.x) * c_in).tensor()
             scaled = scaled.to(inner.dtype or at.x.dtype)
         with self.passing():
             made = inner.network(scaled, inner.told(at.level, at.x), **self.extra)
@@ -290,11 +284,19 @@ class ModelView:
             )
         if inner is not self.model:
             made = self.model(at.x, at.level, end, output=RAW, **self.extra)
-        elif at.scaled is not None and self._reads_scaled:
-            made = inner.network(at.scaled, at.level, end, **self.extra)
+        elif (scaled := self._scaled(at)) is not None:
+            made = inner.network(scaled, at.level, end, **self.extra)
         else:
             made = inner.raw(at.x, at.level, end, **self.extra)
         return check.model_output(self.name, made, at.x)
+
+    def _scaled(self, at: State) -> Tensor | None:
+        """The input of the network, where it was made with the state for the same scalings."""
+        if at.scaled is None or at.scaled_for is self.inner:
+            return at.scaled
+        if torch.compiler.is_compiling():  # it cannot trace what a signature is made of
+            return None
+        return at.scaled if _scaling_of(at.scaled_for) == _scaling_of(self.inner) else None
 
     def _called(self, at: State) -> Tensor:
         dtype = torch.promote_types(at.x.dtype, torch.float32)

@@ -12,9 +12,9 @@ def _options(parser: ArgumentParser) -> None:
 
 
 def _run(options: Namespace) -> int:
-    from cmsolvers.losses import catalogue
+    from cmsolvers.losses import loss_table
 
-    print(catalogue.table())
+    print(loss_table.table())
     return 0
 
 

@@ -6,48 +6,15 @@ losses here are the distributions of levels, weights and norms that they take, a
 """
 
 from cmsolvers.losses import recipes
-from cmsolvers.losses.combination import Combination
-from cmsolvers.losses.curricula import cm_discretization, cm_ema_rate, doubling_discretization
-from cmsolvers.losses.distributions_consistency import (
-    AnnealedPairs,
-    ChainPairs,
-    DoublingPairs,
-    ECTPairs,
-    SquareRootPairs,
-)
-from cmsolvers.losses.distributions_trajectory import (
-    GapPairs,
-    LogitNormalQuantile,
-    LogNormalQuantile,
-    RhoPairs,
-    UniformTimes,
-)
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.flow_times import AnglePairs, DyadicPairs, LogitNormalEnds, Uniform, UShaped
-from cmsolvers.losses.labels import LabelDropout
-from cmsolvers.losses.level_distributions import (
-    LogitNormal,
-    LogitNormalPairs,
-    LogNormal,
-    LogNormalPairs,
-    UniformPairs,
-)
-from cmsolvers.losses.loss import RECIPES, loss
-from cmsolvers.losses.output import LossOutput
-from cmsolvers.losses.perceptual import Between, lpips_distance
-from cmsolvers.losses.randomness import SameRandomness
-from cmsolvers.losses.recipes import *  # noqa: F403 - their names are those of recipes.__all__
-from cmsolvers.losses.recipes.average_velocity import MEANFLOW
-from cmsolvers.losses.recipes.discrete_velocity import (
-    ALPHA_FLOW,
-    SOFLOW,
-    ExponentialSchedule,
-    SigmoidSchedule,
-)
-from cmsolvers.losses.recipes.terminal_velocity import ScaledVelocity
-from cmsolvers.losses.truncated import TruncatedPairs
-from cmsolvers.losses.velocity_guidance import Guidance, GuidanceInputs, MixedGuidance
-from cmsolvers.losses.weights import (
+from cmsolvers.losses.evaluation.combination import Combination
+from cmsolvers.losses.evaluation.decorator import RECIPES, loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.labels import LabelDropout
+from cmsolvers.losses.evaluation.output import LossOutput
+from cmsolvers.losses.evaluation.randomness import SameRandomness
+from cmsolvers.losses.formulas.perceptual import Between, lpips_distance
+from cmsolvers.losses.formulas.velocity_guidance import Guidance, GuidanceInputs, MixedGuidance
+from cmsolvers.losses.formulas.weights import (
     adaptive,
     edm_weight,
     elementwise_huber,
@@ -59,6 +26,45 @@ from cmsolvers.losses.weights import (
     pseudo_huber,
     square_sum,
 )
+from cmsolvers.losses.recipes import *  # noqa: F403 - their names are those of recipes.__all__
+from cmsolvers.losses.recipes.average_velocity import MEANFLOW
+from cmsolvers.losses.recipes.discrete_velocity import (
+    ALPHA_FLOW,
+    SOFLOW,
+    ExponentialSchedule,
+    SigmoidSchedule,
+)
+from cmsolvers.losses.recipes.terminal_velocity import ScaledVelocity
+from cmsolvers.losses.times.basic_times import (
+    LogitNormal,
+    LogitNormalPairs,
+    LogNormal,
+    LogNormalPairs,
+    UniformPairs,
+)
+from cmsolvers.losses.times.consistency_times import (
+    AnnealedPairs,
+    ChainPairs,
+    DoublingPairs,
+    ECTPairs,
+    SquareRootPairs,
+)
+from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate, doubling_discretization
+from cmsolvers.losses.times.flow_times import (
+    AnglePairs,
+    DyadicPairs,
+    LogitNormalEnds,
+    Uniform,
+    UShaped,
+)
+from cmsolvers.losses.times.trajectory_times import (
+    GapPairs,
+    LogitNormalQuantile,
+    LogNormalQuantile,
+    RhoPairs,
+    UniformTimes,
+)
+from cmsolvers.losses.times.truncated_times import TruncatedPairs
 
 __all__ = [
     "ALPHA_FLOW",

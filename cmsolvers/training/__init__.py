@@ -1,6 +1,6 @@
 """Training: curricula, levels, averages in float32, and a small loop that resumes bit for bit."""
 
-from cmsolvers.losses.curricula import cm_discretization, cm_ema_rate, doubling_discretization
+from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate, doubling_discretization
 from cmsolvers.training.batches import Batch, batch_at
 from cmsolvers.training.captured_step import CapturedStep, capture_step
 from cmsolvers.training.checkpoint import read_checkpoint, write_checkpoint

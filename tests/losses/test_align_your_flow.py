@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from cmsolvers.denoisers.flow_maps import AverageVelocity
-from cmsolvers.losses.recipes.align_your_flow import ayf_emd, ayf_lmd
-from cmsolvers.losses.tangents import (
+from cmsolvers.losses.formulas.tangents import (
     unchanged,
 )
-from cmsolvers.losses.weights import square_sum
+from cmsolvers.losses.formulas.weights import square_sum
+from cmsolvers.losses.recipes.align_your_flow import ayf_emd, ayf_lmd
 from support.continuous_cases import (
     ENDS,
     KEY,

@@ -11,11 +11,11 @@ from torch import Tensor
 from cmsolvers import noise
 from cmsolvers.denoisers.flow_maps import AverageVelocity
 from cmsolvers.denoisers.velocity_heads import VelocityHeads
-from cmsolvers.losses.labels import LabelDropout
+from cmsolvers.losses.evaluation.labels import LabelDropout
+from cmsolvers.losses.formulas.velocity_guidance import Guidance, GuidanceInputs, MixedGuidance
+from cmsolvers.losses.formulas.weights import mean_square, square_sum
 from cmsolvers.losses.recipes.average_velocity import MEANFLOW, imf, meanflow
 from cmsolvers.losses.recipes.diffusion import flow_matching
-from cmsolvers.losses.velocity_guidance import Guidance, GuidanceInputs, MixedGuidance
-from cmsolvers.losses.weights import mean_square, square_sum
 from support.velocities import (
     KEY,
     NULL,

@@ -11,7 +11,7 @@ from cmsolvers import ConsistencyFunction, losses, noise
 from cmsolvers.denoisers import EDM
 from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.engine.mistakes.glances import Glance
-from cmsolvers.losses import boundary
+from cmsolvers.losses.evaluation import boundary
 from support.warned import texts_of
 
 DATA = Gaussian(0.5)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from cmsolvers import ConsistencyFunction, losses, noise
 from cmsolvers.denoisers import EDM, AverageVelocity, TrigFlowMap, from_flow
 from cmsolvers.losses import cd, ct, ect, ict
-from cmsolvers.losses.states import State
-from cmsolvers.losses.teacher_steps import euler, heun
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.teacher_steps import euler, heun
 from support.orders import slope
 from support.stationary import (
     MOVES,

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cmsolvers import ConsistencyFunction
 from cmsolvers.denoisers.flow_maps import TrigFlowMap
-from cmsolvers.losses.distributions_continuous import Intervals, PowerLaw
-from cmsolvers.losses.level_distributions import LogNormal
-from cmsolvers.losses.loss import Loss
+from cmsolvers.losses.evaluation.decorator import Loss
+from cmsolvers.losses.formulas.tangents import Clamped, Normalised, unchanged
+from cmsolvers.losses.formulas.weights import inverse_gap, norm, one, square_sum
 from cmsolvers.losses.recipes.align_your_flow import ayf_emd, ayf_lmd
 from cmsolvers.losses.recipes.consistency import ict
 from cmsolvers.losses.recipes.continuous_consistency import (
@@ -23,8 +23,8 @@ from cmsolvers.losses.recipes.continuous_consistency import (
     scd,
     sct,
 )
-from cmsolvers.losses.tangents import Clamped, Normalised, unchanged
-from cmsolvers.losses.weights import inverse_gap, norm, one, square_sum
+from cmsolvers.losses.times.basic_times import LogNormal
+from cmsolvers.losses.times.continuous_times import Intervals, PowerLaw
 from cmsolvers.schedules import karras_sigmas
 from support.loss_cases import SmallNet
 from support.quantiles import mixture_data, mixture_denoiser, mixture_gradient, mixture_map

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cmsolvers.losses.derivative_check import CALLS, SelfCheck
-from cmsolvers.losses.derivatives import total_derivative
+from cmsolvers.losses.derivatives.derivative_check import CALLS, SelfCheck
+from cmsolvers.losses.derivatives.total_derivative import total_derivative
 from support.derivative_nets import Embedded, point
 from support.warned import texts_of
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmsolvers.losses.derivatives import total_derivative
+from cmsolvers.losses.derivatives.total_derivative import total_derivative
 from support.derivative_nets import Net, point, reference
 
 

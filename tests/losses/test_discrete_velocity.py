@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from cmsolvers.denoisers.flow_maps import AverageVelocity, TrigFlowMap
-from cmsolvers.losses.labels import LabelDropout
-from cmsolvers.losses.level_distributions import LogitNormalPairs
+from cmsolvers.losses.evaluation.labels import LabelDropout
+from cmsolvers.losses.formulas.velocity_guidance import MixedGuidance
+from cmsolvers.losses.formulas.weights import mean_square, square_sum
 from cmsolvers.losses.recipes.average_velocity import meanflow
 from cmsolvers.losses.recipes.diffusion import flow_matching
 from cmsolvers.losses.recipes.discrete_velocity import (
@@ -23,8 +24,7 @@ from cmsolvers.losses.recipes.discrete_velocity import (
     alpha_flow,
     soflow,
 )
-from cmsolvers.losses.velocity_guidance import MixedGuidance
-from cmsolvers.losses.weights import mean_square, square_sum
+from cmsolvers.losses.times.basic_times import LogitNormalPairs
 from support.velocities import (
     KEY,
     NULL,

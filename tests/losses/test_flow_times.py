@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmsolvers.losses.flow_times import AnglePairs, DyadicPairs, LogitNormalEnds, Uniform, UShaped
+from cmsolvers.losses.times.flow_times import (
+    AnglePairs,
+    DyadicPairs,
+    LogitNormalEnds,
+    Uniform,
+    UShaped,
+)
 
 MANY = 20000
 

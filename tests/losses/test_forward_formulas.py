@@ -6,7 +6,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from cmsolvers.losses.derivatives import total_derivative
+from cmsolvers.losses.derivatives.total_derivative import total_derivative
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 

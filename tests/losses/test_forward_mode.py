@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from cmsolvers.losses.derivatives import total_derivative
-from cmsolvers.losses.inner_modules import inner
-from cmsolvers.losses.randomness import SameRandomness
+from cmsolvers.losses.derivatives.inner_modules import inner
+from cmsolvers.losses.derivatives.total_derivative import total_derivative
+from cmsolvers.losses.evaluation.randomness import SameRandomness
 from support.derivative_nets import Attention, Embedded, Net, point, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from cmsolvers import losses, noise
 from cmsolvers.denoisers import EDM, ConsistencyFunction
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
-from cmsolvers.losses import perceptual
-from cmsolvers.losses.combination import of
+from cmsolvers.losses.evaluation.combination import of
+from cmsolvers.losses.formulas import perceptual
 from cmsolvers.schedules import karras_sigmas
 
 F64 = torch.float64

@@ -14,7 +14,6 @@ from torch import Tensor
 from cmsolvers.denoisers import EDM, from_flow
 from cmsolvers.denoisers.flow_maps import AverageVelocity, TrigFlowMap
 from cmsolvers.denoisers.second_time import step_index
-from cmsolvers.losses.flow_times import AnglePairs, DyadicPairs
 from cmsolvers.losses.recipes.progressive import (
     flow_velocity,
     halfway_angle,
@@ -25,6 +24,7 @@ from cmsolvers.losses.recipes.progressive import (
     truncated_snr,
 )
 from cmsolvers.losses.recipes.shortcut import shortcut
+from cmsolvers.losses.times.flow_times import AnglePairs, DyadicPairs
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
 from cmsolvers.processes.flows import TrigFlow
 from cmsolvers.schedules import karras_sigmas

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from cmsolvers import ConsistencyFunction
 from cmsolvers.denoisers.flow_maps import TrigFlowMap
-from cmsolvers.losses.recipes.continuous_consistency import rcm, scd, sct
-from cmsolvers.losses.tangents import (
+from cmsolvers.losses.formulas.tangents import (
     Clamped,
     Normalised,
     inverse_tangent,
     power_law_rate,
     unchanged,
 )
-from cmsolvers.losses.weights import square_sum
+from cmsolvers.losses.formulas.weights import square_sum
+from cmsolvers.losses.recipes.continuous_consistency import rcm, scd, sct
 from support.continuous_cases import (
     ANGLES,
     KEY,

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.identities import eulerian
-from cmsolvers.losses.level_distributions import LogitNormalPairs
-from cmsolvers.losses.loss import RECIPES, Loss, loss
+from cmsolvers.losses.evaluation.decorator import RECIPES, Loss, loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.formulas.identities import eulerian
+from cmsolvers.losses.formulas.weights import mean_square
 from cmsolvers.losses.recipes.average_velocity import meanflow
 from cmsolvers.losses.recipes.diffusion import dsm, flow_matching
-from cmsolvers.losses.weights import mean_square
+from cmsolvers.losses.times.basic_times import LogitNormalPairs
 from support.stationary import MOVES, STILL, exact_map, expected_gradient
 
 CASES: list[tuple[Loss, str, dict[str, Any]]] = [

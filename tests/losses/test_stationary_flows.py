@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cmsolvers.denoisers.flow_maps import AverageVelocity
 from cmsolvers.denoisers.velocity_heads import VelocityHeads
-from cmsolvers.losses.flow_times import DyadicPairs
-from cmsolvers.losses.level_distributions import LogitNormalPairs
 from cmsolvers.losses.recipes.average_velocity import imf, meanflow
 from cmsolvers.losses.recipes.discrete_velocity import alpha_flow, soflow
 from cmsolvers.losses.recipes.shortcut import shortcut
+from cmsolvers.losses.times.basic_times import LogitNormalPairs
+from cmsolvers.losses.times.flow_times import DyadicPairs
 from support.stationary import (
     MOVES,
     STILL,

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from cmsolvers.denoisers import from_flow
 from cmsolvers.denoisers.flow_maps import AverageVelocity, TrigFlowMap
-from cmsolvers.losses.flow_times import UShaped
-from cmsolvers.losses.labels import LabelDropout
+from cmsolvers.losses.evaluation.labels import LabelDropout
+from cmsolvers.losses.formulas.velocity_guidance import Guidance
+from cmsolvers.losses.formulas.weights import pseudo_huber
 from cmsolvers.losses.recipes.diffusion import flow_matching
 from cmsolvers.losses.recipes.reflow import reflow
-from cmsolvers.losses.velocity_guidance import Guidance
-from cmsolvers.losses.weights import pseudo_huber
+from cmsolvers.losses.times.flow_times import UShaped
 from cmsolvers.processes.coordinates import FLOW
 from cmsolvers.schedules import karras_sigmas
 from support.stationary import MEAN, STD, exact_denoiser, exact_velocity

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cmsolvers import noise
-from cmsolvers.losses.tangents import (
+from cmsolvers.losses.formulas.tangents import (
     Clamped,
     Normalised,
     unchanged,

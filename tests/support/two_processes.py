@@ -9,8 +9,8 @@ import torch.multiprocessing
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cmsolvers.losses.derivatives import total_derivative
-from cmsolvers.losses.inner_modules import inner
+from cmsolvers.losses.derivatives.inner_modules import inner
+from cmsolvers.losses.derivatives.total_derivative import total_derivative
 from support.derivative_nets import Net, point
 
 BATCH = 8

@@ -12,7 +12,7 @@ from cmsolvers.losses.recipes.continuous_consistency import (
 )
 from cmsolvers.losses.recipes.diffusion import dsm, flow_matching
 from cmsolvers.losses.recipes.discrete_velocity import alpha_flow, soflow
-from cmsolvers.losses.recipes.latent_consistency import lcm
+from cmsolvers.losses.recipes.latent_distillation import lcm
 from cmsolvers.losses.recipes.multistep import mcd
 from cmsolvers.losses.recipes.progressive import progressive_distillation
 from cmsolvers.losses.recipes.reflow import reflow

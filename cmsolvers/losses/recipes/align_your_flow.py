@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from cmsolvers.losses.distributions_continuous import Intervals
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.motions import end_motion, pull, start_motion
-from cmsolvers.losses.tangents import TangentRule, normalised, unchanged
-from cmsolvers.losses.weights import Norm, PairWeight, mean_square, one
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.formulas.motions import end_motion, pull, start_motion
+from cmsolvers.losses.formulas.tangents import TangentRule, normalised, unchanged
+from cmsolvers.losses.formulas.weights import Norm, PairWeight, mean_square, one
+from cmsolvers.losses.times.continuous_times import Intervals
 
 AYF = "Sabour et al., 'Align Your Flow: Scaling Continuous-Time Flow Map Distillation' (2025)"
 

@@ -7,19 +7,19 @@ from typing import Any
 from torch import Tensor
 
 from cmsolvers.denoisers.velocity_heads import VelocityHeads
-from cmsolvers.losses.combination import Combination, of
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.flow_times import LogitNormalEnds
-from cmsolvers.losses.identities import average_velocity_of, eulerian, raw_derivative
-from cmsolvers.losses.level_distributions import LogitNormalPairs
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.velocity_guidance import (
+from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.formulas.identities import average_velocity_of, eulerian, raw_derivative
+from cmsolvers.losses.formulas.velocity_guidance import (
     Guidance,
     GuidanceInputs,
     instantaneous,
     learned_velocity,
 )
-from cmsolvers.losses.weights import Norm, adaptive, square_sum
+from cmsolvers.losses.formulas.weights import Norm, adaptive, square_sum
+from cmsolvers.losses.times.basic_times import LogitNormalPairs
+from cmsolvers.losses.times.flow_times import LogitNormalEnds
 
 MEANFLOW: dict[str, dict[str, Any]] = {
     "imagenet": {"times": LogitNormalPairs(-0.4, 1.0, equal=0.75), "p": 1.0, "eps": 0.01},

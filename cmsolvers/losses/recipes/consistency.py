@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cmsolvers.losses.distributions_consistency import DoublingPairs, SquareRootPairs
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.level_distributions import UniformPairs
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.pairs import consistency_pair, measured
-from cmsolvers.losses.perceptual import Between
-from cmsolvers.losses.teacher_steps import TeacherStep
-from cmsolvers.losses.weights import Norm, PairWeight, inverse_gap, mean_square, pseudo_huber
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.formulas.pairs import consistency_pair, measured
+from cmsolvers.losses.formulas.perceptual import Between
+from cmsolvers.losses.formulas.teacher_steps import TeacherStep
+from cmsolvers.losses.formulas.weights import (
+    Norm,
+    PairWeight,
+    inverse_gap,
+    mean_square,
+    pseudo_huber,
+)
+from cmsolvers.losses.times.basic_times import UniformPairs
+from cmsolvers.losses.times.consistency_times import DoublingPairs, SquareRootPairs
 from cmsolvers.schedules import karras_sigmas
 
 

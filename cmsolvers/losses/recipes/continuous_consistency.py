@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmsolvers.losses.distributions_continuous import PowerLaw
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.level_distributions import LogNormal
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.motions import Motion, map_rate, pull, ratio_rate, start_motion
-from cmsolvers.losses.states import State
-from cmsolvers.losses.tangents import TangentRule, learned, normalised, power_law_rate
-from cmsolvers.losses.weights import LevelWeight, Norm, mean_square, square_sum
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.motions import Motion, map_rate, pull, ratio_rate, start_motion
+from cmsolvers.losses.formulas.tangents import TangentRule, learned, normalised, power_law_rate
+from cmsolvers.losses.formulas.weights import LevelWeight, Norm, mean_square, square_sum
+from cmsolvers.losses.times.basic_times import LogNormal
+from cmsolvers.losses.times.continuous_times import PowerLaw
 from cmsolvers.processes.flows import TrigFlow
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.level_distributions import LogitNormal, LogNormal
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.velocity_guidance import Guidance, learned_velocity
-from cmsolvers.losses.weights import LevelWeight, edm_weight, mean_square
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.formulas.velocity_guidance import Guidance, learned_velocity
+from cmsolvers.losses.formulas.weights import LevelWeight, edm_weight, mean_square
+from cmsolvers.losses.times.basic_times import LogitNormal, LogNormal
 
 
 @loss(

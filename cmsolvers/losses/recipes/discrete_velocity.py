@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.combination import Combination, of
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.identities import average_velocity_of, eulerian, flow_map_of
-from cmsolvers.losses.level_distributions import LogitNormalPairs
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.states import State
-from cmsolvers.losses.velocity_guidance import Guidance, learned_velocity
-from cmsolvers.losses.weights import Norm, adaptive, mean_square
+from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.identities import average_velocity_of, eulerian, flow_map_of
+from cmsolvers.losses.formulas.velocity_guidance import Guidance, learned_velocity
+from cmsolvers.losses.formulas.weights import Norm, adaptive, mean_square
+from cmsolvers.losses.times.basic_times import LogitNormalPairs
 
 Schedule: TypeAlias = "Callable[[Any], Any]"
 """Of progress = step / total, a float or a tensor [] where the step is one; 1 without a total."""

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.combination import of
-from cmsolvers.losses.distributions_consistency import AnnealedPairs
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.pairs import measured
-from cmsolvers.losses.perceptual import Between
-from cmsolvers.losses.states import State
-from cmsolvers.losses.teacher_steps import TeacherStep, stepped
-from cmsolvers.losses.weights import Norm, PairWeight, mean_square
+from cmsolvers.losses.evaluation.combination import of
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.pairs import measured
+from cmsolvers.losses.formulas.perceptual import Between
+from cmsolvers.losses.formulas.teacher_steps import TeacherStep, stepped
+from cmsolvers.losses.formulas.weights import Norm, PairWeight, mean_square
+from cmsolvers.losses.times.consistency_times import AnnealedPairs
 
 
 @loss(

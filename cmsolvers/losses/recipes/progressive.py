@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.flow_times import AnglePairs
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.trajectories import ddim_clean
-from cmsolvers.losses.weights import LevelWeight, mean_square
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.formulas.trajectories import ddim_clean
+from cmsolvers.losses.formulas.weights import LevelWeight, mean_square
+from cmsolvers.losses.times.flow_times import AnglePairs
 from cmsolvers.processes.coordinates import Coordinates
 
 Halfway: TypeAlias = Callable[[Coordinates, Tensor, Tensor], Tensor]

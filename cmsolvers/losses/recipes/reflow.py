@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.combination import Combination
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.flow_times import Uniform
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.states import State
-from cmsolvers.losses.teacher_steps import TeacherStep
-from cmsolvers.losses.trajectories import generated
-from cmsolvers.losses.weights import LevelWeight, Norm, mean_square
+from cmsolvers.losses.evaluation.combination import Combination
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.teacher_steps import TeacherStep
+from cmsolvers.losses.formulas.trajectories import generated
+from cmsolvers.losses.formulas.weights import LevelWeight, Norm, mean_square
+from cmsolvers.losses.times.flow_times import Uniform
 
 
 @loss(

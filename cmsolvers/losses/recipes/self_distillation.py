@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.combination import Combination, of
-from cmsolvers.losses.distributions_trajectory import UniformTimes
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.identities import end_rate, flow_map_of
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.models import ModelView
-from cmsolvers.losses.states import State
-from cmsolvers.losses.weights import Norm, mean_square
+from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.model_views import ModelView
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.identities import end_rate, flow_map_of
+from cmsolvers.losses.formulas.weights import Norm, mean_square
+from cmsolvers.losses.times.trajectory_times import UniformTimes
 
 STOPPED = ("target", "none")
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.combination import Combination, of
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.flow_times import DyadicPairs
-from cmsolvers.losses.identities import average_velocity_of
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.states import State
-from cmsolvers.losses.weights import Norm, mean_square
+from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.identities import average_velocity_of
+from cmsolvers.losses.formulas.weights import Norm, mean_square
+from cmsolvers.losses.times.flow_times import DyadicPairs
 
 
 @loss(

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.combination import Combination, of
-from cmsolvers.losses.distributions_trajectory import (
+from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.identities import end_rate
+from cmsolvers.losses.formulas.weights import mean_square
+from cmsolvers.losses.times.trajectory_times import (
     GapPairs,
     LogitNormalQuantile,
     Quantile,
     further_level,
 )
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.identities import end_rate
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.states import State
-from cmsolvers.losses.weights import mean_square
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.combination import Combination
-from cmsolvers.losses.distributions_trajectory import (
+from cmsolvers.losses.evaluation.combination import Combination
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.identities import flow_map_of
+from cmsolvers.losses.formulas.teacher_steps import TeacherStep, stepped
+from cmsolvers.losses.formulas.weights import LevelWeight, Norm, edm_weight, mean_square
+from cmsolvers.losses.times.trajectory_times import (
     LogNormalQuantile,
     Quantile,
     RhoPairs,
     further_level,
 )
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.identities import flow_map_of
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.states import State
-from cmsolvers.losses.teacher_steps import TeacherStep, stepped
-from cmsolvers.losses.weights import LevelWeight, Norm, edm_weight, mean_square
 
 _RHO = 7.0
 

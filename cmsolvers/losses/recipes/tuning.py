@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.distributions_consistency import ECTPairs
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.pairs import (
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.formulas.pairs import (
     aim_at,
     consistency_pair,
     ends_clean,
@@ -18,10 +17,11 @@ from cmsolvers.losses.pairs import (
     pair_states,
     student_at,
 )
-from cmsolvers.losses.perceptual import Between
-from cmsolvers.losses.teacher_steps import TeacherStep
-from cmsolvers.losses.truncated import ABOVE, TruncatedPairs
-from cmsolvers.losses.weights import Norm, PairWeight, inverse_gap, norm
+from cmsolvers.losses.formulas.perceptual import Between
+from cmsolvers.losses.formulas.teacher_steps import TeacherStep
+from cmsolvers.losses.formulas.weights import Norm, PairWeight, inverse_gap, norm
+from cmsolvers.losses.times.consistency_times import ECTPairs
+from cmsolvers.losses.times.truncated_times import ABOVE, TruncatedPairs
 
 
 @loss(

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from cmsolvers import noise
-from cmsolvers.losses import terms
+from cmsolvers.losses.evaluation import terms
 from cmsolvers.processes.coordinates import KARRAS, Coordinates
 
 if TYPE_CHECKING:
-    from cmsolvers.losses.evaluation import Evaluation
+    from cmsolvers.losses.evaluation.evaluation import Evaluation
 
 Level: TypeAlias = "float | Tensor"
 Levels: TypeAlias = "Level | tuple[Level, Level]"

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from cmsolvers import checks as check
-from cmsolvers.losses import written_out_norms
+from cmsolvers.losses.derivatives import written_out_norms
 
 _NORMS: dict[str, Callable[..., Tensor]] = {
     "layer_norm": written_out_norms.layer_norm,

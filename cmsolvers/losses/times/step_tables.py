@@ -11,7 +11,7 @@ from torch import Tensor
 from cmsolvers import noise
 
 if TYPE_CHECKING:
-    from cmsolvers.losses.level_distributions import UniformPairs
+    from cmsolvers.losses.times.basic_times import UniformPairs
 
 
 def step_of(seed: noise.SeedLike, draw: int) -> int | Tensor:

@@ -20,9 +20,9 @@ from cmsolvers.denoisers import Preconditioned
 from cmsolvers.denoisers.flow_maps import FlowMap
 from cmsolvers.denoisers.signature import CALLED
 from cmsolvers.denoisers.velocity_heads import VelocityHeads
-from cmsolvers.losses.combination import Combination, Weight, of
-from cmsolvers.losses.randomness import SameRandomness, same_statistics
-from cmsolvers.losses.states import State
+from cmsolvers.losses.evaluation.combination import Combination, Weight, of
+from cmsolvers.losses.evaluation.randomness import SameRandomness, same_statistics
+from cmsolvers.losses.evaluation.states import State
 from cmsolvers.processes.coordinates import Coordinates, coordinates_of
 
 Model: TypeAlias = Callable[..., Tensor]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses import finite_difference, forward_mode
+from cmsolvers.losses.derivatives import finite_difference, forward_mode
 
 Tangent: TypeAlias = Tensor | float | None
 Bound: TypeAlias = Tensor | float | None

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.combination import Combination, of
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.weights import LevelWeight
+from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.formulas.weights import LevelWeight
 
 TangentRule: TypeAlias = Callable[[Evaluation, Combination], Combination]
 """`rule(at, g) -> g` for a tangent [B, ...]; it may leave numbers in `at.diagnostics`."""

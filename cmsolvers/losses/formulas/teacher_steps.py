@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.combination import of
-from cmsolvers.losses.models import ModelView
-from cmsolvers.losses.states import State
+from cmsolvers.losses.evaluation.combination import of
+from cmsolvers.losses.evaluation.model_views import ModelView
+from cmsolvers.losses.evaluation.states import State
 
 TeacherStep: TypeAlias = Callable[[ModelView, State, Tensor], State]
 """`step(teacher, x, end) -> State` at level `end` [B], by `teacher.velocity(state)`,

@@ -13,10 +13,10 @@ from cmsolvers.denoisers.composed import Composed
 from cmsolvers.denoisers.flow_maps import FlowMap
 from cmsolvers.engine.mistakes.glances import Glance, can_be_read, root_mean_square
 from cmsolvers.engine.mistakes.once import Once
-from cmsolvers.losses.randomness import same_statistics
+from cmsolvers.losses.evaluation.randomness import same_statistics
 
 if TYPE_CHECKING:
-    from cmsolvers.losses.evaluation import Evaluation
+    from cmsolvers.losses.evaluation.evaluation import Evaluation
 
 SIGMA_MIN = 0.002
 """The level of the look: the usual sigma_min, and next to nothing for data of the usual size."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from cmsolvers import checks as check
-from cmsolvers.losses.module_names import place_of_call
+from cmsolvers.losses.derivatives.module_names import place_of_call
 
 _CONSTANTS = ("_like", "new_")  # zeros_like, new_ones: made like a tensor, not of it
 _STAIRS = ("round", "floor", "ceil", "trunc", "fix")

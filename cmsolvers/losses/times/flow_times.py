@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
-from cmsolvers.losses.level_distributions import LogitNormalPairs, uniforms
-from cmsolvers.losses.step_tables import step_of
+from cmsolvers.losses.times.basic_times import LogitNormalPairs, uniforms
+from cmsolvers.losses.times.step_tables import step_of
 from cmsolvers.processes.coordinates import FLOW, KARRAS
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.denoisers.velocity_heads import VelocityHeads
-from cmsolvers.losses.combination import Combination, of
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.models import ModelView
-from cmsolvers.losses.states import State
+from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.model_views import ModelView
+from cmsolvers.losses.evaluation.states import State
 
 
 @dataclass(frozen=True, eq=False)

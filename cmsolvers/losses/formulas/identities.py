@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from cmsolvers.denoisers.flow_maps import AverageVelocity, FlowMap
-from cmsolvers.losses.combination import Combination, of
-from cmsolvers.losses.derivatives import Derivative, Method, total_derivative
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.models import RAW, ModelView
-from cmsolvers.losses.states import State
+from cmsolvers.losses.derivatives.total_derivative import Derivative, Method, total_derivative
+from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.model_views import RAW, ModelView
+from cmsolvers.losses.evaluation.states import State
 
 
 def flow_map_of(view: ModelView) -> FlowMap:

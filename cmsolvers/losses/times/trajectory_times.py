@@ -10,11 +10,11 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
-from cmsolvers.losses.level_distributions import uniforms
+from cmsolvers.losses.times.basic_times import uniforms
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
 
 if TYPE_CHECKING:
-    from cmsolvers.losses.evaluation import Evaluation
+    from cmsolvers.losses.evaluation.evaluation import Evaluation
 
 
 @dataclass(frozen=True)

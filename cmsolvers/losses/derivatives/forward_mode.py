@@ -16,11 +16,11 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from cmsolvers import checks as check
-from cmsolvers.losses.forward_formulas import ForwardFormulas
-from cmsolvers.losses.mixed_precision import casts_not_kept
-from cmsolvers.losses.module_names import place_of_error
-from cmsolvers.losses.plain_checkpoints import plain_checkpoints
-from cmsolvers.losses.randomness import SameRandomness
+from cmsolvers.losses.derivatives.forward_formulas import ForwardFormulas
+from cmsolvers.losses.derivatives.mixed_precision import casts_not_kept
+from cmsolvers.losses.derivatives.module_names import place_of_error
+from cmsolvers.losses.derivatives.plain_checkpoints import plain_checkpoints
+from cmsolvers.losses.evaluation.randomness import SameRandomness
 
 _CHANGES_A_BUFFER = "would mutate a captured Tensor"
 _NO_FORWARD_MODE = (

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.combination import of
-from cmsolvers.losses.distributions_consistency import ChainPairs
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.loss import loss
-from cmsolvers.losses.models import ModelView
-from cmsolvers.losses.pairs import consistency_pair, measured
-from cmsolvers.losses.perceptual import Between
-from cmsolvers.losses.states import State
-from cmsolvers.losses.teacher_steps import TeacherStep
-from cmsolvers.losses.weights import Norm, PairWeight, elementwise_huber
+from cmsolvers.losses.evaluation.combination import of
+from cmsolvers.losses.evaluation.decorator import loss
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.model_views import ModelView
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.pairs import consistency_pair, measured
+from cmsolvers.losses.formulas.perceptual import Between
+from cmsolvers.losses.formulas.teacher_steps import TeacherStep
+from cmsolvers.losses.formulas.weights import Norm, PairWeight, elementwise_huber
+from cmsolvers.losses.times.consistency_times import ChainPairs
 
 
 @loss(

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
-from cmsolvers.losses.curricula import cm_discretization, doubling_discretization
-from cmsolvers.losses.level_distributions import LogNormalPairs, UniformPairs, uniforms
-from cmsolvers.losses.step_tables import Rows, step_of
+from cmsolvers.losses.times.basic_times import LogNormalPairs, UniformPairs, uniforms
+from cmsolvers.losses.times.curricula import cm_discretization, doubling_discretization
+from cmsolvers.losses.times.step_tables import Rows, step_of
 from cmsolvers.processes import DDPM
 from cmsolvers.processes.coordinates import FLOW
 from cmsolvers.schedules import karras_sigmas

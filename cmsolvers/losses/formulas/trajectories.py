@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.combination import Combination, of
-from cmsolvers.losses.models import ModelView
-from cmsolvers.losses.states import State
-from cmsolvers.losses.teacher_steps import TeacherStep, stepped
+from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.model_views import ModelView
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.teacher_steps import TeacherStep, stepped
 from cmsolvers.processes.coordinates import Coordinates
 from cmsolvers.schedules import karras_sigmas
 

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.engine.mistakes.glances import can_be_read
-from cmsolvers.losses import terms
-from cmsolvers.losses.boundary import look_at_boundary
-from cmsolvers.losses.combination import Combination, of
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.models import ModelView
-from cmsolvers.losses.perceptual import Between
-from cmsolvers.losses.states import State
-from cmsolvers.losses.teacher_steps import TeacherStep, stepped
-from cmsolvers.losses.weights import Norm, PairWeight
+from cmsolvers.losses.evaluation import terms
+from cmsolvers.losses.evaluation.boundary import look_at_boundary
+from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.model_views import ModelView
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.perceptual import Between
+from cmsolvers.losses.formulas.teacher_steps import TeacherStep, stepped
+from cmsolvers.losses.formulas.weights import Norm, PairWeight
 
 
 def ends_clean(at: Evaluation) -> Tensor | bool:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.combination import Combination
+from cmsolvers.losses.evaluation.combination import Combination
 
 LevelWeight: TypeAlias = Callable[[Tensor], Tensor]
 """w(t) -> [B], t float64 [B]."""

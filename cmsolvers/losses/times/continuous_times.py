@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
-from cmsolvers.losses.level_distributions import uniforms
+from cmsolvers.losses.times.basic_times import uniforms
 from cmsolvers.processes.coordinates import FLOW
 
 

@@ -24,11 +24,11 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.denoisers import Preconditioned
 from cmsolvers.denoisers.flow_maps import FlowMap
-from cmsolvers.losses.combination import Combination, Weight, of
-from cmsolvers.losses.derivatives import total_derivative
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.identities import flow_map_of, raw_derivative
-from cmsolvers.losses.states import State
+from cmsolvers.losses.derivatives.total_derivative import total_derivative
+from cmsolvers.losses.evaluation.combination import Combination, Weight, of
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.identities import flow_map_of, raw_derivative
 
 
 @dataclass(frozen=True, eq=False)

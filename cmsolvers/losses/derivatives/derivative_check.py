@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from cmsolvers.engine.mistakes.glances import Glance, can_be_read
 from cmsolvers.engine.mistakes.once import Once
-from cmsolvers.losses.derivatives import (
+from cmsolvers.losses.derivatives.lost_tangents import ROUNDED, LostTangents
+from cmsolvers.losses.derivatives.total_derivative import (
     Bounds,
     Derivative,
     Method,
     Tangent,
     total_derivative,
 )
-from cmsolvers.losses.lost_tangents import ROUNDED, LostTangents
-from cmsolvers.losses.randomness import SameRandomness, same_statistics
+from cmsolvers.losses.evaluation.randomness import SameRandomness, same_statistics
 
 CALLS = (1, 100)
 """Which calls per model are looked at: a last layer that starts at zero has no derivative yet."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.forward_mode import output
-from cmsolvers.losses.mixed_precision import casts_not_kept
-from cmsolvers.losses.randomness import SameRandomness
+from cmsolvers.losses.derivatives.forward_mode import output
+from cmsolvers.losses.derivatives.mixed_precision import casts_not_kept
+from cmsolvers.losses.evaluation.randomness import SameRandomness
 
 # Offsets in steps, weights of order 4 and of a lower order, the latter two times the step: with
 # central differences D(h) and D(h/2), (4 D(h/2) - D(h))/3 and D(h/2); one-sided, the derivatives

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from cmsolvers import noise, ops
 from cmsolvers.denoisers import Preconditioned
-from cmsolvers.losses.combination import Combination, Weight
-from cmsolvers.losses.models import Model, ModelView
-from cmsolvers.losses.randomness import SameRandomness
-from cmsolvers.losses.states import State
+from cmsolvers.losses.evaluation.combination import Combination, Weight
+from cmsolvers.losses.evaluation.model_views import Model, ModelView
+from cmsolvers.losses.evaluation.randomness import SameRandomness
+from cmsolvers.losses.evaluation.states import State
 from cmsolvers.processes.coordinates import Coordinates
 
 EXTRA = 8

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
-from cmsolvers.losses import terms
-from cmsolvers.losses.bad_rows import BAD_ROWS, judged, without_bad_rows
-from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.labels import LabelDropout
-from cmsolvers.losses.levels import Levels, Times, levels_of
-from cmsolvers.losses.models import Model
-from cmsolvers.losses.output import LossOutput
+from cmsolvers.losses.evaluation import terms
+from cmsolvers.losses.evaluation.bad_rows import BAD_ROWS, judged, without_bad_rows
+from cmsolvers.losses.evaluation.drawn_levels import Levels, Times, levels_of
+from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.labels import LabelDropout
+from cmsolvers.losses.evaluation.model_views import Model
+from cmsolvers.losses.evaluation.output import LossOutput
 
 Formula: TypeAlias = Callable[..., Tensor]
 """`formula(at: Evaluation, **options) -> [B]`, the loss of each sample, differentiable."""

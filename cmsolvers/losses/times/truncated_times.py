@@ -10,9 +10,9 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
-from cmsolvers.losses.distributions_consistency import ECTPairs
-from cmsolvers.losses.level_distributions import uniforms
-from cmsolvers.losses.step_tables import step_of
+from cmsolvers.losses.times.basic_times import uniforms
+from cmsolvers.losses.times.consistency_times import ECTPairs
+from cmsolvers.losses.times.step_tables import step_of
 
 ABOVE = 1e-8
 """How far above the boundary its own samples stand: their targets lie below it."""

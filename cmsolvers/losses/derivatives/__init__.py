@@ -1,0 +1,1 @@
+"""Derivatives of networks along an ODE: exact in forward mode, or by finite differences."""

@@ -1,0 +1,1 @@
+"""Distributions of levels, functions of (key, step) alone, and curricula."""

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.model_views import ModelView
 from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.formulas.teacher_steps import TeacherStep, stepped
-from cmsolvers.processes.coordinates import Coordinates
+from cmsolvers.losses.times.trajectory_times import Quantile
+from cmsolvers.processes.coordinates import KARRAS, Coordinates
 from cmsolvers.schedules import karras_sigmas
 
 
@@ -84,3 +86,10 @@ def _ddim(path: Coordinates, x: State, clean: Combination, end: Tensor) -> Combi
 
 def _full(level: float, like: Tensor) -> Tensor:
     return torch.full((len(like),), level, dtype=torch.float64, device=like.device)
+
+
+def further_level(at: Evaluation, quantile: Quantile, u: Tensor) -> Tensor:
+    """A level for each share, in the coordinates of the model, float64 [B]."""
+    theirs: Coordinates = getattr(quantile, "coordinates", KARRAS)
+    level = quantile(u)
+    return level if theirs == at.path else at.path.level(theirs.ratio(level))

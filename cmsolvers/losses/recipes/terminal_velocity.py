@@ -14,12 +14,12 @@ from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.formulas.identities import end_rate
+from cmsolvers.losses.formulas.trajectories import further_level
 from cmsolvers.losses.formulas.weights import mean_square
 from cmsolvers.losses.times.trajectory_times import (
     GapPairs,
     LogitNormalQuantile,
     Quantile,
-    further_level,
 )
 
 

@@ -12,12 +12,12 @@ from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.formulas.identities import flow_map_of
 from cmsolvers.losses.formulas.teacher_steps import TeacherStep, stepped
+from cmsolvers.losses.formulas.trajectories import further_level
 from cmsolvers.losses.formulas.weights import LevelWeight, Norm, edm_weight, mean_square
 from cmsolvers.losses.times.trajectory_times import (
     LogNormalQuantile,
     Quantile,
     RhoPairs,
-    further_level,
 )
 
 _RHO = 7.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,10 +11,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.losses.times.basic_times import uniforms
-from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
-
-if TYPE_CHECKING:
-    from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.processes.coordinates import FLOW, KARRAS
 
 
 @dataclass(frozen=True)
@@ -198,10 +195,3 @@ class LogitNormalQuantile:
     def __call__(self, u: Tensor) -> Tensor:
         """Times for shares in (0, 1), float64 [B] both."""
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
-
-
-def further_level(at: Evaluation, quantile: Quantile, u: Tensor) -> Tensor:
-    """A level for each share, in the coordinates of the model, float64 [B]."""
-    theirs: Coordinates = getattr(quantile, "coordinates", KARRAS)
-    level = quantile(u)
-    return level if theirs == at.path else at.path.level(theirs.ratio(level))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from copy import copy
+from typing import TypeVar, cast
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -31,3 +32,18 @@ def inner(model: M) -> M:
             found = found._orig_mod
         else:
             return found  # type: ignore[return-value]
+
+
+def around_inner(model: M) -> M:
+    """A flow map or denoiser around `inner(model.net)`: the same one where nothing wraps its net.
+
+    Args:
+        model: a module with an attribute `net`.
+    """
+    net = getattr(model, "net", None)
+    bare = inner(net)
+    if bare is net or not isinstance(model, nn.Module):
+        return model
+    other = copy(model)
+    other._modules = {**model._modules, "net": cast(nn.Module, bare)}
+    return other

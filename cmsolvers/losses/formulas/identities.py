@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from cmsolvers.denoisers.flow_maps import AverageVelocity, FlowMap
-from cmsolvers.losses.derivatives.total_derivative import Derivative, Method, total_derivative
+from cmsolvers.losses.derivatives.derivative_check import checked_derivative
+from cmsolvers.losses.derivatives.inner_modules import around_inner
+from cmsolvers.losses.derivatives.total_derivative import Derivative, Method
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.model_views import RAW, ModelView
@@ -76,12 +78,13 @@ def raw_derivative(
     in float32 at least.
     """
     inner = view.form
+    called = inner if through else around_inner(inner)
 
     def raw(state: Tensor, t: Tensor, s: Tensor) -> Tensor:
         if through and view.model is not inner:
             made: Tensor = view.model(state, t, s, output=RAW, **view.extra)
             return made
-        return inner.raw(state, t, s, **view.extra)
+        return called.raw(state, t, s, **view.extra)
 
     stop = x.level if end is None else end
     bounds = (None, (stop, at.path.max_level), (0.0, x.level))
@@ -91,9 +94,11 @@ def raw_derivative(
     state = x.x.to(torch.promote_types(x.x.dtype, torch.float32)) if outside else x.x
     points = (state, x.level, stop)
     with view.passing(), torch.autocast(kind, enabled=False) if outside else nullcontext():
-        found = total_derivative(
-            raw, points, tangents, method=method, bounds=bounds, through=through
+        found, ratio = checked_derivative(
+            raw, points, tangents, model=inner, method=method, bounds=bounds, through=through
         )
+    if ratio is not None:
+        at.diagnostics["derivative_ratio"] = ratio
     if found.error is not None:
         at.diagnostics["derivative_error"] = found.error
     return found

@@ -153,7 +153,7 @@ def test_inductor_draws_the_same_for_both():
 
 def test_without_the_record_they_differ(monkeypatch):
     """The control: a kept number that is not used again."""
-    monkeypatch.setattr(losses.randomness._Drawn, "again", lambda self: self)
+    monkeypatch.setattr(losses.evaluation.randomness._Drawn, "again", lambda self: self)
     assert apart(nn.Dropout(0.5), "eager") > 0
 
 

@@ -145,7 +145,7 @@ def test_the_error_estimate_falls_with_the_square_of_the_step(net):
 
 
 def test_steps_of_the_table_would_fail_with_a_wrong_weight(net, monkeypatch):
-    from cmsolvers.losses import finite_difference
+    from cmsolvers.losses.derivatives import finite_difference
 
     offsets, fine, coarse = finite_difference._CENTRAL
     wrong = (offsets, (-fine[0], *fine[1:3], -fine[3]), coarse)

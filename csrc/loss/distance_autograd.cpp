@@ -138,11 +138,11 @@ struct FormDistance : torch::autograd::Function<FormDistance> {
     const at::TensorList inputs(saved.data(), n);
     // Gradients that torch.autograd batches (is_grads_batched) go by formulas that have rules.
     const bool batched = grads[0].key_set().has(c10::DispatchKey::Batched);
-    const Tensors made =
+    Tensors made =
         batched ? plain_gradients(grads[0], inputs, saved[n], static_cast<Size>(size), c, wanted)
                 : call_backward(grads[0], inputs, saved[n], saved[n + 1], size, c, wanted);
     for (size_t k = 0, i = 0; k < n; ++k)
-      if (wanted[k]) found[k] = made[i++];
+      if (wanted[k]) found[k] = std::move(made[i++]);
     return found;
   }
 };

@@ -74,7 +74,8 @@ def by_operators(
         target = net(second)
     inputs = (x, answer, x_next, target)
     apart = ops.form_distance(inputs, residual, "pseudo_huber", huber_constant(x0))
-    return (apart / (sigma - lower)).mean()
+    weights = (len(x0) * (sigma - lower)).reciprocal_()
+    return torch.dot(apart, weights)  # the mean of apart / (sigma - lower), as one operator
 
 
 def levels(batch: int, device: str) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ The same seed is the same noise, whatever it is added to. So in a loop
 - over the batches of one job, let the sample ids go on: `seed=Key(0, offset=done)`, `done` being
   how many samples came before. Sample 17 gets the same noise however the job is cut into batches;
 - over steps (of training, of a simulation), give each step its own seed, `seed=Seeds(0).at(step)`,
-  or, where there is the argument, its own `draw=step`.
+  or, where there is the argument, its own `draw=step`. In a captured graph the step is a tensor:
+  `seed=key(0, batch, draw=step)`, with an int64 `step` on the device.
 
 `key` resolves a seed of any kind once; its `Key` can then be given as `seed=` many times.
 """

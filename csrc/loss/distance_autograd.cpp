@@ -135,10 +135,14 @@ struct FormDistance : torch::autograd::Function<FormDistance> {
     c10::List<bool> wanted;
     wanted.reserve(n);
     for (size_t k = 0; k < n; ++k) wanted.push_back(context->needs_input_grad(k));
-    const Tensors made = call_backward(grads[0], at::TensorList(saved.data(), n), saved[n],
-                                       saved[n + 1], size, c, wanted);
+    const at::TensorList inputs(saved.data(), n);
+    // Gradients that torch.autograd batches (is_grads_batched) go by formulas that have rules.
+    const bool batched = grads[0].key_set().has(c10::DispatchKey::Batched);
+    Tensors made =
+        batched ? plain_gradients(grads[0], inputs, saved[n], static_cast<Size>(size), c, wanted)
+                : call_backward(grads[0], inputs, saved[n], saved[n + 1], size, c, wanted);
     for (size_t k = 0, i = 0; k < n; ++k)
-      if (wanted[k]) found[k] = made[i++];
+      if (wanted[k]) found[k] = std::move(made[i++]);
     return found;
   }
 };

@@ -80,7 +80,7 @@ std::vector<at::Tensor> differentiable(const at::Tensor& x0, const at::Tensor& w
                                        at::IntArrayRef noise, const OptionalTensor& key,
                                        at::IntArrayRef dtypes) {
   const at::ScalarType wide = x0.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const at::Tensor alone = at::tensor({0.0, 1.0}, weights.options()).view({1, 2, 1});
+  const at::Tensor alone = at::arange(2, weights.options()).view({1, 2, 1});
   const int64_t code = wide == at::kDouble ? 0 : 1;
   const at::Tensor z = call_below_autograd(x0, alone, noise, key, code)[0];
   std::vector<at::Tensor> outs;

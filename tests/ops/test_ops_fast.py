@@ -273,7 +273,7 @@ class TestNotPlain:
         [
             torch.zeros(4, 2, dtype=torch.int64),
             torch.zeros(5, dtype=torch.int64),
-            torch.zeros(5, 3, dtype=torch.int64),
+            torch.zeros(5, 4, dtype=torch.int64),
             torch.zeros(5, 2, dtype=torch.int32),
             torch.zeros(5, 2),
             torch.zeros(2, 5, dtype=torch.int64).T,
@@ -285,6 +285,9 @@ class TestNotPlain:
         ids=lambda value: check.describe(value).replace("[", "").replace("]", ""),
     )
     def test_keys(self, table):
+        draws = torch.zeros(5, 3, dtype=torch.int64)  # they take the place of the number
+        assert FAST(X, (M,), (0.4, 0.6), 0.5, draws, 0, 0, 0, None, 0, 0.3) is not None
+        assert FAST(X, (M,), (0.4, 0.6), 0.5, draws, 0, 1, 0, None, 0, 0.3) is None
         assert FAST(X, (M,), (0.4, 0.6), 0.5, table, 0, 0, 0, None, 0, 0.3) is None
         assert FAST(X, (M,), (0.4, 0.6), 0.0, table, 0, 0, 0, None, 0, 0.3) is not None
 

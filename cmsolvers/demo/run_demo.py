@@ -113,9 +113,7 @@ def _train(
     return {kind: outcome[kind] for kind in ("classifier", "score", "cd", "ct")}
 
 
-def _search(
-    pool: Workers, files: Files, settings: DemoSettings
-) -> dict[str, list[list[float]]]:
+def _search(pool: Workers, files: Files, settings: DemoSettings) -> dict[str, list[list[float]]]:
     kinds = ("cd", "ct")
     work = [partial(demo_jobs.search_levels, files, kind, settings) for kind in kinds]
     found = dict(pool.run(work))

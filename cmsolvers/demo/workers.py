@@ -1,4 +1,4 @@
-"""Worker processes of one thread each, so that results do not depend on how many cores there are."""
+"""Worker processes of one thread each: results then do not depend on the number of cores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixtures whose denoiser, velocity and flow map are known: what few-step models are measured on.
+"""Mixtures whose denoiser, velocity and flow map are known: few-step models are measured on them.
 
 On a path x_t = alpha x_0 + sigma z all of these depend on (x, alpha, sigma) alone. With r^2 =
 alpha^2 + sigma^2 the state x / r lies on the circular path cos(angle) x_0 + sin(angle) z, angle =
@@ -8,7 +8,6 @@ or sigma: clean data (sigma = 0) and pure noise (alpha = 0, t = 1 of a flow) are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -141,7 +140,9 @@ class ExactProblem:
 
     # --- conditional means ------------------------------------------------------------------------
 
-    def conditional_means(self, x: Tensor, level: float | Tensor, path: Path) -> tuple[Tensor, Tensor]:
+    def conditional_means(
+        self, x: Tensor, level: float | Tensor, path: Path
+    ) -> tuple[Tensor, Tensor]:
         """(E[x_0 | x_t], E[z | x_t]), each like x.
 
         Raises:
@@ -164,12 +165,12 @@ class ExactProblem:
         process = coordinates("path", path).process
         clean, unit = self.conditional_means(x, level, path)
         t = _levels("level", level, x)
-        a, b = (_derivative(part, t)[:, None].to(x.dtype) for part in (process.alpha, process.sigma))
+        a, b = (
+            _derivative(part, t)[:, None].to(x.dtype) for part in (process.alpha, process.sigma)
+        )
         return a * clean + b * unit
 
-    def _components(
-        self, x: Tensor, alpha: Tensor, sigma: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log joint density [B, K], x - alpha mean [B, K, d], variances [B or 1, K, d]."""
         apart = x[:, None] - alpha[..., None] * self.means
         variance = (alpha[..., None] * self.stds) ** 2 + sigma[..., None] ** 2
@@ -220,22 +221,20 @@ class ExactProblem:
             variance, other = (a * self.stds) ** 2 + b**2, (c * self.stds) ** 2 + d**2
             moved = c * self.means + (other / variance).sqrt() * (rows - a * self.means)
         else:
-            angles = (torch.atan2(sigma, alpha)[:, 0] for alpha, sigma in ((a, b), (c, d)))
-            moved = torch.hypot(c, d) * self._solve(rows / torch.hypot(a, b), *angles, tolerance)
+            turn = torch.atan2(b, a)[:, 0], torch.atan2(d, c)[:, 0]
+            moved = torch.hypot(c, d) * self._solve(rows / torch.hypot(a, b), *turn, tolerance)
         moved = torch.where((a == c) & (b == d), rows, moved)
         return moved.to(x.dtype)
 
     def _solve(self, y: Tensor, start: Tensor, end: Tensor, tolerance: float) -> Tensor:
         """Along the circular path, from angles [B] to angles [B]."""
         tolerance = check.positive("tolerance", tolerance)
-        return torch.cat(
-            [
-                self._solve_rows(*part, tolerance)
-                for part in zip(*(v.split(_ROWS_AT_ONCE) for v in (y, start, end)), strict=True)
-            ]
-        )
+        parts = zip(*(torch.split(v, _ROWS_AT_ONCE) for v in (y, start, end)), strict=True)
+        return torch.cat([self._solve_rows(*part, tolerance) for part in parts])
 
     def _solve_rows(self, y: Tensor, start: Tensor, end: Tensor, tolerance: float) -> Tensor:
+        if y.shape[0] == 0:
+            return y
         if bool((start == start[0]).all()) and bool((end == end[0]).all()):
             start, end = start[:1], end[:1]  # all rows share what depends on the angle
         turn = (end - start)[:, None]
@@ -305,38 +304,3 @@ def _derivative(of: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         if not value.requires_grad:  # it does not depend on time
             return torch.zeros_like(t)
         return torch.autograd.grad(value.sum(), t)[0]
-
-
-# --- the problems of the benchmark ------------------------------------------------------------------
-
-
-def gaussian() -> ExactProblem:
-    """A Gaussian in 8-D whose deviations go from 0.1 to about 1; sigma_data is 0.5."""
-    stds = torch.logspace(-1.0, 0.0, 8, dtype=torch.float64)
-    means = 0.3 * torch.tensor([[1.0, -1.0]], dtype=torch.float64).repeat(1, 4)
-    stds = stds * (0.5 / stds.square().mean().sqrt())
-    return ExactProblem("gaussian", means, stds[None], torch.ones(1, dtype=torch.float64))
-
-
-def ring() -> ExactProblem:
-    """Eight equal modes of deviation 0.08 on a circle in 2-D; sigma_data is 0.5."""
-    angles = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
-    radius = math.sqrt(2.0 * (0.5**2 - 0.08**2))
-    means = radius * torch.stack([angles.cos(), angles.sin()], 1)
-    return ExactProblem("ring", means, torch.full((8, 2), 0.08, dtype=torch.float64), torch.ones(8, dtype=torch.float64))
-
-
-def clusters() -> ExactProblem:
-    """Five components of unequal weights and deviations in 16-D; sigma_data is 0.5."""
-    weights = torch.tensor([0.35, 0.25, 0.2, 0.12, 0.08], dtype=torch.float64)
-    stds = torch.tensor([0.3, 0.1, 0.2, 0.15, 0.25], dtype=torch.float64)
-    means = noise.normal((5, 16), 5, dtype=torch.float64)
-    means = means - weights @ means
-    between = float((weights @ means.square()).mean())
-    within = float(weights @ stds.square())
-    means = means * math.sqrt((0.5**2 - within) / between)
-    return ExactProblem("clusters", means, stds[:, None].expand(5, 16), weights)
-
-
-PROBLEMS = {"gaussian": gaussian, "ring": ring, "clusters": clusters}
-"""What the benchmark runs on, by name."""

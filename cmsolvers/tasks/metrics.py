@@ -1,4 +1,4 @@
-"""Quality of samples: Frechet and sliced Wasserstein distance, nearest data, classifier confidence."""
+"""Quality of samples: Frechet and sliced Wasserstein distance, nearest data, confidence."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from scipy.integrate import solve_ivp
 from cmsolvers import noise, oracles
 from cmsolvers.processes import VP, TrigFlow
 from cmsolvers.tasks import metrics
-from cmsolvers.tasks.exact_problems import PROBLEMS, ExactProblem
+from cmsolvers.tasks.exact_problems import ExactProblem
+from cmsolvers.tasks.few_step_problems import PROBLEMS
 
 F64 = torch.float64
 MADE = {name: make() for name, make in PROBLEMS.items()}
@@ -74,9 +75,7 @@ def test_the_map_is_what_another_integrator_finds(name):
     else:
         data = oracles.GaussianMixture(problem.means, problem.stds[:, 0], problem.weights)
     other = by_hand(data, x, 20.0, 0.01)
-    torch.testing.assert_close(
-        problem.flow_map(x, 20.0, 0.01, "karras"), other, atol=2e-8, rtol=0
-    )
+    torch.testing.assert_close(problem.flow_map(x, 20.0, 0.01, "karras"), other, atol=2e-8, rtol=0)
     # Negative control: data that are a thousandth wider.
     wider = ExactProblem("wider", problem.means, 1.001 * problem.stds, problem.weights)
     assert (wider.flow_map(x, 20.0, 0.01, "karras") - other).abs().max() > 1e-5
@@ -198,7 +197,9 @@ def test_samples_are_a_function_of_the_seed(name):
     assert float(spread) == pytest.approx(0.5, rel=0.02)
     shares = torch.bincount(problem.component(x), minlength=problem.modes) / len(x)
     torch.testing.assert_close(shares.double(), problem.weights, atol=0.012, rtol=0)
-    torch.testing.assert_close(problem.shares(x).sum(), torch.tensor(0.999).double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        problem.shares(x).sum(), torch.tensor(0.999).double(), atol=1e-3, rtol=0
+    )
 
 
 def test_modes_that_are_missing_are_missed():

@@ -19,7 +19,8 @@ from cmsolvers.demo.loss_benchmark.results import Facts, Result
 from cmsolvers.demo.loss_benchmark.setting import Setting
 from cmsolvers.demo.loss_benchmark.training_run import train
 from cmsolvers.demo.workers import Workers, one_thread
-from cmsolvers.tasks.exact_problems import PROBLEMS, ExactProblem
+from cmsolvers.tasks.exact_problems import ExactProblem
+from cmsolvers.tasks.few_step_problems import PROBLEMS
 
 Make: TypeAlias = Callable[[], ExactProblem]
 
@@ -29,6 +30,7 @@ def benchmark_losses(
     problems: Sequence[str | Make] | None = None,
     *,
     seeds: int = 3,
+    first_seed: int = 0,
     setting: Setting | None = None,
     out: str | os.PathLike[str] = "losses",
     workers: int | None = None,
@@ -44,13 +46,14 @@ def benchmark_losses(
 
     Args:
         entries: recipes of different names; None is `ENTRIES`.
-        problems: names of `tasks.exact_problems.PROBLEMS`, or functions that make a problem; None
+        problems: names of `tasks.few_step_problems.PROBLEMS`, or functions that make a problem; None
             is all of the library's.
-        seeds: how many; the seeds are 0, 1, ...
+        seeds: how many trainings with different seeds.
+        first_seed: the seeds are first_seed, first_seed + 1, ...
         setting: of the trainings; None is the full one.
         out: folder for the results; it is made where it is missing.
         workers: processes side by side, one thread each; None is one per core. With 1 all is run
-            in this process.
+            in this process, and entries and problems may be any functions.
         again: run what is there already, too.
         progress: show a bar.
 
@@ -68,15 +71,14 @@ def benchmark_losses(
             raise TypeError(f"entries must be a sequence of Entry; got {check.describe(entry)}")
     makers = _makers(list(PROBLEMS) if problems is None else problems)
     setting, folder = setting or Setting(), Path(out)
-    check.count("seeds", seeds)
+    first = check.count("first_seed", first_seed, least=0)
+    numbers = range(first, first + check.count("seeds", seeds))
     _unequal("entries", [entry.name for entry in chosen])
     if workers is None:
         workers = os.cpu_count() or 1
     check.count("workers", workers)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [
-        (entry, name, seed) for seed in range(seeds) for name in makers for entry in chosen
-    ]
+    wanted = [(entry, name, seed) for seed in numbers for name in makers for entry in chosen]
     found: dict[tuple[str, str, int], Result] = {}
     missing = []
     for entry, name, seed in wanted:
@@ -105,7 +107,7 @@ def benchmark_losses(
         found[key]
         for entry in chosen
         for name in makers
-        for seed in range(seeds)
+        for seed in numbers
         if (key := (entry.name, name, seed)) in found
     ]
     _report(folder, ordered, facts, setting)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def sample(entry: Entry, model: Model, x: Tensor, grid: list[float], seed: int) 
             return euler_pf_ode(model, x, grid)
         if entry.kind == "consistency":
             return consistency_sample(model, x, grid[:-1], sigma_min=grid[-1], seed=seed)
-        for start, end in zip(grid[:-1], grid[1:], strict=True):
+        for start, end in pairwise(grid):
             x = model(x, *(x.new_full((x.shape[0],), level) for level in (start, end)))
         return x
 

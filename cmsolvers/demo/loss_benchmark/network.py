@@ -13,6 +13,8 @@ from cmsolvers.demo.loss_benchmark.entry import Model
 from cmsolvers.demo.loss_benchmark.setting import Setting
 from cmsolvers.training.networks import LevelEmbedding, ResidualBlock
 
+_EMBEDDING = 32
+
 
 class FewStepMLP(nn.Module):
     """A residual MLP F(x, c_noise) or F(x, c_noise, c_noise_end); F = 0 before training.
@@ -28,9 +30,9 @@ class FewStepMLP(nn.Module):
 
     def __init__(self, size: int, width: int, blocks: int, two_times: bool) -> None:
         super().__init__()
-        self.times = nn.ModuleList(LevelEmbedding(width) for _ in range(1 + two_times))
+        self.times = nn.ModuleList(LevelEmbedding(_EMBEDDING) for _ in range(1 + two_times))
         self.first = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width, width, 0.0) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(width, _EMBEDDING, 0.0) for _ in range(blocks))
         self.last = nn.Linear(width, size)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)

@@ -17,7 +17,7 @@ _MARKS = "oDs"
 
 
 def draw(path: Path, results: Sequence[Result], problems: Mapping[str, Facts]) -> Path:
-    """Above: distance to the exact map. Below: sliced Wasserstein distance. Lines span the seeds."""
+    """Distance to the exact map above, sliced Wasserstein below; a line spans the seeds."""
     recipes = list(dict.fromkeys(result.recipe for result in results))
     height = 1.1 + 0.19 * len(recipes)
     fig = style.figure(2.0 + 3.6 * len(problems), 0.6 + 2 * height)

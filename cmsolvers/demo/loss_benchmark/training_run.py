@@ -67,9 +67,7 @@ def train(entry: Entry, problem: ExactProblem, seed: int, setting: Setting) -> T
             group["lr"] = learning_rate(entry.lr, share)
         x0 = _batch(problem, seeds.at(1), step, setting)
         value = _scalar(
-            entry.loss(
-                model, x0, key=seeds.at(2), step=step, **given, **entry.options_at(share)
-            )
+            entry.loss(model, x0, key=seeds.at(2), step=step, **given, **entry.options_at(share))
         )
         losses.append(float(value.detach()))
         if not math.isfinite(losses[-1]):

@@ -11,6 +11,7 @@ from cmsolvers.cli import (
     demo_command,
     evaluate_command,
     info_command,
+    losses_command,
     precision_command,
     sample_command,
     solvers_command,
@@ -25,6 +26,7 @@ COMMANDS = (
     precision_command.COMMAND,
     benchmark_command.COMMAND,
     solvers_command.COMMAND,
+    losses_command.COMMAND,
     info_command.COMMAND,
 )
 

@@ -105,6 +105,7 @@ class BrownianPath:
         if dtype not in check.STATE_DTYPES:
             raise TypeError(f"dtype must be float64, float32, float16 or bfloat16; got {dtype}")
         self._key = resolve(seed, self.shape[0], offset=offset, ids=ids, device=device)
+        self._key.require_no_draws()
         self._dtype, self._device, self._memory_format = dtype, device, memory_format
 
     def __call__(self, a: Time, b: Time, *, out: Tensor | None = None) -> Tensor:

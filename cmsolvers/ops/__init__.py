@@ -5,6 +5,8 @@ there is nothing but the kernel either way. Only this package touches the extens
 """
 
 from cmsolvers.ops.binary import build_info
+from cmsolvers.ops.consistency_rows import consistency_rows
+from cmsolvers.ops.form_distance import form_distance
 from cmsolvers.ops.keys import Key
 from cmsolvers.ops.named import (
     add_noise,
@@ -16,6 +18,7 @@ from cmsolvers.ops.named import (
     pf_ode_step,
     scale_input,
 )
+from cmsolvers.ops.noise_forms import noise_forms
 from cmsolvers.ops.step import weighted_step
 
 __all__ = [
@@ -23,10 +26,13 @@ __all__ = [
     "add_noise",
     "build_info",
     "consistency_output",
+    "consistency_rows",
     "edm_input",
     "edm_output",
     "euler_maruyama_step",
+    "form_distance",
     "heun_step",
+    "noise_forms",
     "pf_ode_step",
     "scale_input",
     "weighted_step",

@@ -19,14 +19,19 @@ def check_dtype(name: str, dtype: object) -> None:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16; got {dtype}")
 
 
+def check_tensor(name: str, x: Tensor) -> None:
+    """Check that x is a plain floating tensor on a device that this build has kernels for."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
+    strided(name, x)
+    check_dtype(name, x.dtype)
+    if not x.is_cpu:
+        _check_built_for(name, x)
+
+
 def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> None:
     """Check that x is floating, and that inputs share its shape, device, and a dtype no wider."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor; got {type(x).__name__}")
-    strided("x", x)
-    check_dtype("x", x.dtype)
-    if not x.is_cpu:
-        _check_built_for(x)
+    check_tensor("x", x)
     for k, m in enumerate(inputs):
         if not isinstance(m, Tensor):
             raise TypeError(f"{name}[{k}] must be a tensor; got {type(m).__name__}")
@@ -51,11 +56,11 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
             )
 
 
-def _check_built_for(x: Tensor) -> None:
+def _check_built_for(name: str, x: Tensor) -> None:
     """The build has kernels for x's device. Fake tensors pass: they are never computed."""
     if CPU_ONLY and x.is_cuda and not isinstance(x, torch._subclasses.FakeTensor):
         raise RuntimeError(
-            f"x must be on the CPU: this build of cmsolvers has no CUDA part; got {x.device}. "
+            f"{name} must be on the CPU: this build of cmsolvers has no CUDA part; got {x.device}. "
             "USE_CUDA=1 pip install --no-build-isolation . builds it, or says what is missing"
         )
 
@@ -91,6 +96,30 @@ def check_weight(name: str, value: float | Tensor, x: Tensor) -> None:
         raise TypeError(f"{name} must be a number or a tensor; got {type(value).__name__}")
     if not math.isfinite(as_float(name, value)):
         raise ValueError(f"{name} must be finite; got {value}")
+
+
+def check_rows(name: str, weights: Tensor, x: Tensor, batch: int) -> None:
+    """Weights of many samples: a constant float64 tensor on the device of x, its last size B or 1.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(weights).__name__}")
+    if weights.dtype != torch.float64:
+        raise TypeError(f"{name} must be float64; got {weights.dtype}")
+    if weights.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}; got {weights.device}")
+    if weights.dim() == 0 or weights.shape[-1] not in (1, batch):
+        raise ValueError(
+            f"{name} must have {batch} or 1 as its last size, one entry per sample; "
+            f"got {list(weights.shape)}"
+        )
+    if differentiated(weights):
+        raise ValueError(
+            f"{name} must not require a gradient or carry a tangent: weights are constants here; "
+            "detach it"
+        )
 
 
 def check_rule(rule: int, arguments: Sequence[Weight], x: Tensor) -> list[Weight]:

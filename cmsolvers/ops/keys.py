@@ -22,8 +22,10 @@ class Key:
 
     Without `table`, row b has the seed `seed` (64 bits, kept as a signed integer) and the sample id
     `offset + b`. With `table`, an int64 tensor of shape [B, 2] or [1, 2], row b has seed
-    `table[b, 0]` and id `table[b, 1]` (for [1, 2]: id `table[0, 1] + b`). Kernels read the table on
-    its device, so a captured graph replays with whatever was written there last.
+    `table[b, 0]` and id `table[b, 1]` (for [1, 2]: id `table[0, 1] + b`). A third column, of
+    [B, 3] or [1, 3], is the draw: it takes the place of the number `draw` of whatever is called
+    with the key, which must be 0 then. Kernels read the table on its device, so a captured graph
+    replays with whatever was written there last.
     """
 
     seed: int = 0
@@ -46,16 +48,26 @@ class Key:
         kind: object = getattr(self.table, "dtype", type(self.table))
         if kind != torch.int64:
             raise TypeError(f"table of a Key must be an int64 tensor; got {kind}")
-        if self.table.dim() != 2 or self.table.shape[1] != 2:
+        if self.table.dim() != 2 or self.table.shape[1] not in (2, 3):
             raise ValueError(
-                f"table of a Key must have shape [B, 2] or [1, 2]; got {list(self.table.shape)}"
+                "table of a Key must have shape [B, 2] or [1, 2], or with draws [B, 3] or [1, 3]; "
+                f"got {list(self.table.shape)}"
             )
+
+    @property
+    def holds_draws(self) -> bool:
+        """Whether the table has a column of draws."""
+        return self.table is not None and self.table.shape[1] == 3
 
     def rows(self, batch: int, device: torch.device) -> Tensor:
         """(seed, sample id) of every row of a batch, int64 [B, 2] on a device; a tensor of its own.
 
         The table is not read on the host.
+
+        Raises:
+            ValueError: the key holds draws, and whoever asks has draws of its own.
         """
+        self.require_no_draws()
         places = torch.arange(batch, device=device)
         if self.table is None:
             return torch.stack((torch.full_like(places, self.seed), places + self.offset), dim=1)
@@ -63,6 +75,14 @@ class Key:
         if len(table) == batch:
             return table.clone()
         return torch.stack((table[:, 0].expand(batch), table[:, 1] + places), dim=1)
+
+    def require_no_draws(self) -> None:
+        """Refuse draws where whoever uses the key has draws of its own: a sampler, a path."""
+        if self.holds_draws:
+            raise ValueError(
+                "seed: a key that holds draws is for one draw of noise; what is called here draws "
+                "several times and counts the draws itself. Give a key without draws"
+            )
 
 
 SeedLike: TypeAlias = (
@@ -84,6 +104,7 @@ def resolve(
     offset: int = 0,
     ids: Tensor | None = None,
     device: torch.device | str | None = None,
+    draw: Tensor | None = None,
 ) -> Key:
     """Turn any kind of seed into a `Key` for `batch` samples on `device`.
 
@@ -96,6 +117,9 @@ def resolve(
         offset: id of the first sample, for shards of a larger batch; ids reach up to 2^56 - 1.
         ids: int64 [B], the sample ids themselves, in place of offset + 0..B-1.
         device: where the table lives, for tensors of seeds or ids.
+        draw: int64 [B], [1] or [], the draw in a tensor, such as the training step: the key then
+            holds a table with a column of draws (see `Key`), and what is called with it gets no
+            number `draw`. Entries in [0, 2^32).
 
     Returns:
         A `Key`. From a number or a generator it holds `seed` and `offset`; from a tensor of seeds
@@ -106,6 +130,8 @@ def resolve(
         TypeError: a seed, offset or ids of the wrong kind.
         ValueError: a value out of range or a tensor of the wrong shape.
     """
+    if draw is not None:
+        return _with_draws(resolve(seed, batch, offset=offset, ids=ids, device=device), draw, batch)
     if isinstance(seed, Key):
         if seed.table is not None and seed.table.shape[0] not in (1, batch):
             raise ValueError(
@@ -156,6 +182,41 @@ def resolve(
     if ids is not None:
         return Key(table=torch.stack((torch.full_like(ids, number), ids), dim=1))
     return Key(number, offset)
+
+
+def _with_draws(key: Key, draw: Tensor, batch: int) -> Key:
+    """The key with a column of draws, on the device of its table, or else of the draws."""
+    kind: object = getattr(draw, "dtype", type(draw).__name__)
+    if kind != torch.int64:
+        raise TypeError(f"draw of a key must be an int64 tensor; got {kind}")
+    if draw.dim() > 1 or draw.numel() not in (1, batch):
+        raise ValueError(
+            f"draw of a key must have shape [{batch}], [1] or []; got {list(draw.shape)}"
+        )
+    if key.holds_draws:
+        raise ValueError("draw must be left out where the key given as seed holds draws already")
+    readable = draw.device.type == "cpu" and draw.numel() > 0 and not torch.compiler.is_compiling()
+    if readable and not 0 <= int(draw.min()) <= int(draw.max()) < 1 << 32:
+        raise ValueError(
+            f"draw of a key must lie in [0, 2^32); got {int(draw.min())} to {int(draw.max())}"
+        )
+    draw = draw.reshape(-1)
+    if key.table is None and draw.numel() == 1:
+        first = [torch.full_like(draw, number) for number in (key.seed, key.offset)]
+        return Key(table=torch.stack((*first, draw), dim=1))
+    table = key.table
+    if table is None or len(table) != len(draw):
+        table = key.rows(batch, draw.device if table is None else table.device)
+    column = draw.to(table.device).expand(len(table)).unsqueeze(1)
+    return Key(table=torch.cat((table, column), dim=1))
+
+
+def place(key: Key, stream: int, draw: int) -> list[int]:
+    """(seed, offset, stream, draw), checked, as the operators take them beside the table."""
+    stream, draw = checked_place(stream, draw)
+    if draw != 0 and key.holds_draws:
+        raise ValueError(f"draw must be 0 where the key given as seed holds draws; got {draw}")
+    return [key.seed, key.offset, stream, draw]
 
 
 def draw_seed(seed: object) -> int:

@@ -41,12 +41,13 @@ def noise_sum(
         weights: one per draw; rounded to float32.
         table: float64 [B, n, 2] on the device of out, (draw, weight) of each sample, in place of
             draws and weights, which must be empty then.
-        key: the key of the batch, see `noise.key`.
+        key: the key of the batch, see `noise.key`; without draws, which are those of the terms.
         stream: 0..255, see `noise`.
 
     Returns:
         out.
     """
+    key.require_no_draws()
     noise = [key.seed, key.offset, stream]
     torch.ops.cmsolvers.noise_sum(out, draws, weights, table, noise, key.table)
     return out

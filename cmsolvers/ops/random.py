@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cmsolvers.ops import reference
 from cmsolvers.ops.arguments import check_dtype
-from cmsolvers.ops.keys import Key, SeedLike, checked_place, resolve
+from cmsolvers.ops.keys import Key, SeedLike, checked_place, place, resolve
 from cmsolvers.ops.step import weighted_step
 
 
@@ -88,6 +88,7 @@ def uniform(
     check_dtype("dtype", dtype)
     stream, draw = checked_place(stream, draw)
     shape, key = _prepare(shape, seed, offset, ids, device)
+    place(key, stream, draw)
     count = math.prod(shape[1:])
     groups = -(-count // 4)
     r = reference.words(

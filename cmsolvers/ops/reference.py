@@ -133,22 +133,28 @@ def words(
     draw: int,
     device: torch.device | str | None,
 ) -> list[Tensor]:
-    """The four random words of every group of four elements: int64 tensors [batch, groups]."""
+    """The four random words of every group of four elements: int64 tensors [batch, groups].
+
+    A third column of the table is the draw of each sample, in place of `draw`.
+    """
+    draws: int | Tensor = draw
     if table is None:
         seeds = torch.full((batch,), seed, dtype=torch.int64, device=device)
         ids = offset + torch.arange(batch, dtype=torch.int64, device=device)
     else:
         table = table.to(device)
-        rows = table.expand(batch, 2)
+        rows = table.expand(batch, table.shape[1])
         seeds = rows[:, 0]
         ids = rows[:, 1] + (
             torch.arange(batch, device=device) if table.shape[0] == 1 and batch != 1 else 0
         )
+        if table.shape[1] == 3:
+            draws = (rows[:, 2] & MASK).unsqueeze(1)
     c0 = torch.arange(groups, dtype=torch.int64, device=device).expand(batch, groups)
     c2 = (ids & MASK).unsqueeze(1).expand(batch, groups)
     c3 = (((ids >> 32) & 0xFFFFFF) | (stream << 24)).unsqueeze(1).expand(batch, groups)
     k0, k1 = (seeds & MASK).unsqueeze(1), ((seeds >> 32) & MASK).unsqueeze(1)
-    return philox((c0, torch.full_like(c0, draw), c2, c3), (k0, k1))
+    return philox((c0, torch.zeros_like(c0) + draws, c2, c3), (k0, k1))
 
 
 def normal(

@@ -20,7 +20,7 @@ from cmsolvers.ops.arguments import (
     second_dtype_for,
 )
 from cmsolvers.ops.binary import C
-from cmsolvers.ops.keys import Key, SeedLike, checked_place, resolve
+from cmsolvers.ops.keys import Key, SeedLike, place, resolve
 from cmsolvers.ops.registration import step_one, step_out, step_two
 from cmsolvers.ops.rules import EULER_MARUYAMA, FOLDED, WEIGHTS, Weight, folded, split
 
@@ -387,9 +387,8 @@ def _noise(
     x: Tensor, seed: SeedLike, stream: int, draw: int, offset: int
 ) -> tuple[list[int], Tensor | None]:
     """(seed, offset, stream, draw) and the table of keys, as the operators take them."""
-    stream, draw = checked_place(stream, draw)
     key = resolve(seed, x.shape[0] if x.dim() else 1, offset=offset, device=x.device)
-    return [key.seed, key.offset, stream, draw], key.table
+    return place(key, stream, draw), key.table
 
 
 def _followed(x: Tensor) -> bool:

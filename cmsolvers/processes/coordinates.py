@@ -18,8 +18,8 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.processes.continuous import Karras
-from cmsolvers.processes.elementary import Time, broadcastable, exact
-from cmsolvers.processes.flows import RectifiedFlow
+from cmsolvers.processes.elementary import Time, broadcastable, exact, maths, ratio
+from cmsolvers.processes.flows import RectifiedFlow, TrigFlow
 from cmsolvers.processes.sde import Process
 
 
@@ -106,6 +106,26 @@ class Coordinates:
         rates: tuple[Time, Time] = (
             _like(level, a + half),
             _like(level, -half * self.process.alpha(level)),
+        )
+        return rates
+
+    def pair_rates(self, level: Time) -> tuple[Time, Time]:
+        """(alpha', sigma'), the derivatives in the level: a sample moves by alpha' x_0 + sigma' z.
+
+        At level 0 sigma' may be infinite, as it is for VP.
+        """
+        if self.straight:
+            one = level * 0 + 1.0
+            return (one - 1.0 if self.karras else -one), one
+        if isinstance(self.process, TrigFlow):
+            level = exact(level)
+            of = maths(level)
+            return -of.sin(level), self.process.sigma_data * of.cos(level)
+        a, g = self.process.drift_factor(level), self.process.diffusion(level)
+        sigma = self.process.sigma(level)
+        rates: tuple[Time, Time] = (
+            _like(level, a * self.process.alpha(level)),
+            _like(level, a * sigma + ratio(0.5 * g * g, sigma)),
         )
         return rates
 

@@ -107,13 +107,7 @@ def interpolate(
 
 def _repeated(key: noise.Key, x: Tensor, n: int) -> noise.Key:
     """A key that gives each of n batches like x the noise that `key` gives x."""
-    table = key.table
-    if table is None:
-        table = torch.tensor([[key.seed, key.offset]], device=x.device)
-    if len(table) == 1:
-        places = torch.arange(len(x), device=table.device)
-        table = torch.stack([table[:, 0].expand(len(x)), table[:, 1] + places], dim=1)
-    return noise.Key(table=table.repeat(n, 1))
+    return noise.Key(table=key.rows(len(x), x.device).repeat(n, 1))
 
 
 def _check_pair(x1: Tensor, x2: Tensor) -> None:

@@ -8,18 +8,14 @@ from cmsolvers.training.curricula import (
     doubling_discretization,
 )
 from cmsolvers.training.ema import EMA
-from cmsolvers.training.level_distributions import LogNormal, LogNormalPairs, UniformPairs
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings
 
 __all__ = [
     "EMA",
     "Batch",
-    "LogNormal",
-    "LogNormalPairs",
     "Trainer",
     "TrainingSettings",
-    "UniformPairs",
     "batch_at",
     "cm_discretization",
     "cm_ema_rate",

@@ -31,13 +31,13 @@ from cmsolvers.losses import (
     denoising_score_matching,
     ict_weight,
 )
+from cmsolvers.losses.level_distributions import LogNormal, LogNormalPairs, UniformPairs
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.training.batches import Batch
 from cmsolvers.training.checkpoint import read_checkpoint
 from cmsolvers.training.curricula import doubling_discretization
 from cmsolvers.training.ema import EMA
 from cmsolvers.training.images import SIGMA_DATA
-from cmsolvers.training.level_distributions import LogNormal, LogNormalPairs, UniformPairs
 from cmsolvers.training.networks import build_network
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings

@@ -1,6 +1,7 @@
 // The CPU kernels of all operators, one table for each compiled instruction set.
 #pragma once
 
+#include "../loss/params.h"
 #include "../noise_sum/params.h"
 #include "../step/params.h"
 
@@ -11,6 +12,11 @@ struct CpuKernels {
   void (*step)(const StepParams& params, int64_t begin, int64_t end, bool stream);
   // Positions begin .. end - 1 of the sum.
   void (*noise_sum)(const NoiseSumParams& params, int64_t begin, int64_t end);
+  // Positions begin .. end - 1 of the forms.
+  void (*noise_forms)(const NoiseFormsParams& params, int64_t begin, int64_t end);
+  // Chunks begin .. end - 1 of the sums, and of the gradients.
+  void (*distance)(const DistanceParams& params, int64_t begin, int64_t end);
+  void (*distance_backward)(const DistanceParams& params, int64_t begin, int64_t end);
 };
 
 const CpuKernels* portable_kernels();

@@ -8,12 +8,14 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include "lanes_avx512.h"
 
+#include "../loss/cpu_kernel.h"
 #include "../noise_sum/cpu_kernel.h"
 #include "../step/cpu_kernel.h"
 
 namespace cmsolvers {
 const CpuKernels* avx512_kernels() {
-  static const CpuKernels kernels{&avx512::run, &avx512::run_noise_sum};
+  static const CpuKernels kernels{&avx512::run, &avx512::run_noise_sum, &avx512::run_noise_forms,
+                                  &avx512::run_distance, &avx512::run_distance_backward};
   return &kernels;
 }
 }  // namespace cmsolvers

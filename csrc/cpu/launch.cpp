@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "../loss/group.h"
 #include "instruction_set.h"
 #include "kernels.h"
 
@@ -95,6 +96,49 @@ void launch_noise_sum_cpu(const NoiseSumParams& p) {
   const CpuKernels& kernels = *kernels_of(instruction_set());
   share(p.place.total, 4096 / std::max(p.n, 1),
         [&](int64_t begin, int64_t end) { kernels.noise_sum(p, begin, end); });
+}
+
+void launch_noise_forms_cpu(const NoiseFormsParams& p) {
+  if (p.place.total == 0) return;
+  const CpuKernels& kernels = *kernels_of(instruction_set());
+  share(p.place.total, 4096,
+        [&](int64_t begin, int64_t end) { kernels.noise_forms(p, begin, end); });
+}
+
+namespace {
+
+// Calls run(begin, end) for parts of the chunks of all samples.
+template <class Run>
+void share_chunks(const DistanceParams& p, const Run& run) {
+  const int64_t chunks = p.batch * chunks_of(p.count, kCpuChunk);
+  const int64_t grain = std::max<int64_t>(16384 / std::max<int64_t>(p.count, 1), 1);
+  if (chunks <= grain) return run(int64_t{0}, chunks);
+  at::parallel_for(0, chunks, grain, run);
+}
+
+}  // namespace
+
+void launch_distance_cpu(const DistanceParams& p) {
+  if (p.batch == 0) return;
+  const CpuKernels& kernels = *kernels_of(instruction_set());
+  share_chunks(p, [&](int64_t begin, int64_t end) { kernels.distance(p, begin, end); });
+  const int64_t chunks = chunks_of(p.count, kCpuChunk);
+  if (chunks == 1) return;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < chunks; ++i) sum += p.partials[b * chunks + i];
+    p.values[b] = portable::value_of(p, sum);
+  }
+}
+
+void launch_distance_backward_cpu(const DistanceParams& p) {
+  if (p.batch == 0 || p.count == 0) return;
+  const CpuKernels& kernels = *kernels_of(instruction_set());
+  share_chunks(p, [&](int64_t begin, int64_t end) { kernels.distance_backward(p, begin, end); });
+}
+
+void launch_rows_cpu(const RowsParams& p) {
+  for (int64_t b = 0; b < p.batch; ++b) portable::pair_rows(p, b);
 }
 
 }  // namespace cmsolvers

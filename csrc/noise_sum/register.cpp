@@ -52,7 +52,9 @@ at::Tensor fill_place(StepParams& p, const at::Tensor& out, at::IntArrayRef nois
   p.offset = static_cast<uint64_t>(noise[1]);
   p.stream = static_cast<uint32_t>(noise[2]);
   describe_layout(p, out);
-  return key.has_value() ? take_key(p, *key, out) : at::Tensor();
+  const at::Tensor kept = key.has_value() ? take_key(p, *key, out) : at::Tensor();
+  TORCH_CHECK_VALUE(p.key_width == 2, "key must not hold draws: the terms have their own");
+  return kept;
 }
 
 void noise_sum(const at::Tensor& out, at::IntArrayRef draws, c10::ArrayRef<double> weights,

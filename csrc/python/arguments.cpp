@@ -92,13 +92,15 @@ void fill_arguments(StepParams& p, const Arguments& given, const at::Tensor& x,
   }
 }
 
+void hold_sigma_min(double sigma_min, double* held) {
+  const float single = static_cast<float>(sigma_min);
+  held[0] = single;
+  held[1] = static_cast<float>(c10::Half(single));
+  held[2] = static_cast<float>(c10::BFloat16(single));
+}
+
 void settle_weights(StepParams& p, bool on_cpu) {
-  if (p.rule == Rule::consistency) {
-    const float single = static_cast<float>(p.numbers[2]);
-    p.numbers[3] = single;
-    p.numbers[4] = static_cast<float>(c10::Half(single));
-    p.numbers[5] = static_cast<float>(c10::BFloat16(single));
-  }
+  if (p.rule == Rule::consistency) hold_sigma_min(p.numbers[2], p.numbers + 3);
   if (p.has_tensors && (p.per_sample || !on_cpu)) return;
   double weights[kWeights];
   CMS_ISA::weights_of(p, 0, weights);

@@ -42,6 +42,9 @@ struct Arguments {
 void fill_arguments(StepParams& params, const Arguments& given, const at::Tensor& x,
                     at::TensorList written, std::vector<at::Tensor>& kept);
 
+// sigma_min as tensors of levels in float32, float16 and bfloat16 hold it.
+void hold_sigma_min(double sigma_min, double* held);
+
 // To be called when all arguments are there. Where their values are known (numbers; on the CPU
 // tensors of one value too) the weights are made now and serve all samples.
 void settle_weights(StepParams& params, bool on_cpu);

@@ -3,6 +3,7 @@
 
 #include "../cpu/instruction_set.h"
 #include "build_facts.h"
+#include "fast_losses.h"
 #include "fastcall.h"
 
 namespace cmsolvers {
@@ -44,6 +45,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_instruction_set", &use_instruction_set,
         "Run the CPU kernels with another instruction set of build_info()['instruction_sets'].");
   add_fastcall(m.ptr());
+  add_fast_losses(m.ptr());
 }
 
 }  // namespace cmsolvers

@@ -12,7 +12,6 @@
 #endif
 
 namespace cmsolvers {
-namespace {
 
 bool same_order(const at::Tensor& a, const at::Tensor& b) {
   if (a.sizes() != b.sizes()) return false;
@@ -26,8 +25,6 @@ at::Tensor in_layout_of(const at::Tensor& value, const at::Tensor& out) {
   at::Tensor copy = at::empty_strided(out.sizes(), out.strides(), value.options());
   return copy.copy_(value);
 }
-
-}  // namespace
 
 void describe_layout(StepParams& p, const at::Tensor& out) {
   const int64_t batch = batch_of(out);

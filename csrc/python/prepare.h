@@ -27,6 +27,12 @@ Prepared prepare(const std::optional<at::Tensor>& out, const std::optional<at::T
                  at::IntArrayRef noise, const std::optional<at::Tensor>& key,
                  c10::ArrayRef<double> clamp, int64_t second);
 
+// Whether elements lie in the same order in both; dimensions of one element do not matter.
+bool same_order(const at::Tensor& a, const at::Tensor& b);
+
+// The values in the order of `out`, which is dense: the tensor itself, or a copy.
+at::Tensor in_layout_of(const at::Tensor& value, const at::Tensor& out);
+
 // How memory positions map to samples and elements, for a dense tensor.
 void describe_layout(StepParams& params, const at::Tensor& out);
 

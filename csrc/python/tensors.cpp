@@ -60,9 +60,11 @@ bool drawable(const at::Tensor& tensor) {
 bool describe_key(StepParams& p, const at::Tensor& key, const at::Tensor& x) {
   const int64_t batch = batch_of(x);
   if (key.scalar_type() != at::kLong || key.device() != x.device() || !key.is_contiguous() ||
-      key.dim() != 2 || key.size(1) != 2 || (key.size(0) != batch && key.size(0) != 1))
+      key.dim() != 2 || (key.size(1) != 2 && key.size(1) != 3) ||
+      (key.size(0) != batch && key.size(0) != 1))
     return false;
   p.key = key.const_data_ptr<int64_t>();
+  p.key_width = static_cast<int>(key.size(1));
   p.key_per_sample = key.size(0) == batch;
   return true;
 }
@@ -73,7 +75,10 @@ at::Tensor take_key(StepParams& p, const at::Tensor& key, const at::Tensor& x) {
                     "; got ", key.device());
   at::Tensor kept = key.contiguous();
   TORCH_CHECK_VALUE(describe_key(p, kept, x), "key must have shape [", batch_of(x),
-                    ", 2] or [1, 2]; got ", key.sizes());
+                    ", 2] or [1, 2], or with draws [", batch_of(x), ", 3] or [1, 3]; got ",
+                    key.sizes());
+  TORCH_CHECK_VALUE(p.key_width == 2 || p.draw == 0,
+                    "draw must be 0 where the key holds draws; got ", p.draw);
   return kept;
 }
 

@@ -49,11 +49,12 @@ inline void normals_of_sample(const SampleRounds& rounds, uint32_t group, int n,
 // values.
 class Gatherer {
  public:
-  Gatherer(const StepParams& p, float* out) : params_(p), out_(out) {}
+  explicit Gatherer(float* out) : out_(out) {}
 
   // Values `from` .. `from` + n - 1 of the group go to out[place] on.
-  void push(const SampleKey& key, uint32_t group, int from, int n, int place) {
+  void push(const SampleKey& key, uint32_t draw, uint32_t group, int from, int n, int place) {
     c0_[filled_] = group;
+    c1_[filled_] = draw;
     c2_[filled_] = key.c2;
     c3_[filled_] = key.c3;
     k0_[filled_] = key.k0;
@@ -67,7 +68,7 @@ class Gatherer {
   void flush() {
     if (filled_ == 0) return;
     alignas(64) float z[kGroupLanes];
-    Lanes::U r[4] = {Lanes::load_words(c0_), Lanes::set_word(params_.draw), Lanes::load_words(c2_),
+    Lanes::U r[4] = {Lanes::load_words(c0_), Lanes::load_words(c1_), Lanes::load_words(c2_),
                      Lanes::load_words(c3_)};
     Lanes::philox_lanes(r, Lanes::load_words(k0_), Lanes::load_words(k1_));
     deliver(r, z);
@@ -77,11 +78,10 @@ class Gatherer {
   }
 
  private:
-  const StepParams& params_;
   float* out_;
   int filled_ = 0;
-  alignas(64) uint32_t c0_[Lanes::width] = {}, c2_[Lanes::width] = {}, c3_[Lanes::width] = {},
-                       k0_[Lanes::width] = {}, k1_[Lanes::width] = {};
+  alignas(64) uint32_t c0_[Lanes::width] = {}, c1_[Lanes::width] = {}, c2_[Lanes::width] = {},
+                       c3_[Lanes::width] = {}, k0_[Lanes::width] = {}, k1_[Lanes::width] = {};
   int from_[Lanes::width] = {}, n_[Lanes::width] = {}, place_[Lanes::width] = {};
 };
 
@@ -115,7 +115,7 @@ inline const float* fill_noise(const StepParams& p, int64_t first, int n, float*
   int64_t sample, element;
   locate(p, first, sample, element);
   if (!p.permuted && element + n <= p.count && n >= Lanes::width) {  // all in one sample
-    const SampleRounds rounds(key_of(p, sample), p.draw);
+    const SampleRounds rounds(key_of(p, sample), draw_of(p, sample));
     const int skip = static_cast<int>(element & 3);
     normals_of_sample(rounds, static_cast<uint32_t>(element >> 2), n + skip, out, meanwhile);
     return out + skip;
@@ -125,18 +125,20 @@ inline const float* fill_noise(const StepParams& p, int64_t first, int n, float*
       static_cast<uint32_t>(p.offset + sample) <= 0xFFFFFFFFu - kBlock) {
     return fill_tiny_samples(p, sample, n, out);
   }
-  Gatherer lanes(p, out);
+  Gatherer lanes(out);
   if (p.permuted) {
     for (int i = 0; i < n; ++i) {
       locate(p, first + i, sample, element);
-      lanes.push(key_of(p, sample), static_cast<uint32_t>(element >> 2), element & 3, 1, i);
+      lanes.push(key_of(p, sample), draw_of(p, sample), static_cast<uint32_t>(element >> 2),
+                 element & 3, 1, i);
     }
   } else {
     for (int i = 0; i < n;) {
       const int from = static_cast<int>(element & 3);
       const int take = static_cast<int>(
           std::min<int64_t>({int64_t{4} - from, p.count - element, int64_t{n} - i}));
-      lanes.push(key_of(p, sample), static_cast<uint32_t>(element >> 2), from, take, i);
+      lanes.push(key_of(p, sample), draw_of(p, sample), static_cast<uint32_t>(element >> 2), from,
+                 take, i);
       i += take;
       element += take;
       if (element == p.count) {

@@ -110,11 +110,16 @@ CMS_HD SampleKey key_of(const StepParams& p, int64_t sample) {
   uint64_t seed = p.seed;
   uint64_t id = p.offset + static_cast<uint64_t>(sample);
   if (p.key != nullptr) {
-    const int64_t* row = p.key + (p.key_per_sample ? 2 * sample : 0);
+    const int64_t* row = p.key + (p.key_per_sample ? p.key_width * sample : 0);
     seed = static_cast<uint64_t>(row[0]);
     id = static_cast<uint64_t>(row[1]) + (p.key_per_sample ? 0u : static_cast<uint64_t>(sample));
   }
   return sample_key(seed, id, p.stream);
+}
+
+CMS_HD uint32_t draw_of(const StepParams& p, int64_t sample) {
+  if (p.key == nullptr || p.key_width == 2) return p.draw;
+  return static_cast<uint32_t>(p.key[(p.key_per_sample ? 3 * sample : 0) + 2]);
 }
 
 // Sample and logical element of a memory position.

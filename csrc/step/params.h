@@ -93,8 +93,11 @@ struct StepParams {
   uint32_t draw = 0;
   uint64_t seed = 0;
   uint64_t offset = 0;
-  const int64_t* key = nullptr;  // on the device of x: rows (seed, id); replaces seed and offset
-  bool key_per_sample = false;   // else the one row's id counts up with the sample
+  // On the device of x: rows (seed, id), or (seed, id, draw) where the width is 3; they replace
+  // seed, offset and draw.
+  const int64_t* key = nullptr;
+  int key_width = 2;
+  bool key_per_sample = false;  // else the one row's id counts up with the sample
 };
 
 void launch_step_cpu(const StepParams& params);

@@ -64,7 +64,8 @@ CMS_HD void step_unit(const StepParams& p, const Row<A>& row, const Unit& unit, 
   float z[kGroup] = {};
   if (p.noise) {
     const SampleKey key = key_of(p, unit.sample);
-    normal4(key, p.draw, static_cast<uint32_t>(unit.element / kGroup), z);
+    const uint32_t draw = draw_of(p, unit.sample);
+    normal4(key, draw, static_cast<uint32_t>(unit.element / kGroup), z);
     if (unit.element % kGroup != 0) z[0] = pick(z, static_cast<uint32_t>(unit.element % kGroup));
   }
 

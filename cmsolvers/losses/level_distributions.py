@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
+from cmsolvers.processes.coordinates import FLOW
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,17 @@ class LogNormal:
         check.positive("std", self.std)
         _bounds(self.sigma_min, self.sigma_max)
 
-    def sample(self, batch: int, seed: noise.SeedLike, *, draw: int = 0) -> Tensor:
-        """Levels, float64 [batch], on the device of the seed's tensors (a number: on the CPU)."""
-        z = noise.normal((batch, 1), seed, stream=noise.LEVELS, draw=draw, device=_device_of(seed))[
+    def sample(
+        self,
+        batch: int,
+        seed: noise.SeedLike,
+        *,
+        draw: int = 0,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Levels, float64 [batch], on a device; None is that of the seed's tensors or the CPU."""
+        device = device or _device_of(seed)
+        z = noise.normal((batch, 1), seed, stream=noise.LEVELS, draw=draw, device=device)[
             :, 0
         ].double()
         return torch.exp(self.mean + self.std * z).clamp_(self.sigma_min, self.sigma_max)
@@ -73,9 +82,16 @@ class UniformPairs:
         n = len(self._grid) - 1
         return torch.full((n,), 1.0 / n, dtype=torch.float64)
 
-    def sample(self, batch: int, seed: noise.SeedLike, *, draw: int = 0) -> tuple[Tensor, Tensor]:
-        """(larger, smaller) levels, float64 [batch] each, on the device of the seed's tensors."""
-        device = _device_of(seed)
+    def sample(
+        self,
+        batch: int,
+        seed: noise.SeedLike,
+        *,
+        draw: int = 0,
+        device: torch.device | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(larger, smaller) levels, float64 [batch] each, on a device as in `LogNormal`."""
+        device = device or _device_of(seed)
         u = noise.uniform(
             (batch, 1), seed, stream=noise.LEVELS, draw=draw, dtype=torch.float64, device=device
         )
@@ -121,4 +137,95 @@ def _bounds(sigma_min: float, sigma_max: float) -> None:
         check.positive("sigma_min", sigma_min),
         "sigma_max",
         check.positive("sigma_max", sigma_max),
+    )
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """logit t ~ N(mean, std^2), t in (0, 1) of flow coordinates.
+
+    Raises:
+        ValueError: std is not positive.
+
+    Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis"
+        (2024), eq. 19.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+    coordinates = FLOW
+
+    def __post_init__(self) -> None:
+        check.finite("mean", self.mean)
+        check.positive("std", self.std)
+
+    def sample(
+        self,
+        batch: int,
+        seed: noise.SeedLike,
+        *,
+        draw: int = 0,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Times, float64 [batch], on a device; None is that of the seed's tensors or the CPU."""
+        u = uniforms(batch, 1, seed, draw, device)
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u[:, 0]))
+
+
+@dataclass(frozen=True)
+class LogitNormalPairs(LogitNormal):
+    """Two such times, t the larger and s the smaller, of which a share has s = t.
+
+    Args:
+        mean: of logit t.
+        std: of logit t.
+        equal: probability of s = t, in [0, 1].
+        end_mean: of the logit of the second time; None is `mean`.
+        end_std: likewise.
+
+    Raises:
+        ValueError: std not positive, equal outside [0, 1].
+
+    Source: Geng et al., "Mean Flows for One-step Generative Modeling" (2025), section 4.3.
+    """
+
+    mean: float = -0.4
+    equal: float = 0.75
+    end_mean: float | None = None
+    end_std: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.within("equal", self.equal, 0.0, 1.0)
+
+    def sample(  # type: ignore[override]
+        self,
+        batch: int,
+        seed: noise.SeedLike,
+        *,
+        draw: int = 0,
+        device: torch.device | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(t, s), float64 [batch] each, on a device as in `LogNormal`."""
+        u = uniforms(batch, 3, seed, draw, device)
+        z = torch.special.ndtri(u[:, :2])
+        mean = self.mean if self.end_mean is None else self.end_mean
+        std = self.std if self.end_std is None else self.end_std
+        first = torch.sigmoid(self.mean + self.std * z[:, 0])
+        second = torch.sigmoid(mean + std * z[:, 1])
+        second = torch.where(u[:, 2] < self.equal, first, second)
+        return torch.maximum(first, second), torch.minimum(first, second)
+
+
+def uniforms(
+    batch: int, count: int, seed: noise.SeedLike, draw: int, device: torch.device | None
+) -> Tensor:
+    """Random numbers in (0, 1) for levels, float64 [batch, count]."""
+    return noise.uniform(
+        (batch, count),
+        seed,
+        stream=noise.LEVELS,
+        draw=draw,
+        dtype=torch.float64,
+        device=device or _device_of(seed),
     )

@@ -1,0 +1,148 @@
+"""Sums of tensors with one weight per sample each: what a loss compares, before it is computed.
+
+A residual such as f(x, t) - f^-(y, s) is linear in the states and in the outputs of the networks.
+Written as a `Combination` it is never made: one fused pass reduces it, and its gradient is written
+for the outputs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cmsolvers import ops
+
+Weight: TypeAlias = "float | Tensor"
+"""A number, or a float64 tensor [B]."""
+
+_MOST = 6  # tensors of one fused pass
+
+
+class Combination:
+    """sum_k weights[k] tensors[k], all of one shape [B, ...]; supports + - * / with weights.
+
+    Args:
+        terms: (tensor, weight) pairs; terms of the same tensor are joined.
+    """
+
+    __slots__ = ("terms",)
+
+    def __init__(self, terms: Sequence[tuple[Tensor, Weight]]) -> None:
+        self.terms = tuple(terms)
+
+    def __add__(self, other: Combination | Tensor) -> Combination:
+        joined = list(self.terms)
+        for tensor, weight in _of(other).terms:
+            for k, (mine, own) in enumerate(joined):
+                if mine is tensor:
+                    joined[k] = (mine, own + weight)
+                    break
+            else:
+                joined.append((tensor, weight))
+        return Combination(joined)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Combination | Tensor) -> Combination:
+        return self + _of(other) * -1.0
+
+    def __rsub__(self, other: Combination | Tensor) -> Combination:
+        return self * -1.0 + other
+
+    def __neg__(self) -> Combination:
+        return self * -1.0
+
+    def __mul__(self, factor: Weight) -> Combination:
+        return Combination([(tensor, weight * factor) for tensor, weight in self.terms])
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Weight) -> Combination:
+        return Combination([(tensor, weight / divisor) for tensor, weight in self.terms])
+
+    def detach(self) -> Combination:
+        """The same without gradient."""
+        return Combination([(tensor.detach(), weight) for tensor, weight in self.terms])
+
+    def tensor(self) -> Tensor:
+        """The sum itself, [B, ...], in the widest dtype of its tensors; differentiable in them."""
+        tensors = sorted(self.terms, key=lambda term: -torch.finfo(term[0].dtype).bits)
+        (total, scale), rest = tensors[0], tensors[1:]
+        total = total.to(_widest([tensor for tensor, _ in tensors]))
+        while True:
+            some, rest = rest[:4], rest[4:]
+            inputs = tuple(tensor.to(total.dtype) for tensor, _ in some)
+            total = ops.weighted_step(total, inputs, (scale, *(weight for _, weight in some)))
+            if not rest:
+                return total
+            scale = 1.0
+
+    def square_sum(self) -> Tensor:
+        """Sum of squares over the elements of each sample, float64 [B]."""
+        return self._sum("square", 0.0)
+
+    def abs_sum(self) -> Tensor:
+        """Sum of absolute values over the elements of each sample, float64 [B]."""
+        return self._sum("abs", 0.0)
+
+    def huber_sum(self, c: float) -> Tensor:
+        """Sum of sqrt(r^2 + c^2) - c over the elements r of each sample, float64 [B]."""
+        return self._sum("huber", c)
+
+    def norm(self, c: float = 0.0) -> Tensor:
+        """sqrt(|r|^2 + c^2) - c with |r| the norm of each sample, float64 [B]."""
+        return self._sum("pseudo_huber", c)
+
+    @property
+    def size(self) -> int:
+        """Elements per sample."""
+        return self.terms[0][0][0].numel() if len(self.terms[0][0]) else 1
+
+    def _sum(self, kind: Literal["square", "abs", "huber", "pseudo_huber"], c: float) -> Tensor:
+        terms = self.terms if len(self.terms) <= _MOST else tuple(_shortened(self.terms))
+        tensors = [tensor for tensor, _ in terms]
+        return ops.form_distance(tensors, _stacked([w for _, w in terms], tensors[0]), kind, c)
+
+
+def of(tensor: Tensor) -> Combination:
+    """A tensor as a combination."""
+    return Combination([(tensor, 1.0)])
+
+
+def _of(value: Combination | Tensor) -> Combination:
+    return value if isinstance(value, Combination) else of(value)
+
+
+def _stacked(weights: Sequence[Weight], like: Tensor) -> Tensor:
+    """Weights as float64 [K, B]."""
+    batch = len(like)
+    if not any(isinstance(weight, Tensor) for weight in weights):
+        numbers = torch.tensor(list(weights), dtype=torch.float64, device=like.device)
+        return numbers[:, None]
+    rows = [
+        weight.expand(batch)
+        if isinstance(weight, Tensor)
+        else like.new_full((batch,), weight, dtype=torch.float64)
+        for weight in weights
+    ]
+    return torch.stack(rows)
+
+
+def _shortened(terms: Sequence[tuple[Tensor, Weight]]) -> list[tuple[Tensor, Weight]]:
+    """As many terms as one pass takes: those without gradient are summed first."""
+    constant = [term for term in terms if not term[0].requires_grad]
+    rest = [term for term in terms if term[0].requires_grad]
+    over = len(terms) - _MOST + 1
+    if len(constant) < over:
+        return [(Combination(terms).tensor(), 1.0)]
+    return [(Combination(constant[:over]).tensor(), 1.0), *constant[over:], *rest]
+
+
+def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype

@@ -1,0 +1,186 @@
+"""One evaluation of a loss: the batch, its levels and its noise, and the networks.
+
+This is what the formula of a loss may ask. Everything random in it is a function of (key, step):
+the noise z (stream 3 of the contract), the levels, the dropped labels and further uniforms
+(stream 4); the dropout masks of all passes are those of the student's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmsolvers import noise, ops
+from cmsolvers.losses.combination import Combination, Weight
+from cmsolvers.losses.models import Model, ModelView
+from cmsolvers.losses.randomness import SameRandomness
+from cmsolvers.losses.states import State
+from cmsolvers.processes.coordinates import Coordinates
+
+EXTRA = 8
+"""First element of stream 4 that is not for levels: 8 is for labels, 12 on for formulas."""
+_OWN = 4
+
+
+class Evaluation:
+    """What a formula works with.
+
+    Attributes:
+        x0: clean data [B, ...].
+        t: the levels of the student, float64 [B].
+        s: where its map ends, or the second level of a pair; likewise.
+        path: coordinates of states and levels.
+        size: elements per sample.
+        student: the model, with gradient.
+        frozen: the model without gradient, on the same random numbers.
+        target: the argument `target` without gradient; `frozen` where it was None.
+        diagnostics: numbers and tensors to return beside the loss.
+        progress: step / total in [0, 1], for schedules; 1 where no total was given.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        x0: Tensor,
+        key: noise.Key,
+        draw: int,
+        *,
+        teacher: Model | None = None,
+        target: Model | None = None,
+        extra: Mapping[str, object] | None = None,
+        teacher_extra: Mapping[str, object] | None = None,
+    ) -> None:
+        self.x0, self.key, self.draw = x0, key, draw
+        self.extra: dict[str, object] = dict(extra or {})
+        same = SameRandomness(x0.device)
+        self.student = ModelView("model", model, self.extra, same, True)
+        self.frozen = ModelView("model", model, self.extra, same, False)
+        self.target = self.frozen
+        if target is not None:
+            self.target = ModelView("target", target, self.extra, same, False)
+        self._teacher: ModelView | None = None
+        if teacher is not None:
+            own = self.extra if teacher_extra is None else teacher_extra
+            self._teacher = ModelView("teacher", teacher, own, same, False)
+        self.path: Coordinates = self.student.path
+        self.size = x0[0].numel() if len(x0) else 1
+        self.t = self.s = torch.empty(0)
+        self.diagnostics: dict[str, Any] = {}
+        self.progress = 1.0
+
+    @property
+    def teacher(self) -> ModelView:
+        """The teacher.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self._teacher is None:
+            raise ValueError("teacher must be a denoiser or a flow map here; got None")
+        return self._teacher
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher was given."""
+        return self._teacher is not None
+
+    def states(self, *levels: Tensor, velocity: bool = False) -> tuple[State, ...]:
+        """x_t of the batch at each of these levels, all with the same z, in one launch.
+
+        Args:
+            levels: float64 [B] each, one or two.
+            velocity: also alpha' x_0 + sigma' z, the velocity of the pair, at the first level.
+        """
+        dtype = self.student.input_dtype or self.x0.dtype
+        rows: list[tuple[Weight, Weight]] = []
+        dtypes: list[torch.dtype] = []
+        scalings: list[Weight | None] = []
+        for level in levels:
+            alpha: Weight = 1.0 if self.path.karras else self.path.alpha(level)
+            row = (alpha, self.path.sigma(level))
+            factor = self.student.c_in(level)
+            rows.append(row)
+            dtypes.append(self.x0.dtype)
+            plain = isinstance(factor, float) and factor == 1.0 and dtype is self.x0.dtype
+            scalings.append(None if plain else factor)
+            if factor is not None and not plain:
+                rows.append((row[0] * factor, row[1] * factor))
+                dtypes.append(dtype)
+        if velocity:
+            rows.append(self.path.pair_rates(levels[0]))
+            dtypes.append(self.x0.dtype)
+        made = iter(
+            ops.noise_forms(
+                self.x0,
+                self._table(rows),
+                seed=self.key,
+                stream=noise.TRAINING,
+                draw=self.draw,
+                dtypes=dtypes,
+            )
+        )
+        found = [
+            State(next(made), level, next(made) if factor is not None else None)
+            for level, factor in zip(levels, scalings, strict=True)
+        ]
+        if velocity:
+            first = found[0]
+            found[0] = State(first.x, first.level, first.scaled, next(made))
+        return tuple(found)
+
+    def pair_velocity(self, level: Tensor) -> Tensor:
+        """alpha' x_0 + sigma' z, [B, ...]."""
+        rates = self._table([self.path.pair_rates(level)])
+        return ops.noise_forms(
+            self.x0, rates, seed=self.key, stream=noise.TRAINING, draw=self.draw
+        )[0]
+
+    def noise(self) -> Tensor:
+        """z, unit normals [B, ...]."""
+        rows = self._table([(0.0, 1.0)])
+        return ops.noise_forms(self.x0, rows, seed=self.key, stream=noise.TRAINING, draw=self.draw)[
+            0
+        ]
+
+    def uniform(self, count: int = 1) -> Tensor:
+        """Further random numbers in (0, 1), float64 [B, count], count at most 4."""
+        start = EXTRA + _OWN
+        return self._uniforms(start + count)[:, start:]
+
+    def label_uniform(self) -> Tensor:
+        """The random number of each sample's label, float64 [B]."""
+        return self._uniforms(EXTRA + 1)[:, EXTRA]
+
+    def slope(self, view: ModelView, at: State) -> Tensor:
+        """A model's velocity at a state, made: [B, ...]."""
+        return view.velocity(at).tensor().to(self.x0.dtype)
+
+    def moved(self, at: State, level: Tensor, velocity: Tensor) -> State:
+        """Euler's step along a velocity to another level."""
+        step = Combination([(at.x, 1.0), (velocity, level - at.level)])
+        return State(step.tensor().to(at.x.dtype), level)
+
+    def _uniforms(self, count: int) -> Tensor:
+        return noise.uniform(
+            (len(self.x0), count),
+            self.key,
+            stream=noise.LEVELS,
+            draw=self.draw,
+            dtype=torch.float64,
+            device=self.x0.device,
+        )
+
+    def _table(self, rows: list[tuple[Weight, Weight]]) -> Tensor:
+        """Pairs of weights as float64 [J, 2, B]."""
+        batch = len(self.x0)
+        flat = [weight for row in rows for weight in row]
+        full = [
+            weight.expand(batch)
+            if isinstance(weight, Tensor)
+            else torch.full((batch,), weight, dtype=torch.float64, device=self.x0.device)
+            for weight in flat
+        ]
+        return torch.stack(full).reshape(len(rows), 2, batch)

@@ -1,0 +1,156 @@
+"""The three identities of a flow map, as residuals that are 0 for the exact one.
+
+With f_{t->s} = a x + b F along the probability-flow ODE dx/dt = v(x, t):
+
+- Eulerian, move the start: d/dt f_{t->s}(x_t) = a' x + a v + b' F + b dF/dt = 0;
+- Lagrangian, move the end: d/ds f_{t->s}(x) = v(f, s);
+- semigroup, compose: f_{t->s} = f_{u->s} o f_{t->u}.
+
+Each is a `Combination` whose gradient is that of the student's F at (t, s) alone; what else it
+holds comes from `at.target`, `at.frozen` or a teacher and has none.
+
+Source: Boffi et al., "Flow Map Matching" (2024), propositions 2.2 to 2.4; Boffi et al., "How to
+Build a Consistency Model" (2025), section 2.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, cast
+
+from torch import Tensor
+
+from cmsolvers.denoisers.flow_maps import FlowMap
+from cmsolvers.losses.combination import Combination, of
+from cmsolvers.losses.derivatives import Derivative, Method, total_derivative
+from cmsolvers.losses.evaluation import Evaluation
+from cmsolvers.losses.models import ModelView
+from cmsolvers.losses.states import State
+
+
+def flow_map_of(view: ModelView) -> FlowMap:
+    """The flow map of a view.
+
+    Raises:
+        ValueError: another kind of model.
+    """
+    if not isinstance(view.inner, FlowMap):
+        raise ValueError(
+            f"{view.name} must be a flow map, such as AverageVelocity(net) or TrigFlowMap(net); "
+            f"got {type(view.inner).__name__}"
+        )
+    return view.inner
+
+
+def raw_derivative(
+    at: Evaluation,
+    view: ModelView,
+    x: State,
+    end: Tensor | None,
+    tangents: tuple[Any, Any, Any],
+    derivative: str,
+    *,
+    through: bool = False,
+) -> Derivative:
+    """F at (x, t, s) and its derivative along tangents (dx, dt, ds), without gradient.
+
+    The module inside of wrappers is called, since forward mode would break the synchronisation of
+    their gradients; with the student's random numbers.
+    """
+    inner = flow_map_of(view)
+
+    def raw(state: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return inner.raw(state, t, s, **view.extra)
+
+    stop = x.level if end is None else end
+    bounds = (None, (stop, at.path.max_level), (0.0, x.level))
+    method = cast(Method, derivative)
+    points = (x.x, x.level, stop)
+    with nullcontext() if through else view.passing():
+        found = total_derivative(
+            raw, points, tangents, method=method, bounds=bounds, through=through
+        )
+    if found.error is not None:
+        at.diagnostics["derivative_error"] = found.error
+    return found
+
+
+def eulerian(
+    at: Evaluation,
+    x: State,
+    end: Tensor,
+    velocity: Tensor | Combination,
+    *,
+    derivative: str = "jvp",
+    view: ModelView | None = None,
+    scale: float | Tensor = 1.0,
+) -> Combination:
+    """a' x + a v + b' F + b scale dF/dt: d/dt f_{t->s}(x_t), with gradient through b' F.
+
+    Args:
+        at: the evaluation.
+        x: the state at t.
+        end: s, float64 [B].
+        velocity: v(x, t), along which the start moves.
+        derivative: "jvp" or "finite_difference".
+        view: whose F is differentiated; None is `at.frozen`.
+        scale: of the part with dF/dt, for a warm-up, a number or [B].
+    """
+    inner = flow_map_of(at.student)
+    along = velocity.tensor().to(x.x.dtype) if isinstance(velocity, Combination) else velocity
+    found = raw_derivative(
+        at, at.frozen if view is None else view, x, end, (along, 1.0, 0.0), derivative
+    )
+    a, b = inner.skip_out(x.level, end)
+    a_rate, b_rate = inner.start_rates(x.level, end)
+    made = at.student.raw(x, end)
+    moving: Combination = of(x.x) * a_rate + of(along) * a + of(made) * b_rate
+    moving += of(found.derivative) * (b * scale)
+    return moving
+
+
+def eulerian_pair(x: Combination, y: Combination) -> Combination:
+    """f(x, t) - f^-(y, u), for neighbouring points x, y of one trajectory; y without gradient."""
+    return x - y.detach()
+
+
+def lagrangian(
+    at: Evaluation,
+    x: State,
+    end: Tensor,
+    velocity: ModelView,
+    *,
+    derivative: str = "jvp",
+    through: bool = False,
+) -> Combination:
+    """d/ds f_{t->s}(x) - v(f^-, s), with gradient through the derivative in s.
+
+    Args:
+        at: the evaluation.
+        x: the state at t.
+        end: s, float64 [B].
+        velocity: the teacher, or a map whose diagonal gives v; no gradient goes through it.
+        derivative: "jvp" or "finite_difference".
+        through: whether the gradient goes through dF/ds too, or through b_s F alone.
+    """
+    inner = flow_map_of(at.student)
+    a, b = inner.skip_out(x.level, end)
+    a_rate, b_rate = inner.end_rates(x.level, end)
+    tangents = (None, 0.0, 1.0)
+    view = at.student if through else at.frozen
+    found = raw_derivative(at, view, x, end, tangents, derivative, through=through)
+    made = found.value if through else at.student.raw(x, end)
+    moved = Combination([(x.x, a), (made.detach(), b)]).tensor().to(x.x.dtype)
+    slope = velocity.velocity(State(moved, end)).detach()
+    moving: Combination = of(x.x) * a_rate + of(made) * b_rate
+    moving += of(found.derivative) * b - slope
+    return moving
+
+
+def semigroup(
+    at: Evaluation, x: State, between: Tensor, end: Tensor, *, view: ModelView | None = None
+) -> Combination:
+    """f_{t->s}(x) - f^-_{u->s}(f^-_{t->u}(x)), u = `between`; view None is `at.target`."""
+    view = at.target if view is None else view
+    middle = State(view(x, between).tensor().to(x.x.dtype), between)
+    return at.student(x, end) - view(middle, end).detach()

@@ -1,0 +1,79 @@
+"""The levels of a loss: drawn from a distribution, or given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cmsolvers import noise
+from cmsolvers.losses import terms
+from cmsolvers.processes.coordinates import KARRAS, Coordinates
+
+if TYPE_CHECKING:
+    from cmsolvers.losses.evaluation import Evaluation
+
+Level: TypeAlias = "float | Tensor"
+Levels: TypeAlias = "Level | tuple[Level, Level]"
+
+
+class Times(Protocol):
+    """A distribution of levels.
+
+    Its attribute `coordinates` (Karras ones where it has none) says what its levels are; they are
+    carried over to those of the model. It uses elements 0 to 7 of stream 4 of the noise contract.
+    """
+
+    def sample(
+        self,
+        batch: int,
+        seed: noise.SeedLike,
+        *,
+        draw: int = 0,
+        device: torch.device | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Levels t, or (t, s) with s at most t, float64 [batch] each."""
+
+
+def levels_of(
+    at: Evaluation, times: Times, levels: Levels | None, pair: bool
+) -> tuple[Tensor, Tensor]:
+    """(t, s) of a batch, float64 [B] in the model's coordinates; s = t for a single level.
+
+    Raises:
+        TypeError, ValueError: levels of the wrong kind or outside of the path, t below s.
+    """
+    if levels is not None:
+        t, s = levels if isinstance(levels, tuple) else (levels, levels)
+        high = terms.levels("levels", t, at.x0)
+        low = high if t is s else terms.levels("levels", s, at.x0, zero=True)
+        return _checked(at.path, high, low, pair)
+    drawn = times.sample(len(at.x0), at.key, draw=at.draw, device=at.x0.device)
+    both = drawn if isinstance(drawn, tuple) else (drawn, drawn)
+    theirs: Coordinates = getattr(times, "coordinates", KARRAS)
+    high = _carried(both[0], theirs, at.path)
+    return high, (high if both[1] is both[0] else _carried(both[1], theirs, at.path))
+
+
+def _carried(level: Tensor, theirs: Coordinates, ours: Coordinates) -> Tensor:
+    """A level in other coordinates, at the same ratio of noise to data."""
+    if theirs == ours:
+        return level
+    return ours.level(theirs.ratio(level))
+
+
+def _checked(path: Coordinates, t: Tensor, s: Tensor, pair: bool) -> tuple[Tensor, Tensor]:
+    if t.device.type != "cpu" or torch.compiler.is_compiling():
+        return t, s
+    if len(t):
+        path.check_levels("levels", [float(t.max())])
+        below = t <= s if pair else t < s
+        if bool(below.any()):
+            k = int(below.nonzero()[0])
+            wanted = "above" if pair else "at least"
+            raise ValueError(
+                f"levels must be (t, s) with t {wanted} s, the student sits at the larger level; "
+                f"got {float(t[k]):g} and {float(s[k]):g} at sample {k}"
+            )
+    return t, s

@@ -1,0 +1,291 @@
+"""The decorator that makes a public loss of a formula."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cmsolvers import checks as check
+from cmsolvers import noise
+from cmsolvers.losses import terms
+from cmsolvers.losses.bad_rows import BAD_ROWS, judged, without_bad_rows
+from cmsolvers.losses.evaluation import Evaluation
+from cmsolvers.losses.labels import LabelDropout
+from cmsolvers.losses.levels import Levels, Times, levels_of
+from cmsolvers.losses.models import Model
+from cmsolvers.losses.output import LossOutput
+
+Formula: TypeAlias = Callable[..., Tensor]
+"""`formula(at: Evaluation, **options) -> [B]`, the loss of each sample, differentiable."""
+
+Need: TypeAlias = Literal["required", "optional", "none"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a loss is, for tables and tests.
+
+    Attributes:
+        name: of the function.
+        identity: "score", "eulerian", "lagrangian" or "semigroup".
+        source: paper and equation.
+        coordinates: that its default levels and weights are meant for.
+        model: the kind of model: "denoiser", "consistency" (one time) or "flow map" (two).
+        teacher: whether it needs a teacher.
+        scheduled: whether it has an option `total`.
+    """
+
+    name: str
+    identity: str
+    source: str
+    coordinates: str
+    model: str
+    teacher: Need
+    scheduled: bool
+
+
+class Loss(Protocol):
+    """A public loss."""
+
+    __name__: str
+    recipe: Recipe
+
+    def __call__(
+        self,
+        model: Model,
+        x0: Tensor,
+        *,
+        key: noise.SeedLike,
+        step: int | Tensor,
+        teacher: Model | None = None,
+        target: Model | None = None,
+        extra_args: Mapping[str, object] | None = None,
+        reduction: str = "mean",
+        **options: Any,
+    ) -> LossOutput:
+        """Evaluate; each loss documents its options."""
+
+
+RECIPES: dict[str, Loss] = {}
+"""Every loss of the library by its name."""
+
+
+def loss(
+    *,
+    identity: str,
+    source: str,
+    times: Times,
+    coordinates: str,
+    model: str,
+    teacher: Need = "none",
+    pair: bool = False,
+) -> Callable[[Formula], Loss]:
+    """Make a loss of a formula: check, draw noise and levels, reduce, document, register.
+
+    Args:
+        identity: "score", "eulerian", "lagrangian" or "semigroup".
+        source: paper and equation.
+        times: the default distribution of levels; see `levels.Times`.
+        coordinates: what weights and levels of the paper are in: "karras", "flow" or "trigflow".
+        model: "denoiser", "consistency" or "flow map": what the paper trains.
+        teacher: whether a teacher is needed, allowed or refused.
+        pair: whether t must be above s, not equal.
+
+    Returns:
+        A decorator of `formula(at, **options)`; `Evaluation` is what it may ask. Options are its
+        keyword-only arguments; one named `total` makes `at.progress` = step / total.
+    """
+
+    def decorate(formula: Formula) -> Loss:
+        own = {
+            name: parameter
+            for name, parameter in inspect.signature(formula).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        name = formula.__name__
+        recipe = Recipe(name, identity, source, coordinates, model, teacher, "total" in own)
+
+        def public(
+            model: Model,
+            x0: Tensor,
+            *,
+            key: noise.SeedLike,
+            step: int | Tensor,
+            teacher: Model | None = None,
+            target: Model | None = None,
+            extra_args: Mapping[str, object] | None = None,
+            teacher_args: Mapping[str, object] | None = None,
+            reduction: str = "mean",
+            times: Times = times,
+            levels: Levels | None = None,
+            label_dropout: LabelDropout | None = None,
+            bad_rows: str = "raise",
+            **options: Any,
+        ) -> LossOutput:
+            unknown = options.keys() - own.keys()
+            if unknown:
+                raise TypeError(
+                    f"{name} has no argument {sorted(unknown)[0]!r}; its own options are "
+                    f"{', '.join(own) or 'none'}"
+                )
+            terms.reduction_name(reduction)
+            check.choice("bad_rows", bad_rows, BAD_ROWS)
+            check.state("x0", x0)
+            if recipe.teacher == "required" and teacher is None:
+                raise ValueError(f"teacher must be given to {name}; got None")
+            if recipe.teacher == "none" and teacher is not None:
+                raise ValueError(f"teacher must be left out: {name} takes none")
+            in_evaluation("teacher", teacher)
+            x0, unfit = without_bad_rows(x0, bad_rows)
+            drawn, draw = place(key, step, x0)
+            at = Evaluation(
+                model,
+                x0,
+                drawn,
+                draw,
+                teacher=teacher,
+                target=target,
+                extra=check.options("extra_args", extra_args),
+                teacher_extra=(
+                    None if teacher_args is None else check.options("teacher_args", teacher_args)
+                ),
+            )
+            same_path(at)
+            if label_dropout is not None:
+                at.diagnostics["labels_dropped"] = label_dropout.dropped(
+                    at.extra, at.label_uniform()
+                ).sum()
+            if recipe.scheduled:
+                at.progress = progress(options.get("total", own["total"].default), step)
+            at.t, at.s = levels_of(at, times, levels, pair)
+            per_sample = terms.distances(name, formula(at, **options), x0)
+            dtype = torch.promote_types(x0.dtype, torch.float32)
+            per_sample = judged(name, per_sample, unfit, bad_rows, at.diagnostics)
+            whole = terms.weigh(per_sample, None, reduction).to(dtype)
+            return LossOutput(
+                whole, per_sample.detach().to(dtype), (at.t, at.s), detached(at.diagnostics)
+            )
+
+        made: Any = public
+        made.__name__ = made.__qualname__ = name
+        made.__module__ = formula.__module__
+        made.__signature__ = signature_of(public, own)
+        made.__doc__ = docstring_of(formula, recipe)
+        made.recipe = recipe
+        RECIPES[name] = made
+        return RECIPES[name]
+
+    return decorate
+
+
+def place(key: noise.SeedLike, step: int | Tensor, x0: Tensor) -> tuple[noise.Key, int]:
+    """The key and the number of the draw; a step on a device becomes a part of the key."""
+    if isinstance(step, Tensor):
+        if isinstance(key, noise.Key) and key.table is not None:
+            return noise.key(key, len(x0), draw=step, device=x0.device), 0
+        return noise.key(key, len(x0), draw=step, device=x0.device), 0
+    draw = check.index(step)
+    if draw is None or not 0 <= draw < 1 << 32:
+        raise ValueError(
+            f"step must be an int in [0, 2^32), or such a tensor; got {check.describe(step)}"
+        )
+    return noise.key(key, len(x0), device=x0.device), draw
+
+
+def progress(total: int | None, step: int | Tensor) -> Any:
+    """step / total, at most 1; 1 without a total: where the schedule ends."""
+    if total is None:
+        return 1.0
+    share = step / check.count("total", total)
+    return share.clamp(max=1.0) if isinstance(share, Tensor) else min(1.0, share)
+
+
+def in_evaluation(name: str, model: object) -> None:
+    """ValueError for a module in training mode, whose dropout and statistics would be at work."""
+    if isinstance(model, torch.nn.Module) and model.training:
+        noisy = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormBase)
+        if any(isinstance(part, noisy) and part.training for part in model.modules()):
+            raise ValueError(
+                f"{name} must be in evaluation mode: it has dropout or batch statistics at work; "
+                f"call {name}.eval()"
+            )
+
+
+def same_path(at: Evaluation) -> None:
+    """ValueError where a target has other coordinates than the model."""
+    if at.target.path != at.path:
+        raise ValueError(
+            f"target must be in the coordinates of the model, {at.path}; got {at.target.path}"
+        )
+
+
+def detached(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors without gradient."""
+    return {
+        name: value.detach() if isinstance(value, Tensor) else value
+        for name, value in found.items()
+    }
+
+
+def signature_of(public: Callable[..., Any], own: Mapping[str, Any]) -> inspect.Signature:
+    """The signature with the formula's options in place of **options."""
+    signature = inspect.signature(public)
+    common = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return signature.replace(parameters=[*common, *own.values()])
+
+
+ARGUMENTS = """\
+    model: what is trained: {model}.
+    x0: clean data [B, ...].
+    key: seed or `noise.Key` of noise, levels and dropped labels; sample i of step k gets the same
+        ones in any batch.
+    step: the training step, an int in [0, 2^32), or an int64 tensor [1] on the device of x0.
+    teacher: {teacher}
+    target: what stands on the other side without gradient, usually around an average of the
+        model's network; None is the model itself.
+    extra_args: keyword arguments of every network, such as labels.
+    teacher_args: those of the teacher, where they differ.
+    reduction: "mean", "sum" or "none" (a tensor [B]).
+    times: the distribution of levels: an object with `sample(batch, key, draw=, device=)`.
+    levels: the levels themselves in the model's coordinates, t or (t, s), numbers or tensors [B];
+        then `times` is not asked.
+    label_dropout: a `LabelDropout`, for classifier-free guidance.
+    bad_rows: what to do where a sample's loss is not finite: "raise" (on a CPU; elsewhere as
+        "keep"), "keep", or "zero": leave such samples out and count them in
+        `diagnostics["bad_rows"]`."""
+
+TEACHERS = {
+    "required": "denoiser or flow map that gives the velocity, in evaluation mode, in any "
+    "coordinates.",
+    "optional": "denoiser or flow map that gives the velocity, in evaluation mode; None: the "
+    "pair\n        (x0, z) gives it.",
+    "none": "none is taken.",
+}
+
+MODELS = {
+    "denoiser": "a denoiser D(x, level)",
+    "consistency": "a consistency function f(x, level), such as `ConsistencyFunction(net)`",
+    "flow map": "a flow map f(x, t, s), such as `AverageVelocity(net)`",
+}
+
+
+def docstring_of(formula: Formula, recipe: Recipe) -> str:
+    """The formula's docstring, with the arguments of all losses put first."""
+    text = inspect.cleandoc(formula.__doc__ or "")
+    shared = ARGUMENTS.format(model=MODELS[recipe.model], teacher=TEACHERS[recipe.teacher])
+    source = f"\n\nSource: {recipe.source}."
+    head, found, own = text.partition("\nArgs:\n")
+    arguments = f"\nArgs:\n{shared}\n" + (own if found else "")
+    returns = (
+        "\n\nReturns:\n    A `LossOutput`: loss, per_sample, levels, diagnostics."
+        "\n\nRaises:\n    TypeError: an argument of the wrong kind."
+        "\n    ValueError: wrong shapes, levels outside of the path or in the wrong order."
+        "\n    FloatingPointError: a sample whose loss is not finite, named, on a CPU."
+    )
+    return textwrap.dedent(f"{head.rstrip()}\n{arguments.rstrip()}{returns}{source}")

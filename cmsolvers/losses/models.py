@@ -1,0 +1,171 @@
+"""Networks as losses see them: f, D, the velocity and the raw output, as combinations.
+
+A `FlowMap` or a `Preconditioned` denoiser, also inside of `DistributedDataParallel` or
+`torch.compile`, gives combinations over its raw network output; any other callable counts as one
+whose output is f (or D) itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from cmsolvers import checks as check
+from cmsolvers.denoisers import Preconditioned
+from cmsolvers.denoisers.flow_maps import FlowMap
+from cmsolvers.losses.combination import Combination, Weight, of
+from cmsolvers.losses.randomness import SameRandomness, same_statistics
+from cmsolvers.losses.states import State
+from cmsolvers.processes.coordinates import Coordinates, coordinates_of
+
+Model: TypeAlias = Callable[..., Tensor]
+
+RAW = "raw"
+
+
+def unwrapped(model: object) -> object:
+    """The flow map or denoiser below what wraps a module for many devices or a compiler."""
+    found = model
+    for _ in range(4):
+        if isinstance(found, (FlowMap, Preconditioned)):
+            return found
+        found = getattr(found, "module", getattr(found, "_orig_mod", None))
+    return model
+
+
+class ModelView:
+    """One of the networks of a loss, called at states.
+
+    Args:
+        name: of the argument that it came as.
+        model: what the user gave.
+        extra: keyword arguments of its calls.
+        same: the random numbers that its passes share.
+        gradient: whether its outputs have one; the others repeat the random numbers of the student
+            and leave running statistics as they were.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        extra: Mapping[str, object],
+        same: SameRandomness,
+        gradient: bool,
+    ) -> None:
+        self.name, self.model, self.extra = name, check.function(name, model), extra
+        self._same, self._gradient = same, gradient
+        self.inner = unwrapped(model)
+        self.path: Coordinates = coordinates_of(model)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """The block of one of its passes."""
+        if self._gradient:
+            with self._same.record():
+                yield
+            return
+        with torch.no_grad(), self._same.replay(), same_statistics(self.model):
+            yield
+
+    @property
+    def two_times(self) -> bool:
+        """Whether it is a map to any end, not to the data alone."""
+        return isinstance(self.inner, FlowMap) and self.inner.second is not None
+
+    def c_in(self, level: Tensor) -> Weight | None:
+        """The factor of the network's input, where the network is called by itself."""
+        if isinstance(self.inner, FlowMap):
+            factor: Weight = self.inner.c_in(level)
+            return factor
+        if isinstance(self.inner, Preconditioned) and self.inner is self.model:
+            scale: Weight = self.inner.coefficients(level).c_in
+            return scale
+        return None
+
+    @property
+    def input_dtype(self) -> torch.dtype | None:
+        """Of the network's input; None is that of x."""
+        return self.inner.dtype if isinstance(self.inner, (FlowMap, Preconditioned)) else None
+
+    def raw(self, at: State, end: Tensor | None = None) -> Tensor:
+        """F of a flow map at a state."""
+        with self.passing():
+            return self._raw(at, end)
+
+    def __call__(self, at: State, end: Tensor | float = 0.0) -> Combination:
+        """f_{level -> end}, [B, ...].
+
+        Raises:
+            ValueError: an end other than 0 of a model of one time.
+        """
+        inner = self.inner
+        if isinstance(inner, FlowMap):
+            stop = end if isinstance(end, Tensor) else torch.full_like(at.level, end)
+            if inner.second is None and not (isinstance(end, float) and end == 0.0):
+                raise ValueError(f"{self.name} must take two times; its network has one")
+            a, b = inner.skip_out(at.level, stop)
+            return Combination([(at.x, a), (self.raw(at, stop), b)])
+        if not (isinstance(end, float) and end == 0.0):
+            raise ValueError(
+                f"{self.name} must be a flow map of two times, such as AverageVelocity(net); "
+                f"got {type(inner).__name__}"
+            )
+        if isinstance(inner, Preconditioned) and inner is self.model:
+            return self._preconditioned(inner, at)
+        with self.passing():
+            return of(self._called(at))
+
+    def clean(self, at: State) -> Combination:
+        """D, the expected data, [B, ...]; of a flow map by the velocity of its diagonal."""
+        if isinstance(self.inner, FlowMap):
+            found: Combination = self.path.clean(of(at.x), self.velocity(at), at.level)
+            return found
+        return self(at)
+
+    def velocity(self, at: State) -> Combination:
+        """dx/dlevel of the ODE, [B, ...]."""
+        inner = self.inner
+        if isinstance(inner, FlowMap):
+            if inner.second is None:
+                raise ValueError(f"{self.name} must take two times to have a velocity; it has one")
+            a, b = inner.end_rates(at.level, at.level)
+            return Combination([(at.x, a), (self.raw(at, at.level), b)])
+        found: Combination = self.path.slope(of(at.x), self(at), at.level)
+        return found
+
+    def _preconditioned(self, inner: Preconditioned, at: State) -> Combination:
+        c_skip, c_out, c_in, c_noise = inner.coefficients(at.level)
+        scaled = at.scaled
+        if scaled is None:
+            scaled = of(at.x).tensor() if c_in is None else (of(at.x) * c_in).tensor()
+            scaled = scaled.to(inner.dtype or at.x.dtype)
+        told = torch.as_tensor(c_noise, device=at.x.device).expand(len(at.x))
+        with self.passing():
+            made = inner.network(scaled, told.to(inner.noise_dtype(at.x)), **self.extra)
+        made = check.model_output(self.name, made, at.x)
+        return Combination([(at.x, c_skip), (made, c_out)])
+
+    def _raw(self, at: State, end: Tensor | None) -> Tensor:
+        inner = self.inner
+        if not isinstance(inner, FlowMap):
+            raise ValueError(
+                f"{self.name} must be a flow map, such as AverageVelocity(net) or "
+                f"TrigFlowMap(net); got {type(inner).__name__}"
+            )
+        if inner is not self.model:
+            made = self.model(at.x, at.level, end, output=RAW, **self.extra)
+        elif at.scaled is not None:
+            made = inner.network(at.scaled, at.level, end, **self.extra)
+        else:
+            made = inner.raw(at.x, at.level, end, **self.extra)
+        return check.model_output(self.name, made, at.x)
+
+    def _called(self, at: State) -> Tensor:
+        dtype = torch.promote_types(at.x.dtype, torch.float32)
+        made = self.model(at.x, at.level.to(dtype), **self.extra)
+        return check.model_output(self.name, made, at.x)

@@ -1,0 +1,10 @@
+// The losses' operators without argument parsing or dispatcher in between.
+#pragma once
+
+#include <Python.h>
+
+namespace cmsolvers {
+
+void add_fast_losses(PyObject* module);
+
+}  // namespace cmsolvers

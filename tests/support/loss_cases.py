@@ -1,0 +1,80 @@
+"""A small model, and a teacher where one is needed, for every loss of the library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cmsolvers import ConsistencyFunction
+from cmsolvers.denoisers import EDM, from_flow
+from cmsolvers.denoisers.flow_maps import AverageVelocity, TrajectoryFunction, TrigFlowMap
+from cmsolvers.losses import recipes
+from cmsolvers.losses.loss import Loss, Recipe
+
+OPTIONS: dict[str, dict[str, Any]] = {}
+"""Options that a loss cannot do without."""
+
+
+class SmallNet(nn.Module):
+    """An MLP of x, its times and an optional label; dropout on request."""
+
+    def __init__(self, times: int = 1, size: int = 3, dropout: float = 0.0, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.first = nn.Linear(size + times, 24)
+            self.last = nn.Linear(24, size)
+            self.labels = nn.Embedding(5, 24)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, *times: Tensor, label: Tensor | None = None) -> Tensor:
+        flat = x.flatten(1)
+        seen = torch.cat([flat, *[t.to(x.dtype).reshape(-1, 1) for t in times]], dim=1)
+        h = torch.tanh(self.first(seen))
+        if label is not None:
+            h = h + self.labels(label)
+        made: Tensor = self.last(self.drop(h))
+        return made.reshape(x.shape)
+
+
+def model_for(recipe: Recipe, **options: Any) -> Any:
+    """A fresh model of the kind that a loss trains."""
+    trig = recipe.coordinates == "trigflow"
+    if recipe.model == "flow map":
+        net = SmallNet(2, **options)
+        if trig:
+            return TrigFlowMap(net, second="end")
+        return TrajectoryFunction(net) if recipe.coordinates == "karras" else AverageVelocity(net)
+    net = SmallNet(1, **options)
+    if trig:
+        return TrigFlowMap(net)
+    if recipe.model == "consistency":
+        return ConsistencyFunction(net)
+    return from_flow(net) if recipe.coordinates == "flow" else EDM(net)
+
+
+def teacher_for(recipe: Recipe, **options: Any) -> Any:
+    """A teacher where one is needed, else None."""
+    if recipe.teacher != "required":
+        return None
+    return EDM(SmallNet(1, seed=1, **options)).eval()
+
+
+def losses() -> list[Loss]:
+    """All of them, by name."""
+    return [getattr(recipes, name) for name in sorted(recipes.__all__)]
+
+
+def evaluated(recipe: Loss, x0: Tensor, **options: Any) -> Any:
+    """One evaluation with a fresh model, or with that in the options."""
+    about = recipe.recipe
+    size = {"size": x0[0].numel()} if len(x0) else {}
+    model = options.pop("model", None)
+    if model is None:
+        model = model_for(about, **size).to(x0.dtype)
+    given = {"key": 0, "step": 3, "teacher": teacher_for(about, **size)}
+    if given["teacher"] is not None:
+        given["teacher"] = given["teacher"].to(x0.dtype)
+    return recipe(model, x0, **{**given, **OPTIONS.get(about.name, {}), **options})

@@ -206,7 +206,7 @@ class ExactProblem:
             start: level of x; a number or a tensor [] or [B].
             end: level to arrive at, likewise.
             path: "karras", "flow" or a `Process`.
-            tolerance: of a step of the solver, absolute.
+            tolerance: of a step of the solver, absolute and relative; at least 1e-13.
 
         Returns:
             A tensor like x; no gradient flows through it.
@@ -229,8 +229,10 @@ class ExactProblem:
     def _solve(self, y: Tensor, start: Tensor, end: Tensor, tolerance: float) -> Tensor:
         """Along the circular path, from angles [B] to angles [B]."""
         tolerance = check.positive("tolerance", tolerance)
-        parts = zip(*(torch.split(v, _ROWS_AT_ONCE) for v in (y, start, end)), strict=True)
-        return torch.cat([self._solve_rows(*part, tolerance) for part in parts])
+        rows, n = [], _ROWS_AT_ONCE
+        for part in zip(torch.split(y, n), torch.split(start, n), torch.split(end, n), strict=True):
+            rows.append(self._solve_rows(*part, tolerance))
+        return torch.cat(rows)
 
     def _solve_rows(self, y: Tensor, start: Tensor, end: Tensor, tolerance: float) -> Tensor:
         if y.shape[0] == 0:
@@ -247,7 +249,7 @@ class ExactProblem:
             clean, unit = self._means(torch.from_numpy(flat).view_as(y), alpha, sigma)
             return (turn * (alpha * unit - sigma * clean)).flatten().numpy()
 
-        steps = DOP853(rate, 0.0, y.flatten().numpy(), 1.0, rtol=1e-13, atol=tolerance)
+        steps = DOP853(rate, 0.0, y.flatten().numpy(), 1.0, rtol=tolerance, atol=tolerance)
         while steps.status == "running":
             steps.step()
         if steps.status != "finished":

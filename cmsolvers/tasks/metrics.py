@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,10 +72,11 @@ def sliced_wasserstein(a: Tensor, b: Tensor, *, directions: int = 128, seed: int
     if len(first) != len(second):
         raise ValueError(f"a and b must have as many points; got {len(first)} and {len(second)}")
     shape = (check.count("directions", directions), first.shape[1])
-    lines = noise.normal(shape, seed, stream=noise.OTHER, dtype=torch.float64, device=a.device)
-    lines = (lines / lines.norm(dim=1, keepdim=True)).T
-    apart = (first @ lines).sort(0).values - (second @ lines).sort(0).values
-    return float(apart.square().mean().sqrt())
+    lines = noise.normal(shape, seed, stream=noise.OTHER, dtype=torch.float64)
+    lines = lines / lines.norm(dim=1, keepdim=True)
+    # NumPy sorts on one core about ten times as fast as torch does.
+    one, two = (np.sort((lines @ x.cpu().T).numpy(), axis=1) for x in (first, second))
+    return float(np.sqrt(np.mean((one - two) ** 2)))
 
 
 def nearest_distance(samples: Tensor, data: Tensor, *, chunk: int = 256) -> Tensor:

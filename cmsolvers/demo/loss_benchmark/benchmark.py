@@ -46,8 +46,8 @@ def benchmark_losses(
 
     Args:
         entries: recipes of different names; None is `ENTRIES`.
-        problems: names of `tasks.few_step_problems.PROBLEMS`, or functions that make a problem; None
-            is all of the library's.
+        problems: names of `tasks.few_step_problems.PROBLEMS`, or functions that make a problem;
+            None is all of the library's.
         seeds: how many trainings with different seeds.
         first_seed: the seeds are first_seed, first_seed + 1, ...
         setting: of the trainings; None is the full one.

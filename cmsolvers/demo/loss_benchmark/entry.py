@@ -16,6 +16,23 @@ Options: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Course:
+    """Where a training stands.
+
+    Attributes:
+        step: steps done.
+        total: how many there will be, from what the steps so far have cost; at least step + 1.
+        share: of the budget that is spent, in [0, 1).
+        round: which of the entry's rounds this is.
+    """
+
+    step: int
+    total: int
+    share: float
+    round: int
+
+
+@dataclass(frozen=True)
 class Entry:
     """A recipe: everything in which it differs from the others.
 
@@ -31,9 +48,11 @@ class Entry:
             `network(x, c_noise, c_noise_end)` where kind is "flow_map".
         kind: what the model is: "denoiser" D(x, level), sampled by Euler's method; "consistency"
             f(x, level), by steps with new noise; "flow_map" f(x, start, end), by composed steps.
-        options: of the loss; or a function of the share of the budget that is spent, in [0, 1),
-            for what changes on the way.
+        options: of the loss; or a function of the `Course`, for what changes on the way.
         teacher: hand the loss the exact denoiser, in the coordinates of the model.
+        rounds: the budget is divided evenly into so many; after each the averaged model so far is
+            the new teacher.
+        pairs: hand the loss as `noise` unit normals whose ends under the exact map are x0.
         target_decay: hand the loss a target, the model around an average of the network with this
             decay; None for no target.
         start: the level where sampling starts; None is 80 in Karras coordinates and else the
@@ -52,8 +71,10 @@ class Entry:
     loss: Callable[..., Any]
     make_model: Callable[[nn.Module, float], Model]
     kind: Kind
-    options: Options | Callable[[float], Options] = field(default_factory=dict)
+    options: Options | Callable[[Course], Options] = field(default_factory=dict)
     teacher: bool = False
+    rounds: int = 1
+    pairs: bool = False
     target_decay: float | None = None
     start: float | None = None
     end: float = 0.0
@@ -67,7 +88,8 @@ class Entry:
         for name in ("loss", "make_model"):
             check.function(name, getattr(self, name))
         check.optional_function("sampler", self.sampler)
-        check.flag("teacher", self.teacher)
+        check.flags(teacher=self.teacher, pairs=self.pairs)
+        check.count("rounds", self.rounds)
         check.positive("lr", self.lr)
         check.non_negative("end", self.end)
         if self.start is not None:
@@ -75,7 +97,7 @@ class Entry:
         if self.target_decay is not None:
             check.within("target_decay", self.target_decay, 0.0, 1.0)
 
-    def options_at(self, share: float) -> dict[str, Any]:
-        """The options of the loss where this share of the budget is spent."""
-        given = self.options(share) if callable(self.options) else self.options
+    def options_at(self, course: Course) -> dict[str, Any]:
+        """The options of the loss at this place of a training."""
+        given = self.options(course) if callable(self.options) else self.options
         return check.options("options", given)

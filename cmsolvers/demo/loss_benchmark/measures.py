@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from cmsolvers import consistency_sample, euler_pf_ode, noise
+from cmsolvers import euler_pf_ode, noise
 from cmsolvers.demo.loss_benchmark.entry import Entry, Model
 from cmsolvers.demo.loss_benchmark.setting import STEPS, Setting
 from cmsolvers.processes.coordinates import Coordinates, coordinates_of
@@ -62,10 +62,24 @@ def sample(entry: Entry, model: Model, x: Tensor, grid: list[float], seed: int) 
         if entry.kind == "denoiser":
             return euler_pf_ode(model, x, grid)
         if entry.kind == "consistency":
-            return consistency_sample(model, x, grid[:-1], sigma_min=grid[-1], seed=seed)
+            return _with_new_noise(model, x, grid, seed)
         for start, end in pairwise(grid):
             x = model(x, *(x.new_full((x.shape[0],), level) for level in (start, end)))
         return x
+
+
+def _with_new_noise(model: Model, x: Tensor, grid: list[float], seed: int) -> Tensor:
+    """Multistep consistency sampling: to the end, up to the next level with new noise, and so on.
+
+    Source: Song et al., "Consistency Models" (2023), algorithm 1.
+    """
+    path, end = coordinates_of(model), grid[-1]
+    for k, (level, following) in enumerate(pairwise(grid)):
+        x = model(x, x.new_full((x.shape[0],), level))
+        if following != end:
+            kept, up = path.noised_to(end, following)
+            x = kept * x + up * noise.normal(x.shape, seed, stream=noise.STEPS, draw=k)
+    return x
 
 
 def measure(

@@ -99,7 +99,7 @@ class CountedTeacher:
 def build(size: int, setting: Setting, two_times: bool, seed: int, counter: Counter) -> Counted:
     """The counted network, whose initial weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % 2**63)
         network = FewStepMLP(size, setting.width, setting.blocks, two_times)
     return Counted(network, counter)
 

@@ -1,45 +1,98 @@
-"""The rows of the benchmark that are the library's own recipes."""
+"""The rows of the benchmark: every loss of the library, each with the model that its paper trains.
+
+What a row needs beyond what the loss says of itself stands in `DIFFERENCES`.
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from cmsolvers.demo.loss_benchmark.entry import Entry, Model
-from cmsolvers.denoisers import EDM, ConsistencyFunction
-from cmsolvers.losses import (
-    consistency_distillation,
-    consistency_training,
-    denoising_score_matching,
-)
+from cmsolvers.demo.loss_benchmark.entry import Course, Entry, Kind, Model
+from cmsolvers.denoisers import EDM, ConsistencyFunction, from_flow, from_trigflow
+from cmsolvers.denoisers.flow_maps import AverageVelocity, TrajectoryFunction, TrigFlowMap
+from cmsolvers.losses import catalogue, consistency_distillation, consistency_training
+from cmsolvers.losses.level_distributions import LogNormalPairs, UniformPairs
+from cmsolvers.losses.loss import Loss
 from cmsolvers.schedules import karras_sigmas
-from cmsolvers.training import (
-    LogNormal,
-    LogNormalPairs,
-    UniformPairs,
-    cm_discretization,
-    doubling_discretization,
-)
+from cmsolvers.training import cm_discretization, doubling_discretization
 
-_TOTAL = 10**6
-"""Steps of a course that is given as a share."""
+# --- models: network and sigma_data -> model -----------------------------------------------------
 
 
 def edm(network: nn.Module, sigma_data: float) -> Model:
-    """A denoiser."""
+    """A denoiser in Karras coordinates."""
     return EDM(network, sigma_data)
 
 
+def flow_denoiser(network: nn.Module, sigma_data: float) -> Model:
+    """A denoiser in flow coordinates, whose network is the velocity."""
+    return from_flow(network)
+
+
+def trigflow_denoiser(network: nn.Module, sigma_data: float) -> Model:
+    """A denoiser whose network is the velocity of TrigFlow."""
+    return from_trigflow(network, sigma_data)
+
+
 def consistency_function(network: nn.Module, sigma_data: float) -> Model:
-    """A consistency function."""
+    """A consistency function in Karras coordinates."""
     return ConsistencyFunction(network, sigma_data)
 
 
-@lru_cache(maxsize=32)
-def _uniform(n: int) -> UniformPairs:
-    return UniformPairs(karras_sigmas(n, append_zero=False))
+def trigflow_consistency(network: nn.Module, sigma_data: float) -> Model:
+    """A consistency function in TrigFlow coordinates."""
+    return TrigFlowMap(network, sigma_data)
+
+
+def trajectory_function(network: nn.Module, sigma_data: float) -> Model:
+    """A flow map in Karras coordinates."""
+    return TrajectoryFunction(network, sigma_data)
+
+
+def average_velocity(network: nn.Module, sigma_data: float) -> Model:
+    """A flow map in flow coordinates."""
+    return AverageVelocity(network)
+
+
+def trigflow_map(network: nn.Module, sigma_data: float) -> Model:
+    """A flow map in TrigFlow coordinates."""
+    return TrigFlowMap(network, sigma_data, second="end")
+
+
+MODELS = {
+    ("denoiser", "karras"): edm,
+    ("denoiser", "flow"): flow_denoiser,
+    ("denoiser", "trigflow"): trigflow_denoiser,
+    ("consistency", "karras"): consistency_function,
+    ("consistency", "trigflow"): trigflow_consistency,
+    ("flow map", "karras"): trajectory_function,
+    ("flow map", "flow"): average_velocity,
+    ("flow map", "trigflow"): trigflow_map,
+}
+"""By what a loss says that it trains, and the coordinates that it is meant for."""
+
+KINDS: dict[str, Kind] = {
+    "denoiser": "denoiser",
+    "consistency": "consistency",
+    "flow map": "flow_map",
+}
+
+
+# --- what changes on the way ---------------------------------------------------------------------
+
+
+def with_total(course: Course) -> dict[str, Any]:
+    """For losses that are told how many steps there are."""
+    return {"total": course.total}
+
+
+def with_warmup(course: Course, share: float = 0.2) -> dict[str, Any]:
+    """For losses with a tangent that rises; papers let it rise over a small part of long runs."""
+    return {"warmup": max(1, int(share * course.total))}
 
 
 @lru_cache(maxsize=32)
@@ -47,72 +100,83 @@ def _lognormal(n: int) -> LogNormalPairs:
     return LogNormalPairs(karras_sigmas(n, append_zero=False))
 
 
-def _dsm(model: Model, x0: Tensor, *, key: int, step: int) -> Tensor:
-    sigma = LogNormal().sample(len(x0), key, draw=step)
-    return denoising_score_matching(model, x0, sigma, seed=key, draw=step)
+@lru_cache(maxsize=512)
+def _uniform(n: int) -> UniformPairs:
+    return UniformPairs(karras_sigmas(n, append_zero=False))
 
 
-def _cd(model: Model, x0: Tensor, *, key: int, step: int, teacher: Model, target: Model) -> Tensor:
+def _doubling_pairs(course: Course) -> dict[str, Any]:
+    return {"times": _lognormal(doubling_discretization(course.step, course.total, 10, 160))}
+
+
+def _consistency_distillation(
+    model: Model, x0: Tensor, *, key: int, step: int, teacher: Model, target: Model
+) -> Tensor:
     high, low = _uniform(40).sample(len(x0), key, draw=step)
     return consistency_distillation(model, target, teacher, x0, high, low, seed=key, draw=step)
 
 
-def _ct(
-    model: Model, x0: Tensor, *, key: int, step: int, target: Model, levels: int, **options: Any
+def _consistency_training(
+    model: Model, x0: Tensor, *, key: int, step: int, target: Model, levels: int
 ) -> Tensor:
     high, low = _uniform(levels).sample(len(x0), key, draw=step)
     return consistency_training(
-        model, target, x0, high, low, distance="l2", weight=None, seed=key, draw=step, **options
+        model, target, x0, high, low, distance="l2", weight=None, seed=key, draw=step
     )
 
 
-def _ict(model: Model, x0: Tensor, *, key: int, step: int, levels: int) -> Tensor:
-    high, low = _lognormal(levels).sample(len(x0), key, draw=step)
-    return consistency_training(model, None, x0, high, low, seed=key, draw=step)
+def _song_levels(course: Course) -> dict[str, Any]:
+    return {"levels": cm_discretization(course.step, course.total)}
 
 
-def _ct_levels(share: float) -> dict[str, Any]:
-    return {"levels": cm_discretization(int(share * _TOTAL), _TOTAL)}
+# --- rows ----------------------------------------------------------------------------------------
+
+DIFFERENCES: dict[str, Mapping[str, Any]] = {
+    # Only the diagonal of a map is trained, so it is a denoiser that is sampled.
+    "flow_matching": {"make_model": flow_denoiser, "kind": "denoiser"},
+    "ict": {"options": _doubling_pairs},
+}
+"""Attributes of an `Entry` that differ from what the loss says of itself, by the loss's name."""
 
 
-def _ict_levels(share: float) -> dict[str, Any]:
-    return {"levels": doubling_discretization(int(share * _TOTAL), _TOTAL)}
+def row(loss: Loss, **differences: Any) -> Entry:
+    """The entry of a loss of the library: model, coordinates, teacher and source as it says.
+
+    Args:
+        loss: one that `cmsolvers.losses.loss` made.
+        differences: attributes of the `Entry` to set otherwise.
+    """
+    about = loss.recipe
+    make_model = MODELS[about.model, about.coordinates]
+    usual: dict[str, Any] = {
+        "name": about.name,
+        "loss": loss,
+        "make_model": make_model,
+        "kind": KINDS[about.model],
+        "teacher": about.teacher == "required",
+        "family": about.identity,
+        "source": about.source,
+    }
+    if about.scheduled:
+        usual["options"] = with_total
+    if make_model is consistency_function:
+        usual["end"] = 0.002
+    return Entry(**(usual | differences))
 
 
+_EARLIER = partial(
+    Entry,
+    make_model=consistency_function,
+    kind="consistency",
+    target_decay=0.95,
+    end=0.002,
+    family="eulerian",
+    source="Song et al. (2023)",
+)
 _ROWS = (
-    Entry("dsm", _dsm, edm, "denoiser", family="score", source="Karras et al. (2022)"),
-    Entry(
-        "cd",
-        _cd,
-        consistency_function,
-        "consistency",
-        teacher=True,
-        target_decay=0.95,
-        end=0.002,
-        family="consistency",
-        source="Song et al. (2023), algorithm 2",
-    ),
-    Entry(
-        "ct",
-        _ct,
-        consistency_function,
-        "consistency",
-        options=_ct_levels,
-        target_decay=0.95,
-        end=0.002,
-        family="consistency",
-        source="Song et al. (2023), algorithm 3",
-    ),
-    Entry(
-        "ict",
-        _ict,
-        consistency_function,
-        "consistency",
-        options=_ict_levels,
-        end=0.002,
-        family="consistency",
-        source="Song & Dhariwal (2023)",
-    ),
+    *(row(loss, **DIFFERENCES.get(loss.recipe.name, {})) for loss in catalogue.losses()),
+    _EARLIER("consistency_distillation", _consistency_distillation, teacher=True),
+    _EARLIER("consistency_training", _consistency_training, options=_song_levels),
 )
 
 ENTRIES = {entry.name: entry for entry in _ROWS}

@@ -10,7 +10,7 @@ from cmsolvers.demo.loss_benchmark.measures import Measured
 from cmsolvers.demo.loss_benchmark.results import Facts, Result
 from cmsolvers.demo.loss_benchmark.setting import STEPS
 
-MARKS = "<!-- losses -->\n", "\n<!-- /losses -->"
+MARKS = "<!-- benchmark -->\n", "\n<!-- /benchmark -->"
 """What the table stands between in a page."""
 
 

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from cmsolvers import noise
 from cmsolvers.demo.loss_benchmark import network as networks
-from cmsolvers.demo.loss_benchmark.entry import Entry, Model
+from cmsolvers.demo.loss_benchmark.batches import Batches
+from cmsolvers.demo.loss_benchmark.entry import Course, Entry, Model
 from cmsolvers.demo.loss_benchmark.setting import Setting, learning_rate
 from cmsolvers.processes.coordinates import coordinates_of
 from cmsolvers.tasks.exact_problems import ExactProblem
 from cmsolvers.training import EMA
-
-_BLOCK = 64  # batches whose data are drawn at once
 
 
 @dataclass(frozen=True)
@@ -45,88 +44,125 @@ def train(entry: Entry, problem: ExactProblem, seed: int, setting: Setting) -> T
     """Train the network of an entry; a function of its arguments.
 
     All recipes have the same network, AdamW (0.9, 0.99), the course of the learning rate, gradients
-    clipped at norm 1, and an average over the last tenth of the steps.
+    clipped at norm 1, and an average over the last tenth of the steps. A loss or gradient that is
+    not finite ends it.
 
     Raises:
-        ZeroDivisionError: a loss that calls no network.
+        RuntimeError: a loss that calls no network.
+        TypeError: a loss that returns no scalar.
     """
-    seeds, counter = noise.Seeds(seed), networks.Counter()
-    network = networks.build(
-        problem.size, setting, entry.kind == "flow_map", seeds.at(0) % 2**63, counter
-    )
-    model = entry.make_model(network, problem.sigma_data)
-    given, averages = _models(entry, problem, network, counter)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=entry.lr, betas=(0.9, 0.99), fused=True)
-    budget = setting.calls * setting.batch_size
-    started, losses, failure = time.process_time(), list[float](), None
-    average: EMA[networks.Counted] | None = None
-    network.train()
-    while counter.rows < budget:
-        step, share = len(losses), counter.rows / budget
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(entry.lr, share)
-        x0 = _batch(problem, seeds.at(1), step, setting)
-        value = _scalar(
-            entry.loss(model, x0, key=seeds.at(2), step=step, **given, **entry.options_at(share))
-        )
-        losses.append(float(value.detach()))
-        if not math.isfinite(losses[-1]):
-            failure = f"the loss was {losses[-1]} at step {step}"
-            break
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(value)
-        norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        if not math.isfinite(float(norm)):
-            failure = f"the gradient was {float(norm)} at step {step}"
-            break
-        optimizer.step()
-        if average is None:
-            # Now that a step's calls are known, and with them how many steps there will be.
-            steps = budget / counter.rows
-            average = EMA(network, 1.0 - 1.0 / max(2.0, 0.1 * steps), warmup=True)
-        for each in (average, *averages):
-            each.update(network)
-    last = losses[-max(1, len(losses) // 10) :]
-    kept = network if average is None else average.module
+    started = time.process_time()
+    run, failure = _Run(entry, problem, seed, setting), None
+    try:
+        while run.counter.rows < run.budget:
+            run.advance()
+    except FloatingPointError as error:
+        failure = str(error)
+    last = run.losses[-max(1, len(run.losses) // 10) :]
     return Trained(
-        entry.make_model(networks.uncounted(kept), problem.sigma_data),
-        len(losses),
-        counter.rows / setting.batch_size,
+        run.sampled(),
+        len(run.losses),
+        run.counter.rows / setting.batch_size,
         time.process_time() - started,
-        sum(last) / len(last),
+        sum(last) / len(last) if last else math.nan,
         failure,
     )
 
 
-def _models(
-    entry: Entry, problem: ExactProblem, network: networks.Counted, counter: networks.Counter
-) -> tuple[dict[str, Model], list[EMA[networks.Counted]]]:
-    """Teacher and target as the loss wants them, and the averages that make the target."""
-    given: dict[str, Model] = {}
-    averages = []
-    if entry.teacher:
-        path = coordinates_of(entry.make_model(network, problem.sigma_data))
-        given["teacher"] = networks.CountedTeacher(problem.denoiser(path), counter)
-    if entry.target_decay is not None:
-        average = EMA(network, entry.target_decay, warmup=True)
-        average.module.train()
-        averages.append(average)
-        given["target"] = entry.make_model(average.module, problem.sigma_data)
-    return given, averages
+class _Run:
+    """The state of a training."""
+
+    def __init__(self, entry: Entry, problem: ExactProblem, seed: int, setting: Setting) -> None:
+        seeds = noise.Seeds(seed)
+        self.entry, self.problem = entry, problem
+        self.counter = networks.Counter()
+        self.network = networks.build(
+            problem.size, setting, entry.kind == "flow_map", seeds.at(0), self.counter
+        )
+        self.model = self._around(self.network)
+        self.average: EMA[networks.Counted] | None = None
+        self.target: EMA[networks.Counted] | None = None
+        self.given: dict[str, Model] = {}
+        if entry.teacher:
+            exact = problem.denoiser(coordinates_of(self.model))
+            self.given["teacher"] = networks.CountedTeacher(exact, self.counter)
+        if entry.target_decay is not None:
+            self.target = EMA(self.network, entry.target_decay, warmup=True)
+            self.target.module.train()
+            self.given["target"] = self._around(self.target.module)
+        self.batches = Batches(problem, seeds.at(1), setting.batch_size, entry.pairs)
+        self.key = seeds.at(2)
+        self.budget = setting.calls * setting.batch_size
+        self.losses: list[float] = []
+        self.round = 0
+        self.network.train()
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=entry.lr, betas=(0.9, 0.99), fused=True
+        )
+
+    def _around(self, network: nn.Module) -> Model:
+        return self.entry.make_model(network, self.problem.sigma_data)
+
+    def sampled(self) -> Model:
+        """The model to be measured."""
+        kept = self.network if self.average is None else self.average.module
+        return self._around(networks.uncounted(kept))
+
+    def advance(self) -> None:
+        """One step.
+
+        Raises:
+            FloatingPointError: a loss or gradient that is not finite.
+        """
+        entry, step, share = self.entry, len(self.losses), self.counter.rows / self.budget
+        self._next_round(int(share * entry.rounds))
+        course = Course(step, self._total(step, share), share, self.round)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(entry.lr, share)
+        x0, more = self.batches.at(step)
+        value = _scalar(
+            entry.loss(
+                self.model,
+                x0,
+                key=self.key,
+                step=step,
+                **self.given,
+                **more,
+                **entry.options_at(course),
+            )
+        )
+        if self.counter.rows == 0:
+            raise RuntimeError(f"the loss of {entry.name} must call the network; it did not")
+        self.losses.append(float(value.detach()))
+        _require_finite("loss", self.losses[-1], step)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(value)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        _require_finite("gradient", float(norm), step)
+        self.optimizer.step()
+        if self.average is None:
+            # Now that a step's calls are known, and with them how many steps there will be.
+            span = max(2.0, 0.1 * self.budget / self.counter.rows)
+            self.average = EMA(self.network, 1.0 - 1.0 / span, warmup=True)
+        for each in (self.average, self.target):
+            if each is not None:
+                each.update(self.network)
+
+    def _total(self, step: int, share: float) -> int:
+        """Steps in all, by the mean cost of those before."""
+        return max(step + 1, math.ceil(step / share) if step else self.budget)
+
+    def _next_round(self, number: int) -> None:
+        """Make the average the teacher where a new round begins."""
+        if number > self.round and self.average is not None:
+            self.round = number
+            frozen = networks.Counted(networks.uncounted(self.average.module), self.counter)
+            self.given["teacher"] = self._around(frozen.eval())
 
 
-def _batch(problem: ExactProblem, seed: int, step: int, setting: Setting) -> Tensor:
-    """New data for every step, drawn for a number of steps at once: float32 [B, d]."""
-    block, place = divmod(step, _BLOCK)
-    size = setting.batch_size
-    key = (id(problem), seed, block, size)
-    if key not in _DRAWN:
-        _DRAWN.clear()
-        _DRAWN[key] = problem.sample(_BLOCK * size, seed, draw=block).float()
-    return _DRAWN[key][place * size : (place + 1) * size]
-
-
-_DRAWN: dict[tuple[int, int, int, int], Tensor] = {}
+def _require_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(f"{what} {value} at step {step}")
 
 
 def _scalar(found: object) -> Tensor:

@@ -18,10 +18,12 @@ from cmsolvers.demo.loss_benchmark import ENTRIES, Entry, Setting, benchmark_los
 from cmsolvers.demo.loss_benchmark import benchmark as runner
 from cmsolvers.demo.loss_benchmark import measures, network, recipes, table, training_run
 from cmsolvers.demo.loss_benchmark.entry import Course
-from cmsolvers.denoisers import AverageVelocity
+from cmsolvers.denoisers.flow_maps import AverageVelocity
 from cmsolvers.losses import catalogue
+from cmsolvers.processes import TrigFlow
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
 from cmsolvers.tasks.few_step_problems import gaussian, ring
+from cmsolvers.training import EMA
 
 pytest.importorskip("matplotlib")
 
@@ -64,7 +66,7 @@ class Exact:
 KINDS = {
     "consistency": ("consistency", KARRAS, 0.002),
     "consistency in flow coordinates": ("consistency", FLOW, 0.0),
-    "consistency in TrigFlow": ("consistency", Coordinates(cm.TrigFlow(0.5)), 0.0),
+    "consistency in TrigFlow": ("consistency", Coordinates(TrigFlow(0.5)), 0.0),
     "flow map": ("flow_map", FLOW, 0.0),
     "flow map in Karras coordinates": ("flow_map", KARRAS, 0.0),
 }
@@ -101,7 +103,7 @@ def test_the_exact_denoiser_gains_by_more_steps():
 def test_levels_of_all_coordinates_are_at_the_same_ratios():
     assert measures.levels(OWN, FLOW, 4) == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert measures.levels(ENTRIES["ict"], KARRAS, 4) == pytest.approx([80, 3, 1, 1 / 3, 0.002])
-    trig = Coordinates(cm.TrigFlow(0.5))
+    trig = Coordinates(TrigFlow(0.5))
     ratios = [trig.ratio(t) for t in measures.levels(OWN, trig, 2)]
     assert ratios == pytest.approx([80, 1, 0])
 
@@ -135,7 +137,7 @@ def test_calls_are_counted_by_rows_and_a_tangent_counts_as_a_call():
     assert counter.rows == 26
     torch.func.jvp(lambda s: net(x, s, t), (t,), (t,))
     assert counter.rows == 42
-    cm.training.EMA(net).module(x, t, t)
+    EMA(net).module(x, t, t)
     assert counter.rows == 50
     network.uncounted(net)(x, t, t)
     network.CountedTeacher(gaussian().denoiser(), counter)(torch.zeros(8, 8), t)

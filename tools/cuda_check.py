@@ -208,6 +208,7 @@ def main() -> None:
         home, "tests/cuda/emulate_step.cu", *(WORK / "temp/csrc/cpu").glob("kernels_*.o")
     )
     emulated_sums = compile_alone(home, "tests/cuda/emulate_noise_sum.cu")
+    emulated_averages = compile_alone(home, "tests/cuda/emulate_ema.cu")
 
     kernels = parse_ptxas(log.read_text())
     print(table(kernels))
@@ -221,6 +222,8 @@ def main() -> None:
     run(emulation)
     print("cuda-check: sums of noise, thread by thread: ", end="", flush=True)
     run(emulated_sums)
+    print("cuda-check: moving averages, thread by thread: ", end="", flush=True)
+    run(emulated_averages)
     env = {"PYTHONPATH": str(lib), "CMSOLVERS_REQUIRE_EXTENSION": "1"}
     run(python, "-c", IMPORT_CHECK, env=env, cwd=WORK)  # not where another build lies
     print(

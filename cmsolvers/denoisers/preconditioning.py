@@ -176,6 +176,37 @@ class Preconditioned(nn.Module):
         net = self._modules.get("net")  # attributes that are modules are slow to read
         return (self.net if net is None else net)(x_in, c_noise, **extra_args)
 
+    def raw(self, x: Tensor, sigma: Tensor, end: Tensor | None = None, **extra_args: Any) -> Tensor:
+        """F for a state and levels [B], in plain torch: differentiable in both.
+
+        `end` is there for what treats flow maps of two times alike, and is not read.
+        """
+        _, _, c_in, c_noise = self.coefficients(sigma)
+        x_in = (x * broadcastable(c_in, x)).to(self.dtype or x.dtype)
+        return self._called(x, x_in, c_noise, extra_args)
+
+    def skip_out(self, sigma: Scalar, end: Scalar = 0.0) -> tuple[Scalar, Scalar]:
+        """(c_skip, c_out); `end` is not read."""
+        c_skip, c_out, _, _ = self.coefficients(sigma)
+        return c_skip, c_out
+
+    def start_rates(self, sigma: Tensor, end: Scalar = 0.0) -> tuple[Tensor, Tensor]:
+        """Derivatives of (c_skip, c_out) in sigma, float64 [B]; `end` is not read.
+
+        By automatic differentiation, so that they are those of any scalings.
+        """
+        level = exact(sigma)
+
+        def both(at: Tensor) -> tuple[Tensor, Tensor]:
+            c_skip, c_out, _, _ = self.coefficients(at)
+            return c_skip + 0.0 * at, c_out + 0.0 * at  # scalings may give numbers
+
+        with torch.no_grad():
+            rates: tuple[Tensor, Tensor] = torch.func.jvp(
+                both, (level,), (torch.ones_like(level),)
+            )[1]
+        return rates
+
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor, sigma: float | Tensor, **extra_args: Any) -> Tensor:
@@ -249,8 +280,7 @@ class Preconditioned(nn.Module):
 
     def _plain(self, x: Tensor, sigma: Tensor, extra: Extra) -> Tensor:
         """The same in torch, for derivatives in sigma: fused steps take weights as constants."""
-        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        x_in = (x * broadcastable(c_in, x)).to(self.dtype or x.dtype)
-        f = self._called(x, x_in, c_noise, extra)
+        c_skip, c_out = self.skip_out(sigma)
+        f = self.raw(x, sigma, **extra)
         result: Tensor = x * broadcastable(c_skip, x) + f.to(x.dtype) * broadcastable(c_out, x)
         return result

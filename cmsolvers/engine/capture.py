@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.engine.adaptive import AdaptiveInfo
 from cmsolvers.engine.catalogue import SOLVERS
+from cmsolvers.engine.nests import check_like, tensors_in, with_tensors
 from cmsolvers.engine.observers import Info
 from cmsolvers.engine.run import keeping_programs
 
@@ -58,7 +59,7 @@ class CapturedRun:
         grid = check.floats("sigmas", sigmas)
         self.sigmas = torch.tensor(grid, dtype=torch.float64, device="cpu")
         self._extra = check.options("extra_args", extra_args)
-        self._slots = dict(_tensors("extra_args", self._extra))
+        self._slots = dict(tensors_in("extra_args", self._extra))
         self.graph: torch.cuda.CUDAGraph | None = None
         self.pool: Any = None
         if x.is_cuda:
@@ -88,9 +89,9 @@ class CapturedRun:
         """
         self._check(x)
         extra = self._extra if extra_args is None else check.options("extra_args", extra_args)
-        given = dict(_tensors("extra_args", extra))
+        given = dict(tensors_in("extra_args", extra))
         if extra is not self._extra:
-            _check_like(extra, self._extra)
+            check_like(extra, self._extra, "extra_args")
         key = noise.key(seed, len(x), device=x.device)
         if self.graph is None:
             result: Tensor = self._sample(x, key, extra)
@@ -119,7 +120,7 @@ class CapturedRun:
         self._x = torch.empty_like(x).copy_(x)
         self._keys = noise.key(0, len(x)).rows(len(x), x.device)
         self._static = {name: slot.detach().clone() for name, slot in self._slots.items()}
-        extra = _replaced("extra_args", self._extra, self._static)
+        extra = with_tensors("extra_args", self._extra, self._static)
         key = noise.Key(table=self._keys)
         stream = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
         current = torch.cuda.current_stream(x.device)
@@ -219,60 +220,3 @@ def capture(
 
 def _evaluations(info: Info | AdaptiveInfo) -> int:
     return info.calls if isinstance(info, AdaptiveInfo) else info.nfe
-
-
-def _children(name: str, value: object) -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping):
-        yield from ((f"{name}[{key!r}]", entry) for key, entry in value.items())
-    elif isinstance(value, (list, tuple)):
-        yield from ((f"{name}[{i}]", entry) for i, entry in enumerate(value))
-
-
-def _tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
-    """All tensors in a nest of dicts, lists and tuples, with their places."""
-    if isinstance(value, Tensor):
-        yield name, value
-    for place, entry in _children(name, value):
-        yield from _tensors(place, entry)
-
-
-def _replaced(name: str, value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The nest with other tensors."""
-    if isinstance(value, Tensor):
-        return tensors[name]
-    entries = [_replaced(place, entry, tensors) for place, entry in _children(name, value)]
-    if isinstance(value, Mapping):
-        return dict(zip(value, entries, strict=True))
-    return type(value)(entries) if type(value) in (list, tuple) else value
-
-
-def _check_like(given: object, captured: object, name: str = "extra_args") -> None:
-    """Raise unless a nest fits the captured one."""
-    if isinstance(captured, Tensor):
-        if not isinstance(given, Tensor):
-            raise TypeError(f"{name} must be a tensor, as captured; got {check.describe(given)}")
-        if (given.shape, given.dtype, given.device) != (
-            captured.shape,
-            captured.dtype,
-            captured.device,
-        ):
-            raise ValueError(
-                f"{name} must be {check.describe(captured)}, as captured; "
-                f"got {check.describe(given)}"
-            )
-        return
-    old, new = dict(_children(name, captured)), dict(_children(name, given))
-    if not old and not new:
-        if type(given) is not type(captured) or given != captured:
-            raise ValueError(
-                f"{name} must be {check.describe(captured)}, as captured; "
-                f"got {check.describe(given)}"
-            )
-        return
-    for place in new:
-        if place not in old:
-            raise ValueError(f"{place} is new; the run was captured without it")
-    for place, entry in old.items():
-        if place not in new:
-            raise ValueError(f"{place} is missing; the run was captured with it")
-        _check_like(new[place], entry, place)

@@ -96,6 +96,16 @@ class Combination:
         """sqrt(|r|^2 + c^2) - c with |r| the norm of each sample, float64 [B]."""
         return self._sum("pseudo_huber", c)
 
+    def dot(self, other: Tensor) -> Tensor:
+        """Inner product with a tensor over the elements of each sample, float64 [B]."""
+        total: Tensor = other.new_zeros(len(other), dtype=torch.float64)
+        for tensor, weight in self.terms:
+            product = (tensor * other).double()
+            total = total + weight * (
+                product.sum(list(range(1, other.ndim))) if other.ndim > 1 else product
+            )
+        return total
+
     @property
     def size(self) -> int:
         """Elements per sample."""

@@ -158,6 +158,28 @@ class Evaluation:
         """A model's velocity at a state, made: [B, ...]."""
         return view.velocity(at).tensor().to(self.x0.dtype)
 
+    def teacher_velocity(self, at: State) -> Tensor:
+        """dx/dlevel at a state of the student's path by the teacher, in any coordinates: [B, ...].
+
+        Raises:
+            ValueError: there is no teacher.
+        """
+        theirs, ours = self.teacher.path, self.path
+        if theirs == ours:
+            return self.slope(self.teacher, at)
+        ratio = ours.ratio(at.level)
+        level = theirs.level(ratio)
+        # of the larger of signal and noise, so that neither end of a path divides by 0
+        scale = torch.where(
+            ratio > 1.0,
+            theirs.sigma(level) / ours.sigma(at.level),
+            theirs.alpha(level) / ours.alpha(at.level),
+        )
+        there = State(Combination([(at.x, scale)]).tensor().to(at.x.dtype), level)
+        clean = self.teacher.clean(there)
+        found: Combination = ours.slope(Combination([(at.x, 1.0)]), clean, at.level)
+        return found.tensor().to(self.x0.dtype)
+
     def moved(self, at: State, level: Tensor, velocity: Tensor) -> State:
         """Euler's step along a velocity to another level."""
         step = Combination([(at.x, 1.0), (velocity, level - at.level)])

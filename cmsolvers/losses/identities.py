@@ -57,7 +57,7 @@ def raw_derivative(
     The module inside of wrappers is called, since forward mode would break the synchronisation of
     their gradients; with the student's random numbers.
     """
-    inner = flow_map_of(view)
+    inner = view.form
 
     def raw(state: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return inner.raw(state, t, s, **view.extra)

@@ -26,6 +26,9 @@ Formula: TypeAlias = Callable[..., Tensor]
 
 Need: TypeAlias = Literal["required", "optional", "none"]
 
+CLOCKS = ("total", "warmup")
+"""Options that say in which step a schedule of the formula ends."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -38,7 +41,7 @@ class Recipe:
         coordinates: that its default levels and weights are meant for.
         model: the kind of model: "denoiser", "consistency" (one time) or "flow map" (two).
         teacher: whether it needs a teacher.
-        scheduled: whether it has an option `total`.
+        scheduled: whether it has an option `total` or `warmup`.
     """
 
     name: str
@@ -99,7 +102,8 @@ def loss(
 
     Returns:
         A decorator of `formula(at, **options)`; `Evaluation` is what it may ask. Options are its
-        keyword-only arguments; one named `total` makes `at.progress` = step / total.
+        keyword-only arguments; one named `total` or `warmup` makes `at.progress` = step / it, at
+        most 1.
     """
 
     def decorate(formula: Formula) -> Loss:
@@ -109,7 +113,8 @@ def loss(
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
         name = formula.__name__
-        recipe = Recipe(name, identity, source, coordinates, model, teacher, "total" in own)
+        clock = next((option for option in CLOCKS if option in own), None)
+        recipe = Recipe(name, identity, source, coordinates, model, teacher, clock is not None)
 
         def public(
             model: Model,
@@ -161,8 +166,8 @@ def loss(
                 at.diagnostics["labels_dropped"] = label_dropout.dropped(
                     at.extra, at.label_uniform()
                 ).sum()
-            if recipe.scheduled:
-                at.progress = progress(options.get("total", own["total"].default), step)
+            if clock is not None:
+                at.progress = progress(clock, options.get(clock, own[clock].default), step)
             at.t, at.s = levels_of(at, times, levels, pair)
             per_sample = terms.distances(name, formula(at, **options), x0)
             dtype = torch.promote_types(x0.dtype, torch.float32)
@@ -198,11 +203,11 @@ def place(key: noise.SeedLike, step: int | Tensor, x0: Tensor) -> tuple[noise.Ke
     return noise.key(key, len(x0), device=x0.device), draw
 
 
-def progress(total: int | None, step: int | Tensor) -> Any:
+def progress(clock: str, total: int | None, step: int | Tensor) -> Any:
     """step / total, at most 1; 1 without a total: where the schedule ends."""
     if total is None:
         return 1.0
-    share = step / check.count("total", total)
+    share = step / check.count(clock, total)
     return share.clamp(max=1.0) if isinstance(share, Tensor) else min(1.0, share)
 
 

@@ -59,8 +59,24 @@ class ModelView:
     ) -> None:
         self.name, self.model, self.extra = name, check.function(name, model), extra
         self._same, self._gradient = same, gradient
+        # A state's scaled input is the student's, and a teacher may have other scalings.
+        self._reads_scaled = name != "teacher"
         self.inner = unwrapped(model)
         self.path: Coordinates = coordinates_of(model)
+
+    @property
+    def form(self) -> FlowMap | Preconditioned:
+        """The network's f = a x + b F.
+
+        Raises:
+            ValueError: a callable of which no such form is known.
+        """
+        if not isinstance(self.inner, (FlowMap, Preconditioned)):
+            raise ValueError(
+                f"{self.name} must be a flow map or a preconditioned network, such as "
+                f"AverageVelocity(net) or ConsistencyFunction(net); got {type(self.inner).__name__}"
+            )
+        return self.inner
 
     @contextmanager
     def passing(self) -> Iterator[None]:
@@ -140,7 +156,7 @@ class ModelView:
 
     def _preconditioned(self, inner: Preconditioned, at: State) -> Combination:
         c_skip, c_out, c_in, c_noise = inner.coefficients(at.level)
-        scaled = at.scaled
+        scaled = at.scaled if self._reads_scaled else None
         if scaled is None:
             scaled = of(at.x).tensor() if c_in is None else (of(at.x) * c_in).tensor()
             scaled = scaled.to(inner.dtype or at.x.dtype)
@@ -159,7 +175,7 @@ class ModelView:
             )
         if inner is not self.model:
             made = self.model(at.x, at.level, end, output=RAW, **self.extra)
-        elif at.scaled is not None:
+        elif at.scaled is not None and self._reads_scaled:
             made = inner.network(at.scaled, at.level, end, **self.extra)
         else:
             made = inner.raw(at.x, at.level, end, **self.extra)

@@ -7,6 +7,7 @@ there is nothing but the kernel either way. Only this package touches the extens
 from cmsolvers.ops.binary import build_info
 from cmsolvers.ops.consistency_rows import consistency_rows
 from cmsolvers.ops.form_distance import form_distance
+from cmsolvers.ops.ema_update import ema_update
 from cmsolvers.ops.keys import Key
 from cmsolvers.ops.named import (
     add_noise,
@@ -29,6 +30,7 @@ __all__ = [
     "consistency_rows",
     "edm_input",
     "edm_output",
+    "ema_update",
     "euler_maruyama_step",
     "form_distance",
     "heun_step",

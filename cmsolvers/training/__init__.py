@@ -1,25 +1,32 @@
-"""Training: curricula, levels, an EMA in float32, and a small loop that resumes bit for bit."""
+"""Training: curricula, levels, averages in float32, and a small loop that resumes bit for bit."""
 
 from cmsolvers.training.batches import Batch, batch_at
+from cmsolvers.training.captured_step import CapturedStep, capture_step
 from cmsolvers.training.checkpoint import read_checkpoint, write_checkpoint
 from cmsolvers.training.curricula import (
     cm_discretization,
     cm_ema_rate,
     doubling_discretization,
 )
-from cmsolvers.training.ema import EMA
+from cmsolvers.training.ema import EMA, update_averages
+from cmsolvers.training.power_decay import PowerDecay, power_decay
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings
 
 __all__ = [
     "EMA",
     "Batch",
+    "CapturedStep",
+    "PowerDecay",
     "Trainer",
     "TrainingSettings",
     "batch_at",
+    "capture_step",
     "cm_discretization",
     "cm_ema_rate",
     "doubling_discretization",
+    "power_decay",
     "read_checkpoint",
+    "update_averages",
     "write_checkpoint",
 ]

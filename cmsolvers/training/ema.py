@@ -1,14 +1,16 @@
-"""Exponential moving average of a network, kept in float32 at least."""
+"""Exponential moving averages of a network, kept in float32 at least."""
 
 from __future__ import annotations
 
 import copy
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cmsolvers import checks as check
+from cmsolvers.ops import ema_update
 
 M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
 _WIDER = {
@@ -16,6 +18,9 @@ _WIDER = {
     torch.bfloat16: torch.float32,
     torch.complex32: torch.complex64,
 }
+
+Decay: TypeAlias = float | Callable[[int], float]
+"""mu, or mu(k) of the update that comes after k others, as `power_decay` makes it."""
 
 
 class EMA(Generic[M_co]):
@@ -27,58 +32,56 @@ class EMA(Generic[M_co]):
     but for their infinite entries, as masks have them: those are copied, and so are all other
     buffers (counters). If the average is the target of a consistency loss with dropout, put it in
     training mode (`ema.module.train()`): student and target then drop the same units.
+    `update_averages` moves several averages of one network in one pass.
 
     Args:
         network: any module, such as a network or a denoiser around one; copied, not changed.
-        decay: mu, in [0, 1).
+        decay: mu, in [0, 1), or a function k -> mu of the updates done so far, such as
+            `power_decay(sigma_rel=0.05)`.
         warmup: start with mu_k = min(mu, (1 + k) / (10 + k)), so that the first weights are soon
             forgotten.
 
+    Attributes:
+        module: the average.
+        steps: updates so far.
+
     Raises:
-        TypeError: network is no module.
+        TypeError: network is no module, decay neither a number nor a function.
         ValueError: decay outside [0, 1).
     """
 
-    def __init__(self, network: M_co, decay: float = 0.999, *, warmup: bool = False) -> None:
+    def __init__(self, network: M_co, decay: Decay = 0.999, *, warmup: bool = False) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"network must be a torch.nn.Module; got {check.describe(network)}")
-        self.decay = _decay(decay)
+        self.decay = decay if callable(decay) else _decay(decay)
         self.warmup = check.flag("warmup", warmup)
         self.steps = 0
         self.module: M_co = copy.deepcopy(network).requires_grad_(False).eval()
-        for tensors in (self.module.parameters(), self.module.buffers()):
-            for tensor in tensors:
-                if tensor.dtype in _WIDER:
-                    tensor.data = tensor.data.to(_WIDER[tensor.dtype])
+        for parameter in self.module.parameters():
+            parameter.data = parameter.data.to(_WIDER.get(parameter.dtype, parameter.dtype))
+        for buffer in self.module.buffers():
+            # In memory of its own: views of one table would be moved once each.
+            buffer.data = buffer.data.to(_WIDER.get(buffer.dtype, buffer.dtype), copy=True)
 
-    @torch.no_grad()
+    def next_decay(self, decay: float | None = None) -> float:
+        """The mu of the next update; `decay` replaces the fixed one, as in `update`.
+
+        Raises:
+            TypeError, ValueError: no number in [0, 1).
+        """
+        if decay is not None:
+            mu = _decay(decay)
+        else:
+            mu = _decay(self.decay(self.steps)) if callable(self.decay) else self.decay
+        return min(mu, (1 + self.steps) / (10 + self.steps)) if self.warmup else mu
+
     def update(self, network: nn.Module, decay: float | None = None) -> None:
         """Move towards `network`; `decay` replaces the fixed mu for this step (a curriculum mu(k)).
 
         Raises:
             ValueError: decay outside [0, 1), or another network than the one that was copied.
         """
-        mu = self.decay if decay is None else _decay(decay)
-        if self.warmup:
-            mu = min(mu, (1 + self.steps) / (10 + self.steps))
-        mine, theirs = _tensors(self.module), _tensors(network)
-        if [t.shape for t in mine] != [t.shape for t in theirs]:
-            raise ValueError(
-                "network must have the parameters and buffers of the network that is averaged"
-            )
-        averages, values = [], []
-        for a, b in zip(mine, theirs, strict=True):
-            if a.is_floating_point() or a.is_complex():
-                averages.append(_real(a))
-                values.append(_real(b.detach().to(a)))
-            else:
-                a.copy_(b)
-        if averages:
-            torch._foreach_lerp_(averages, values, 1.0 - mu)
-        for a, b in zip(self.module.buffers(), network.buffers(), strict=True):
-            if a.is_floating_point() or a.is_complex():
-                _infinities(_real(a), _real(b.detach().to(a)))
-        self.steps += 1
+        update_averages([self], network, [decay])
 
     @torch.no_grad()
     def copy_to(self, network: nn.Module) -> None:
@@ -99,6 +102,80 @@ class EMA(Generic[M_co]):
         self.module.load_state_dict(state)
 
 
+def update_averages(
+    averages: Iterable[EMA[nn.Module]],
+    network: nn.Module,
+    decays: Sequence[float | None] | None = None,
+) -> None:
+    """`EMA.update` of several averages of one network, which is read once for all of them.
+
+    Args:
+        averages: of this network, with decays of their own; all are moved, or none.
+        network: what they follow.
+        decays: one entry per average, which replaces its own mu for this update; None does not.
+
+    Raises:
+        ValueError: a decay outside [0, 1), more or fewer decays than averages, or averages of
+            another network.
+    """
+    emas = list(averages)
+    given: Sequence[float | None] = [None] * len(emas) if decays is None else decays
+    if len(given) != len(emas):
+        raise ValueError(f"decays must hold one entry per average, {len(emas)}; got {len(given)}")
+    weights = [1.0 - ema.next_decay(mu) for ema, mu in zip(emas, given, strict=True)]
+    move_averages(emas, network, weights)
+    for ema in emas:
+        ema.steps += 1
+
+
+@torch.no_grad()
+def move_averages(
+    averages: Sequence[EMA[nn.Module]], network: nn.Module, weights: Sequence[float] | Tensor
+) -> None:
+    """Move averages by given weights 1 - mu, without counting it as an update.
+
+    Args:
+        averages: of this network.
+        network: what they follow.
+        weights: one per average; numbers, or a float64 tensor [k] on the network's device, which
+            the kernel reads.
+
+    Raises:
+        ValueError: averages of another network.
+    """
+    check_averages(averages, network)
+    if not averages:
+        return
+    values = [_local(t) for t in _tensors(network)]
+    lists = [[_local(t) for t in _tensors(ema.module)] for ema in averages]
+    moved = [i for i, t in enumerate(lists[0]) if t.is_floating_point() or t.is_complex()]
+    parameters = sum(1 for _ in network.parameters())
+    ema_update(
+        [[_real(mine[i]) for i in moved] for mine in lists],
+        [_real(values[i]) for i in moved],
+        weights,
+        infinite=[place for place, i in enumerate(moved) if i >= parameters],
+    )
+    counters = sorted(set(range(len(values))).difference(moved))
+    if counters:
+        for mine in lists:
+            torch._foreach_copy_([mine[i] for i in counters], [values[i] for i in counters])
+
+
+def check_averages(averages: Sequence[EMA[nn.Module]], network: nn.Module) -> None:
+    """Check that averages are of this network, as far as shapes tell.
+
+    Raises:
+        ValueError: they are not.
+    """
+    shapes = [t.shape for t in _tensors(network)]
+    for ema in averages:
+        if [t.shape for t in _tensors(ema.module)] != shapes:
+            raise ValueError(
+                "network must have the parameters and buffers of the network that is averaged"
+            )
+
+
 def _decay(value: float) -> float:
     mu = check.within("decay", value, 0.0, 1.0)
     if mu == 1.0:
@@ -110,11 +187,13 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _infinities(average: Tensor, value: Tensor) -> None:
-    """Copy what has no mean: from and to infinity the average has become infinite or NaN."""
-    torch.where(average.isfinite(), average, value, out=average)
+def _local(t: Tensor) -> Tensor:
+    """The part of a sharded tensor (DTensor) that this process holds: it is averaged by itself."""
+    part = getattr(t, "to_local", None)
+    local: Tensor = t if part is None else part()
+    return local
 
 
 def _real(t: Tensor) -> Tensor:
     """The same memory as real numbers."""
-    return torch.view_as_real(t) if t.is_complex() else t
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t

@@ -25,7 +25,7 @@ from cmsolvers.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from cmsolvers.training.ema import EMA
+from cmsolvers.training.ema import EMA, update_averages
 from cmsolvers.training.interrupts import Interrupts
 from cmsolvers.training.training_settings import TrainingSettings
 
@@ -41,7 +41,8 @@ class Trainer:
         loss: `loss(batch: Batch) -> scalar`; it closes over the network and whatever else it needs.
         data: [n, ...] on the network's device.
         settings: the course of the run.
-        averages: name -> EMA of the network, updated after every step and kept in checkpoints.
+        averages: name -> EMA of the network; all are updated after every step, in one pass, and
+            kept in checkpoints.
         decays: name -> mu(step) for averages whose rate changes on the way.
         about: what checkpoints say of the run; anything that JSON can hold.
 
@@ -167,9 +168,12 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         self._whole = False
         self._update(value)
-        for name, average in self.averages.items():
-            rate = self.decays.get(name)
-            average.update(self.network, None if rate is None else rate(k))
+        rates = [self.decays.get(name) for name in self.averages]
+        update_averages(
+            self.averages.values(),
+            self.network,
+            [rate if rate is None else rate(k) for rate in rates],
+        )
         self._unread.append(value)
         self.step += 1
         self._whole = True

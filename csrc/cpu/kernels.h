@@ -1,6 +1,7 @@
 // The CPU kernels of all operators, one table for each compiled instruction set.
 #pragma once
 
+#include "../ema/params.h"
 #include "../loss/params.h"
 #include "../noise_sum/params.h"
 #include "../step/params.h"
@@ -17,6 +18,8 @@ struct CpuKernels {
   // Chunks begin .. end - 1 of the sums, and of the gradients.
   void (*distance)(const DistanceParams& params, int64_t begin, int64_t end);
   void (*distance_backward)(const DistanceParams& params, int64_t begin, int64_t end);
+  // Positions begin .. end - 1 in the row of all numbers.
+  void (*ema)(const EmaBatch& batch, int64_t begin, int64_t end);
 };
 
 const CpuKernels* portable_kernels();

@@ -5,14 +5,16 @@
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include "lanes_avx2.h"
 
+#include "../ema/cpu_kernel.h"
 #include "../loss/cpu_kernel.h"
 #include "../noise_sum/cpu_kernel.h"
 #include "../step/cpu_kernel.h"
 
 namespace cmsolvers {
 const CpuKernels* avx2_kernels() {
-  static const CpuKernels kernels{&avx2::run, &avx2::run_noise_sum, &avx2::run_noise_forms,
-                                  &avx2::run_distance, &avx2::run_distance_backward};
+  static const CpuKernels kernels{
+      &avx2::run,          &avx2::run_noise_sum,         &avx2::run_noise_forms,
+      &avx2::run_distance, &avx2::run_distance_backward, &avx2::run_ema};
   return &kernels;
 }
 }  // namespace cmsolvers

@@ -8,14 +8,16 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include "lanes_avx512.h"
 
+#include "../ema/cpu_kernel.h"
 #include "../loss/cpu_kernel.h"
 #include "../noise_sum/cpu_kernel.h"
 #include "../step/cpu_kernel.h"
 
 namespace cmsolvers {
 const CpuKernels* avx512_kernels() {
-  static const CpuKernels kernels{&avx512::run, &avx512::run_noise_sum, &avx512::run_noise_forms,
-                                  &avx512::run_distance, &avx512::run_distance_backward};
+  static const CpuKernels kernels{
+      &avx512::run,          &avx512::run_noise_sum,         &avx512::run_noise_forms,
+      &avx512::run_distance, &avx512::run_distance_backward, &avx512::run_ema};
   return &kernels;
 }
 }  // namespace cmsolvers

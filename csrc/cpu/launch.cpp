@@ -141,4 +141,11 @@ void launch_rows_cpu(const RowsParams& p) {
   for (int64_t b = 0; b < p.batch; ++b) portable::pair_rows(p, b);
 }
 
+void launch_ema_cpu(const EmaBatch& batch) {
+  if (batch.n == 0) return;
+  const CpuKernels& kernels = *kernels_of(instruction_set());
+  share(batch.first[batch.n], 16384,
+        [&](int64_t begin, int64_t end) { kernels.ema(batch, begin, end); });
+}
+
 }  // namespace cmsolvers

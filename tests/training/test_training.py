@@ -361,7 +361,7 @@ def test_ctrl_c_lets_a_step_end_first(part: str, tmp_path: Path, monkeypatch, re
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     whole = make("score").run(progress=False, checkpoint=tmp_path / "whole.safetensors")
     trainer = make("score")
-    owner = trainer.averages["ema"] if part == "update" else trainer
+    owner, part = (loop, "update_averages") if part == "update" else (trainer, part)
     original, calls = getattr(owner, part), itertools.count(1)
 
     def interrupted(*args):
@@ -390,7 +390,7 @@ def test_a_step_that_breaks_off_is_not_saved(tmp_path: Path, monkeypatch):
     def broken(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer.averages["ema"], "update", broken)
+    monkeypatch.setattr(loop, "update_averages", broken)
     with pytest.raises(KeyboardInterrupt):
         trainer.run(progress=False, checkpoint=path)
     assert path.read_bytes() == before

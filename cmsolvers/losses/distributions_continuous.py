@@ -1,0 +1,83 @@
+"""Levels of continuous losses: a power law of Karras levels, intervals of a flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cmsolvers import checks as check
+from cmsolvers import noise
+from cmsolvers.losses.level_distributions import uniforms
+from cmsolvers.processes.coordinates import FLOW
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """sigma^(1/rho) uniform between those of sigma_min and sigma_max: a Karras grid without gaps.
+
+    Raises:
+        ValueError: numbers that are not positive, sigma_min not below sigma_max.
+
+    Source: Song et al., "Consistency Models" (2023), theorem 5 and appendix C, u uniform.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        low, high = (
+            check.positive("sigma_min", self.sigma_min),
+            check.positive("sigma_max", self.sigma_max),
+        )
+        check.below("sigma_min", low, "sigma_max", high)
+        check.positive("rho", self.rho)
+
+    def sample(
+        self,
+        batch: int,
+        seed: noise.SeedLike,
+        *,
+        draw: int = 0,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Levels, float64 [batch], on a device; None is that of the seed's tensors or the CPU."""
+        u = uniforms(batch, 1, seed, draw, device)[:, 0]
+        low, high = self.sigma_min ** (1.0 / self.rho), self.sigma_max ** (1.0 / self.rho)
+        # torch's power has other bits in the last entries of a tensor than in its first ones
+        return torch.exp(self.rho * torch.log(low + u * (high - low)))
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """t - s with logit N(mean, std^2), then s uniform in [0, 1 - (t - s)]; in flow coordinates.
+
+    Raises:
+        ValueError: std is not positive.
+
+    Source: Sabour et al., "Align Your Flow" (2025), appendix.
+    """
+
+    mean: float = -0.8
+    std: float = 1.0
+    coordinates = FLOW
+
+    def __post_init__(self) -> None:
+        check.finite("mean", self.mean)
+        check.positive("std", self.std)
+
+    def sample(
+        self,
+        batch: int,
+        seed: noise.SeedLike,
+        *,
+        draw: int = 0,
+        device: torch.device | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(t, s), float64 [batch] each, on a device as in `PowerLaw`."""
+        u = uniforms(batch, 2, seed, draw, device)
+        length = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u[:, 0]))
+        s = u[:, 1] * (1.0 - length)
+        return s + length, s

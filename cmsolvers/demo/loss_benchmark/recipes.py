@@ -5,7 +5,8 @@ What a row needs beyond what the loss says of itself stands in `DIFFERENCES`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -85,14 +86,14 @@ KINDS: dict[str, Kind] = {
 # --- what changes on the way ---------------------------------------------------------------------
 
 
-def with_total(course: Course) -> dict[str, Any]:
-    """For losses that are told how many steps there are."""
-    return {"total": course.total}
+WARMUP = 0.2
+"""Share of a training in which what has a warm-up rises: long runs of papers spend less on it."""
 
 
-def with_warmup(course: Course, share: float = 0.2) -> dict[str, Any]:
-    """For losses with a tangent that rises; papers let it rise over a small part of long runs."""
-    return {"warmup": max(1, int(share * course.total))}
+def scheduled(course: Course, *, names: Sequence[str]) -> dict[str, Any]:
+    """For losses that are told how many steps there are: `total`, or `warmup`, or both."""
+    steps = {"total": course.total, "warmup": max(1, int(WARMUP * course.total))}
+    return {name: steps[name] for name in names}
 
 
 @lru_cache(maxsize=32)
@@ -157,8 +158,9 @@ def row(loss: Loss, **differences: Any) -> Entry:
         "family": about.identity,
         "source": about.source,
     }
-    if about.scheduled:
-        usual["options"] = with_total
+    own = inspect.signature(loss).parameters
+    if names := [name for name in ("total", "warmup") if name in own]:
+        usual["options"] = partial(scheduled, names=names)
     if make_model is consistency_function:
         usual["end"] = 0.002
     return Entry(**(usual | differences))

@@ -116,7 +116,7 @@ class _Run:
         """
         entry, step, share = self.entry, len(self.losses), self.counter.rows / self.budget
         self._next_round(int(share * entry.rounds))
-        course = Course(step, self._total(step, share), share, self.round)
+        course = Course(step, self._total(step), share, self.round)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(entry.lr, share)
         x0, more = self.batches.at(step)
@@ -148,9 +148,9 @@ class _Run:
             if each is not None:
                 each.update(self.network)
 
-    def _total(self, step: int, share: float) -> int:
+    def _total(self, step: int) -> int:
         """Steps in all, by the mean cost of those before."""
-        return max(step + 1, math.ceil(step / share) if step else self.budget)
+        return max(step + 1, -(-step * self.budget // self.counter.rows) if step else self.budget)
 
     def _next_round(self, number: int) -> None:
         """Make the average the teacher where a new round begins."""

@@ -7,6 +7,7 @@ denoisers; `to_*` lead from a denoiser back to eps, v, score, flow and F. The mo
 
 from cmsolvers.denoisers import clipping, conversions, guidance, oracles
 from cmsolvers.denoisers.clipping import clipped, thresholded
+from cmsolvers.denoisers.flow_maps import AverageVelocity, FlowMap, TrajectoryFunction, TrigFlowMap
 from cmsolvers.denoisers.from_network import (
     EDM,
     Coefficients,
@@ -22,14 +23,20 @@ from cmsolvers.denoisers.from_network import (
     published_noise,
 )
 from cmsolvers.denoisers.guidance import autoguided, guided
+from cmsolvers.denoisers.latent_consistency import LatentConsistencyFunction
 from cmsolvers.denoisers.protocol import Denoiser
 
 __all__ = [
     "EDM",
+    "AverageVelocity",
     "Coefficients",
     "ConsistencyFunction",
     "Denoiser",
+    "FlowMap",
+    "LatentConsistencyFunction",
     "Preconditioned",
+    "TrajectoryFunction",
+    "TrigFlowMap",
     "autoguided",
     "clipped",
     "clipping",

@@ -1,21 +1,81 @@
-"""Losses: denoising score matching, consistency distillation, consistency training."""
+"""Losses: every published few-step method as a formula over one flow map, and what they share.
 
-from cmsolvers.losses.consistency import consistency_distillation, consistency_training, ict_weight
-from cmsolvers.losses.distances import Distance, get_distance, l1, l2, lpips_distance, pseudo_huber
+A loss is `loss(model, x0, *, key, step, teacher=None, target=None, ...) -> LossOutput`. Beside the
+losses here are the distributions of levels, weights and norms that they take, and the decorator
+`loss` that makes one of a formula over an `Evaluation`. `RECIPES` holds all by name.
+"""
+
+from cmsolvers.losses import recipes
+from cmsolvers.losses.combination import Combination
+from cmsolvers.losses.curricula import cm_discretization, cm_ema_rate, doubling_discretization
+from cmsolvers.losses.distributions_consistency import (
+    AnnealedPairs,
+    ChainPairs,
+    DoublingPairs,
+    ECTPairs,
+    SquareRootPairs,
+)
+from cmsolvers.losses.evaluation import Evaluation
+from cmsolvers.losses.labels import LabelDropout
+from cmsolvers.losses.level_distributions import (
+    LogitNormal,
+    LogitNormalPairs,
+    LogNormal,
+    LogNormalPairs,
+    UniformPairs,
+)
+from cmsolvers.losses.loss import RECIPES, loss
+from cmsolvers.losses.output import LossOutput
+from cmsolvers.losses.perceptual import Between, lpips_distance
 from cmsolvers.losses.randomness import SameRandomness
-from cmsolvers.losses.score import denoising_score_matching, edm_weight
+from cmsolvers.losses.recipes import *  # noqa: F403 - their names are those of recipes.__all__
+from cmsolvers.losses.truncated import TruncatedPairs
+from cmsolvers.losses.weights import (
+    adaptive,
+    edm_weight,
+    elementwise_huber,
+    inverse_gap,
+    mean_abs,
+    mean_square,
+    norm,
+    one,
+    pseudo_huber,
+    square_sum,
+)
 
 __all__ = [
-    "Distance",
+    "RECIPES",
+    "AnnealedPairs",
+    "Between",
+    "ChainPairs",
+    "Combination",
+    "DoublingPairs",
+    "ECTPairs",
+    "Evaluation",
+    "LabelDropout",
+    "LogNormal",
+    "LogNormalPairs",
+    "LogitNormal",
+    "LogitNormalPairs",
+    "LossOutput",
     "SameRandomness",
-    "consistency_distillation",
-    "consistency_training",
-    "denoising_score_matching",
+    "SquareRootPairs",
+    "TruncatedPairs",
+    "UniformPairs",
+    "adaptive",
+    "cm_discretization",
+    "cm_ema_rate",
+    "doubling_discretization",
     "edm_weight",
-    "get_distance",
-    "ict_weight",
-    "l1",
-    "l2",
+    "elementwise_huber",
+    "inverse_gap",
+    "loss",
     "lpips_distance",
+    "mean_abs",
+    "mean_square",
+    "norm",
+    "one",
     "pseudo_huber",
+    "square_sum",
 ]
+__all__ += recipes.__all__

@@ -43,8 +43,9 @@ def judged(
         fine = per_sample.isfinite()
         if not bool(fine.all()):
             rows = (~fine).nonzero()[:, 0].tolist()
+            first = float(per_sample.detach()[rows[0]])
             raise FloatingPointError(
-                f"{name} must be finite for every sample; got {float(per_sample[rows[0]]):g} at "
+                f"{name} must be finite for every sample; got {first:g} at "
                 f"sample {rows[0]}"
                 + (f" and {len(rows) - 1} more" if len(rows) > 1 else "")
                 + ' (bad_rows="zero" leaves such samples out)'

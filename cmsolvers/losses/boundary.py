@@ -1,19 +1,22 @@
-"""A warning where a student is no consistency function: f(x, sigma_min) is far from x."""
+"""A warning where a model is no consistency function: f(x, sigma_min) is far from x."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cmsolvers.denoisers import Preconditioned
 from cmsolvers.denoisers.composed import Composed
+from cmsolvers.denoisers.flow_maps import FlowMap
 from cmsolvers.engine.mistakes.glances import Glance, can_be_read, root_mean_square
 from cmsolvers.engine.mistakes.once import Once
-from cmsolvers.losses.randomness import SameRandomness, same_statistics
+from cmsolvers.losses.randomness import same_statistics
+
+if TYPE_CHECKING:
+    from cmsolvers.losses.evaluation import Evaluation
 
 SIGMA_MIN = 0.002
 """The level of the look: the usual sigma_min, and next to nothing for data of the usual size."""
@@ -23,40 +26,40 @@ _MOST = 0.5  # of the data: more than this is changed by no consistency function
 ONCE = Once()
 
 
-def look_at_boundary(
-    student: Any, x0: Tensor, extra: Mapping[str, object], same: SameRandomness
-) -> None:
-    """Warn once if a student changes data at sigma_min, in its first call of a loss.
+def look_at_boundary(at: Evaluation) -> None:
+    """Warn once if a model changes data at sigma_min, in its first call of a loss.
 
-    One evaluation without gradient, once per student, of those alone whose type does not say that
+    One evaluation without gradient, once per model, of those alone whose type does not say that
     they are preconditioned. It changes neither torch's generators nor running statistics, and what
     a device has not found out yet is said at a later step.
     """
-    if not can_be_read(x0) or x0.numel() == 0 or ONCE.warned:
+    if not can_be_read(at.x0) or at.x0.numel() == 0 or ONCE.warned:
         return
-    owner = getattr(student, "__self__", student)
-    if _is_preconditioned(student) or not ONCE.is_first(id(owner)):
+    model: Any = at.student.model
+    owner = getattr(model, "__self__", model)
+    if _is_preconditioned(model) or not ONCE.is_first(id(owner)):
         ONCE.settle()
         return
-    change = Glance(_change(student, x0, extra, same))
+    change = Glance(_change(at))
     ONCE.later(lambda: _judge(change))
 
 
-def _is_preconditioned(student: Any) -> bool:
+def _is_preconditioned(model: Any) -> bool:
     """Whether the type says so, below what wraps a module for many devices or a compiler."""
     for _ in range(4):
-        if isinstance(student, (Preconditioned, Composed)):
+        if isinstance(model, (Preconditioned, Composed, FlowMap)):
             return True
-        student = getattr(student, "module", getattr(student, "_orig_mod", None))
+        model = getattr(model, "module", getattr(model, "_orig_mod", None))
     return False
 
 
-def _change(student: Any, x0: Tensor, extra: Mapping[str, object], same: SameRandomness) -> Tensor:
+def _change(at: Evaluation) -> Tensor:
     """Root mean squares of f(x0, sigma_min) - x0 and of x0, [2]."""
-    dtype = torch.promote_types(x0.dtype, torch.float32)
-    levels = torch.full((len(x0),), SIGMA_MIN, dtype=dtype, device=x0.device)
-    with torch.no_grad(), same.replay(), same_statistics(student):
-        change = student(x0.detach().clone(), levels, **extra) - x0
+    dtype = torch.promote_types(at.x0.dtype, torch.float32)
+    levels = at.x0.new_full((len(at.x0),), at.path.level(SIGMA_MIN), dtype=dtype)
+    model, x0 = at.student.model, at.x0.detach()
+    with torch.no_grad(), at.same.replay(), same_statistics(model):
+        change = model(x0.clone(), levels, **at.student.extra) - x0
     found = torch.stack((root_mean_square(change), root_mean_square(x0).to(change.device)))
     return found.nan_to_num(nan=math.inf, posinf=math.inf)
 
@@ -71,7 +74,7 @@ def _judge(glance: Glance) -> bool:
         by = f"changes data by {100 * change / size:.0f} %"
         ONCE.warn(
             "boundary",
-            f"student must be a consistency function, f(x, sigma_min) = x; at sigma {SIGMA_MIN} it "
+            f"model must be a consistency function, f(x, sigma_min) = x; at sigma {SIGMA_MIN} it "
             f"{by if math.isfinite(change) else 'returns what is not finite'}. "
             "ConsistencyFunction(net, sigma_data) makes one of a raw network",
         )

@@ -8,7 +8,7 @@ for the outputs alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,12 @@ Weight: TypeAlias = "float | Tensor"
 """A number, or a float64 tensor [B]."""
 
 _MOST = 6  # tensors of one fused pass
+_PLUS = (Tensor.add, Tensor.__add__, Tensor.__radd__)
+_MINUS = (Tensor.sub, Tensor.__sub__, Tensor.__rsub__)
+_TIMES = (Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
+_OVER = (Tensor.div, Tensor.__truediv__, Tensor.__rtruediv__, Tensor.__rdiv__)
+_REVERSED = (Tensor.__rsub__, Tensor.__rtruediv__, Tensor.__rdiv__)
+_OPERATORS = (_PLUS, _MINUS, _TIMES, _OVER)
 
 
 class Combination:
@@ -32,6 +38,26 @@ class Combination:
 
     def __init__(self, terms: Sequence[tuple[Tensor, Weight]]) -> None:
         self.terms = tuple(terms)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """+ - * / with a tensor, which torch.compile takes for operations of torch."""
+        if len(args) != 2 or not any(func in few for few in _OPERATORS):
+            return NotImplemented
+        first, second = args
+        if func in _REVERSED:
+            first, second = second, first
+        if func in _PLUS:
+            return _of(first).__add__(second)
+        if func in _MINUS:
+            return _of(first).__sub__(second)
+        if func in _OVER:
+            return first.__truediv__(second) if isinstance(first, Combination) else NotImplemented
+        if isinstance(first, Combination):
+            return first.__mul__(second)
+        return second.__mul__(first)
 
     def __add__(self, other: Combination | Tensor) -> Combination:
         joined = list(self.terms)
@@ -47,10 +73,10 @@ class Combination:
     __radd__ = __add__
 
     def __sub__(self, other: Combination | Tensor) -> Combination:
-        return self + _of(other) * -1.0
+        return self.__add__(_of(other).__mul__(-1.0))
 
     def __rsub__(self, other: Combination | Tensor) -> Combination:
-        return self * -1.0 + other
+        return self.__mul__(-1.0).__add__(other)
 
     def __neg__(self) -> Combination:
         return self * -1.0

@@ -38,7 +38,10 @@ class Evaluation:
         frozen: the model without gradient, on the same random numbers.
         target: the argument `target` without gradient; `frozen` where it was None.
         diagnostics: numbers and tensors to return beside the loss.
+        same: the random numbers that all passes share.
         progress: step / total in [0, 1], for schedules; 1 where no total was given.
+        ends_clean: whether all s are 0 (True) or none is (False), where the levels say so before
+            they are read; None elsewhere.
     """
 
     def __init__(
@@ -55,8 +58,9 @@ class Evaluation:
     ) -> None:
         self.x0, self.key, self.draw = x0, key, draw
         self.extra: dict[str, object] = dict(extra or {})
-        same = SameRandomness(x0.device)
+        self.same = same = SameRandomness(x0.device)
         self.student = ModelView("model", model, self.extra, same, True)
+        self.path: Coordinates = self.student.path
         self.frozen = ModelView("model", model, self.extra, same, False)
         self.target = self.frozen
         if target is not None:
@@ -64,12 +68,12 @@ class Evaluation:
         self._teacher: ModelView | None = None
         if teacher is not None:
             own = self.extra if teacher_extra is None else teacher_extra
-            self._teacher = ModelView("teacher", teacher, own, same, False)
-        self.path: Coordinates = self.student.path
+            self._teacher = ModelView("teacher", teacher, own, same, False, self.path)
         self.size = x0[0].numel() if len(x0) else 1
         self.t = self.s = torch.empty(0)
         self.diagnostics: dict[str, Any] = {}
         self.progress = 1.0
+        self.ends_clean: bool | None = None
 
     @property
     def teacher(self) -> ModelView:
@@ -86,6 +90,12 @@ class Evaluation:
     def has_teacher(self) -> bool:
         """Whether a teacher was given."""
         return self._teacher is not None
+
+    def hand(self, **inputs: object) -> None:
+        """Give the model, its frozen copy and the target further arguments; not the teacher."""
+        alone = self.target is self.frozen
+        self.student, self.frozen = self.student.given(inputs), self.frozen.given(inputs)
+        self.target = self.frozen if alone else self.target.given(inputs)
 
     def states(self, *levels: Tensor, velocity: bool = False) -> tuple[State, ...]:
         """x_t of the batch at each of these levels, all with the same z, in one launch.

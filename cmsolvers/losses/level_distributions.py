@@ -67,6 +67,7 @@ class UniformPairs:
     sigmas: Tensor | Sequence[float]
     _grid: Tensor = field(init=False, repr=False, compare=False)
     _cumulative: Tensor = field(init=False, repr=False, compare=False)
+    reaches_zero = False
 
     def __post_init__(self) -> None:
         grid = check.sigmas("sigmas", self.sigmas)

@@ -22,7 +22,9 @@ class Times(Protocol):
     """A distribution of levels.
 
     Its attribute `coordinates` (Karras ones where it has none) says what its levels are; they are
-    carried over to those of the model. It uses elements 0 to 7 of stream 4 of the noise contract.
+    carried over to those of the model; `reaches_zero = False` (True where it has none) that no s is
+    0. It uses elements 0 to 7 of stream 4 of the noise contract. One that depends on the training
+    step reads it by `step_of(seed, draw)`.
     """
 
     def sample(
@@ -46,9 +48,13 @@ def levels_of(
     """
     if levels is not None:
         t, s = levels if isinstance(levels, tuple) else (levels, levels)
+        if not isinstance(s, Tensor):
+            at.ends_clean = bool(s == 0)
         high = terms.levels("levels", t, at.x0)
         low = high if t is s else terms.levels("levels", s, at.x0, zero=True)
         return _checked(at.path, high, low, pair)
+    if not getattr(times, "reaches_zero", True):
+        at.ends_clean = False
     drawn = times.sample(len(at.x0), at.key, draw=at.draw, device=at.x0.device)
     both = drawn if isinstance(drawn, tuple) else (drawn, drawn)
     theirs: Coordinates = getattr(times, "coordinates", KARRAS)

@@ -42,6 +42,7 @@ class Recipe:
         model: the kind of model: "denoiser", "consistency" (one time) or "flow map" (two).
         teacher: whether it needs a teacher.
         scheduled: whether it has an option `total` or `warmup`.
+        any_mode: whether its teacher may be in training mode.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Recipe:
     model: str
     teacher: Need
     scheduled: bool
+    any_mode: bool = False
 
 
 class Loss(Protocol):
@@ -88,6 +90,7 @@ def loss(
     model: str,
     teacher: Need = "none",
     pair: bool = False,
+    any_mode: bool = False,
 ) -> Callable[[Formula], Loss]:
     """Make a loss of a formula: check, draw noise and levels, reduce, document, register.
 
@@ -99,6 +102,8 @@ def loss(
         model: "denoiser", "consistency" or "flow map": what the paper trains.
         teacher: whether a teacher is needed, allowed or refused.
         pair: whether t must be above s, not equal.
+        any_mode: whether the teacher may be in training mode: one whose dropout is meant to be the
+            student's.
 
     Returns:
         A decorator of `formula(at, **options)`; `Evaluation` is what it may ask. Options are its
@@ -114,7 +119,9 @@ def loss(
         }
         name = formula.__name__
         clock = next((option for option in CLOCKS if option in own), None)
-        recipe = Recipe(name, identity, source, coordinates, model, teacher, clock is not None)
+        recipe = Recipe(
+            name, identity, source, coordinates, model, teacher, clock is not None, any_mode
+        )
 
         def public(
             model: Model,
@@ -146,7 +153,8 @@ def loss(
                 raise ValueError(f"teacher must be given to {name}; got None")
             if recipe.teacher == "none" and teacher is not None:
                 raise ValueError(f"teacher must be left out: {name} takes none")
-            in_evaluation("teacher", teacher)
+            if not any_mode:
+                in_evaluation("teacher", teacher)
             x0, unfit = without_bad_rows(x0, bad_rows)
             drawn, draw = place(key, step, x0)
             at = Evaluation(
@@ -213,9 +221,11 @@ def progress(clock: str, total: int | None, step: int | Tensor) -> Any:
 
 def in_evaluation(name: str, model: object) -> None:
     """ValueError for a module in training mode, whose dropout and statistics would be at work."""
-    if isinstance(model, torch.nn.Module) and model.training:
-        noisy = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormBase)
-        if any(isinstance(part, noisy) and part.training for part in model.modules()):
+    if not (isinstance(model, torch.nn.Module) and model.training):
+        return
+    for part in model.modules():
+        drops = isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.p > 0
+        if part.training and (drops or isinstance(part, torch.nn.modules.batchnorm._NormBase)):
             raise ValueError(
                 f"{name} must be in evaluation mode: it has dropout or batch statistics at work; "
                 f"call {name}.eval()"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import TypeAlias
 
 import torch
@@ -47,6 +48,8 @@ class ModelView:
         same: the random numbers that its passes share.
         gradient: whether its outputs have one; the others repeat the random numbers of the student
             and leave running statistics as they were.
+        path: coordinates of the states that it is called at; None is its own. A model in others
+            is called at the same point of its path.
     """
 
     def __init__(
@@ -56,13 +59,22 @@ class ModelView:
         extra: Mapping[str, object],
         same: SameRandomness,
         gradient: bool,
+        path: Coordinates | None = None,
     ) -> None:
         self.name, self.model, self.extra = name, check.function(name, model), extra
         self._same, self._gradient = same, gradient
         # A state's scaled input is the student's, and a teacher may have other scalings.
         self._reads_scaled = name != "teacher"
         self.inner = unwrapped(model)
-        self.path: Coordinates = coordinates_of(model)
+        self.own: Coordinates = coordinates_of(model)
+        self.path: Coordinates = self.own if path is None else path
+        self._elsewhere = self.own != self.path
+
+    def given(self, extra: Mapping[str, object]) -> ModelView:
+        """The same network with some keyword arguments replaced or added."""
+        other = copy(self)
+        other.extra = {**self.extra, **extra}
+        return other
 
     @property
     def form(self) -> FlowMap | Preconditioned:
@@ -119,6 +131,17 @@ class ModelView:
         Raises:
             ValueError: an end other than 0 of a model of one time.
         """
+        if not self._elsewhere:
+            return self._mapped(at, end)
+        if not isinstance(end, Tensor):
+            if end == 0.0:
+                return self._mapped(self._carried(at), end)
+            end = torch.full_like(at.level, end)
+        theirs = self.own.level(self.path.ratio(end))
+        scale = self.path.alpha(end) / self.own.alpha(theirs)
+        return self._mapped(self._carried(at), theirs) * scale
+
+    def _mapped(self, at: State, end: Tensor | float) -> Combination:
         inner = self.inner
         if isinstance(inner, FlowMap):
             stop = end if isinstance(end, Tensor) else torch.full_like(at.level, end)
@@ -138,21 +161,34 @@ class ModelView:
 
     def clean(self, at: State) -> Combination:
         """D, the expected data, [B, ...]; of a flow map by the velocity of its diagonal."""
+        at = self._carried(at) if self._elsewhere else at
         if isinstance(self.inner, FlowMap):
-            found: Combination = self.path.clean(of(at.x), self.velocity(at), at.level)
+            found: Combination = self.own.clean(of(at.x), self._diagonal(at), at.level)
             return found
-        return self(at)
+        return self._mapped(at, 0.0)
 
     def velocity(self, at: State) -> Combination:
         """dx/dlevel of the ODE, [B, ...]."""
+        if isinstance(self.inner, FlowMap) and not self._elsewhere:
+            return self._diagonal(at)
+        found: Combination = self.path.slope(of(at.x), self.clean(at), at.level)
+        return found
+
+    def _diagonal(self, at: State) -> Combination:
+        """The velocity of a flow map in its own coordinates."""
         inner = self.inner
         if isinstance(inner, FlowMap):
             if inner.second is None:
                 raise ValueError(f"{self.name} must take two times to have a velocity; it has one")
             a, b = inner.end_rates(at.level, at.level)
             return Combination([(at.x, a), (self.raw(at, at.level), b)])
-        found: Combination = self.path.slope(of(at.x), self(at), at.level)
-        return found
+        raise TypeError(f"{self.name} must be a flow map; got {type(inner).__name__}")
+
+    def _carried(self, at: State) -> State:
+        """The state at the same ratio of noise to data in the model's own coordinates."""
+        level: Tensor = self.own.level(self.path.ratio(at.level))
+        scale = self.own.alpha(level) / self.path.alpha(at.level)
+        return State((of(at.x) * scale).tensor().to(at.x.dtype), level)
 
     def _preconditioned(self, inner: Preconditioned, at: State) -> Combination:
         c_skip, c_out, c_in, c_noise = inner.coefficients(at.level)

@@ -58,7 +58,7 @@ class SameRandomness:
         if self._drawn is None:
             yield
             return
-        with self._drawn:
+        with self._drawn.drawing():
             yield
 
     @contextmanager
@@ -116,6 +116,13 @@ class _Drawn(TorchFunctionMode):
         super().__init__()
         self._kept: list[tuple[str, Tensor]] = []
         self._next: int | None = None
+
+    def drawing(self) -> _Drawn:
+        """From here on new numbers, also after a pass that was to repeat some: a teacher's, which
+        comes before the student's.
+        """
+        self._next = None
+        return self
 
     def again(self) -> _Drawn:
         """From here on, what was kept, in its order."""

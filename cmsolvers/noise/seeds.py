@@ -38,8 +38,8 @@ class Seeds:
 
     Example:
         >>> seeds = noise.Seeds(0)
-        >>> for step, x0 in enumerate(batches):
-        ...     loss = denoising_score_matching(denoiser, x0, sigma, seed=seeds.at(step))
+        >>> for step, x in enumerate(batches):
+        ...     y = dpmpp_2m_sde(denoiser, x, sigmas, seed=seeds.at(step))
     """
 
     seed: int

@@ -6,8 +6,8 @@ there is nothing but the kernel either way. Only this package touches the extens
 
 from cmsolvers.ops.binary import build_info
 from cmsolvers.ops.consistency_rows import consistency_rows
-from cmsolvers.ops.form_distance import form_distance
 from cmsolvers.ops.ema_update import ema_update
+from cmsolvers.ops.form_distance import form_distance
 from cmsolvers.ops.keys import Key
 from cmsolvers.ops.named import (
     add_noise,

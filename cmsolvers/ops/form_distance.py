@@ -134,17 +134,23 @@ def _root(square: Tensor, c: float) -> Tensor:
     return torch.where(square == 0, 0.0, torch.where(square == 0, 1.0, square).sqrt())
 
 
+def _total(values: Tensor) -> Tensor:
+    """The sum over the elements of each sample, float64 [B]."""
+    wide = values.double()
+    return wide.flatten(1).sum(1) if wide.dim() > 1 else wide
+
+
 def plain_distance(inputs: Sequence[Tensor], weights: Tensor, kind: int, c: float) -> Tensor:
     """The operator in plain torch: differentiable as often as wanted, in both modes."""
     r = residual(inputs, weights)
     if kind == ABS or (kind == HUBER and c == 0.0):
-        return r.abs().double().flatten(1).sum(1)
+        return _total(r.abs())
     if kind == HUBER:
         far = r.abs() > 2.0**60  # its square may not be finite
         near = torch.where(far, 0.0, r)
         small = near * (near / (_root(near * near, c) + c))
-        return torch.where(far, r.abs() - c, small).double().flatten(1).sum(1)
-    square = r.double().square().flatten(1).sum(1)
+        return _total(torch.where(far, r.abs() - c, small))
+    square = _total(r.double().square())
     if kind == SQUARE:
         return square
     root = _root(square, c)
@@ -164,7 +170,7 @@ def plain_backward(
     r = residual(inputs, weights)
     g = grad.double()
     if kind == PSEUDO_HUBER:
-        root = _root(r.double().square().flatten(1).sum(1), c)
+        root = _root(_total(r.double().square()), c)
         g = torch.where(root == 0, 0.0, g / torch.where(root == 0, 1.0, root))
         slope = r
     elif kind == SQUARE:

@@ -21,7 +21,7 @@ class Batch:
         index: their positions in the data set, int64 [B].
         key: noise key whose ids are the samples' positions in the data set: sample 17 of step k
             gets the same noise and levels whatever else is in the batch.
-        step: k, to be given to losses as `draw`.
+        step: k, to be given to losses as `step`.
         total: training steps in all, for curricula.
     """
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,16 +25,17 @@ from torch import Tensor, nn
 from cmsolvers import checks as check
 from cmsolvers.denoisers import EDM, ConsistencyFunction, Preconditioned
 from cmsolvers.losses import (
-    consistency_distillation,
-    consistency_training,
-    denoising_score_matching,
-    ict_weight,
+    DoublingPairs,
+    LogNormal,
+    UniformPairs,
+    cd,
+    dsm,
+    ict,
+    pseudo_huber,
 )
-from cmsolvers.losses.level_distributions import LogNormal, LogNormalPairs, UniformPairs
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.training.batches import Batch
 from cmsolvers.training.checkpoint import read_checkpoint
-from cmsolvers.training.curricula import doubling_discretization
 from cmsolvers.training.ema import EMA
 from cmsolvers.training.images import SIGMA_DATA
 from cmsolvers.training.networks import build_network
@@ -148,10 +148,14 @@ def score_trainer(
     levels = LogNormal(-1.0, 1.4, spec.sigma_min, spec.sigma_max)
 
     def loss(batch: Batch) -> Tensor:
-        sigma = levels.sample(len(batch.x0), batch.key, draw=batch.step)
-        return denoising_score_matching(
-            model, batch.x0, sigma, sigma_data=spec.sigma_data, seed=batch.key, draw=batch.step
-        )
+        return dsm(
+            model,
+            batch.x0,
+            key=batch.key,
+            step=batch.step,
+            times=levels,
+            sigma_data=spec.sigma_data,
+        ).loss
 
     return _trainer(network, loss, spec, data, settings, about)
 
@@ -186,18 +190,16 @@ def distillation_trainer(
     pairs = UniformPairs(grid)
 
     def loss(batch: Batch) -> Tensor:
-        sigma, sigma_next = pairs.sample(len(batch.x0), batch.key, draw=batch.step)
-        return consistency_distillation(
+        return cd(
             student,
-            aim,
-            teacher.function,
             batch.x0,
-            sigma,
-            sigma_next,
-            distance="pseudo_huber",
-            seed=batch.key,
-            draw=batch.step,
-        )
+            key=batch.key,
+            step=batch.step,
+            teacher=teacher.function,
+            target=aim,
+            times=pairs,
+            distance=pseudo_huber(),
+        ).loss
 
     course = {"levels": levels, "target_decay": target_decay, "teacher": _digest(teacher.network)}
     about = dict(about or {}) | {"course": course}
@@ -222,23 +224,10 @@ def consistency_trainer(
     network = spec.build(settings.seed)
     student = spec.wrap(network)
 
-    @lru_cache(maxsize=2)
-    def pairs(n: int) -> LogNormalPairs:
-        return LogNormalPairs(karras_sigmas(n, spec.sigma_min, spec.sigma_max, append_zero=False))
+    pairs = DoublingPairs(settings.steps, s0, s1, spec.sigma_min, spec.sigma_max)
 
     def loss(batch: Batch) -> Tensor:
-        n = doubling_discretization(batch.step, batch.total, s0, s1)
-        sigma, sigma_next = pairs(n).sample(len(batch.x0), batch.key, draw=batch.step)
-        return consistency_training(
-            student,
-            None,
-            batch.x0,
-            sigma,
-            sigma_next,
-            weight=ict_weight,
-            seed=batch.key,
-            draw=batch.step,
-        )
+        return ict(student, batch.x0, key=batch.key, step=batch.step, times=pairs).loss
 
     about = dict(about or {}) | {"course": {"s0": s0, "s1": s1}}
     return _trainer(network, loss, spec, data, settings, about)

@@ -62,13 +62,16 @@ def nothing_said():
 
 
 def train(student, x0=X0, **more):
-    return losses.consistency_training(student, None, x0, 1.0, 0.5, seed=3, draw=0, **more)
+    return losses.ict(student, x0, key=3, step=0, levels=(1.0, 0.5), bad_rows="keep", **more).loss
 
 
 def distill(student, x0=X0, **more):
-    return losses.consistency_distillation(
-        student, None, lambda x, s, **_: DATA.denoiser(x, s), x0, 1.0, 0.5, seed=3, draw=0, **more
-    )
+    def teacher(x, s, **_):
+        return DATA.denoiser(x, s)
+
+    return losses.cd(
+        student, x0, key=3, step=0, levels=(1.0, 0.5), teacher=teacher, bad_rows="keep", **more
+    ).loss
 
 
 warned = partial(texts_of, __file__)
@@ -78,7 +81,7 @@ warned = partial(texts_of, __file__)
 @pytest.mark.parametrize("model", [Net(), lambda x, s: 0.0 * x, lambda x, s: -x])
 def test_a_raw_network_is_told_once(loss, model):
     (text,) = warned(lambda: loss(model))
-    assert text.startswith("student must be a consistency function, f(x, sigma_min) = x; at sigma")
+    assert text.startswith("model must be a consistency function, f(x, sigma_min) = x; at sigma")
     assert "it changes data by " in text and "ConsistencyFunction(net, sigma_data)" in text
     assert warned(lambda: [loss(model), loss(Net())]) == []
 

@@ -19,6 +19,7 @@ BACKENDS = ("aot_eager",)
 X0 = noise.normal((6, 3), seed=1)
 HIGH = torch.linspace(0.5, 3.0, 6, dtype=torch.float64)
 LOW = HIGH * 0.8
+ZEROS = torch.where(torch.arange(6) < 3, 0.0, LOW)
 
 
 class Net(nn.Module):
@@ -39,19 +40,18 @@ def nets(p: float) -> tuple[Net, Net, Net]:
         return Net(p), Net(p), Net(p).eval()
 
 
+PAIR = (HIGH, LOW)
 LOSSES: dict[str, Callable[..., Tensor]] = {
-    "training": lambda f, t, d, **o: losses.consistency_training(f, None, X0, HIGH, LOW, **o),
-    "training, EMA": lambda f, t, d, **o: losses.consistency_training(
-        f, t, X0, HIGH, LOW, distance="l2", weight=None, **o
+    "training": lambda f, t, d, **o: losses.ict(f, X0, levels=PAIR, **o),
+    "training, EMA": lambda f, t, d, **o: losses.ct(f, X0, target=t, levels=PAIR, **o),
+    "training, to 0": lambda f, t, d, **o: losses.ict(f, X0, levels=(2.0, 0.0), **o),
+    "tuning": lambda f, t, d, **o: losses.ect(f, X0, levels=(HIGH, ZEROS), **o),
+    "tuning, drawn": lambda f, t, d, **o: losses.ect(f, X0, **o),
+    "distillation": lambda f, t, d, **o: losses.cd(f, X0, target=t, teacher=d, levels=PAIR, **o),
+    "distillation, Euler": lambda f, t, d, **o: losses.cd(
+        f, X0, teacher=d, levels=(2.0, 1.0), solver="euler", distance=losses.mean_abs, **o
     ),
-    "training, to 0": lambda f, t, d, **o: losses.consistency_training(f, None, X0, 2.0, 0.0, **o),
-    "distillation": lambda f, t, d, **o: losses.consistency_distillation(
-        f, t, d, X0, HIGH, LOW, **o
-    ),
-    "distillation, Euler": lambda f, t, d, **o: losses.consistency_distillation(
-        f, None, d, X0, 2.0, 1.0, solver="euler", distance="l1", **o
-    ),
-    "score": lambda f, t, d, **o: losses.denoising_score_matching(f, X0, HIGH, **o),
+    "score": lambda f, t, d, **o: losses.dsm(f, X0, levels=HIGH, **o),
 }
 
 
@@ -64,7 +64,7 @@ def outcome(
     t, d = ConsistencyFunction(target), EDM(teacher)
 
     def loss() -> Tensor:
-        return LOSSES[name](f, t, d, seed=seed)
+        return LOSSES[name](f, t, d, key=seed, step=2).loss
 
     run = loss
     if backend is not None:
@@ -135,7 +135,7 @@ def apart(draw: Callable[[Tensor], Tensor], backend: str) -> Tensor:
     net = Random(draw)
 
     def loss() -> Tensor:
-        return losses.consistency_training(net, None, X0, HIGH, LOW, distance="l2", seed=0)
+        return losses.ct(net, X0, key=0, step=0, levels=PAIR).loss
 
     torch._dynamo.reset()
     return torch.compile(loss, fullgraph=True, backend=backend)()
@@ -162,7 +162,7 @@ def test_every_run_draws_anew():
     torch._dynamo.reset()
 
     def loss() -> Tensor:
-        value = losses.consistency_training(net, None, X0, HIGH, LOW, seed=0)
+        value = losses.ict(net, X0, key=0, step=0, levels=PAIR).loss
         return value, net(X0, HIGH)
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -205,7 +205,7 @@ def test_another_sequence_of_draws_is_an_error():
     student, target = Random(nn.Dropout(0.5)), Random(lambda x: x * torch.rand(3))
 
     def loss() -> Tensor:
-        return losses.consistency_training(student, target, X0, HIGH, LOW, seed=0)
+        return losses.ict(student, X0, target=target, key=0, step=0, levels=PAIR).loss
 
     torch._dynamo.reset()
     with pytest.raises(Exception, match="student and target must call the same random functions"):
@@ -220,13 +220,14 @@ f = cm.ConsistencyFunction(lambda x, c: 0.1 * x)
 D = cm.EDM(lambda x, c: 0.1 * x)
 V = denoisers.from_v(lambda x, t: 0.1 * x, process=cm.VP(), coordinates="process")
 x0, sigma = torch.ones(4, 3), torch.full((4,), 2.0)
+more = {"key": 0, "step": 1}
+pair = (sigma, sigma / 2)
 calls = {
-    "score": lambda: losses.denoising_score_matching(D, x0, sigma, seed=0, draw=1),
-    "process": lambda: losses.denoising_score_matching(V, x0, sigma, seed=0, draw=1),
-    "training": lambda: losses.consistency_training(f, None, x0, sigma, sigma / 2, seed=0, draw=1),
-    "distillation": lambda: losses.consistency_distillation(
-        f, None, D, x0, sigma, sigma / 2, seed=0, draw=1
-    ),
+    "score": lambda: losses.dsm(D, x0, levels=sigma, **more).loss,
+    "process": lambda: losses.dsm(V, x0, levels=sigma / 4, **more).loss,
+    "training": lambda: losses.ict(f, x0, levels=pair, **more).loss,
+    "tuning": lambda: losses.ect(f, x0, **more).loss,
+    "distillation": lambda: losses.cd(f, x0, teacher=D, levels=pair, **more).loss,
     "eps": lambda: conversions.to_eps(D)(x0, sigma),
 }
 compiled = torch.compile(calls["NAME"], fullgraph=True, backend="eager")()

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from cmsolvers import losses, noise
 from cmsolvers.denoisers import EDM, ConsistencyFunction
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
+from cmsolvers.losses import perceptual
+from cmsolvers.losses.combination import of
 from cmsolvers.schedules import karras_sigmas
 
 F64 = torch.float64
 SIGMA_MIN = 0.002
-DISTANCES = ["l1", "l2", "pseudo_huber"]
 
 
 def slope(x: list[float], y: list[float]) -> float:
@@ -49,11 +50,18 @@ def distillation_errors(solver: str = "heun", *, shift: float = 0.0) -> tuple[li
     for n in (16, 32, 64, 128, 256, 512):
         # One pair of a grid with n levels from 2 to 0.2: ln-steps halve with n.
         sigma, sigma_next = 1.0, 1.0 * 0.1 ** (1 / n)
-        value = losses.consistency_distillation(
-            exact, target, gauss.denoiser, data(), sigma, sigma_next, solver=solver, seed=5
+        value = losses.cd(
+            exact,
+            data(),
+            key=5,
+            step=0,
+            teacher=gauss.denoiser,
+            target=target,
+            levels=(sigma, sigma_next),
+            solver=solver,
         )
         steps.append(sigma - sigma_next)
-        errors.append(math.sqrt(float(value)))
+        errors.append(math.sqrt(float(value.loss)))
     return steps, errors
 
 
@@ -82,10 +90,10 @@ def test_distillation_loss_summed_over_a_grid_falls_at_second_order():
         grid = karras_sigmas(n + 1, SIGMA_MIN, 80.0, append_zero=False).tolist()
         total = 0.0
         for high, low in pairwise(grid):
-            value = losses.consistency_distillation(
-                exact, exact, gauss.denoiser, data(16), high, low, seed=1
+            found = losses.cd(
+                exact, data(16), key=1, step=0, teacher=gauss.denoiser, levels=(high, low)
             )
-            total += math.sqrt(float(value))
+            total += math.sqrt(float(found.loss))
         totals.append(total)
     assert -slope([float(n) for n in counts[2:]], totals[2:]) == pytest.approx(2, abs=0.1)
 
@@ -122,7 +130,7 @@ def expected_gradients(n: int, *, same_noise: bool = True) -> tuple[Tensor, Tens
         s, t = x.new_full((len(x),), sigma), x.new_full((len(x),), sigma_next)
         with torch.no_grad():
             aim = model(y[:, None], t)
-        value = (weight * losses.l2(model(x[:, None], s), aim)).sum()
+        value = (weight * (model(x[:, None], s) - aim).square().mean(1)).sum()
         # The stop-gradient loss is O(1/n^2), its gradient O(1/n): n times it has a limit.
         return torch.autograd.grad(n * value, model.parameters())[0]
 
@@ -147,10 +155,14 @@ def library_gradients(n: int, solver: str, samples: int = 300_000) -> tuple[Tens
     points = torch.tensor([-0.6, 0.9], dtype=torch.float64)
     x0, model = points.repeat(samples // 2)[:, None], Bent()
     mixture = GaussianMixture(points, 1e-9, [0.5, 0.5])
-    common = {"distance": "l2", "weight": lambda s, t: n * torch.ones_like(s), "seed": 3}
-    levels = 0.8, 0.8 * (1 - 1.0 / n)
-    ct = losses.consistency_training(model, None, x0, *levels, **common)
-    cd = losses.consistency_distillation(model, None, mixture, x0, *levels, solver=solver, **common)
+    common = {
+        "weight": lambda s, t: n * torch.ones_like(s),
+        "key": 3,
+        "step": 0,
+        "levels": (0.8, 0.8 * (1 - 1.0 / n)),
+    }
+    ct = losses.ct(model, x0, **common).loss
+    cd = losses.cd(model, x0, teacher=mixture, solver=solver, **common).loss
     return tuple(torch.autograd.grad(value, model.parameters())[0] for value in (ct, cd))
 
 
@@ -194,7 +206,7 @@ def test_training_pairs_share_their_noise():
 
     x0 = data(8)
     high, low = torch.linspace(1, 2, 8).double(), torch.linspace(0.5, 1, 8).double()
-    losses.consistency_training(f, None, x0, high, low, seed=9, draw=4)
+    losses.ict(f, x0, key=9, step=4, levels=(high, low))
     z = noise.normal(x0.shape, 9, stream=noise.TRAINING, draw=4, dtype=torch.float64)
     for (x, sigma), level in zip(seen, (high, low), strict=True):
         torch.testing.assert_close(sigma, level)
@@ -214,7 +226,8 @@ def test_student_sits_at_the_larger_level_and_target_gets_no_gradient():
             return self.w * x
 
     student, target = Net("student"), Net("target")
-    losses.consistency_training(student, target, data(4).float(), 2.0, 1.0, seed=0).backward()
+    given = {"key": 0, "step": 0, "levels": (2.0, 1.0)}
+    losses.ict(student, data(4).float(), target=target, **given).loss.backward()
     assert order == [("student", 2.0, True), ("target", 1.0, False)]
     assert student.w.grad is not None
     assert target.w.grad is None
@@ -222,14 +235,11 @@ def test_student_sits_at_the_larger_level_and_target_gets_no_gradient():
 
 def test_weight_is_taken_at_the_pair_and_lambda_is_one_by_default():
     x0 = data(4)
-    plain = losses.consistency_training(
-        lambda x, s: x, None, x0, 2.0, 1.5, distance="l2", weight=None, seed=1, reduction="none"
-    )
+    given = {"key": 1, "step": 0, "levels": (2.0, 1.5)}
+    plain = losses.ct(lambda x, s: x, x0, **given).per_sample
     z = noise.normal(x0.shape, 1, stream=noise.TRAINING, dtype=torch.float64)
     torch.testing.assert_close(plain, (0.5 * z).square().mean(1))
-    weighted = losses.consistency_training(
-        lambda x, s: x, None, x0, 2.0, 1.5, distance="l2", seed=1, reduction="none"
-    )
+    weighted = losses.ct(lambda x, s: x, x0, weight=losses.inverse_gap, **given).per_sample
     torch.testing.assert_close(weighted, plain / 0.5)
 
 
@@ -252,7 +262,7 @@ def test_score_matching_is_least_at_the_exact_denoiser():
         def denoiser(x: Tensor, s: Tensor) -> Tensor:
             return gauss.denoiser(x, s) * scale + shift
 
-        return float(losses.denoising_score_matching(denoiser, x0, sigma, seed=2))
+        return float(losses.dsm(denoiser, x0, key=2, step=0, levels=sigma).loss)
 
     best = value(1.0, 0.0)
     assert all(value(1 + e, 0) > best for e in (-0.1, 0.1))
@@ -266,7 +276,7 @@ def test_score_matching_gradient_vanishes_in_expectation_at_the_exact_denoiser()
         w = torch.zeros((), dtype=torch.float64, requires_grad=True)
         model = EDM(lambda x, c: w * x, sigma_data)
         x0 = 0.5 * noise.normal((200_000, 1), 0, dtype=torch.float64)
-        loss = losses.denoising_score_matching(model, x0, 0.7, sigma_data=sigma_data, seed=1)
+        loss = losses.dsm(model, x0, key=1, step=0, levels=0.7, sigma_data=sigma_data).loss
         return abs(float(torch.autograd.grad(loss, w)[0]))
 
     assert gradient(0.5) < 0.01
@@ -277,8 +287,8 @@ def test_edm_weight_makes_an_untrained_loss_one():
     x0 = data(100_000, dim=1)
     for sigma in (0.05, 0.5, 5.0):
         model = EDM(lambda x, c: torch.zeros_like(x))
-        loss = losses.denoising_score_matching(model, x0, sigma, seed=4)
-        assert float(loss) == pytest.approx(1, abs=0.02)
+        found = losses.dsm(model, x0, key=4, step=0, levels=sigma)
+        assert float(found.loss) == pytest.approx(1, abs=0.02)
 
 
 def test_losses_of_a_sample_do_not_depend_on_its_companions():
@@ -288,9 +298,7 @@ def test_losses_of_a_sample_do_not_depend_on_its_companions():
 
     def run(chosen: Tensor) -> Tensor:
         key = noise.key(7, len(chosen), ids=chosen)
-        return losses.denoising_score_matching(
-            model, x0[chosen], sigma[chosen], seed=key, draw=3, reduction="none"
-        )
+        return losses.dsm(model, x0[chosen], key=key, step=3, levels=sigma[chosen]).per_sample
 
     whole = run(ids)
     some = torch.tensor([10, 2, 7])
@@ -300,29 +308,59 @@ def test_losses_of_a_sample_do_not_depend_on_its_companions():
 # --- distances -----------------------------------------------------------------------------------
 
 
-def test_distances_against_their_formulas():
+NORMS = {
+    "mean_abs": losses.mean_abs,
+    "mean_square": losses.mean_square,
+    "square_sum": losses.square_sum,
+    "norm": losses.norm,
+    "pseudo_huber": losses.pseudo_huber(),
+    "elementwise_huber": losses.elementwise_huber(),
+}
+
+
+def test_norms_against_their_formulas():
     a, b = data(5, dim=4), data(5, dim=4).flip(0) + 0.1
     d = a - b
-    torch.testing.assert_close(losses.l1(a, b), d.abs().mean(1))
-    torch.testing.assert_close(losses.l2(a, b), (d * d).mean(1))
     c = 0.00054 * 2
-    torch.testing.assert_close(
-        losses.pseudo_huber()(a, b), ((d * d).sum(1) + c * c).sqrt() - c, rtol=1e-9, atol=1e-12
-    )
-    assert losses.get_distance(losses.l1) is losses.l1
+    expected = {
+        "mean_abs": d.abs().mean(1),
+        "mean_square": (d * d).mean(1),
+        "square_sum": (d * d).sum(1),
+        "norm": (d * d).sum(1).sqrt(),
+        "pseudo_huber": ((d * d).sum(1) + c * c).sqrt() - c,
+        "elementwise_huber": ((d * d + 1e-6).sqrt() - 1e-3).mean(1),
+    }
+    for name, norm in NORMS.items():
+        found = norm(of(a) - b)
+        torch.testing.assert_close(found, expected[name], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", DISTANCES)
-def test_distances_are_zero_with_finite_gradient_at_equal_inputs(name: str):
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_are_zero_with_finite_gradient_at_equal_inputs(name: str):
     a = data(3).requires_grad_()
-    value = losses.get_distance(name)(a, a.detach())
+    value = NORMS[name](of(a) - a.detach().clone())
     assert float(value.detach().abs().max()) == 0
     assert bool(torch.autograd.grad(value.sum(), a)[0].isfinite().all())
 
 
-def test_distances_of_half_precision_do_not_overflow():
+def test_norms_of_half_precision_do_not_overflow():
     a = torch.full((2, 4), 300.0, dtype=torch.float16)
-    assert losses.l2(a, -a).tolist() == [360000.0, 360000.0]
+    assert losses.mean_square(of(a) - (-a)).tolist() == [360000.0, 360000.0]
+
+
+def test_a_distance_between_tensors_takes_the_place_of_a_norm():
+    given = {"key": 1, "step": 0, "levels": (2.0, 1.5)}
+    net = nn.Linear(3, 3).double()
+    between = losses.Between(lambda a, b: (a - b).square().mean(1))
+    values = []
+    for distance in (between, losses.mean_square):
+        found = losses.cd(
+            lambda x, s: net(x), data(4), teacher=Gaussian(0.5), distance=distance, **given
+        )
+        values.append((found.per_sample, torch.autograd.grad(found.loss, net.weight)[0]))
+    torch.testing.assert_close(*values)
+    with pytest.raises(TypeError, match="function must be callable"):
+        losses.Between(3)
 
 
 def test_lpips_adapter_resizes_and_takes_one_channel():
@@ -332,7 +370,7 @@ def test_lpips_adapter_resizes_and_takes_one_channel():
         seen.append(tuple(a.shape))
         return (a - b).square().mean((1, 2, 3), keepdim=True)
 
-    distance = losses.lpips_distance(model=model, size=32)
+    distance = losses.lpips_distance(model=model, size=32).function
     a = torch.rand(2, 1, 8, 8)
     assert distance(a, a).tolist() == [0, 0]
     assert seen == [(2, 3, 32, 32)]
@@ -362,9 +400,10 @@ def test_dropout_masks_are_the_same_in_both_passes(device: str):
 
     net, x0 = Net().train(), data(64).float().to(device)
     torch.manual_seed(0)
-    losses.consistency_training(net, None, x0, 2.0, 1.0, seed=0)
+    given = {"key": 0, "step": 0, "levels": (2.0, 1.0)}
+    losses.ict(net, x0, **given)
     assert torch.equal(masks[0], masks[1])
-    losses.consistency_distillation(net, None, Gaussian(0.5), x0, 2.0, 1.0, seed=0)
+    losses.cd(net, x0, teacher=Gaussian(0.5), **given)
     assert torch.equal(masks[2], masks[3])
     assert not torch.equal(masks[0], masks[2])
 
@@ -395,10 +434,10 @@ def test_the_default_weight_of_score_matching_has_sigma_data():
     """D = x, x0 = 0, sigma 1.5, sd 2: (1.5^2 + 2^2) / (1.5 * 2)^2 (1.5 z)^2."""
     x0 = torch.zeros(5, 1, dtype=F64)
     z = noise.normal((5, 1), 7, stream=noise.TRAINING, dtype=F64)
-    more = {"seed": 7, "reduction": "none"}
-    loss = losses.denoising_score_matching(lambda x, s: x, x0, 1.5, sigma_data=2.0, **more)
+    given = {"key": 7, "step": 0, "levels": 1.5}
+    loss = losses.dsm(lambda x, s: x, x0, sigma_data=2.0, **given).per_sample
     torch.testing.assert_close(loss, 6.25 / 9 * (1.5 * z[:, 0]) ** 2, rtol=1e-12, atol=0.0)
-    other = losses.denoising_score_matching(lambda x, s: x, x0, 1.5, **more)
+    other = losses.dsm(lambda x, s: x, x0, **given).per_sample
     torch.testing.assert_close(other, 2.5 / 0.5625 * (1.5 * z[:, 0]) ** 2, rtol=1e-12, atol=0.0)
 
 
@@ -415,8 +454,17 @@ def test_the_teacher_gets_extra_args_unless_it_has_its_own():
     models, shared, own = [model(n) for n in ("student", "target", "teacher")], {"a": 1}, {"b": 2}
     for teacher_args, expected in ((None, shared), (own, own), ({}, {})):
         seen.clear()
-        losses.consistency_distillation(
-            *models, data(8), 2.0, 1.0, seed=1, extra_args=shared, teacher_args=teacher_args
+        student, target, teacher = models
+        losses.cd(
+            student,
+            data(8),
+            key=1,
+            step=0,
+            levels=(2.0, 1.0),
+            target=target,
+            teacher=teacher,
+            extra_args=shared,
+            teacher_args=teacher_args,
         )
         assert {name for name, _ in seen} == {"student", "target", "teacher"}
         for name, extra in seen:
@@ -434,9 +482,10 @@ def test_models_in_half_precision_get_levels_in_float32(dtype: torch.dtype):
 
     x0, high, low = data(8).to(dtype), 80.1, 79.9  # one number in half precision
     assert torch.tensor(high).to(torch.bfloat16) == torch.tensor(low).to(torch.bfloat16)
-    losses.consistency_training(model, None, x0, high, low, seed=1)
-    losses.consistency_distillation(model, None, model, x0, high, low, seed=1)
-    losses.denoising_score_matching(model, x0, high, seed=1)
+    given = {"key": 1, "step": 0, "levels": (high, low)}
+    losses.ict(model, x0, **given)
+    losses.cd(model, x0, teacher=model, **given)
+    losses.dsm(model, x0, key=1, step=0, levels=high)
     rounded = {torch.tensor(v).item() for v in (high, low)}
     assert set(seen) == rounded
 
@@ -453,10 +502,11 @@ def test_at_level_zero_the_target_is_the_data(kind: str, target: str | None):
     other = None if target is None else lambda x, s: student(x, s) / s.reshape(-1, 1)
 
     def loss(x0: Tensor, high: Any, low: Any, offset: int = 0) -> Tensor:
-        more = {"seed": 3, "offset": offset, "reduction": "none", "distance": "l2"}
+        more = {"key": noise.Key(3, offset), "step": 0, "reduction": "none", "target": other}
+        more |= {"distance": losses.mean_square, "levels": (high, low)}
         if kind == "training":
-            return losses.consistency_training(student, other, x0, high, low, **more)
-        return losses.consistency_distillation(student, other, student, x0, high, low, **more)
+            return losses.ict(student, x0, **more).loss
+        return losses.cd(student, x0, teacher=student, **more).loss
 
     high = torch.linspace(1.0, 3.0, 8, dtype=F64)
     low = high / 2
@@ -477,9 +527,11 @@ def test_at_level_zero_alone_the_target_is_not_called():
     def never(x: Tensor, sigma: Tensor) -> Tensor:
         raise AssertionError
 
-    assert losses.consistency_training(same, never, X0, 1.0, 0.0, seed=1) > 0
+    given = {"key": 1, "step": 0, "target": never}
+    assert losses.ict(same, X0, levels=(1.0, 0.0), **given).loss > 0
+    assert losses.ict(same, X0, levels=(1.0, torch.zeros(4)), **given).loss > 0
     with pytest.raises(AssertionError):
-        losses.consistency_training(same, never, X0, 1.0, 0.1, seed=1)
+        losses.ict(same, X0, levels=(1.0, 0.1), **given)
 
 
 # --- running statistics -----------------------------------------------------------------------
@@ -504,7 +556,7 @@ def test_running_statistics_are_those_of_the_students_pass(target: str | None, m
     x0 = data(256)
     student, alone = Net(), copy.deepcopy(norm)
     other = None if target is None else copy.deepcopy(student)
-    value = losses.consistency_training(student, other, x0, 40.0, 2.0, seed=5)
+    value = losses.ict(student, x0, target=other, key=5, step=0, levels=(40.0, 2.0)).loss
     noisy = x0 + 40.0 * noise.normal(x0.shape, 5, stream=noise.TRAINING, dtype=F64)
     alone(noisy)
     torch.testing.assert_close(norm.running_var, alone.running_var)
@@ -528,25 +580,26 @@ def same(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 BAD = [
-    ({"sigma": 1.0, "sigma_next": 1.0}, ValueError, "sigma must be above sigma_next"),
-    ({"sigma": 1.0, "sigma_next": 2.0}, ValueError, "sigma must be above sigma_next"),
-    ({"sigma": -1.0}, ValueError, "sigma must be positive"),
-    ({"sigma_next": -0.5}, ValueError, "sigma_next must not be negative"),
-    ({"sigma_next": torch.tensor([1.0, 0.5, -0.1, 0.0])}, ValueError, "sigma_next must not be neg"),
-    ({"sigma": 0.0, "sigma_next": 0.0}, ValueError, "sigma must be positive"),
-    ({"sigma": torch.ones(3)}, ValueError, "sigma must have shape"),
-    ({"sigma": torch.ones(4, dtype=torch.int64)}, TypeError, "sigma must be floating"),
-    ({"sigma": float("nan")}, ValueError, "sigma"),
+    ({"levels": (1.0, 1.0)}, ValueError, r"levels must be \(t, s\) with t above s"),
+    ({"levels": (1.0, 2.0)}, ValueError, r"levels must be \(t, s\) with t above s"),
+    ({"levels": (-1.0, 1.0)}, ValueError, "levels must be positive"),
+    ({"levels": (2.0, -0.5)}, ValueError, "levels must not be negative"),
+    ({"levels": (2.0, torch.tensor([1.0, 0.5, -0.1, 0.0]))}, ValueError, "levels must not be neg"),
+    ({"levels": (0.0, 0.0)}, ValueError, "levels must be positive"),
+    ({"levels": (torch.ones(3), 0.5)}, ValueError, "levels must have shape"),
+    ({"levels": (torch.ones(4, dtype=torch.int64), 0.5)}, TypeError, "levels must be floating"),
+    ({"levels": (float("nan"), 0.5)}, ValueError, "levels"),
     ({"x0": torch.zeros(4, 3, dtype=torch.int64)}, TypeError, "x0"),
     ({"x0": [1.0]}, TypeError, "x0 must be a torch.Tensor"),
-    ({"student": 3}, TypeError, "student must be callable"),
+    ({"model": 3}, TypeError, "model must be callable"),
     ({"target": 3}, TypeError, "target must be callable"),
-    ({"student": lambda x, s: x[:2]}, ValueError, "student must return the shape"),
-    ({"student": lambda x, s: None}, TypeError, "student must return"),
-    ({"distance": "l3"}, ValueError, "distance must be"),
+    ({"model": lambda x, s: x[:2]}, ValueError, "model must return the shape"),
+    ({"model": lambda x, s: None}, TypeError, "model must return"),
+    ({"distance": "l3"}, TypeError, "distance must be callable"),
     ({"distance": 4}, TypeError, "distance must be callable"),
-    ({"distance": lambda a, b: (a - b).sum()}, ValueError, "one number per sample"),
+    ({"distance": lambda r: r.square_sum().sum()}, ValueError, "one number per sample"),
     ({"weight": lambda s, t: torch.ones(2)}, ValueError, "weight must return"),
+    ({"weight": 3}, TypeError, "weight must be callable; got 3"),
     ({"reduction": "max"}, ValueError, "reduction must be"),
     ({"extra_args": 3}, TypeError, "extra_args"),
 ]
@@ -554,31 +607,33 @@ BAD = [
 
 @pytest.mark.parametrize(("change", "error", "text"), BAD)
 def test_bad_input_of_consistency_losses(change: dict, error: type, text: str):
-    arguments = {
-        "student": same,
-        "target": None,
-        "x0": X0,
-        "sigma": 2.0,
-        "sigma_next": 1.0,
-        "seed": 0,
-    } | change
+    given = {"model": same, "x0": X0, "levels": (2.0, 1.0), "key": 0, "step": 0} | change
+    model, x0 = given.pop("model"), given.pop("x0")
+    for loss in (losses.ct, losses.ict, losses.ect):
+        with pytest.raises(error, match=text):
+            loss(model, x0, **given)
     with pytest.raises(error, match=text):
-        losses.consistency_training(**arguments)
-    with pytest.raises(error, match=text):
-        losses.consistency_distillation(**arguments, teacher=same)
+        losses.cd(model, x0, teacher=same, **given)
 
 
 def test_bad_input_of_the_others():
-    with pytest.raises(ValueError, match="solver must be"):
-        losses.consistency_distillation(same, None, same, X0, 2.0, 1.0, solver="rk4", seed=0)
-    with pytest.raises(TypeError, match="teacher must be callable"):
-        losses.consistency_distillation(same, None, None, X0, 2.0, 1.0, seed=0)
-    with pytest.raises(ValueError, match="denoiser must return"):
-        losses.denoising_score_matching(lambda x, s: x[:1], X0, 1.0, seed=0)
-    with pytest.raises(ValueError, match="sigma must be positive"):
-        losses.denoising_score_matching(same, X0, torch.zeros(4), seed=0)
+    given = {"key": 0, "step": 0, "levels": (2.0, 1.0)}
+    with pytest.raises(ValueError, match='solver must be "heun", "euler" or a callable'):
+        losses.cd(same, X0, teacher=same, solver="rk4", **given)
+    with pytest.raises(TypeError, match="solver must return a State"):
+        losses.cd(same, X0, teacher=same, solver=lambda teacher, x, end: x.x, **given)
+    with pytest.raises(ValueError, match="teacher must be given to cd; got None"):
+        losses.cd(same, X0, **given)
+    with pytest.raises(ValueError, match="model must return"):
+        losses.dsm(lambda x, s: x[:1], X0, key=0, step=0, levels=1.0)
+    with pytest.raises(ValueError, match="levels must be positive"):
+        losses.dsm(same, X0, key=0, step=0, levels=torch.zeros(4))
+    with pytest.raises(ValueError, match="levels must be positive and finite; got inf"):
+        losses.dsm(same, X0, key=0, step=0, levels=torch.tensor([1.0, 1.0, math.inf, 1.0]))
+    with pytest.raises(ValueError, match="c must not be negative"):
+        losses.pseudo_huber(-1.0)
     with pytest.raises(ValueError, match="c must be positive"):
-        losses.pseudo_huber(0.0)
+        losses.elementwise_huber(0.0)
     with pytest.raises(ValueError, match="sigma_data"):
         losses.edm_weight(-1)
 
@@ -588,7 +643,7 @@ def test_extra_arguments_come_in_any_mapping():
         return factor * x
 
     def value(extra: object) -> Tensor:
-        return losses.denoising_score_matching(scaled, data(), 1.0, seed=1, extra_args=extra)
+        return losses.dsm(scaled, data(), key=1, step=0, levels=1.0, extra_args=extra).loss
 
     assert torch.equal(value(types.MappingProxyType({"factor": 0.5})), value({"factor": 0.5}))
     with pytest.raises(TypeError, match="extra_args must be None or a dict with str keys"):
@@ -601,18 +656,16 @@ def test_losses_take_samples_of_any_shape():
 
     for shape in ((5,), (5, 1), (5, 1, 1)):
         x0 = data(5).float().flatten()[:5].reshape(shape)
-        score = losses.denoising_score_matching(shrink, x0, 1.0, seed=0)
-        training = losses.consistency_training(shrink, None, x0, 1.0, 0.5, seed=0)
+        score = losses.dsm(shrink, x0, key=0, step=0, levels=1.0).loss
+        training = losses.ict(shrink, x0, key=0, step=0, levels=(1.0, 0.5)).loss
         if len(shape) == 1:
             first = score, training
         assert (score, training) == first
-    none = losses.consistency_training(
-        shrink, None, torch.zeros(0, 3), 1.0, 0.5, seed=0, reduction="none"
-    )
-    assert none.shape == (0,)
+    none = losses.ict(shrink, torch.zeros(0, 3), key=0, step=0, levels=(1.0, 0.5))
+    assert none.per_sample.shape == (0,)
 
 
-def test_lpips_by_name_is_loaded_once(monkeypatch):
+def test_lpips_is_loaded_once(monkeypatch):
     made = []
 
     class LPIPS(nn.Module):
@@ -621,23 +674,18 @@ def test_lpips_by_name_is_loaded_once(monkeypatch):
             made.append(net)
 
     monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=LPIPS))
-    losses.distances._NAMED["lpips"].cache_clear()
-    assert losses.get_distance("lpips") is losses.get_distance("lpips")
+    perceptual._loaded.cache_clear()
+    assert losses.lpips_distance() and losses.lpips_distance(size=64)
     assert made == ["vgg"]
-    losses.distances._NAMED["lpips"].cache_clear()
-
-
-def test_levels_of_losses_are_finite_and_weights_callable():
-    x0 = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="sigma must be positive and finite; got inf"):
-        losses.denoising_score_matching(Gaussian(0.5), x0, torch.tensor([1.0, math.inf]))
-    with pytest.raises(TypeError, match="weight must be callable; got 3"):
-        losses.consistency_training(Gaussian(0.5), None, x0, 1.0, 0.5, weight=3)
+    perceptual._loaded.cache_clear()
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(ImportError, match="lpips_distance needs `pip install lpips`"):
+        losses.lpips_distance()
 
 
 def test_score_matching_compiles_whole():
     def loss(x0, sigma):
-        return losses.denoising_score_matching(EDM(lambda x, c: x.tanh()), x0, sigma, seed=1)
+        return losses.dsm(EDM(lambda x, c: x.tanh()), x0, key=1, step=0, levels=sigma).loss
 
     x0, sigma = data(6).float(), torch.linspace(0.1, 3.0, 6)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")

@@ -145,14 +145,13 @@ def test_a_consistency_loss_takes_a_teacher_in_any_coordinates():
     x0 = 0.3 * noise.normal((4, 3), 1)
     f = cm.ConsistencyFunction(lambda x, c: 0.1 * x)
     found = [
-        losses.consistency_distillation(f, None, teacher, x0, 0.9, 0.7, seed=0, draw=0)
+        losses.cd(f, x0, key=0, step=0, teacher=teacher, levels=(0.9, 0.7)).loss
         for teacher in (FLOWING, from_flow(velocity, coordinates="karras"), DATA)
     ]
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found[0], found[2], rtol=1e-5, atol=1e-6)
-    for student, target in ((FLOWING, None), (f, FLOWING)):
-        with pytest.raises(ValueError, match="must be in Karras coordinates; got one in flow coor"):
-            losses.consistency_training(student, target, x0, 0.9, 0.7, seed=0, draw=0)
+    with pytest.raises(ValueError, match="target must be in the coordinates of the model, Karras"):
+        losses.ict(f, x0, key=0, step=0, target=FLOWING, levels=(0.9, 0.7))
 
 
 def test_other_uses_of_a_flow_denoiser():

@@ -70,7 +70,11 @@ def test_what_they_stand_on():
     run = cm.capture(cm.dpmpp_2m, MODELS["edm"], x, cm.karras_sigmas(5))
     assert run(x, seed=1).isfinite().all()
     f = cm.ConsistencyFunction(net)
+    given = {"key": 1, "step": 0}
     for levels in ((2.0, 1.0), (torch.full((4,), 2.0, device="cpu"), 0.0)):
-        assert losses.consistency_training(f, None, x, *levels, seed=1).isfinite()
-    assert losses.consistency_distillation(f, None, MODELS["edm"], x, 2.0, 1.0, seed=1).isfinite()
-    assert losses.denoising_score_matching(MODELS["edm"], x, 2.0, seed=1).isfinite()
+        assert losses.ict(f, x, levels=levels, **given).loss.isfinite()
+    assert losses.cd(f, x, teacher=MODELS["edm"], **given).loss.isfinite()
+    for loss in (losses.ct, losses.ict, losses.ect):
+        assert loss(f, x, **given).loss.isfinite()
+    assert losses.tcm(f, x, teacher=f, **given).loss.isfinite()
+    assert losses.dsm(MODELS["edm"], x, levels=2.0, **given).loss.isfinite()

@@ -13,7 +13,7 @@ from cmsolvers.denoisers.flow_maps import AverageVelocity, TrajectoryFunction, T
 from cmsolvers.losses import recipes
 from cmsolvers.losses.loss import Loss, Recipe
 
-OPTIONS: dict[str, dict[str, Any]] = {}
+OPTIONS: dict[str, dict[str, Any]] = {"lcm": {"guidance": None}}
 """Options that a loss cannot do without."""
 
 

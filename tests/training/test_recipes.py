@@ -6,19 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmsolvers import noise, training
-from cmsolvers.losses import ict_weight
+from cmsolvers import losses, noise, training
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.training import image_trainer, recipes
 from cmsolvers.training.batches import torch_seed
 from cmsolvers.training.images import Scale
 from cmsolvers.training.trainer import Trainer
 
-LOSSES = {
-    "score": "denoising_score_matching",
-    "cd": "consistency_distillation",
-    "ct": "consistency_training",
-}
+LOSSES = {"score": "dsm", "cd": "cd", "ct": "ict"}
 
 
 def spec_of(kind: str, dropout: float = 0.0, **bounds: float) -> recipes.Spec:
@@ -49,13 +44,13 @@ def trainer_of(
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, kind: str) -> list[dict]:
-    """What each step of a run hands to its loss: {"models": [...], "levels": [...], names}."""
+    """What each step of a run hands to its loss, by name, and the levels that came of it."""
     original, calls = getattr(recipes, LOSSES[kind]), []
-    place = {"score": 2, "cd": 4, "ct": 3}[kind]  # of the first level among the arguments
 
-    def seen(*args, **options):
-        calls.append({"models": args[: place - 1], "levels": args[place:], **options})
-        return original(*args, **options)
+    def seen(model, x0, **options):
+        found = original(model, x0, **options)
+        calls.append({"model": model, "levels": found.levels, **options})
+        return found
 
     monkeypatch.setattr(recipes, LOSSES[kind], seen)
     trainer.run(progress=False)
@@ -100,7 +95,7 @@ def test_levels_of_the_distillation_recipe(monkeypatch, levels, given):
     grid = karras_sigmas(levels, 0.002, 20.0, append_zero=False)
     calls = calls_of(monkeypatch, trainer, "cd")
     for k, (call, key) in enumerate(zip(calls, keys_of(trainer), strict=True)):
-        expected = training.UniformPairs(grid).sample(256, key, draw=k)
+        expected = losses.UniformPairs(grid).sample(256, key, draw=k)
         assert all(map(torch.equal, call["levels"], expected))
     seen = torch.cat([call["levels"][0] for call in calls]).unique()
     assert torch.equal(seen, grid[:-1].flip(0))
@@ -114,7 +109,7 @@ def test_levels_of_the_training_recipe(monkeypatch, most, given):
     for k, (call, key) in enumerate(zip(calls, keys_of(trainer), strict=True)):
         n = training.doubling_discretization(k, 12, given.get("s0", 2), most)
         grid = karras_sigmas(n, 0.002, 20.0, append_zero=False)
-        expected = training.LogNormalPairs(grid).sample(16, key, draw=k)
+        expected = losses.LogNormalPairs(grid).sample(16, key, draw=k)
         assert all(map(torch.equal, call["levels"], expected))
     assert n == most + 1
 
@@ -124,9 +119,9 @@ def test_the_noise_of_a_step_is_its_own(monkeypatch, kind):
     """Ids are places in the data, so a draw that stood still would repeat a sample's noise."""
     trainer = trainer_of(kind)
     calls = calls_of(monkeypatch, trainer, kind)
-    assert [call["draw"] for call in calls] == [0, 1, 2, 3]
+    assert [call["step"] for call in calls] == [0, 1, 2, 3]
     for call, key in zip(calls, keys_of(trainer), strict=True):
-        mine, theirs = (k.rows(8, torch.device("cpu")) for k in (call["seed"], key))
+        mine, theirs = (k.rows(8, torch.device("cpu")) for k in (call["key"], key))
         assert torch.equal(mine, theirs)
 
 
@@ -135,27 +130,28 @@ def test_what_the_losses_are_told(monkeypatch):
     trainer = trainer_of("score", spec=spec)
     (call, *_) = calls_of(monkeypatch, trainer, "score")
     assert call["sigma_data"] == 0.7
-    (model,) = call["models"]
-    assert model.net is trainer.network
+    assert call["model"].net is trainer.network
 
     trainer = trainer_of("cd")
     (call, *_) = calls_of(monkeypatch, trainer, "cd")
-    assert call["distance"] == "pseudo_huber"
-    student, aim, _ = call["models"]
-    assert student.net is trainer.network and aim.net is trainer.averages["target"].module
+    residual = losses.Combination([(torch.tensor([[3.0, 4.0]]), 1.0)])
+    c = 0.00054 * 2**0.5
+    expected = torch.tensor([(25 + c * c) ** 0.5 - c]).double()
+    torch.testing.assert_close(call["distance"](residual), expected)
+    assert call["model"].net is trainer.network
+    assert call["target"].net is trainer.averages["target"].module
 
     trainer = trainer_of("ct")
     (call, *_) = calls_of(monkeypatch, trainer, "ct")
-    assert call["weight"] is ict_weight
-    student, target = call["models"]
-    assert student.net is trainer.network and target is None
+    assert call["model"].net is trainer.network
+    assert call.keys() == {"model", "levels", "key", "step", "times"}
 
 
 def test_a_distillation_begins_with_the_weights_of_its_teacher(monkeypatch):
     trainer = trainer_of("cd", steps=1)
     begun = [p.detach().clone() for p in trainer.network.parameters()]
-    ((_, _, teacher),) = (call["models"] for call in calls_of(monkeypatch, trainer, "cd"))
-    assert all(map(torch.equal, begun, teacher.net.parameters()))
+    (call,) = calls_of(monkeypatch, trainer, "cd")
+    assert all(map(torch.equal, begun, call["teacher"].net.parameters()))
 
 
 # --- averages -----------------------------------------------------------------------------------

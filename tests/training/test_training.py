@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmsolvers import cli, noise, training
+from cmsolvers import cli, losses, noise, training
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.training import recipes
 from cmsolvers.training import trainer as loop
@@ -85,14 +85,14 @@ def test_bad_curricula(function):
 
 
 def test_lognormal_levels():
-    sigma = training.LogNormal(-1.2, 1.2, 1e-6, 1e6).sample(200_000, 0)
+    sigma = losses.LogNormal(-1.2, 1.2, 1e-6, 1e6).sample(200_000, 0)
     assert float(sigma.log().mean()) == pytest.approx(-1.2, abs=0.01)
     assert float(sigma.log().std()) == pytest.approx(1.2, abs=0.01)
-    clipped = training.LogNormal(0.0, 3.0, 0.5, 2.0).sample(1000, 0)
+    clipped = losses.LogNormal(0.0, 3.0, 0.5, 2.0).sample(1000, 0)
     assert (float(clipped.min()), float(clipped.max())) == (0.5, 2.0)
 
 
-@pytest.mark.parametrize("kind", [training.UniformPairs, training.LogNormalPairs])
+@pytest.mark.parametrize("kind", [losses.UniformPairs, losses.LogNormalPairs])
 def test_pairs_are_adjacent_and_as_likely_as_said(kind):
     grid = karras_sigmas(12, append_zero=False)
     pairs = kind(grid)
@@ -106,14 +106,14 @@ def test_pairs_are_adjacent_and_as_likely_as_said(kind):
 
 def test_lognormal_pairs_follow_the_paper():
     grid = karras_sigmas(11, append_zero=False)
-    p = training.LogNormalPairs(grid).probabilities()
+    p = losses.LogNormalPairs(grid).probabilities()
     edges = [math.erf((math.log(s) + 1.1) / (math.sqrt(2) * 2.0)) for s in grid.tolist()]
     raw = torch.tensor([a - b for a, b in itertools.pairwise(edges)]).double()
     torch.testing.assert_close(p, raw / raw.sum(), atol=1e-7, rtol=1e-6)
 
 
 def test_levels_do_not_depend_on_companions():
-    pairs = training.LogNormalPairs(karras_sigmas(20, append_zero=False))
+    pairs = losses.LogNormalPairs(karras_sigmas(20, append_zero=False))
     whole = pairs.sample(16, noise.key(5, 16), draw=2)[0]
     ids = torch.tensor([3, 11])
     assert torch.equal(pairs.sample(2, noise.key(5, 2, ids=ids), draw=2)[0], whole[ids])
@@ -121,11 +121,11 @@ def test_levels_do_not_depend_on_companions():
 
 def test_bad_levels():
     with pytest.raises(ValueError, match="strictly descending"):
-        training.UniformPairs([1.0, 2.0])
+        losses.UniformPairs([1.0, 2.0])
     with pytest.raises(ValueError, match="without the final 0"):
-        training.UniformPairs([2.0, 1.0, 0.0])
+        losses.UniformPairs([2.0, 1.0, 0.0])
     with pytest.raises(ValueError, match="std must be positive"):
-        training.LogNormal(std=0.0)
+        losses.LogNormal(std=0.0)
 
 
 # --- averages ------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_dropout_falls_on_student_and_target_of_a_distillation_alike():
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("pairs", [training.LogNormal(), training.UniformPairs([3.0, 2.0, 0.5])])
+@pytest.mark.parametrize("pairs", [losses.LogNormal(), losses.UniformPairs([3.0, 2.0, 0.5])])
 def test_levels_lie_where_the_batch_lies(pairs):
     data = images().cuda()
     batch = training.batch_at(data, 2, 9, 8, 1)
@@ -449,9 +449,9 @@ def test_reading_the_losses_late_changes_no_bit(kind: str, tmp_path: Path, monke
     trainer, reads = make(kind), []
     trainer._window = 3
     original = torch.stack
-    losses = lambda t: t[0].dim() == 0 and reads.append(len(t))  # noqa: E731
+    scalars = lambda t: t[0].dim() == 0 and reads.append(len(t))  # noqa: E731
     monkeypatch.setattr(
-        loop.torch, "stack", lambda t, *a, **k: (losses(t), original(t, *a, **k))[1]
+        loop.torch, "stack", lambda t, *a, **k: (scalars(t), original(t, *a, **k))[1]
     )
     trainer.run(progress=False, checkpoint=tmp_path / "late.safetensors")
     assert reads == [3, 3, 2]
@@ -537,7 +537,7 @@ def test_a_step_that_breaks_off_leaves_no_loss_behind(tmp_path: Path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_does_not_wait_for_the_device():
     net = nn.Linear(16, 16).cuda()
-    pairs = training.UniformPairs([3.0, 2.0, 0.5])
+    pairs = losses.UniformPairs([3.0, 2.0, 0.5])
 
     def loss(batch):
         sigma, _ = pairs.sample(len(batch.x0), batch.key, draw=batch.step)

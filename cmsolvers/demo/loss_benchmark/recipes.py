@@ -6,20 +6,18 @@ What a row needs beyond what the loss says of itself stands in `DIFFERENCES`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from cmsolvers import losses
 from cmsolvers.demo.loss_benchmark.entry import Course, Entry, Kind, Model
 from cmsolvers.denoisers import EDM, ConsistencyFunction, from_flow, from_trigflow
 from cmsolvers.denoisers.flow_maps import AverageVelocity, TrajectoryFunction, TrigFlowMap
-from cmsolvers.losses import catalogue, consistency_distillation, consistency_training
-from cmsolvers.losses.level_distributions import LogNormalPairs, UniformPairs
+from cmsolvers.losses import AnnealedPairs, DoublingPairs, ECTPairs, SquareRootPairs, catalogue
 from cmsolvers.losses.loss import Loss
-from cmsolvers.schedules import karras_sigmas
-from cmsolvers.training import cm_discretization, doubling_discretization
 
 # --- models: network and sigma_data -> model -----------------------------------------------------
 
@@ -96,38 +94,36 @@ def scheduled(course: Course, *, names: Sequence[str]) -> dict[str, Any]:
     return {name: steps[name] for name in names}
 
 
-@lru_cache(maxsize=32)
-def _lognormal(n: int) -> LogNormalPairs:
-    return LogNormalPairs(karras_sigmas(n, append_zero=False))
+@lru_cache(maxsize=8)
+def _times(make: Callable[..., Any], *given: float, **options: float) -> Any:
+    return make(*given, **options)
 
 
-@lru_cache(maxsize=512)
-def _uniform(n: int) -> UniformPairs:
-    return UniformPairs(karras_sigmas(n, append_zero=False))
+def _square_root_pairs(course: Course) -> dict[str, Any]:
+    return {"times": _times(SquareRootPairs, course.total)}
 
 
 def _doubling_pairs(course: Course) -> dict[str, Any]:
-    return {"times": _lognormal(doubling_discretization(course.step, course.total, 10, 160))}
+    # 10 to 160 pairs; the published 1,280 at the end are for runs a hundred times as long.
+    return {"times": _times(DoublingPairs, course.total, 10, 160)}
 
 
-def _consistency_distillation(
-    model: Model, x0: Tensor, *, key: int, step: int, teacher: Model, target: Model
-) -> Tensor:
-    high, low = _uniform(40).sample(len(x0), key, draw=step)
-    return consistency_distillation(model, target, teacher, x0, high, low, seed=key, draw=step)
+def _annealed_pairs(course: Course) -> dict[str, Any]:
+    return {"times": _times(AnnealedPairs, course.total)}
 
 
-def _consistency_training(
-    model: Model, x0: Tensor, *, key: int, step: int, target: Model, levels: int
-) -> Tensor:
-    high, low = _uniform(levels).sample(len(x0), key, draw=step)
-    return consistency_training(
-        model, target, x0, high, low, distance="l2", weight=None, seed=key, draw=step
-    )
+def _ect_stages(course: Course) -> dict[str, Any]:
+    return {"times": _times(ECTPairs, q=2.0, stage_steps=max(1, course.total // 8))}
 
 
-def _song_levels(course: Course) -> dict[str, Any]:
-    return {"levels": cm_discretization(course.step, course.total)}
+def two_stages(
+    model: Model, x0: Tensor, *, step: int, teacher: Model | None = None, **given: Any
+) -> Any:
+    """Truncated consistency training after a first half of easy consistency tuning."""
+    if teacher is None:
+        return losses.ect(model, x0, step=step, **given)
+    del given["times"]
+    return losses.tcm(model, x0, step=step, teacher=teacher, **given)
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -135,7 +131,15 @@ def _song_levels(course: Course) -> dict[str, Any]:
 DIFFERENCES: dict[str, Mapping[str, Any]] = {
     # Only the diagonal of a map is trained, so it is a denoiser that is sampled.
     "flow_matching": {"make_model": flow_denoiser, "kind": "denoiser"},
+    "cd": {"target_decay": 0.95},
+    "ct": {"target_decay": 0.95, "options": _square_root_pairs},
     "ict": {"options": _doubling_pairs},
+    "ect": {"options": _ect_stages},
+    # The second half, with what the first half has learned as its teacher.
+    "tcm": {"loss": two_stages, "teacher": False, "rounds": 2, "options": _ect_stages},
+    # Without guidance: nothing here has a condition.
+    "lcm": {"target_decay": 0.95, "options": {"guidance": None}},
+    "mcd": {"target_decay": 0.95, "options": _annealed_pairs},
 }
 """Attributes of an `Entry` that differ from what the loss says of itself, by the loss's name."""
 
@@ -166,20 +170,8 @@ def row(loss: Loss, **differences: Any) -> Entry:
     return Entry(**(usual | differences))
 
 
-_EARLIER = partial(
-    Entry,
-    make_model=consistency_function,
-    kind="consistency",
-    target_decay=0.95,
-    end=0.002,
-    family="eulerian",
-    source="Song et al. (2023)",
-)
-_ROWS = (
-    *(row(loss, **DIFFERENCES.get(loss.recipe.name, {})) for loss in catalogue.losses()),
-    _EARLIER("consistency_distillation", _consistency_distillation, teacher=True),
-    _EARLIER("consistency_training", _consistency_training, options=_song_levels),
-)
-
-ENTRIES = {entry.name: entry for entry in _ROWS}
+ENTRIES = {
+    loss.recipe.name: row(loss, **DIFFERENCES.get(loss.recipe.name, {}))
+    for loss in catalogue.losses()
+}
 """Every recipe by name, in the order of the table."""

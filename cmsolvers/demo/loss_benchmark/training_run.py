@@ -150,7 +150,9 @@ class _Run:
 
     def _total(self, step: int) -> int:
         """Steps in all, by the mean cost of those before."""
-        return max(step + 1, -(-step * self.budget // self.counter.rows) if step else self.budget)
+        if step == 0:
+            return self.budget // self.batches.size
+        return max(step + 1, -(-step * self.budget // self.counter.rows))
 
     def _next_round(self, number: int) -> None:
         """Make the average the teacher where a new round begins."""

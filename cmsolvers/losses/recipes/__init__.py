@@ -2,7 +2,7 @@
 
 from cmsolvers.losses.recipes.align_your_flow import ayf_emd, ayf_lmd
 from cmsolvers.losses.recipes.average_velocity import meanflow
-from cmsolvers.losses.recipes.consistency import ict
+from cmsolvers.losses.recipes.consistency import cd, ct, ict
 from cmsolvers.losses.recipes.continuous_consistency import (
     continuous_cd,
     continuous_ct,
@@ -11,17 +11,26 @@ from cmsolvers.losses.recipes.continuous_consistency import (
     sct,
 )
 from cmsolvers.losses.recipes.diffusion import dsm, flow_matching
+from cmsolvers.losses.recipes.latent_consistency import lcm
+from cmsolvers.losses.recipes.multistep import mcd
+from cmsolvers.losses.recipes.tuning import ect, tcm
 
 __all__ = [
     "ayf_emd",
     "ayf_lmd",
+    "cd",
     "continuous_cd",
     "continuous_ct",
+    "ct",
     "dsm",
+    "ect",
     "flow_matching",
     "ict",
+    "lcm",
+    "mcd",
     "meanflow",
     "rcm",
     "scd",
     "sct",
+    "tcm",
 ]

@@ -4,35 +4,102 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from cmsolvers.losses.distributions_consistency import DoublingPairs, SquareRootPairs
 from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.identities import eulerian_pair
-from cmsolvers.losses.level_distributions import LogNormalPairs
+from cmsolvers.losses.level_distributions import UniformPairs
 from cmsolvers.losses.loss import loss
-from cmsolvers.losses.weights import Norm, PairWeight, inverse_gap, pseudo_huber
+from cmsolvers.losses.pairs import consistency_pair, measured
+from cmsolvers.losses.perceptual import Between
+from cmsolvers.losses.teacher_steps import TeacherStep
+from cmsolvers.losses.weights import Norm, PairWeight, inverse_gap, mean_square, pseudo_huber
 from cmsolvers.schedules import karras_sigmas
+
+
+@loss(
+    identity="eulerian",
+    source="Song et al., 'Consistency Models' (2023), algorithm 2",
+    times=UniformPairs(karras_sigmas(40, append_zero=False)),
+    coordinates="karras",
+    model="consistency",
+    teacher="required",
+    pair=True,
+)
+def cd(
+    at: Evaluation,
+    *,
+    solver: str | TeacherStep = "heun",
+    distance: Norm | Between = mean_square,
+    weight: PairWeight | None = None,
+) -> Tensor:
+    """Consistency distillation: E w d(f(x, t), f^-(y, s)), y one step of the teacher from x.
+
+    The target is usually an average of the model's network (0.95). Where s = 0 it is the clean
+    sample, and nothing that the target's network returns is used.
+
+    Args:
+        solver: "heun", of order 2, "euler", or a `TeacherStep`.
+        distance: a norm of f - f^- per sample, or a distance `Between` both, such as
+            `lpips_distance()`.
+        weight: w(t, s), float64 [B] each; None is 1.
+    """
+    made, aim = consistency_pair(at, solver)
+    return measured(at, made, aim, distance, weight)
+
+
+@loss(
+    identity="eulerian",
+    source="Song et al., 'Consistency Models' (2023), algorithm 3 and section 6",
+    times=SquareRootPairs(),
+    coordinates="karras",
+    model="consistency",
+    pair=True,
+)
+def ct(
+    at: Evaluation,
+    *,
+    distance: Norm | Between = mean_square,
+    weight: PairWeight | None = None,
+) -> Tensor:
+    """Consistency training as first published: E d(f(x, t), f^-(y, s)), the same noise in x and y.
+
+    The target is an average of the model's network, `cm_ema_rate`, and the number of levels grows:
+    `times=SquareRootPairs(total)`. Where s = 0 the target is the clean sample, and nothing that its
+    network returns is used.
+
+    Args:
+        distance: a norm of f - f^- per sample, or a distance `Between` both, such as
+            `lpips_distance()`.
+        weight: w(t, s), float64 [B] each; None is 1.
+    """
+    made, aim = consistency_pair(at)
+    return measured(at, made, aim, distance, weight)
 
 
 @loss(
     identity="eulerian",
     source="Song & Dhariwal, 'Improved Techniques for Training Consistency Models' (2023), "
     "section 3",
-    times=LogNormalPairs(karras_sigmas(1281, append_zero=False)),
+    times=DoublingPairs(),
     coordinates="karras",
     model="consistency",
     pair=True,
 )
 def ict(
-    at: Evaluation, *, distance: Norm | None = None, weight: PairWeight = inverse_gap
+    at: Evaluation,
+    *,
+    distance: Norm | Between | None = None,
+    weight: PairWeight | None = inverse_gap,
 ) -> Tensor:
     """Improved consistency training: no teacher, no average as target, pseudo-Huber, 1 / (t - s).
 
     Both states have the same noise. Train with few pairs of levels first and double their number on
-    the way: `times=DoublingPairs(total)`.
+    the way: `times=DoublingPairs(total)`. Where s = 0 the target is the clean sample, and nothing
+    that its network returns is used.
 
     Args:
-        distance: of the residual per sample; None is `pseudo_huber()`.
-        weight: w(t, s).
+        distance: a norm of f - f^- per sample, or a distance `Between` both; None is
+            `pseudo_huber()`, of the norm of the sample.
+        weight: w(t, s), float64 [B] each; None is 1.
     """
-    x, y = at.states(at.t, at.s)
-    measure = pseudo_huber() if distance is None else distance
-    return measure(eulerian_pair(at.student(x), at.target(y))) * weight(at.t, at.s)
+    made, aim = consistency_pair(at)
+    return measured(at, made, aim, pseudo_huber() if distance is None else distance, weight)

@@ -144,7 +144,7 @@ DIFFERENCES: dict[str, Mapping[str, Any]] = {
 """Attributes of an `Entry` that differ from what the loss says of itself, by the loss's name."""
 
 
-def row(loss: Loss, **differences: Any) -> Entry:
+def row(loss: Loss, /, **differences: Any) -> Entry:
     """The entry of a loss of the library: model, coordinates, teacher and source as it says.
 
     Args:

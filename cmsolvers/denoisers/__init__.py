@@ -25,6 +25,8 @@ from cmsolvers.denoisers.from_network import (
 from cmsolvers.denoisers.guidance import autoguided, guided
 from cmsolvers.denoisers.latent_consistency import LatentConsistencyFunction
 from cmsolvers.denoisers.protocol import Denoiser
+from cmsolvers.denoisers.second_time import step_index
+from cmsolvers.denoisers.velocity_heads import VelocityHeads
 
 __all__ = [
     "EDM",
@@ -37,6 +39,7 @@ __all__ = [
     "Preconditioned",
     "TrajectoryFunction",
     "TrigFlowMap",
+    "VelocityHeads",
     "autoguided",
     "clipped",
     "clipping",
@@ -52,5 +55,6 @@ __all__ = [
     "guided",
     "oracles",
     "published_noise",
+    "step_index",
     "thresholded",
 ]

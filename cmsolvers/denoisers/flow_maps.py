@@ -23,6 +23,7 @@ from cmsolvers import checks as check
 from cmsolvers import ops
 from cmsolvers.denoisers.preconditioning import Network, NoiseInput, noise_input, training_mode
 from cmsolvers.denoisers.protocol import Scalar
+from cmsolvers.denoisers.second_time import SecondTime
 from cmsolvers.ops.rules import edm_input, edm_output
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
 from cmsolvers.processes.coordinates import coordinates as in_coordinates
@@ -31,8 +32,8 @@ from cmsolvers.processes.flows import TrigFlow
 from cmsolvers.processes.sde import Process
 
 Pair: TypeAlias = tuple[Scalar, Scalar]
-Second: TypeAlias = Literal["end", "length"] | None
-"""What the network gets as its second time: c_noise(s), t - s, or none."""
+Second: TypeAlias = "Literal['end', 'length'] | SecondTime | None"
+"""What the network gets as its second time: c_noise(s), t - s, a function of both, or none."""
 
 
 class FlowMap(nn.Module, ABC):
@@ -43,8 +44,9 @@ class FlowMap(nn.Module, ABC):
             times of shape [B]; without the second time where `second` is None.
         coordinates: of states and levels.
         c_noise: what the network gets for a level, a callable of floats and of float64 tensors.
-        second: "end": the second time is c_noise(s); "length": it is t - s; None: the network has
-            one time, and the map always ends at s = 0.
+        second: "end": the second time is c_noise(s); "length": it is t - s; a callable such as
+            `step_index(128)`: what it makes of (t, s); None: the network has one time, and the map
+            always ends at s = 0.
         dtype: dtype of the network's input; None is that of x.
 
     Raises:
@@ -64,8 +66,8 @@ class FlowMap(nn.Module, ABC):
         self.net: Network = check.function("net", net)
         self.coordinates = coordinates
         self.c_noise = c_noise
-        if second not in ("end", "length", None):
-            raise ValueError(f'second must be "end", "length" or None; got {second!r}')
+        if second not in ("end", "length", None) and not callable(second):
+            raise ValueError(f'second must be "end", "length", a callable or None; got {second!r}')
         self.second: Second = second
         if dtype is not None and dtype not in check.STATE_DTYPES:
             raise TypeError(f"dtype must be None or a floating dtype; got {dtype}")
@@ -98,11 +100,16 @@ class FlowMap(nn.Module, ABC):
         dtype = torch.float64 if x_in.dtype is torch.float64 else torch.float32
         times = [self.c_noise(t).to(dtype)]
         if self.second is not None:
-            end = t if s is None else s
-            times.append((self.c_noise(end) if self.second == "end" else t - end).to(dtype))
+            times.append(self._second(t, t if s is None else s).to(dtype))
         net = self._modules.get("net")
         made: Tensor = (self.net if net is None else net)(x_in, *times, **extra_args)
         return made
+
+    def _second(self, t: Tensor, s: Tensor) -> Tensor:
+        if callable(self.second):
+            return self.second(t, s)
+        found: Tensor = self.c_noise(s) if self.second == "end" else t - s
+        return found
 
     def raw(self, x: Tensor, t: Tensor, s: Tensor | None, **extra_args: Any) -> Tensor:
         """F for a state and float64 levels [B], in plain torch: differentiable in all of them."""
@@ -185,7 +192,7 @@ class AverageVelocity(FlowMap):
         coordinates: "flow", x_t = (1 - t) x_0 + t z, or others whose dx/dlevel it averages.
         c_noise: what the network gets for a level, a callable; None is the level itself.
         second: "end": the network gets s; "length": it gets t - s, which MeanFlow found to work a
-            little better.
+            little better; a callable: what it makes of (t, s), `step_index(128)` for shortcuts.
         dtype: dtype of the network's input; None is that of x.
 
     Raises:
@@ -201,7 +208,7 @@ class AverageVelocity(FlowMap):
         coordinates: str | Process | Coordinates = FLOW,
         *,
         c_noise: Callable[[Scalar], Scalar] | None = None,
-        second: Literal["end", "length"] = "end",
+        second: Literal["end", "length"] | SecondTime = "end",
         dtype: torch.dtype | None = None,
     ) -> None:
         path = in_coordinates("coordinates", coordinates)

@@ -16,6 +16,7 @@ from cmsolvers.losses.distributions_consistency import (
     SquareRootPairs,
 )
 from cmsolvers.losses.evaluation import Evaluation
+from cmsolvers.losses.flow_times import AnglePairs, DyadicPairs, LogitNormalEnds, Uniform, UShaped
 from cmsolvers.losses.labels import LabelDropout
 from cmsolvers.losses.level_distributions import (
     LogitNormal,
@@ -29,7 +30,15 @@ from cmsolvers.losses.output import LossOutput
 from cmsolvers.losses.perceptual import Between, lpips_distance
 from cmsolvers.losses.randomness import SameRandomness
 from cmsolvers.losses.recipes import *  # noqa: F403 - their names are those of recipes.__all__
+from cmsolvers.losses.recipes.average_velocity import MEANFLOW
+from cmsolvers.losses.recipes.discrete_velocity import (
+    ALPHA_FLOW,
+    SOFLOW,
+    ExponentialSchedule,
+    SigmoidSchedule,
+)
 from cmsolvers.losses.truncated import TruncatedPairs
+from cmsolvers.losses.velocity_guidance import Guidance, GuidanceInputs, MixedGuidance
 from cmsolvers.losses.weights import (
     adaptive,
     edm_weight,
@@ -44,7 +53,20 @@ from cmsolvers.losses.weights import (
 )
 
 __all__ = [
+    "ALPHA_FLOW",
+    "MEANFLOW",
     "RECIPES",
+    "SOFLOW",
+    "AnglePairs",
+    "DyadicPairs",
+    "ExponentialSchedule",
+    "Guidance",
+    "GuidanceInputs",
+    "LogitNormalEnds",
+    "MixedGuidance",
+    "SigmoidSchedule",
+    "UShaped",
+    "Uniform",
     "AnnealedPairs",
     "Between",
     "ChainPairs",

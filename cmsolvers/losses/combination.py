@@ -31,13 +31,14 @@ class Combination:
     """sum_k weights[k] tensors[k], all of one shape [B, ...]; supports + - * / with weights.
 
     Args:
-        terms: (tensor, weight) pairs; terms of the same tensor are joined.
+        terms: (tensor, weight) pairs; those whose weight is the number 0 are left out.
     """
 
     __slots__ = ("terms",)
 
     def __init__(self, terms: Sequence[tuple[Tensor, Weight]]) -> None:
-        self.terms = tuple(terms)
+        some = tuple(term for term in terms if not (isinstance(term[1], float) and term[1] == 0.0))
+        self.terms = some or tuple(terms[:1])
 
     @classmethod
     def __torch_function__(

@@ -40,6 +40,7 @@ class Evaluation:
         diagnostics: numbers and tensors to return beside the loss.
         same: the random numbers that all passes share.
         progress: step / total in [0, 1], for schedules; 1 where no total was given.
+        dropped: which labels `label_dropout` replaced, bool [B]; None without it.
         ends_clean: whether all s are 0 (True) or none is (False), where the levels say so before
             they are read; None elsewhere.
     """
@@ -73,6 +74,7 @@ class Evaluation:
         self.t = self.s = torch.empty(0)
         self.diagnostics: dict[str, Any] = {}
         self.progress = 1.0
+        self.dropped: Tensor | None = None
         self.ends_clean: bool | None = None
 
     @property

@@ -18,9 +18,10 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
-from cmsolvers.denoisers.flow_maps import FlowMap
+from cmsolvers.denoisers.flow_maps import AverageVelocity, FlowMap
 from cmsolvers.losses.combination import Combination, of
 from cmsolvers.losses.derivatives import Derivative, Method, total_derivative
 from cmsolvers.losses.evaluation import Evaluation
@@ -42,6 +43,20 @@ def flow_map_of(view: ModelView) -> FlowMap:
     return view.inner
 
 
+def average_velocity_of(view: ModelView) -> AverageVelocity:
+    """The flow map of a view whose network is an average velocity.
+
+    Raises:
+        ValueError: another kind of model.
+    """
+    if not isinstance(view.inner, AverageVelocity):
+        raise ValueError(
+            f"{view.name} must be an average velocity, AverageVelocity(net); "
+            f"got {type(view.inner).__name__}"
+        )
+    return view.inner
+
+
 def raw_derivative(
     at: Evaluation,
     view: ModelView,
@@ -51,11 +66,13 @@ def raw_derivative(
     derivative: str,
     *,
     through: bool = False,
+    full_precision: bool = False,
 ) -> Derivative:
     """F at (x, t, s) and its derivative along tangents (dx, dt, ds), without gradient.
 
     The module inside of wrappers is called, since forward mode would break the synchronisation of
-    their gradients; with the student's random numbers.
+    their gradients; with the student's random numbers. With `full_precision` this pass is outside
+    of autocast, at a state in float32 at least.
     """
     inner = view.form
 
@@ -65,8 +82,14 @@ def raw_derivative(
     stop = x.level if end is None else end
     bounds = (None, (stop, at.path.max_level), (0.0, x.level))
     method = cast(Method, derivative)
-    points = (x.x, x.level, stop)
-    with nullcontext() if through else view.passing():
+    kind = x.x.device.type
+    outside = full_precision and torch.is_autocast_enabled(kind)
+    state = x.x.to(torch.promote_types(x.x.dtype, torch.float32)) if outside else x.x
+    points = (state, x.level, stop)
+    with (
+        nullcontext() if through else view.passing(),
+        torch.autocast(kind, enabled=False) if outside else nullcontext(),
+    ):
         found = total_derivative(
             raw, points, tangents, method=method, bounds=bounds, through=through
         )
@@ -84,6 +107,7 @@ def eulerian(
     derivative: str = "jvp",
     view: ModelView | None = None,
     scale: float | Tensor = 1.0,
+    full_precision: bool = False,
 ) -> Combination:
     """a' x + a v + b' F + b scale dF/dt: d/dt f_{t->s}(x_t), with gradient through b' F.
 
@@ -95,12 +119,13 @@ def eulerian(
         derivative: "jvp" or "finite_difference".
         view: whose F is differentiated; None is `at.frozen`.
         scale: of the part with dF/dt, for a warm-up, a number or [B].
+        full_precision: whether the derivative's pass runs outside of autocast.
     """
     inner = flow_map_of(at.student)
     along = velocity.tensor().to(x.x.dtype) if isinstance(velocity, Combination) else velocity
-    found = raw_derivative(
-        at, at.frozen if view is None else view, x, end, (along, 1.0, 0.0), derivative
-    )
+    view = at.frozen if view is None else view
+    tangents = (along, 1.0, 0.0)
+    found = raw_derivative(at, view, x, end, tangents, derivative, full_precision=full_precision)
     a, b = inner.skip_out(x.level, end)
     a_rate, b_rate = inner.start_rates(x.level, end)
     made = at.student.raw(x, end)

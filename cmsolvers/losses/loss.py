@@ -171,9 +171,8 @@ def loss(
             )
             same_path(at)
             if label_dropout is not None:
-                at.diagnostics["labels_dropped"] = label_dropout.dropped(
-                    at.extra, at.label_uniform()
-                ).sum()
+                at.dropped = label_dropout.dropped(at.extra, at.label_uniform())
+                at.diagnostics["labels_dropped"] = at.dropped.sum()
             if clock is not None:
                 at.progress = progress(clock, options.get(clock, own[clock].default), step)
             at.t, at.s = levels_of(at, times, levels, pair)
@@ -215,8 +214,10 @@ def progress(clock: str, total: int | None, step: int | Tensor) -> Any:
     """step / total, at most 1; 1 without a total: where the schedule ends."""
     if total is None:
         return 1.0
-    share = step / check.count(clock, total)
-    return share.clamp(max=1.0) if isinstance(share, Tensor) else min(1.0, share)
+    count = check.count(clock, total)
+    if isinstance(step, Tensor):
+        return (step.double() / count).clamp(max=1.0)
+    return min(1.0, step / count)
 
 
 def in_evaluation(name: str, model: object) -> None:

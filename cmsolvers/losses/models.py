@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.denoisers import Preconditioned
 from cmsolvers.denoisers.flow_maps import FlowMap
+from cmsolvers.denoisers.velocity_heads import VelocityHeads
 from cmsolvers.losses.combination import Combination, Weight, of
 from cmsolvers.losses.randomness import SameRandomness, same_statistics
 from cmsolvers.losses.states import State
@@ -100,6 +101,21 @@ class ModelView:
         with torch.no_grad(), self._same.replay(), same_statistics(self.model):
             yield
 
+    def at_home(self) -> ModelView:
+        """The same network in its own coordinates."""
+        other = copy(self)
+        other.path, other._elsewhere = self.own, False
+        return other
+
+    def first(self, count: int, batch: int) -> ModelView:
+        """The same network for the first samples: its tensor arguments [batch, ...] are cut."""
+        cut = {
+            name: value[:count]
+            for name, value in self.extra.items()
+            if isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+        }
+        return self.given(cut)
+
     @property
     def two_times(self) -> bool:
         """Whether it is a map to any end, not to the data alone."""
@@ -124,6 +140,23 @@ class ModelView:
         """F of a flow map at a state."""
         with self.passing():
             return self._raw(at, end)
+
+    def heads(self, at: State, end: Tensor) -> tuple[Tensor, Tensor]:
+        """(u, v) of a network with two heads, both [B, ...].
+
+        Raises:
+            ValueError: another kind of model.
+        """
+        inner = self.inner
+        if not isinstance(inner, VelocityHeads):
+            raise ValueError(
+                f"{self.name} must have two heads, VelocityHeads(net); got {type(inner).__name__}"
+            )
+        with self.passing():
+            if inner is self.model:
+                return inner.heads(at.x, at.level, end, **self.extra)
+            both: object = self.model(at.x, at.level, end, output="heads", **self.extra)
+            return cast("tuple[Tensor, Tensor]", both)
 
     def __call__(self, at: State, end: Tensor | float = 0.0) -> Combination:
         """f_{level -> end}, [B, ...].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,10 +12,21 @@ from cmsolvers import ConsistencyFunction
 from cmsolvers.denoisers import EDM, from_flow
 from cmsolvers.denoisers.flow_maps import AverageVelocity, TrajectoryFunction, TrigFlowMap
 from cmsolvers.losses import recipes
+from cmsolvers.losses.flow_times import DyadicPairs
 from cmsolvers.losses.loss import Loss, Recipe
 
-OPTIONS: dict[str, dict[str, Any]] = {"lcm": {"guidance": None}}
-"""Options that a loss cannot do without."""
+OPTIONS: dict[str, Callable[[Tensor], dict[str, Any]]] = {
+    "lcm": lambda x0: {"guidance": None},
+    "reflow": lambda x0: {"noise": torch.full_like(x0, 0.5)},
+    # All samples are of one kind then, wherever they stand in a batch.
+    "shortcut": lambda x0: {"share": 1.0, "times": DyadicPairs(share=1.0)},
+}
+"""Options that a loss cannot do without, for data [B, ...]."""
+
+
+def options_of(recipe: Recipe, x0: Tensor) -> dict[str, Any]:
+    """Options that a loss cannot do without; none for most."""
+    return OPTIONS[recipe.name](x0) if recipe.name in OPTIONS else {}
 
 
 class SmallNet(nn.Module):
@@ -77,4 +89,4 @@ def evaluated(recipe: Loss, x0: Tensor, **options: Any) -> Any:
     given = {"key": 0, "step": 3, "teacher": teacher_for(about, **size)}
     if given["teacher"] is not None:
         given["teacher"] = given["teacher"].to(x0.dtype)
-    return recipe(model, x0, **{**given, **OPTIONS.get(about.name, {}), **options})
+    return recipe(model, x0, **{**given, **options_of(about, x0), **options})

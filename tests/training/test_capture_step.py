@@ -436,9 +436,7 @@ def test_a_capture_that_fails_changes_nothing(pretended):
     losses = job.run(step, 3)
     before = job.state()
     fake.fails = True
-    with pytest.raises(
-        RuntimeError, match=r"could not be captured.*\.item.*permitted"
-    ):
+    with pytest.raises(RuntimeError, match=r"could not be captured.*\.item.*permitted"):
         job.run(step, 1, first=3)
     assert_same(job.state(), before)
     fake.fails = False

@@ -7,6 +7,7 @@ from torch import Tensor
 from cmsolvers.losses.evaluation import Evaluation
 from cmsolvers.losses.level_distributions import LogitNormal, LogNormal
 from cmsolvers.losses.loss import loss
+from cmsolvers.losses.velocity_guidance import Guidance, learned_velocity
 from cmsolvers.losses.weights import LevelWeight, edm_weight, mean_square
 
 
@@ -40,7 +41,9 @@ def dsm(at: Evaluation, *, weight: LevelWeight | None = None, sigma_data: float 
     coordinates="flow",
     model="flow map",
 )
-def flow_matching(at: Evaluation, *, weight: LevelWeight | None = None) -> Tensor:
+def flow_matching(
+    at: Evaluation, *, weight: LevelWeight | None = None, guidance: Guidance | None = None
+) -> Tensor:
     """Flow matching: E |v(x_t, t) - (z - x_0)|^2 at x_t = (1 - t) x_0 + t z, a mean over elements.
 
     The model is a denoiser or a flow map, whose diagonal is trained. In other coordinates the
@@ -48,8 +51,10 @@ def flow_matching(at: Evaluation, *, weight: LevelWeight | None = None) -> Tenso
 
     Args:
         weight: w(t), float64 [B]; None is 1.
+        guidance: a `Guidance` in the velocity that is learnt, with `label_dropout`: one pass then
+            samples with guidance (Tang et al., "Diffusion Models without Classifier-free Guidance",
+            2025, is omega = 1 and kappa = w); None is none.
     """
     (x,) = at.states(at.t, velocity=True)
-    assert x.velocity is not None
-    value = mean_square(at.student.velocity(x) - x.velocity)
+    value = mean_square(at.student.velocity(x) - learned_velocity(at, x, guidance))
     return value if weight is None else value * weight(at.t)

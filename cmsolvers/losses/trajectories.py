@@ -1,0 +1,86 @@
+"""Where a model's own ODE leads: data made of noise, and the prediction of two steps in one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cmsolvers import checks as check
+from cmsolvers.losses.combination import Combination, of
+from cmsolvers.losses.models import ModelView
+from cmsolvers.losses.states import State
+from cmsolvers.losses.teacher_steps import TeacherStep, stepped
+from cmsolvers.processes.coordinates import Coordinates
+from cmsolvers.schedules import karras_sigmas
+
+
+def times_to_data(path: Coordinates, steps: int) -> list[float]:
+    """Descending levels of an ODE's steps, from the largest to 0.
+
+    Equal steps of the level; in Karras coordinates those of `karras_sigmas`, from 80 to 0.002 to 0.
+
+    Raises:
+        TypeError, ValueError: steps is no positive int.
+    """
+    count = check.count("steps", steps)
+    top = path.max_level
+    if math.isinf(top):
+        found: list[float] = karras_sigmas(count).tolist()
+        return found
+    return [top * (1.0 - k / count) for k in range(count)] + [0.0]
+
+
+def generated(view: ModelView, z: Tensor, steps: int, solver: str | TeacherStep = "heun") -> Tensor:
+    """Data [B, ...] that a model's probability-flow ODE makes of unit noise, without gradient.
+
+    It runs in the model's own coordinates.
+
+    Args:
+        view: the model.
+        z: unit normals [B, ...].
+        steps: of the ODE.
+        solver: "heun", "euler" or a `TeacherStep`; the last step, to clean data, is Euler's for
+            "heun".
+
+    Raises:
+        TypeError, ValueError: steps is no positive int, an unknown solver.
+    """
+    own = view.at_home()
+    levels = times_to_data(own.path, steps)
+    x = State((z * own.path.sigma(levels[0])).to(z.dtype), _full(levels[0], z))
+    for level in levels[1:]:
+        step = "euler" if solver == "heun" and level == 0.0 else solver
+        x = stepped(step, own, x, _full(level, z))
+    return x.x
+
+
+def ddim_clean(
+    view: ModelView, x: State, between: Tensor, end: Tensor, path: Coordinates
+) -> Combination:
+    """The D at x with which one DDIM step to `end` goes where the model's two go, [B, ...].
+
+    Both steps are x_u = alpha_u D + sigma_u / sigma_t (x - alpha_t D).
+
+    Args:
+        view: the model.
+        x: a state of `path` at t.
+        between: the level of the first step's end, float64 [B].
+        end: of the second's, below `between`.
+        path: coordinates of the state and the levels.
+    """
+    first = _ddim(path, x, view.clean(x).detach(), between)
+    middle = State(first.tensor().to(x.x.dtype), between)
+    last = _ddim(path, middle, view.clean(middle).detach(), end)
+    kept = path.sigma(end) / path.sigma(x.level)
+    return (last - of(x.x) * kept) / (path.alpha(end) - kept * path.alpha(x.level))
+
+
+def _ddim(path: Coordinates, x: State, clean: Combination, end: Tensor) -> Combination:
+    kept = path.sigma(end) / path.sigma(x.level)
+    return clean * (path.alpha(end) - kept * path.alpha(x.level)) + of(x.x) * kept
+
+
+def _full(level: float, like: Tensor) -> Tensor:
+    return torch.full((len(like),), level, dtype=torch.float64, device=like.device)

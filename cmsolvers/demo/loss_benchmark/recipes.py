@@ -16,7 +16,14 @@ from cmsolvers import losses
 from cmsolvers.demo.loss_benchmark.entry import Course, Entry, Kind, Model
 from cmsolvers.denoisers import EDM, ConsistencyFunction, from_flow, from_trigflow
 from cmsolvers.denoisers.flow_maps import AverageVelocity, TrajectoryFunction, TrigFlowMap
-from cmsolvers.losses import AnnealedPairs, DoublingPairs, ECTPairs, SquareRootPairs, catalogue
+from cmsolvers.losses import (
+    AnglePairs,
+    AnnealedPairs,
+    DoublingPairs,
+    ECTPairs,
+    SquareRootPairs,
+    catalogue,
+)
 from cmsolvers.losses.loss import Loss
 
 # --- models: network and sigma_data -> model -----------------------------------------------------
@@ -116,6 +123,14 @@ def _ect_stages(course: Course) -> dict[str, Any]:
     return {"times": _times(ECTPairs, q=2.0, stage_steps=max(1, course.total // 8))}
 
 
+HALVINGS = 4
+"""Rounds of progressive distillation: a student of 8 steps, then of 4, 2 and 1."""
+
+
+def _halved_steps(course: Course) -> dict[str, Any]:
+    return {"times": _times(AnglePairs, 2 ** (HALVINGS - 1 - course.round))}
+
+
 def two_stages(
     model: Model, x0: Tensor, *, step: int, teacher: Model | None = None, **given: Any
 ) -> Any:
@@ -140,6 +155,11 @@ DIFFERENCES: dict[str, Mapping[str, Any]] = {
     # Without guidance: nothing here has a condition.
     "lcm": {"target_decay": 0.95, "options": {"guidance": None}},
     "mcd": {"target_decay": 0.95, "options": _annealed_pairs},
+    "reflow": {"make_model": flow_denoiser, "kind": "denoiser", "pairs": True},
+    "progressive_distillation": {"rounds": HALVINGS, "options": _halved_steps},
+    "shortcut": {"target_decay": 0.99},
+    "ctm": {"teacher": True, "target_decay": 0.95},
+    "tvm": {"target_decay": 0.99},
 }
 """Attributes of an `Entry` that differ from what the loss says of itself, by the loss's name."""
 

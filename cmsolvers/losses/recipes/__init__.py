@@ -1,7 +1,6 @@
 """Every published loss: a formula over a flow map's identities, with its citation and defaults."""
 
 from cmsolvers.losses.recipes.align_your_flow import ayf_emd, ayf_lmd
-from cmsolvers.losses.recipes.average_velocity import meanflow
 from cmsolvers.losses.recipes.average_velocity import imf, meanflow
 from cmsolvers.losses.recipes.consistency import cd, ct, ict
 from cmsolvers.losses.recipes.continuous_consistency import (

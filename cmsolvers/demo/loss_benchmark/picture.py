@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
 from cmsolvers.demo import picture_style as style
 from cmsolvers.demo.loss_benchmark.measures import Measured
@@ -66,6 +67,9 @@ def _dots(
                     label=(f"{steps} step" + "s" * (steps > 1)) if place == 0 else None,
                 )
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_yticks(range(len(recipes)), recipes)
     ax.tick_params(axis="y", length=0, labelsize=8, labelcolor=style.INK)
     ax.grid(True, axis="x", which="major", color=style.FAINT, linewidth=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -34,8 +35,8 @@ def _options(parser: ArgumentParser) -> None:
 def _run(options: Namespace) -> int:
     from cmsolvers.demo.loss_benchmark.command import run
 
-    print(
-        run(
+    try:
+        text = run(
             options.out,
             recipes=_names(options.recipes),
             own=options.own,
@@ -49,7 +50,10 @@ def _run(options: Namespace) -> int:
             docs=options.docs,
             progress=not options.quiet,
         )
-    )
+    except RuntimeError as error:  # a recipe's; the results of the others are in --out
+        print(f"cmsolvers benchmark: {error}", file=sys.stderr)
+        return 1
+    print(text)
     return 0
 
 

@@ -229,9 +229,9 @@ def test_pairs_are_ends_of_the_exact_map():
 
 
 def test_results_are_kept_and_a_run_goes_on(tmp_path, monkeypatch):
-    run = partial(
-        benchmark_losses, problems=["ring"], setting=TINY, out=tmp_path, workers=1, progress=False
-    )
+    setting = replace(TINY, calls=6)
+    given = {"out": tmp_path, "workers": 1, "progress": False, "setting": setting}
+    run = partial(benchmark_losses, problems=[gaussian], **given)
     first = run([OWN], seeds=1)
     monkeypatch.setattr(runner, "train", lambda *given: pytest.fail("was there already"))
     assert run([OWN], seeds=1) == first
@@ -244,7 +244,7 @@ def test_results_are_kept_and_a_run_goes_on(tmp_path, monkeypatch):
     assert len(trained) == 1
     run([OWN], seeds=2, again=True)
     assert len(trained) == 3
-    run([OWN], seeds=2, setting=replace(TINY, calls=61))
+    run([OWN], seeds=2, setting=replace(TINY, calls=7))
     assert len(trained) == 5
 
 
@@ -307,6 +307,7 @@ def test_the_command_writes_table_numbers_picture_and_page(tmp_path, monkeypatch
         "    t = x0.new_full((len(x0),), 0.5)\n"
         "    return model.velocity(x0, t).square().mean()\n"
         "ENTRY = Entry('mine', loss, average_velocity, 'flow_map')\n"
+        "BROKEN = [Entry('broken', max, average_velocity, 'flow_map')]\n"
     )
     page = tmp_path / "page.md"
     page.write_text(f"before\n{table.MARKS[0]}old{table.MARKS[1]}\nafter\n")
@@ -315,6 +316,8 @@ def test_the_command_writes_table_numbers_picture_and_page(tmp_path, monkeypatch
     out = tmp_path / "out"
     given = ["--tiny", "--budget", "12", "--workers", "1", "--quiet", "--out", str(out)]
     given += ["--recipes", "dsm", "--own", "my_losses:ENTRY", "--docs", str(page)]
+    assert main(["benchmark", "losses", *given, "--own", "my_losses:BROKEN", "--again"]) == 1
+    assert "1 of 3 trainings failed" in capsys.readouterr().err
     assert main(["benchmark", "losses", *given]) == 0
     printed = capsys.readouterr().out
     found = json.loads((out / "losses.json").read_text())

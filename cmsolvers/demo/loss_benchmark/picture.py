@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def _dots(
     for k, steps in enumerate(STEPS):
         shift = 0.2 * (k - 1)
         for place, recipe in enumerate(recipes):
-            found = [value(r.quality[steps]) for r in results if r.recipe == recipe]
+            values = (value(r.quality[steps]) for r in results if r.recipe == recipe)
+            found = [v for v in values if 0 < v < math.inf]
             if found:
                 ax.plot(
                     [min(found), max(found)],

@@ -21,7 +21,7 @@ from cmsolvers.demo.loss_benchmark import (
     benchmark_losses,
     measures,
     network,
-    recipes,
+    rows_of_losses,
     table,
     training_run,
 )
@@ -55,7 +55,7 @@ def diverging(model, x0, *, key, step):
     return flow_loss(model, x0, key=key, step=step) * (math.nan if step == 3 else 1.0)
 
 
-OWN = Entry("own", flow_loss, recipes.average_velocity, "flow_map")
+OWN = Entry("own", flow_loss, rows_of_losses.average_velocity, "flow_map")
 
 
 # --- measures ------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_every_recipe_spends_its_budget(name):
 
 def test_every_loss_of_the_library_has_a_row():
     assert {one.recipe.name for one in catalogue.losses()} <= set(ENTRIES)
-    for name, different in recipes.DIFFERENCES.items():
+    for name, different in rows_of_losses.DIFFERENCES.items():
         if name in ENTRIES:
             assert all(getattr(ENTRIES[name], key) == value for key, value in different.items())
 
@@ -202,7 +202,7 @@ def test_the_course_knows_how_far_it_is():
         given.append(teacher)
         return flow_loss(model, x0, **options)
 
-    entry = Entry("rounds", loss, recipes.average_velocity, "flow_map", options=options, rounds=3)
+    entry = Entry("rounds", loss, rows_of_losses.average_velocity, "flow_map", options=options, rounds=3)
     training_run.train(entry, runner._problem(ring), 0, replace(TINY, calls=30))
     assert [course.step for course in seen] == list(range(30))
     assert {course.total for course in seen[1:]} == {30}
@@ -302,7 +302,7 @@ def test_bad_input(name, tmp_path):
 def test_the_command_writes_table_numbers_picture_and_page(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_losses.py").write_text(
         "from cmsolvers.demo.loss_benchmark import Entry\n"
-        "from cmsolvers.demo.loss_benchmark.recipes import average_velocity\n"
+        "from cmsolvers.demo.loss_benchmark.rows_of_losses import average_velocity\n"
         "def loss(model, x0, *, key, step):\n"
         "    t = x0.new_full((len(x0),), 0.5)\n"
         "    return model.velocity(x0, t).square().mean()\n"

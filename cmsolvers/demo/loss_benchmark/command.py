@@ -13,7 +13,7 @@ from cmsolvers import checks as check
 from cmsolvers.demo.loss_benchmark import table
 from cmsolvers.demo.loss_benchmark.benchmark import benchmark_losses
 from cmsolvers.demo.loss_benchmark.entry import Entry
-from cmsolvers.demo.loss_benchmark.recipes import ENTRIES
+from cmsolvers.demo.loss_benchmark.rows_of_losses import ENTRIES
 from cmsolvers.demo.loss_benchmark.setting import Setting
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cmsolvers import noise
 from cmsolvers.demo.loss_benchmark import network as networks
-from cmsolvers.demo.loss_benchmark.batches import Batches
+from cmsolvers.demo.loss_benchmark.training_data import Batches
 from cmsolvers.demo.loss_benchmark.entry import Course, Entry, Model
 from cmsolvers.demo.loss_benchmark.setting import Setting, learning_rate
 from cmsolvers.processes.coordinates import coordinates_of

@@ -4,13 +4,15 @@ Samplers, `sampler(denoiser, x, sigmas, seed=...)`: euler_pf_ode heun_pf_ode dpm
     ddpm_ancestral euler_ancestral dpm_2_ancestral dpmpp_2m dpmpp_2s_ancestral dpmpp_sde
     dpmpp_2m_sde dpmpp_3m_sde unipc deis ipndm restart flow_sde cps
     dpm_adaptive rk_pf_ode consistency_sample
+Flow maps, `flow_map_sample(f, x, times, gamma=..., seed=...)`
 Solvers in time, `solver(sde, x, ts, seed=...)`: euler_maruyama milstein stochastic_heun sra1
     predictor_corrector adaptive_sde
 Whole runs as CUDA graphs: capture; densities of steps: step_log_prob
 Levels: karras_sigmas exponential_sigmas polyexponential_sigmas vp_sigmas ddpm_sigmas flow_times
     flow_sigmas cosine_sigmas beta_sigmas
 Processes: VP SubVP VE Karras DDPM RectifiedFlow TrigFlow SDE
-Networks: EDM ConsistencyFunction, and in `cmsolvers.denoisers` from_eps from_v from_x0 from_score
+Networks: EDM ConsistencyFunction AverageVelocity TrigFlowMap TrajectoryFunction, and in
+    `cmsolvers.denoisers` from_eps from_v from_x0 from_score
     from_flow from_trigflow guided autoguided clipped thresholded
 More: `cmsolvers.noise`, `losses`, `training`, `tasks` (editing, likelihoods, metrics), `ops`
     (single fused steps), `engine` (write your own solver)
@@ -20,7 +22,11 @@ More: `cmsolvers.noise`, `losses`, `training`, `tasks` (editing, likelihoods, me
 
 # Without __all__ help(cmsolvers) does not print every function's own help.
 from cmsolvers.denoisers import EDM as EDM
+from cmsolvers.denoisers import AverageVelocity as AverageVelocity
 from cmsolvers.denoisers import ConsistencyFunction as ConsistencyFunction
+from cmsolvers.denoisers import FlowMap as FlowMap
+from cmsolvers.denoisers import TrajectoryFunction as TrajectoryFunction
+from cmsolvers.denoisers import TrigFlowMap as TrigFlowMap
 from cmsolvers.denoisers import oracles as oracles
 from cmsolvers.engine.adaptive import AdaptiveInfo as AdaptiveInfo
 from cmsolvers.engine.adaptive import SolverError as SolverError
@@ -63,6 +69,7 @@ from cmsolvers.solvers import dpmpp_sde as dpmpp_sde
 from cmsolvers.solvers import euler_ancestral as euler_ancestral
 from cmsolvers.solvers import euler_maruyama as euler_maruyama
 from cmsolvers.solvers import euler_pf_ode as euler_pf_ode
+from cmsolvers.solvers import flow_map_sample as flow_map_sample
 from cmsolvers.solvers import flow_sde as flow_sde
 from cmsolvers.solvers import heun_pf_ode as heun_pf_ode
 from cmsolvers.solvers import ipndm as ipndm

@@ -242,6 +242,8 @@ def count(name: str, value: object, *, least: int = 1, most: int | None = None) 
 
 def index(value: object) -> int | None:
     """An int, or what converts to one without loss, such as numpy's integers; no bool or tensor."""
+    if type(value) is int:  # the test of a protocol is slow
+        return value
     if isinstance(value, SupportsIndex) and not isinstance(value, (bool, np.bool_, Tensor)):
         try:
             return operator.index(value)

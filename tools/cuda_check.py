@@ -204,9 +204,9 @@ def main() -> None:
     run(python, "setup.py", "build_py", "--build-lib", lib, env=env, log=WORK / "build_py.log")
     run(python, "setup.py", "build_ext", *options, env=env, log=log)
     compile_alone(home, "tools/planted_bug.cu")
-    emulation = compile_alone(
-        home, "tests/cuda/emulate_step.cu", *(WORK / "temp/csrc/cpu").glob("kernels_*.o")
-    )
+    cpu_kernels = list((WORK / "temp/csrc/cpu").glob("kernels_*.o"))
+    emulation = compile_alone(home, "tests/cuda/emulate_step.cu", *cpu_kernels)
+    emulated_losses = compile_alone(home, "tests/cuda/emulate_losses.cu", *cpu_kernels)
     emulated_sums = compile_alone(home, "tests/cuda/emulate_noise_sum.cu")
     emulated_averages = compile_alone(home, "tests/cuda/emulate_ema.cu")
 
@@ -224,6 +224,8 @@ def main() -> None:
     run(emulated_sums)
     print("cuda-check: moving averages, thread by thread: ", end="", flush=True)
     run(emulated_averages)
+    print("cuda-check: losses, thread by thread: ", end="", flush=True)
+    run(emulated_losses)
     env = {"PYTHONPATH": str(lib), "CMSOLVERS_REQUIRE_EXTENSION": "1"}
     run(python, "-c", IMPORT_CHECK, env=env, cwd=WORK)  # not where another build lies
     print(

@@ -2,7 +2,8 @@
 
 `from_*` and `EDM` wrap a network; `guided`, `autoguided`, `clipped` and `thresholded` wrap other
 denoisers; `to_*` lead from a denoiser back to eps, v, score, flow and F. The modules `guidance`,
-`clipping`, `conversions` and `oracles` hold them family by family.
+`clipping`, `conversions` and `oracles` hold them family by family. Flow maps f(x, t, s) are
+`AverageVelocity`, `TrigFlowMap` and `TrajectoryFunction`.
 """
 
 from cmsolvers.denoisers import clipping, conversions, guidance, oracles

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cmsolvers import checks as check
+from cmsolvers.denoisers.flow_map_base import FlowMap
 from cmsolvers.denoisers.pairing import take
 from cmsolvers.denoisers.preconditioning import Preconditioned, as_written, training_mode
 from cmsolvers.denoisers.protocol import Arguments, Denoiser, Extra
@@ -149,7 +150,7 @@ def folds(denoiser: object) -> TypeGuard[Preconditioned]:
 
 def signature(denoiser: object) -> Hashable | None:
     """Signature of any denoiser; nothing of a plain callable is settled before a call."""
-    if isinstance(denoiser, (Preconditioned, Composed)):
+    if isinstance(denoiser, (Preconditioned, Composed, FlowMap)):
         return denoiser.signature
     return CALLED
 

@@ -1,9 +1,4 @@
-"""Flow maps f_{t->s}: where the probability-flow ODE carries a state from level t to level s.
-
-Every one is `f = a(t, s) x + b(t, s) F(c_in(t) x, c_noise(t)[, c_noise(s)])` around a network, with
-coefficients in float64, a(t, t) = 1 and b(t, t) = 0: at s = t it is the identity whatever the
-network says. s = 0 is a consistency function, and the derivative in s at s = t is the velocity of
-the ODE, so a map of two times is a flow model too.
+"""Flow maps f_{t->s} around networks: average velocities, TrigFlow's, trajectory functions.
 
 Source: Boffi et al., "Flow Map Matching" (2024), section 2; Kim et al., "Consistency Trajectory
 Models" (2024), section 3.
@@ -11,177 +6,26 @@ Models" (2024), section 3.
 
 from __future__ import annotations
 
-import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from functools import partial
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers import ops
-from cmsolvers.denoisers.preconditioning import Network, NoiseInput, noise_input, training_mode
+from cmsolvers.denoisers.flow_map_base import FlowMap, Pair, Second
+from cmsolvers.denoisers.preconditioning import Network, NoiseInput, noise_input
 from cmsolvers.denoisers.protocol import Scalar
 from cmsolvers.denoisers.second_time import SecondTime
 from cmsolvers.ops.rules import edm_input, edm_output
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
 from cmsolvers.processes.coordinates import coordinates as in_coordinates
-from cmsolvers.processes.elementary import broadcastable, maths
+from cmsolvers.processes.elementary import maths
 from cmsolvers.processes.flows import TrigFlow
 from cmsolvers.processes.sde import Process
 
-Pair: TypeAlias = tuple[Scalar, Scalar]
-Second: TypeAlias = "Literal['end', 'length'] | SecondTime | None"
-"""What the network gets as its second time: c_noise(s), t - s, a function of both, or none."""
-
-
-class FlowMap(nn.Module, ABC):
-    """A flow map `f(x, t, s, **extra_args)` around a network; a module, as `Preconditioned` is.
-
-    Args:
-        net: `net(x_in, c_noise(t), c_noise(s), **extra_args) -> F` with x_in of the shape of x and
-            times of shape [B]; without the second time where `second` is None.
-        coordinates: of states and levels.
-        c_noise: what the network gets for a level, a callable of floats and of float64 tensors.
-        second: "end": the second time is c_noise(s); "length": it is t - s; a callable such as
-            `step_index(128)`: what it makes of (t, s); None: the network has one time, and the map
-            always ends at s = 0.
-        dtype: dtype of the network's input; None is that of x.
-
-    Raises:
-        TypeError: net cannot be called, or takes no second time where there is one.
-        ValueError: an unknown `second`.
-    """
-
-    def __init__(
-        self,
-        net: Network,
-        coordinates: Coordinates,
-        c_noise: Callable[[Scalar], Scalar],
-        second: Second = "end",
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.net: Network = check.function("net", net)
-        self.coordinates = coordinates
-        self.c_noise = c_noise
-        if second not in ("end", "length", None) and not callable(second):
-            raise ValueError(f'second must be "end", "length", a callable or None; got {second!r}')
-        self.second: Second = second
-        if dtype is not None and dtype not in check.STATE_DTYPES:
-            raise TypeError(f"dtype must be None or a floating dtype; got {dtype}")
-        self.dtype = dtype
-        if second is not None:
-            _takes_two_times(net)
-        self.training = training_mode(net)
-
-    @abstractmethod
-    def skip_out(self, t: Scalar, s: Scalar) -> Pair:
-        """(a, b) of f = a x + b F."""
-
-    @abstractmethod
-    def start_rates(self, t: Scalar, s: Scalar) -> Pair:
-        """Derivatives of (a, b) in t."""
-
-    @abstractmethod
-    def end_rates(self, t: Scalar, s: Scalar) -> Pair:
-        """Derivatives of (a, b) in s; at s = t they are the weights of the velocity."""
-
-    def c_in(self, t: Scalar) -> Scalar:
-        """The factor of x in the network's input."""
-        return 1.0
-
-    def network(self, x_in: Tensor, t: Tensor, s: Tensor | None, **extra_args: Any) -> Tensor:
-        """F for a scaled input and float64 levels [B].
-
-        Times reach the network in float32, or in float64 where the input is that.
-        """
-        dtype = torch.float64 if x_in.dtype is torch.float64 else torch.float32
-        times = [self.c_noise(t).to(dtype)]
-        if self.second is not None:
-            times.append(self._second(t, t if s is None else s).to(dtype))
-        net = self._modules.get("net")
-        made: Tensor = (self.net if net is None else net)(x_in, *times, **extra_args)
-        return made
-
-    def _second(self, t: Tensor, s: Tensor) -> Tensor:
-        if callable(self.second):
-            return self.second(t, s)
-        found: Tensor = self.c_noise(s) if self.second == "end" else t - s
-        return found
-
-    def raw(self, x: Tensor, t: Tensor, s: Tensor | None, **extra_args: Any) -> Tensor:
-        """F for a state and float64 levels [B], in plain torch: differentiable in all of them."""
-        x_in = (x * broadcastable(self.c_in(t), x)).to(self.dtype or x.dtype)
-        return self.network(x_in, t, s, **extra_args)
-
-    if TYPE_CHECKING:
-
-        def __call__(
-            self,
-            x: Tensor,
-            t: float | Tensor,
-            s: float | Tensor = 0.0,
-            *,
-            output: str = "map",
-            **extra_args: Any,
-        ) -> Tensor:
-            """As `forward`, with the hooks of a module."""
-
-    def forward(
-        self,
-        x: Tensor,
-        t: float | Tensor,
-        s: float | Tensor = 0.0,
-        *,
-        output: str = "map",
-        **extra_args: Any,
-    ) -> Tensor:
-        """The state at level s of the trajectory through x at level t.
-
-        Args:
-            x: [B, ...] in `coordinates`.
-            t: where x is, a number or a tensor of shape [] or [B].
-            s: where to go, likewise; 0 is clean data. Either direction.
-            output: "map": f; "raw": F, for losses that call this through a wrapper.
-            extra_args: handed to the network.
-
-        Returns:
-            Tensor like x.
-
-        Raises:
-            TypeError: arguments of the wrong kind.
-            ValueError: wrong shapes, levels outside the path, or s other than 0 where the network
-                has one time.
-        """
-        start, end = self._levels("t", t, x), self._levels("s", s, x)
-        if self.second is None and not (isinstance(s, Tensor) or s == 0):
-            raise ValueError(f"s must be 0 for a network of one time; got {s:g}")
-        made = check.model_output("net", self.raw(x, start, end, **extra_args), x)
-        if check.choice("output", output, ("map", "raw")) == "raw":
-            return made
-        return ops.weighted_step(x, (made,), self.skip_out(start, end))
-
-    def velocity(self, x: Tensor, t: float | Tensor, **extra_args: Any) -> Tensor:
-        """dx/dlevel of the ODE at (x, t), from the map's diagonal s = t; [B, ...].
-
-        Raises:
-            TypeError, ValueError: as `forward`; a network of one time, which has no diagonal.
-        """
-        if self.second is None:
-            raise ValueError("a flow map of one time has no velocity: its end is always 0")
-        level = self._levels("t", t, x)
-        made = check.model_output("net", self.raw(x, level, level, **extra_args), x)
-        return ops.weighted_step(x, (made,), self.end_rates(level, level))
-
-    def _levels(self, name: str, value: float | Tensor, x: Tensor) -> Tensor:
-        """Levels of the path, float64 [B]."""
-        level = check.level(name, value, check.state("x", x), zero=True)
-        if isinstance(level, Tensor):
-            return level.double().expand(x.shape[0])
-        self.coordinates.check_levels(name, (level,))
-        return torch.full((x.shape[0],), level, dtype=torch.float64, device=x.device)
+__all__ = ["AverageVelocity", "FlowMap", "TrajectoryFunction", "TrigFlowMap"]
 
 
 class AverageVelocity(FlowMap):
@@ -262,6 +106,10 @@ class TrigFlowMap(FlowMap):
         super().__init__(net, path, handed, second, dtype)
         self.sigma_data = self_data
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (self.sigma_data,)
+
     def skip_out(self, t: Scalar, s: Scalar) -> Pair:
         of = maths(t - s)
         return of.cos(t - s), -self.sigma_data * of.sin(t - s)
@@ -310,34 +158,33 @@ class TrajectoryFunction(FlowMap):
             check.positive("sigma_data", sigma_data),
             check.positive("sigma_min", sigma_min),
         )
-        handed = noise_input("c_noise", c_noise)
-
-        def told(level: Scalar) -> Scalar:
-            above = level.clamp_min(least) if isinstance(level, Tensor) else max(level, least)
-            return handed(above)
-
-        super().__init__(net, KARRAS, told, "end", dtype)
+        handed = partial(_at_least, least, noise_input("c_noise", c_noise))
+        super().__init__(net, KARRAS, handed, "end", dtype)
         self.sigma_data, self.sigma_min = self_data, least
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return self.sigma_data, self.sigma_min
+
     def skip_out(self, t: Scalar, s: Scalar) -> Pair:
-        kept = s / t
+        kept = _share(s, t)
         c_skip, c_out = edm_output(t, self.sigma_data)
         return kept + (1.0 - kept) * c_skip, (1.0 - kept) * c_out
 
     def start_rates(self, t: Scalar, s: Scalar) -> Pair:
-        kept, variance = s / t, self.sigma_data**2
-        c_skip, c_out = edm_output(t, self.sigma_data)
+        kept, variance = _share(s, t), self.sigma_data**2
         spread = t * t + variance
+        root = maths(spread).sqrt(spread)
         skip_rate = -2.0 * t * variance / (spread * spread)
-        out_rate = self.sigma_data * variance / (spread * maths(spread).sqrt(spread))
+        out_rate = self.sigma_data * variance / (spread * root)
         return (
-            (c_skip - 1.0) * kept / t + (1.0 - kept) * skip_rate,
-            c_out * kept / t + (1.0 - kept) * out_rate,
+            -kept * t / spread + (1.0 - kept) * skip_rate,
+            kept * self.sigma_data / root + (1.0 - kept) * out_rate,
         )
 
     def end_rates(self, t: Scalar, s: Scalar) -> Pair:
-        c_skip, c_out = edm_output(t, self.sigma_data)
-        return (1.0 - c_skip) / t, -c_out / t
+        spread = t * t + self.sigma_data**2
+        return t / spread, -self.sigma_data / maths(spread).sqrt(spread)
 
     def c_in(self, t: Scalar) -> Scalar:
         return edm_input(t, self.sigma_data)
@@ -347,16 +194,14 @@ def _itself(level: Scalar) -> Scalar:
     return level
 
 
-def _takes_two_times(net: Network) -> None:
-    """TypeError for a network whose signature has no place for a second time."""
-    called = net.forward if isinstance(net, nn.Module) else net
-    try:
-        parameters = inspect.signature(cast("Callable[..., object]", called)).parameters.values()
-    except (TypeError, ValueError):
-        return
-    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(places) < 3 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        raise TypeError(
-            "net must take two times, net(x, c_noise, c_noise_end, **extra_args); "
-            f"{type(net).__name__} takes {', '.join(p.name for p in places)}"
-        )
+def _share(s: Scalar, t: Scalar) -> Scalar:
+    """s / t; 1 at t = 0, where the map is the identity."""
+    if isinstance(t, Tensor):
+        return torch.where(t == 0.0, 1.0, s / torch.where(t == 0.0, 1.0, t))
+    if isinstance(s, Tensor):
+        return torch.ones_like(s) if t == 0.0 else s / t
+    return 1.0 if t == 0.0 else s / t
+
+
+def _at_least(least: float, c_noise: Callable[[Scalar], Scalar], level: Scalar) -> Scalar:
+    return c_noise(level.clamp_min(least) if isinstance(level, Tensor) else max(level, least))

@@ -165,6 +165,25 @@ class Preconditioned(nn.Module):
         """(c_skip, c_out, c_in, c_noise) at a float or at every entry of a tensor; float64."""
         return Coefficients(*self._scalings(exact(sigma)))
 
+    def pair_rows(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The weights of a consistency pair in one launch, see `ops.consistency_rows`.
+
+        None where the scalings are not EDM's or those of a consistency function.
+        """
+        scalings = self._scalings
+        if self._keeps_coefficients() and isinstance(scalings, EDMScalings) and scalings.sign == 1:
+            return scalings.pair_rows(high, low)
+        return None
+
+    def told(self, level: Tensor, x: Tensor) -> Tensor:
+        """What the network gets for float64 levels [B], with a state x; a tensor of its own."""
+        scalings, dtype = self._scalings, self.noise_dtype(x)
+        if self._keeps_coefficients() and isinstance(scalings, EDMScalings):
+            told = _noise_of(level, scalings.c_noise, dtype)
+            return told.clone() if told is level else told
+        told = torch.as_tensor(self.coefficients(level).c_noise, device=level.device)
+        return told.expand(level.shape).to(dtype)
+
     def noise_dtype(self, x: Tensor) -> torch.dtype:
         """Dtype of the c_noise that the network gets for a state x."""
         if self.time_dtype is not None:

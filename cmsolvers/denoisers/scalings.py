@@ -138,6 +138,10 @@ class EDMScalings:
         """What the row depends on, the level aside."""
         return type(self), self.sigma_data, self.c_noise, self.sign
 
+    def pair_rows(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of two states, of their inputs and of D at both: `ops.consistency_rows`."""
+        return ops.consistency_rows(high, low, self.sigma_data, 0.0)
+
     def scaled_input(self, x: Tensor, sigma: float | Tensor, dtype: torch.dtype | None) -> Tensor:
         """c_in x in one launch; a level, or levels of shape [] or [B]."""
         return ops.edm_input(x, sigma, self.sigma_data, dtype=dtype)
@@ -173,6 +177,10 @@ class ConsistencyScalings(EDMScalings):
     def parts(self) -> tuple[object, ...]:
         """What the row depends on, the level aside."""
         return (*super().parts, self.sigma_min)
+
+    def pair_rows(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of two states, of their inputs and of f at both: `ops.consistency_rows`."""
+        return ops.consistency_rows(high, low, self.sigma_data, self.sigma_min)
 
     def output(self, x: Tensor, f: Tensor, sigma: float | Tensor) -> Tensor:
         """c_skip x + c_out F in one launch, with the boundary."""

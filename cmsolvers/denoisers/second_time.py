@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.denoisers.protocol import Scalar
 
-SecondTime: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
-"""(t, s), float64 [B] each, -> what the network gets as its second time, [B]."""
+SecondTime: TypeAlias = "Callable[[Scalar, Scalar], Scalar]"
+"""(t, s), floats or float64 [B], -> what the network gets as its second time."""
 
 
 def step_index(finest: int = 128) -> SecondTime:
@@ -32,7 +34,10 @@ def step_index(finest: int = 128) -> SecondTime:
     if count & (count - 1):
         raise ValueError(f"finest must be a power of 2; got {finest}")
 
-    def index(t: Tensor, s: Tensor) -> Tensor:
-        return -torch.log2((t - s).clamp_min(1.0 / count))
+    def index(t: Scalar, s: Scalar) -> Scalar:
+        gap = t - s
+        if isinstance(gap, Tensor):
+            return -torch.log2(gap.clamp_min(1.0 / count))
+        return -math.log2(max(gap, 1.0 / count))
 
     return index

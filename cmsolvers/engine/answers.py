@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cmsolvers.denoisers.clipping import Clipped
 from cmsolvers.denoisers.composed import folds, opens
+from cmsolvers.denoisers.flow_map_base import FlowMap, end_of, folds_map, time_dtype
 from cmsolvers.denoisers.guidance import Guided
 from cmsolvers.denoisers.pairing import asked, joined_arguments
 from cmsolvers.denoisers.preconditioning import Preconditioned
@@ -25,9 +26,18 @@ class Asker(Protocol):
     """What `answer` may ask for at a state y."""
 
     def call(
-        self, leaf: int, c_in: float, c_noise: float, dtype: torch.dtype | None, pair: bool = False
+        self,
+        leaf: int,
+        c_in: float,
+        c_noise: float,
+        dtype: torch.dtype | None,
+        pair: bool = False,
+        end: float | None = None,
     ) -> tuple[Form, ...]:
-        """What the network of a leaf returns for c_in y; with `pair` for both sides of guidance."""
+        """What the network of a leaf returns for c_in y.
+
+        With `pair` for both sides of guidance; `end` is its second time, where it takes two.
+        """
 
     def clamp(self, inner: Form, bounds: tuple[float, float]) -> Form:
         """A form limited to bounds."""
@@ -54,10 +64,19 @@ class Leaf:
     both: dict[str, Any] | None = None
 
 
-def leaves(denoiser: object, name: str, extra: Mapping[str, Any], x: Tensor) -> list[Leaf]:
-    """The callables behind a denoiser, in the order in which `answer` numbers them."""
+def leaves(
+    denoiser: object, name: str, extra: Mapping[str, Any], x: Tensor, maps: bool = False
+) -> list[Leaf]:
+    """The callables behind a denoiser, in the order in which `answer` numbers them.
+
+    With `maps` they are those of a flow map, as `mapped` asks it.
+    """
     if folds(denoiser):
         return [Leaf(_network(denoiser), "net", extra, denoiser.noise_dtype(x))]
+    if folds_map(denoiser):
+        return [Leaf(denoiser.net, "net", extra, time_dtype(denoiser.dtype or x.dtype))]
+    if maps and end_of(denoiser) is None:
+        return [Leaf(denoiser, name, extra, time_dtype(x.dtype))]
     if _is_sum(denoiser):
         denoiser.check_batch(x)
         pairs = zip(denoiser.sides, denoiser.arguments(extra), strict=True)
@@ -73,6 +92,8 @@ def leaves(denoiser: object, name: str, extra: Mapping[str, Any], x: Tensor) -> 
 
 def answer(denoiser: object, ask: Asker, y: Form, level: float, leaf: int = 0) -> Form:
     """D at y, a form over what the networks return; `leaf` is the number of its first one."""
+    if folds_map(denoiser):
+        return _carried(denoiser, ask, y, level, 0.0, leaf)
     if _is_sum(denoiser):
         weights = denoiser.weights(level)
         wanted = asked(weights)
@@ -91,6 +112,28 @@ def answer(denoiser: object, ask: Asker, y: Form, level: float, leaf: int = 0) -
     c_skip, c_out, c_in, c_noise, dtype = _coefficients(denoiser, level)
     (f,) = ask.call(leaf, c_in, c_noise, dtype)
     return c_skip * y + c_out * f
+
+
+def mapped(model: object, ask: Asker, y: Form, level: float, to: float) -> Form:
+    """The state at `to` of a flow map, a form over what the network returns.
+
+    A function of one time answers with where it ends.
+    """
+    if folds_map(model):
+        return _carried(model, ask, y, level, to, 0)
+    if end_of(model) is not None:
+        return answer(model, ask, y, level)
+    (f,) = ask.call(0, 1.0, level, None, end=to)
+    return f
+
+
+def _carried(model: FlowMap, ask: Asker, y: Form, level: float, to: float, leaf: int) -> Form:
+    a, b = model.skip_out(level, to)
+    c_noise, *end = model.times(level, to)
+    c_in = model.c_in(level)
+    (f,) = ask.call(leaf, c_in, c_noise, model.dtype, end=end[0] if end else None)
+    total: Form = a * y + b * f
+    return total
 
 
 def _network(denoiser: Preconditioned) -> Any:

@@ -20,7 +20,7 @@ class Facts:
         nfe: evaluations of the model for n steps, as text: "n", "2 n - 1".
         noise: none; churn, off by default; fresh unit normals per step; a Brownian path.
         source: paper and equation or algorithm.
-        space: "sigma" (a denoiser on noise levels) or "time" (any SDE or ODE).
+        space: "sigma" (a denoiser on noise levels), "map" (a flow map) or "time" (any SDE or ODE).
         adaptive: whether each sample chooses its own steps.
     """
 
@@ -30,7 +30,7 @@ class Facts:
     nfe: str
     noise: Noise
     source: str
-    space: Literal["sigma", "time"] = "sigma"
+    space: Literal["sigma", "map", "time"] = "sigma"
     adaptive: bool = False
 
 
@@ -46,12 +46,13 @@ def enter(function: Callable[..., object], **facts: Any) -> None:
 
 def table() -> str:
     """All solvers in Markdown, in the order of their kinds and names."""
-    rows = sorted(SOLVERS.values(), key=lambda f: (f.space, f.adaptive, f.name))
+    spaces = {"sigma": "a denoiser", "map": "a flow map", "time": "any SDE or ODE"}
+    rows = sorted(SOLVERS.values(), key=lambda f: (list(spaces).index(f.space), f.adaptive, f.name))
     lines = ["| solver | runs on | order | NFE for n steps | noise | source |", "|" + "---|" * 6]
     for f in rows:
-        space = "a denoiser" if f.space == "sigma" else "any SDE or ODE"
         steps = ", own steps per sample" if f.adaptive else ""
         lines.append(
-            f"| `{f.name}` | {space}{steps} | {f.order} | {f.nfe} | {f.noise} | {f.source} |"
+            f"| `{f.name}` | {spaces[f.space]}{steps} | {f.order} | {f.nfe} | {f.noise} | "
+            f"{f.source} |"
         )
     return "\n".join(lines)

@@ -16,7 +16,7 @@ class Text:
 
     Args:
         model: name of the first argument.
-        grid: name of the third: "sigmas" or "ts".
+        grid: name of the third: "sigmas", "times" of a flow map, or "ts".
         noise: as in `solver`.
         upward: whether the levels may ascend.
     """
@@ -29,11 +29,11 @@ class Text:
         if self.grid == "ts":
             return {self.model: SDE, "x": X_IN_TIME, "ts": TIMES}
         model = CONSISTENCY if self.model == "f" else DENOISER
-        return {self.model: model, "x": X, "sigmas": SIGMAS + (UPWARD if self.upward else "")}
+        return {self.model: model, "x": X, self.grid: SIGMAS + (UPWARD if self.upward else "")}
 
     def words(self) -> dict[str, str]:
         """What is put into the texts of shared options."""
-        sigma = self.grid == "sigmas"
+        sigma = self.grid != "ts"
         entry = (
             "a dict of i, sigma, sigma_hat (numbers), x (the state at sigma_hat, float32 at least; "
             "sigma_hat is sigma where no noise lifts the state) and denoised (D there)."
@@ -121,6 +121,8 @@ def docstring_of(written: str, options: Sequence[Option], text: Text) -> str:
     entries = text.arguments() | _entries(sections.get("Args", ""))
     for option in options:
         entries.setdefault(option.name, option.text)
+    order = [*text.arguments(), *(option.name for option in options)]
+    entries = {name: entries.pop(name) for name in order} | entries
     words = text.words()
     errors = text.raises()
     for name, more in _entries(sections.get("Raises", "")).items():

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from cmsolvers.engine.answers import answer
+from cmsolvers.engine.answers import answer, mapped
 from cmsolvers.engine.forms import Form, Symbol, Weight, form_of
 from cmsolvers.engine.program import (
     Call,
@@ -95,7 +95,7 @@ class _Answer:
     Attributes:
         y: stands for the state that was asked about.
         form: D over y and the outputs.
-        calls: (leaf, c_in, c_noise, dtype, outputs) of each call of a network.
+        calls: (leaf, c_in, times, dtype, outputs) of each call of a network.
         dtype: of the states.
         told: of what is shown to a callable without a dtype of its own.
         clamps: whether bounds are in it.
@@ -103,7 +103,7 @@ class _Answer:
 
     y: State = field(default_factory=lambda: State("y"))
     form: Form = field(default_factory=lambda: Form({}))
-    calls: list[tuple[int, float, float, torch.dtype, tuple[Out, ...]]] = field(
+    calls: list[tuple[int, float, tuple[float, ...], torch.dtype, tuple[Out, ...]]] = field(
         default_factory=list
     )
     dtype: torch.dtype = torch.float32
@@ -111,11 +111,18 @@ class _Answer:
     clamps: bool = False
 
     def call(
-        self, leaf: int, c_in: float, c_noise: float, dtype: torch.dtype | None, pair: bool = False
+        self,
+        leaf: int,
+        c_in: float,
+        c_noise: float,
+        dtype: torch.dtype | None,
+        pair: bool = False,
+        end: float | None = None,
     ) -> tuple[Form, ...]:
         """As in `answers.Asker`."""
         outs = tuple(Out(f"F{leaf + k}") for k in range(2 if pair else 1))
-        self.calls.append((leaf, c_in, c_noise, dtype or self.told, outs))
+        times = (c_noise,) if end is None else (c_noise, end)
+        self.calls.append((leaf, c_in, times, dtype or self.told, outs))
         return tuple(map(form_of, outs))
 
     def clamp(self, inner: Form, bounds: tuple[float, float]) -> Form:
@@ -189,7 +196,11 @@ class _Lowering:
 
     def _answered(self, ask: Ask) -> _Answer:
         found = _Answer(dtype=self._dtype, told=self._told)
-        found.form = answer(self._denoiser, found, form_of(found.y), ask.level)
+        y = form_of(found.y)
+        if ask.to is None:
+            found.form = answer(self._denoiser, found, y, ask.level)
+        else:
+            found.form = mapped(self._denoiser, found, y, ask.level, ask.to)
         return found
 
     def program(self) -> Program:
@@ -301,13 +312,16 @@ class _Lowering:
                 base = form_of(state)
                 if wish is not None and stands_in:
                     base = Form({self._scaled[wish]: 1.0 / wish[1]})
-        for leaf, c_in, c_noise, dtype, outs in found.calls:
+        for leaf, c_in, times, dtype, outs in found.calls:
             while len(self._tables) <= leaf:
                 self._tables.append([])
             table = self._tables[leaf]
-            table.append(c_noise)
-            shown = self._input(state, c_in, dtype)
-            self._code.append(Call(leaf, shown, outs, len(table) - 1, ask.level, len(self._places)))
+            rows = range(len(table), len(table) + len(times))
+            table.extend(times)
+            shown, end = self._input(state, c_in, dtype), rows[1] if len(rows) > 1 else None
+            self._code.append(
+                Call(leaf, shown, outs, rows[0], ask.level, len(self._places), end=end)
+            )
         self._places.append((i, ask.level))
         d = _at(found.form, found.y, base)
         self._means[ask] = d

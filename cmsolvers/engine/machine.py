@@ -129,8 +129,10 @@ class Machine:
         else:
             if leaf.composed:
                 found = leaf.call.at(shown, level, op.level, leaf.extra)
-            else:
+            elif op.end is None:
                 found = leaf.call(shown, level, **leaf.extra)
+            else:
+                found = leaf.call(shown, level, self._rows[op.leaf][op.end], **leaf.extra)
             if (
                 type(found) is not Tensor
                 or found.dtype is not self._dtype
@@ -231,7 +233,7 @@ class Machine:
     # --- memory -----------------------------------------------------------------------------------
 
     def _table(self, leaf: int) -> tuple[Tensor, ...]:
-        """Second arguments of a leaf's calls as tensors [B], made once for a program.
+        """Times of a leaf's calls as tensors [B], made once for a program.
 
         They are made anew after a network has written to them.
         """

@@ -107,6 +107,7 @@ class Call(Instruction):
         level: the same as a number.
         evaluation: number of the evaluation.
         held: whether an output is read after a later call.
+        end: place of its third argument in that table, where it has one.
     """
 
     reads, writes = ("shown",), ("outs",)
@@ -117,6 +118,7 @@ class Call(Instruction):
     level: float
     evaluation: int
     held: bool = False
+    end: int | None = None
 
 
 @dataclass(eq=False)
@@ -206,7 +208,7 @@ class Program:
         states: slot of the state after each step, None where nobody wanted it.
         slots: for each slot the dtype of the buffer that the engine owns there, None for slots of
             tensors that users' functions return.
-        tables: for each leaf the second arguments of its calls.
+        tables: for each leaf the times of its calls: the second arguments, and third ones.
         places: (step, level) of each evaluation.
         history: slots of what later runs read of these steps.
         first: number of the first step.

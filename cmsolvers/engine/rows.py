@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from cmsolvers.engine.forms import Form, Symbol, Weight
-from cmsolvers.engine.symbols import Noise, Past, State, TracedStep
+from cmsolvers.engine.symbols import Ask, Noise, Past, State, TracedStep
 from cmsolvers.processes.coordinates import KARRAS, Coordinates
 
 _TOLERANCE = 1e-10
@@ -56,7 +56,7 @@ def settle(row: Form, step: TracedStep, to: float, path: Coordinates = KARRAS) -
     That weight is known: with the slopes of earlier steps it carries the spread of `to`. A formula
     of several stages arrives at it by cancellation, which costs digits where a step is long.
     """
-    if not path.straight or any(isinstance(symbol, Noise) for symbol in row.terms):
+    if not path.straight or any(isinstance(s, Noise) or _carried(s) for s in row.terms):
         return row
     slopes = [-_number(w) for s, w in row.terms.items() if isinstance(s, Past) and s.slope]
     return Form({**row.terms, step.x: math.fsum((to, *slopes)) / step.start})
@@ -75,12 +75,12 @@ def checked_row(
     return Form({s: s_noise * w if isinstance(s, Noise) else w for s, w in row.terms.items()})
 
 
-def check_range(sigmas: Sequence[float]) -> None:
+def check_range(sigmas: Sequence[float], name: str = "sigmas") -> None:
     """Raise ValueError for levels that are too large or too small for the weights of a row."""
     for i, level in enumerate(sigmas):
         if level and not _SMALLEST <= level <= _LARGEST:
             raise ValueError(
-                f"sigmas must lie in [{_SMALLEST:g}, {_LARGEST:g}] or be 0; got {level:g} at "
+                f"{name} must lie in [{_SMALLEST:g}, {_LARGEST:g}] or be 0; got {level:g} at "
                 f"index {i}"
             )
 
@@ -101,6 +101,8 @@ def _data(symbol: Symbol, step: TracedStep, path: Coordinates) -> float:
         return path.alpha(step.start)
     if isinstance(symbol, Past) and symbol.slope:
         return 0.0 if path.karras else -1.0
+    if isinstance(symbol, Ask) and symbol.to is not None:
+        return path.alpha(symbol.to)
     return 1.0
 
 
@@ -108,7 +110,14 @@ def _spread(symbol: Symbol, step: TracedStep, path: Coordinates) -> float:
     """How much of z is in the symbol: sigma of a state, d sigma / dlevel = 1 of a slope."""
     if isinstance(symbol, State):
         return path.sigma(step.start)
+    if isinstance(symbol, Ask) and symbol.to is not None:
+        return path.sigma(symbol.to)
     return 1.0 if isinstance(symbol, Past) and symbol.slope else 0.0
+
+
+def _carried(symbol: Symbol) -> bool:
+    """Whether this is a state that a flow map made."""
+    return isinstance(symbol, Ask) and symbol.to is not None
 
 
 def _number(weight: Weight) -> float:

@@ -115,7 +115,7 @@ def machine_of(
 ) -> Machine:
     """What executes a program of a run from x; the other arguments as in `Machine`."""
     traced, options, model = prepared.traced, prepared.options, prepared.model
-    called = leaves(prepared.denoiser, model, options.extra_args or {}, x)
+    called = leaves(prepared.denoiser, model, options.extra_args or {}, x, traced.maps)
     said = f"{model} must return" if traced.coordinate == "sigma" else "sde must give"
     bad = BadOutputs(x, said, traced.coordinate) if options.check_nan else None
     return Machine(

@@ -25,6 +25,7 @@ from cmsolvers.engine.mistakes.criteria import About
 from cmsolvers.engine.mistakes.hints import too_many, unknown_argument
 from cmsolvers.engine.observers import Info
 from cmsolvers.engine.options import CHURN, ON_LEVELS, S_NOISE, OnLevels, Option
+from cmsolvers.engine.rows import check_range
 from cmsolvers.engine.run import Prepared, Result, run
 from cmsolvers.engine.trace import Formula, Span, lifted, trace
 from cmsolvers.processes.coordinates import coordinates_of
@@ -90,7 +91,8 @@ def solver(
     model: str = "denoiser",
     least: int = 2,
     keeps_spread: bool = True,
-    checked: Callable[..., object] | None = None,
+    checked: Callable[..., Mapping[str, object] | None] | None = None,
+    space: Literal["sigma", "map"] = "sigma",
     upward: Callable[..., bool] | None = None,
 ) -> Callable[[Formula], Sampler]:
     """Make a sampler on noise levels of a formula: check, run, document, enter in the catalogue.
@@ -108,7 +110,9 @@ def solver(
         least: how many levels there must be.
         keeps_spread: whether the method moves x = D + sigma z with constant D to exactly the spread
             of every level.
-        checked: `checked(denoiser, **options)` raises where they do not fit each other.
+        checked: `checked(denoiser, **options)` raises where they do not fit each other; it may
+            return further keyword arguments of the formula, which depend on the denoiser.
+        space: "sigma" for a denoiser; "map" for a flow map, whose levels are called times.
         upward: whether, with these options, the formula goes to larger levels, too; None: where no
             noise is added.
 
@@ -119,6 +123,7 @@ def solver(
     churn = CHURN if noise == "churn" else ()
     extra = (*churn, *(() if noise == "none" else (S_NOISE,)))
     own = [option.name for option in options]
+    named = "times" if space == "map" else "sigmas"
 
     def goes_up(mine: dict[str, Any], lifts: dict[str, Any]) -> bool:
         if upward is not None:
@@ -132,13 +137,13 @@ def solver(
             check.state("x", x)
             check.function(model, denoiser)
             mine = {name: values.pop(name) for name in own}
-            if checked is not None:
-                checked(denoiser, **mine)
+            more = (checked(denoiser, **mine) if checked is not None else None) or {}
             lifts = {option.name: values.pop(option.name) for option in churn}
             up = goes_up(mine, lifts)
-            levels = check.sigmas("sigmas", grid, least=least, up=up)
+            levels = check.sigmas(named, grid, least=least, up=up)
             path = coordinates_of(denoiser)
-            path.check_levels("sigmas", levels)
+            path.check_levels(named, levels)
+            check_range(levels, named)
             if spans is not None:
                 steps = tuple(spans(levels, **mine))
                 path.check_levels("levels of all steps", [step[1] for step in steps])
@@ -149,7 +154,7 @@ def solver(
             traced = trace(
                 formula,
                 steps,
-                tuple((name, mine[name]) for name in asked),
+                (*((name, mine[name]) for name in asked), *more.items()),
                 s_noise=values.pop("s_noise", 1.0),
                 noise=noise,
                 keeps_spread=keeps_spread,
@@ -165,14 +170,16 @@ def solver(
                 return run(ready if asked is denoiser else replace(ready, denoiser=asked), x)
 
             levels = ready.levels
-            about = About(model, levels[-1], ready.options.extra_args or {})
+            extra_args = ready.options.extra_args or {}
+            about = About(model, levels[-1], extra_args, ready.traced.maps)
             return run_checked(go, denoiser, x, levels, about, closely=closely)
 
         defaults = [{option.name: option.default for option in some} for some in (options, churn)]
-        text = Text(model, "sigmas", noise, upward=goes_up(*defaults))
+        text = Text(model, named, noise, upward=goes_up(*defaults))
         declared = (*options, *extra, *ON_LEVELS, CHECK)
         function: Sampler = public(formula, call, declared, text, prepare)
-        catalogue.enter(function, order=order, nfe=nfe, noise=noise, source=source)
+        facts = {"order": order, "nfe": nfe, "noise": noise, "source": source, "space": space}
+        catalogue.enter(function, **facts)
         return function
 
     return decorate

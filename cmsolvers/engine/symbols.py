@@ -36,13 +36,14 @@ class Ask(Symbol):
         name: for error texts.
         y: the state.
         level: where it is.
+        to: where a flow map is to carry it; None where the question is what the clean data is.
     """
 
-    __slots__ = ("level", "y")
+    __slots__ = ("level", "to", "y")
 
-    def __init__(self, name: str, y: Form, level: float) -> None:
+    def __init__(self, name: str, y: Form, level: float, to: float | None = None) -> None:
         super().__init__(name)
-        self.y, self.level = y, level
+        self.y, self.level, self.to = y, level, to
 
 
 class Past(Symbol):

@@ -84,6 +84,13 @@ class Step:
         self.traced.asks.append(ask)
         return form_of(ask)
 
+    def map(self, y: Form, level: float, to: float) -> Form:
+        """Where a flow map carries y, a state at `level`: the state at `to`."""
+        _check_question(y, level)
+        ask = Ask(f"f{self.index}.{len(self.traced.asks)}", y, level, to)
+        self.traced.asks.append(ask)
+        return form_of(ask)
+
     def slope(self, y: Form, level: float) -> Form:
         """The right side of dx/dlevel: (y - D) / level in Karras and in flow coordinates."""
         slope: Form = self.path.slope(y, self.D(y, level), level)
@@ -196,6 +203,11 @@ class Trace:
         forms = (f for step in steps for f in (step.result, *(ask.y for ask in step.asks)))
         read = {s for form in forms for s in form.terms if isinstance(s, Past) and s in owners}
         return sorted(read, key=lambda past: (-owners[past], past.slope))
+
+    @cached_property
+    def maps(self) -> bool:
+        """Whether the model is asked as a flow map."""
+        return any(ask.to is not None for step in self.steps for ask in step.asks)
 
     @cached_property
     def levels(self) -> list[float]:
@@ -351,5 +363,6 @@ def check_held(traced: Trace, dtype: torch.dtype) -> None:
     for level in (smallest, largest):
         if not _FLOAT32.tiny <= level <= _FLOAT32.max:
             raise ValueError(
-                f"sigmas must be levels that float32 holds where x is {dtype}; got {level:g}"
+                f"{'times' if traced.maps else 'sigmas'} must be levels that float32 holds where x "
+                f"is {dtype}; got {level:g}"
             )

@@ -15,6 +15,13 @@ from cmsolvers.losses.distributions_consistency import (
     ECTPairs,
     SquareRootPairs,
 )
+from cmsolvers.losses.distributions_trajectory import (
+    GapPairs,
+    LogitNormalQuantile,
+    LogNormalQuantile,
+    RhoPairs,
+    UniformTimes,
+)
 from cmsolvers.losses.evaluation import Evaluation
 from cmsolvers.losses.flow_times import AnglePairs, DyadicPairs, LogitNormalEnds, Uniform, UShaped
 from cmsolvers.losses.labels import LabelDropout
@@ -37,6 +44,7 @@ from cmsolvers.losses.recipes.discrete_velocity import (
     ExponentialSchedule,
     SigmoidSchedule,
 )
+from cmsolvers.losses.recipes.terminal_velocity import ScaledVelocity
 from cmsolvers.losses.truncated import TruncatedPairs
 from cmsolvers.losses.velocity_guidance import Guidance, GuidanceInputs, MixedGuidance
 from cmsolvers.losses.weights import (
@@ -74,16 +82,22 @@ __all__ = [
     "DoublingPairs",
     "ECTPairs",
     "Evaluation",
+    "GapPairs",
     "LabelDropout",
     "LogNormal",
     "LogNormalPairs",
+    "LogNormalQuantile",
     "LogitNormal",
     "LogitNormalPairs",
+    "LogitNormalQuantile",
     "LossOutput",
+    "RhoPairs",
     "SameRandomness",
+    "ScaledVelocity",
     "SquareRootPairs",
     "TruncatedPairs",
     "UniformPairs",
+    "UniformTimes",
     "adaptive",
     "cm_discretization",
     "cm_ema_rate",

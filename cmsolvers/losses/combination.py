@@ -91,8 +91,10 @@ class Combination:
         return Combination([(tensor, weight / divisor) for tensor, weight in self.terms])
 
     def detach(self) -> Combination:
-        """The same without gradient."""
-        return Combination([(tensor.detach(), weight) for tensor, weight in self.terms])
+        """The same without gradient; a tensor without one stays itself, and so one term."""
+        return Combination(
+            [(t.detach() if t.requires_grad else t, weight) for t, weight in self.terms]
+        )
 
     def tensor(self) -> Tensor:
         """The sum itself, [B, ...], in the widest dtype of its tensors; differentiable in them."""
@@ -155,10 +157,8 @@ def _of(value: Combination | Tensor) -> Combination:
 
 def _stacked(weights: Sequence[Weight], like: Tensor) -> Tensor:
     """Weights as float64 [K, B]."""
-    batch = len(like)
-    if not any(isinstance(weight, Tensor) for weight in weights):
-        numbers = torch.tensor(list(weights), dtype=torch.float64, device=like.device)
-        return numbers[:, None]
+    # Numbers are filled in on the device: a copy from the host would be waited for.
+    batch = len(like) if any(isinstance(weight, Tensor) for weight in weights) else 1
     rows = [
         weight.expand(batch)
         if isinstance(weight, Tensor)

@@ -53,11 +53,18 @@ def total_derivative(
     ODE that continuous-time consistency losses and average velocities need.
 
     - "jvp" is exact: one pass in forward mode. Inside it scaled_dot_product_attention runs its math
-      kernel, compiled modules run eagerly and reentrant checkpoints are plain calls, because fused
-      attention, inductor's code and `use_reentrant=True` have no forward mode.
+      kernel, compiled modules run eagerly, activation checkpoints are plain calls and layer, group
+      and batch norms are written out: fused attention, inductor's code, `use_reentrant=True` and
+      what checkpoints compute again have no forward mode. Values may differ from those of another
+      pass by rounding.
     - "finite_difference" takes five passes: central differences at `step` and `step` / 2 without
       their errors of second order (Richardson), and one-sided ones of the same order where the
-      central ones would leave `bounds`. All passes draw the same random numbers.
+      central ones would leave `bounds`. All passes draw the same random numbers, and each moves
+      running statistics as a pass does (`same_statistics` keeps them).
+
+    With many processes: FSDP's modules, of both kinds, are called as they are. Without `through`,
+    call the module inside of DistributedDataParallel (`inner`) here and the wrapper in the pass
+    with gradient; with `through`, call the wrapper here too, or no gradient is averaged.
 
     Without `through` no gradient follows and weights that autocast casts here are not kept: a cast
     made without gradient would take the gradient of a later pass.

@@ -8,12 +8,14 @@ the noise z (stream 3 of the contract), the levels, the dropped labels and furth
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmsolvers import noise, ops
+from cmsolvers.denoisers import Preconditioned
 from cmsolvers.losses.combination import Combination, Weight
 from cmsolvers.losses.models import Model, ModelView
 from cmsolvers.losses.randomness import SameRandomness
@@ -106,6 +108,10 @@ class Evaluation:
             levels: float64 [B] each, one or two.
             velocity: also alpha' x_0 + sigma' z, the velocity of the pair, at the first level.
         """
+        if len(levels) == 2 and not velocity:
+            pair = self._consistency_pair(*levels)
+            if pair is not None:
+                return pair
         dtype = self.student.input_dtype or self.x0.dtype
         rows: list[tuple[Weight, Weight]] = []
         dtypes: list[torch.dtype] = []
@@ -134,14 +140,43 @@ class Evaluation:
                 dtypes=dtypes,
             )
         )
+        of_student = self.student.inner
         found = [
-            State(next(made), level, next(made) if factor is not None else None)
+            State(
+                next(made),
+                level,
+                next(made) if factor is not None else None,
+                scaled_for=of_student,
+            )
             for level, factor in zip(levels, scalings, strict=True)
         ]
         if velocity:
             first = found[0]
-            found[0] = State(first.x, first.level, first.scaled, next(made))
+            found[0] = replace(first, velocity=next(made))
         return tuple(found)
+
+    def _consistency_pair(self, high: Tensor, low: Tensor) -> tuple[State, State] | None:
+        """Both states with what their networks get, where one launch knows all weights."""
+        inner = self.student.inner
+        if not isinstance(inner, Preconditioned) or inner is not self.student.model:
+            return None
+        rows = inner.pair_rows(high, low)
+        if rows is None:
+            return None
+        own = self.x0.dtype
+        x, y, x_in, y_in = ops.noise_forms(
+            self.x0,
+            rows[0],
+            seed=self.key,
+            stream=noise.TRAINING,
+            draw=self.draw,
+            dtypes=(own, own, inner.dtype or own, inner.dtype or own),
+        )
+        skip, out, less_skip, less_out = rows[1]
+        return (
+            State(x, high, x_in, form=(skip, out), scaled_for=inner),
+            State(y, low, y_in, form=(-less_skip, -less_out), scaled_for=inner),
+        )
 
     def pair_velocity(self, level: Tensor) -> Tensor:
         """alpha' x_0 + sigma' z, [B, ...]."""

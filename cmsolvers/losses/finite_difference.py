@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.forward_mode import casts_not_kept, output
+from cmsolvers.losses.forward_mode import output
+from cmsolvers.losses.mixed_precision import casts_not_kept
 from cmsolvers.losses.randomness import SameRandomness
 
 # Offsets in steps, weights of order 4 and of a lower order, the latter two times the step: with
@@ -30,8 +31,9 @@ def richardson(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A function's value, its derivative to order 4 in the step, and the relative error [B].
 
-    The error is the distance to a formula of lower order, plus what rounding of the function's
-    values does: it bounds the error from above, and where it is near 1 nothing is known.
+    The error is the distance to a formula of lower order, plus twice what rounding of the
+    function's values to their dtype does: nearly always more than the true error, and where it is
+    near 1 nothing is known.
 
     Args:
         function: `function(*primals) -> Tensor [B, ...]`.
@@ -44,32 +46,36 @@ def richardson(
     same = SameRandomness(primals[0].device)
     with same.record():
         value = _call(function, primals, through)
-    steps, sides = _steps(primals, tangents, step, bounds)
+    steps, one_sided = _steps(primals, tangents, step, bounds)
     work = torch.promote_types(value.dtype, torch.float32)
     base = value.to(work)
     found, rough = torch.zeros_like(base), torch.zeros_like(base)
-    one_sided = sides.abs()
     for k in range(4):
         offset, fine, coarse = (
-            (1 - one_sided) * central[k] + one_sided * forward[k]
+            central[k] + one_sided * (forward[k] - central[k])
             for central, forward in zip(_CENTRAL, _FORWARD, strict=True)
         )
-        shifts = torch.where(sides < 0, -offset, offset) * steps
+        shift = offset * steps
         moved = [
-            p if t is None else p + _per_sample(shifts, p) * t
+            p if t is None else p + _per_sample(shift, p) * t
             for p, t in zip(primals, tangents, strict=True)
         ]
         with same.replay():
             change = _call(function, moved, through).to(work) - base
         found = found + _per_sample(fine, base) * change
         rough = rough + _per_sample(coarse, base) * change
-    scale = torch.where(steps > 0, torch.where(sides < 0, -1 / steps, 1 / steps), 0.0)
-    found, rough = found * _per_sample(scale, base), rough * _per_sample(scale, base)
+    inverse = 1 / steps
+    if isinstance(inverse, Tensor):
+        inverse = inverse.masked_fill(inverse.isinf(), 0)  # no room
+    slope = _per_sample(inverse, base)
+    found, rough = found * slope, rough * slope
     with torch.no_grad():
-        spread = (3 + 13 * one_sided) * torch.finfo(value.dtype).eps / steps
-        error = _norm(found - rough) + spread * _norm(base)
+        rounding = (6 + 26 * one_sided) * torch.finfo(value.dtype).eps * inverse * _norm(base)
+        error = _norm(found - rough) + rounding.abs()
         error = torch.where(error > 0, error / _norm(found), 0.0)
-    return value, found, torch.where(steps > 0, error, torch.inf)
+        if isinstance(inverse, Tensor):
+            error = error.masked_fill(inverse == 0, torch.inf)
+    return value, found, error
 
 
 def _call(function: Callable[..., Tensor], primals: Sequence[Tensor], through: bool) -> Tensor:
@@ -85,15 +91,17 @@ def _steps(
     tangents: Sequence[Tensor | None],
     step: float,
     bounds: Sequence[tuple[Tensor | float | None, Tensor | float | None] | None] | None,
-) -> tuple[Tensor, Tensor]:
-    """Steps and sides per sample, float64 [B]: 0 is central, 1 goes up and -1 goes down."""
-    batch = primals[0].shape[:1]
-    infinity = torch.full(batch, torch.inf, dtype=torch.float64, device=primals[0].device)
-    up, down = infinity, infinity
+) -> tuple[Tensor | float, Tensor | float]:
+    """Steps, negative where they go down, and 1 where they are one-sided, else 0; float64 [B].
+
+    Without bounds both are numbers.
+    """
     if bounds is not None and len(bounds) != len(primals):
         raise ValueError(
             f"bounds must be one per primal, {len(primals)}; got {len(bounds)} of them"
         )
+    up: list[Tensor] = []
+    down: list[Tensor] = []
     for i, bound in enumerate(bounds or ()):
         tangent = tangents[i]
         if bound is None or tangent is None:
@@ -103,18 +111,18 @@ def _steps(
             if limit is None:
                 continue
             if isinstance(limit, Tensor):
-                limit = _per_sample(_limit(i, limit, batch), point)
+                limit = _per_sample(_limit(i, limit, primals[0].shape[:1]), point)
             # Room in the parameter until the bound, for shifts along and against the tangent.
-            room = (sign * (limit - point)).clamp(min=0)
-            pace = sign * speed
-            along = torch.where(pace > 0, room / pace, torch.inf)
-            against = torch.where(pace < 0, room / -pace, torch.inf)
-            up = torch.minimum(up, _least(along))
-            down = torch.minimum(down, _least(against))
-    central = (up >= step) & (down >= step)
-    sides = torch.where(central, 0.0, torch.where(up >= down, 1.0, -1.0)).double()
-    room = torch.maximum(up, down) / 2
-    return torch.where(central, step, room.clamp(max=step)), sides
+            room, pace = (sign * (limit - point)).clamp(min=0), sign * speed
+            up.append(_least(torch.where(pace > 0, room / pace, torch.inf)))
+            down.append(_least(torch.where(pace < 0, room / -pace, torch.inf)))
+    if not up:
+        return step, 0.0
+    above, below = torch.stack(up).amin(0), torch.stack(down).amin(0)
+    central = torch.minimum(above, below) >= step
+    reach = torch.maximum(above, below).clamp(max=2 * step) / 2
+    steps = torch.where(central, step, torch.where(above >= below, reach, -reach))
+    return steps, (~central).double()
 
 
 def _limit(i: int, limit: Tensor, batch: torch.Size) -> Tensor:
@@ -132,8 +140,10 @@ def _least(room: Tensor) -> Tensor:
     return room if room.ndim == 1 else room.flatten(1).amin(1)
 
 
-def _per_sample(value: Tensor, like: Tensor) -> Tensor:
-    """Numbers per sample [B] for a product with `like`, in its dtype."""
+def _per_sample(value: Tensor | float, like: Tensor) -> Tensor | float:
+    """Numbers per sample [B] for a product with `like`, in its dtype; a number as it is."""
+    if not isinstance(value, Tensor):
+        return value
     return value.to(like.dtype).reshape(-1, *(1,) * (like.ndim - 1))
 
 

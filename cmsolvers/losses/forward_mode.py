@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from cmsolvers import checks as check
+from cmsolvers.losses.forward_formulas import ForwardFormulas
+from cmsolvers.losses.mixed_precision import casts_not_kept
+from cmsolvers.losses.module_names import place_of_error
+from cmsolvers.losses.plain_checkpoints import plain_checkpoints
+from cmsolvers.losses.randomness import SameRandomness
 
+_CHANGES_A_BUFFER = "would mutate a captured Tensor"
 _NO_FORWARD_MODE = (
     "Trying to use forward AD with",
     "You must implement the jvp function",
-    "does not support forward mode AD",
+    "must override the setup_context",
+    "jvp is not returning a view",
 )
 
 
@@ -43,20 +51,22 @@ def jvp(
         TypeError: the function returns no floating tensor.
     """
     if torch.compiler.is_compiling():
-        return _traced(function, primals, tangents)
-    with forward_mode(through=through), forward_ad.dual_level():
-        duals = [
-            p if t is None else forward_ad.make_dual(p, t)  # type: ignore[no-untyped-call]
-            for p, t in zip(primals, tangents, strict=True)
-        ]
+        with sdpa_kernel(SDPBackend.MATH), ForwardFormulas(eager=False):
+            return _functional(function, primals, tangents)
+    with forward_mode(through=through), ForwardFormulas(eager=True):
         try:
-            result = output(function(*duals))
+            by = _with_gradient if through and torch.is_grad_enabled() else _dual
+            return by(function, primals, tangents)
         except (NotImplementedError, RuntimeError) as error:
             if not any(text in str(error) for text in _NO_FORWARD_MODE):
                 raise
-            raise NotImplementedError(_explained(error)) from error
-        value, tangent = forward_ad.unpack_dual(result)  # type: ignore[no-untyped-call]
-        return value, torch.zeros_like(value) if tangent is None else tangent
+            reason = str(error).split("\n")[0].rstrip(".")
+            raise NotImplementedError(
+                f"an operation {place_of_error(error.__traceback__)} has no forward mode "
+                f'({reason}); use derivative="finite_difference", or an implementation with a '
+                "forward-mode formula: torch's own scaled_dot_product_attention for attention, "
+                "a jvp method for an autograd.Function"
+            ) from error
 
 
 def output(value: object) -> Tensor:
@@ -68,10 +78,23 @@ def output(value: object) -> Tensor:
     return value
 
 
-def _traced(
+def _dual(
     function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor]:
-    """The same where torch.compile traces, which knows torch.func alone."""
+    """Value and tangent with dual tensors, which hooks of modules see as plain ones."""
+    with forward_ad.dual_level():
+        duals = [
+            p if t is None else forward_ad.make_dual(p, t)  # type: ignore[no-untyped-call]
+            for p, t in zip(primals, tangents, strict=True)
+        ]
+        value, tangent = forward_ad.unpack_dual(output(function(*duals)))  # type: ignore[no-untyped-call]
+        return value, torch.zeros_like(value) if tangent is None else tangent
+
+
+def _functional(
+    function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    """Value and tangent with torch.func, which torch.compile and FSDP2's hooks know."""
     moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
 
     def of_moving(*moved: Tensor) -> Tensor:
@@ -83,11 +106,34 @@ def _traced(
     if not moving:
         value = of_moving()
         return value, torch.zeros_like(value)
-    with sdpa_kernel(SDPBackend.MATH):
-        found: tuple[Tensor, Tensor] = torch.func.jvp(  # type: ignore[assignment]
-            of_moving, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving)
-        )
+    found: tuple[Tensor, Tensor] = torch.func.jvp(  # type: ignore[assignment]
+        of_moving, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving)
+    )
     return found
+
+
+def _with_gradient(
+    function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    """Value and tangent with a graph through both.
+
+    torch.func does it where dual tensors do not: softmax saves what they change in place, and the
+    hooks of FSDP2 know it alone. It lets no buffer change, so a network that does (batch norm in
+    training mode) has dual tensors after all.
+    """
+    same = SameRandomness(primals[0].device)
+    try:
+        with _prepare_wrappers():
+            return _functional(function, primals, tangents)
+    except _NotReadyError as found:
+        found.wrapper._has_rebuilt_buckets = bool(found.wrapper.reducer._rebuild_buckets())
+        again = _functional
+    except RuntimeError as error:
+        if _CHANGES_A_BUFFER not in str(error):
+            raise
+        again = _dual
+    with same.replay():
+        return again(function, primals, tangents)
 
 
 @contextmanager
@@ -95,7 +141,7 @@ def forward_mode(*, through: bool) -> Iterator[None]:
     """A block whose network calls can be differentiated in forward mode.
 
     Attention runs its math kernel, `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` take
-    their slow path, compiled functions run eagerly, reentrant checkpoints are plain calls, and
+    their slow path, compiled functions run eagerly, activation checkpoints are plain calls, and
     autocast keeps no weight that is cast here without gradient.
 
     Args:
@@ -104,26 +150,12 @@ def forward_mode(*, through: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_no_fast_path())
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(_plain_checkpoints())
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and it loads for seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(plain_checkpoints())
         if not through:
             stack.enter_context(casts_not_kept())
         yield
-
-
-@contextmanager
-def casts_not_kept() -> Iterator[None]:
-    """A block in which autocast keeps no casts of weights.
-
-    Under `torch.no_grad` it would keep casts without gradient, and a later pass with gradient in
-    the same autocast region would take them: its weights would get no gradient at all.
-    """
-    kept = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(kept)
 
 
 @contextmanager
@@ -137,71 +169,32 @@ def _no_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(kept)
 
 
-_LOCK = threading.Lock()
-_HERE = threading.local()
-_BLOCKS: list[Any] = []  # torch's own class, once for every block that is open
+class _NotReadyError(Exception):
+    """DistributedDataParallel would make its buckets inside of torch.func, which it cannot."""
 
-
-class _PlainOrReentrant:
-    """Stands for torch's reentrant checkpoint while a block of `_plain_checkpoints` is open."""
-
-    @staticmethod
-    def apply(run: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-        if getattr(_HERE, "depth", 0):
-            return run(*args)
-        return _BLOCKS[0].apply(run, preserve_rng_state, *args)
+    def __init__(self, wrapper: Any) -> None:
+        super().__init__()
+        self.wrapper = wrapper
 
 
 @contextmanager
-def _plain_checkpoints() -> Iterator[None]:
-    """A block in which this thread's checkpoints with `use_reentrant=True` are plain calls.
+def _prepare_wrappers() -> Iterator[None]:
+    """A block in which the call of a wrapper raises that has still to order its buckets.
 
-    They are a custom autograd.Function without forward mode; without gradient there is nothing to
-    checkpoint. Other threads keep theirs.
+    DistributedDataParallel does so once, in the first pass after the first gradients.
     """
-    where: Any = torch.utils.checkpoint
-    with _LOCK:
-        _BLOCKS.append(_BLOCKS[0] if _BLOCKS else where.CheckpointFunction)
-        where.CheckpointFunction = _PlainOrReentrant
-    _HERE.depth = getattr(_HERE, "depth", 0) + 1
+    thread = threading.get_ident()
+
+    def refuse(module: nn.Module, args: Any) -> None:
+        if (
+            isinstance(module, DistributedDataParallel)
+            and not module._has_rebuilt_buckets
+            and threading.get_ident() == thread
+        ):
+            raise _NotReadyError(module)
+
+    handle = register_module_forward_pre_hook(refuse)
     try:
         yield
     finally:
-        _HERE.depth -= 1
-        with _LOCK:
-            own = _BLOCKS.pop()
-            if not _BLOCKS:
-                where.CheckpointFunction = own
-
-
-def _explained(error: BaseException) -> str:
-    """What has no forward mode, where it stands and what to do."""
-    reason = str(error).split("\n")[0].rstrip(".")
-    return (
-        f"an operation {place(error.__traceback__)} has no forward mode ({reason}); "
-        'use derivative="finite_difference", or an implementation with a forward-mode formula '
-        "(a jvp method of the autograd.Function, torch's own scaled_dot_product_attention)"
-    )
-
-
-def place(traceback: TracebackType | None) -> str:
-    """The innermost module of a traceback, as a phrase: "in Attention 'blocks.3.attn' of DiT"."""
-    modules: list[nn.Module] = []
-    while traceback is not None:
-        own = traceback.tb_frame.f_locals.get("self")
-        if isinstance(own, nn.Module):
-            modules.append(own)
-        traceback = traceback.tb_next
-    return of_modules(modules)
-
-
-def of_modules(modules: Sequence[nn.Module]) -> str:
-    """The last of the modules that are being called, named as the first one that holds it does."""
-    if not modules:
-        return "of the function"
-    inner = modules[-1]
-    for root in modules:
-        for name, module in root.named_modules():
-            if module is inner and name:
-                return f"in {type(inner).__name__} {name!r} of {type(root).__name__}"
-    return f"in {type(inner).__name__}"
+        handle.remove()

@@ -25,7 +25,7 @@ from cmsolvers.denoisers.flow_maps import AverageVelocity, FlowMap
 from cmsolvers.losses.combination import Combination, of
 from cmsolvers.losses.derivatives import Derivative, Method, total_derivative
 from cmsolvers.losses.evaluation import Evaluation
-from cmsolvers.losses.models import ModelView
+from cmsolvers.losses.models import RAW, ModelView
 from cmsolvers.losses.states import State
 
 
@@ -71,12 +71,16 @@ def raw_derivative(
     """F at (x, t, s) and its derivative along tangents (dx, dt, ds), without gradient.
 
     The module inside of wrappers is called, since forward mode would break the synchronisation of
-    their gradients; with the student's random numbers. With `full_precision` this pass is outside
-    of autocast, at a state in float32 at least.
+    their gradients; with the student's random numbers. With `through` gradients follow, and it is
+    the wrapper that is called. With `full_precision` this pass is outside of autocast, at a state
+    in float32 at least.
     """
     inner = view.form
 
     def raw(state: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        if through and view.model is not inner:
+            made: Tensor = view.model(state, t, s, output=RAW, **view.extra)
+            return made
         return inner.raw(state, t, s, **view.extra)
 
     stop = x.level if end is None else end
@@ -86,10 +90,7 @@ def raw_derivative(
     outside = full_precision and torch.is_autocast_enabled(kind)
     state = x.x.to(torch.promote_types(x.x.dtype, torch.float32)) if outside else x.x
     points = (state, x.level, stop)
-    with (
-        nullcontext() if through else view.passing(),
-        torch.autocast(kind, enabled=False) if outside else nullcontext(),
-    ):
+    with view.passing(), torch.autocast(kind, enabled=False) if outside else nullcontext():
         found = total_derivative(
             raw, points, tangents, method=method, bounds=bounds, through=through
         )
@@ -139,6 +140,30 @@ def eulerian_pair(x: Combination, y: Combination) -> Combination:
     return x - y.detach()
 
 
+def end_rate(
+    at: Evaluation, x: State, end: Tensor, *, derivative: str = "jvp", through: bool = False
+) -> tuple[Combination, Combination]:
+    """(d/ds f_{t->s}(x), f_{t->s}(x)): a_s x + b_s F + b dF/ds, and where the map is.
+
+    On the diagonal s = t the first is the velocity that the map says.
+
+    Args:
+        at: the evaluation.
+        x: the state at t.
+        end: s, float64 [B].
+        derivative: "jvp" or "finite_difference".
+        through: whether the gradient goes through dF/ds too, or through F alone.
+    """
+    inner = flow_map_of(at.student)
+    a, b = inner.skip_out(x.level, end)
+    a_rate, b_rate = inner.end_rates(x.level, end)
+    view = at.student if through else at.frozen
+    found = raw_derivative(at, view, x, end, (None, 0.0, 1.0), derivative, through=through)
+    made = found.value if through else at.student.raw(x, end)
+    moving = Combination([(x.x, a_rate), (made, b_rate), (found.derivative, b)])
+    return moving, Combination([(x.x, a), (made, b)])
+
+
 def lagrangian(
     at: Evaluation,
     x: State,
@@ -158,18 +183,9 @@ def lagrangian(
         derivative: "jvp" or "finite_difference".
         through: whether the gradient goes through dF/ds too, or through b_s F alone.
     """
-    inner = flow_map_of(at.student)
-    a, b = inner.skip_out(x.level, end)
-    a_rate, b_rate = inner.end_rates(x.level, end)
-    tangents = (None, 0.0, 1.0)
-    view = at.student if through else at.frozen
-    found = raw_derivative(at, view, x, end, tangents, derivative, through=through)
-    made = found.value if through else at.student.raw(x, end)
-    moved = Combination([(x.x, a), (made.detach(), b)]).tensor().to(x.x.dtype)
-    slope = velocity.velocity(State(moved, end)).detach()
-    moving: Combination = of(x.x) * a_rate + of(made) * b_rate
-    moving += of(found.derivative) * b - slope
-    return moving
+    moving, reached = end_rate(at, x, end, derivative=derivative, through=through)
+    state = State(reached.detach().tensor().to(x.x.dtype), end)
+    return moving - velocity.velocity(state).detach()
 
 
 def semigroup(

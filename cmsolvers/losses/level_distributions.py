@@ -67,6 +67,9 @@ class UniformPairs:
     sigmas: Tensor | Sequence[float]
     _grid: Tensor = field(init=False, repr=False, compare=False)
     _cumulative: Tensor = field(init=False, repr=False, compare=False)
+    _held: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
     reaches_zero = False
 
     def __post_init__(self) -> None:
@@ -83,6 +86,13 @@ class UniformPairs:
         n = len(self._grid) - 1
         return torch.full((n,), 1.0 / n, dtype=torch.float64)
 
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The grid and the cumulative shares on a device, copied there once."""
+        held = self._held.get(device)
+        if held is None:
+            held = self._held[device] = (self._grid.to(device), self._cumulative.to(device))
+        return held
+
     def sample(
         self,
         batch: int,
@@ -96,9 +106,7 @@ class UniformPairs:
         u = noise.uniform(
             (batch, 1), seed, stream=noise.LEVELS, draw=draw, dtype=torch.float64, device=device
         )
-        # Without waiting for the device, which may still be busy with earlier steps.
-        cumulative = self._cumulative.to(device, non_blocking=True)
-        grid = self._grid.to(device, non_blocking=True)
+        grid, cumulative = self._on(device)
         index = torch.searchsorted(cumulative, u[:, 0].contiguous(), right=True)
         return grid[index], grid[index + 1]
 

@@ -7,7 +7,7 @@ whose output is f (or D) itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import TypeAlias, cast
@@ -18,6 +18,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.denoisers import Preconditioned
 from cmsolvers.denoisers.flow_maps import FlowMap
+from cmsolvers.denoisers.signature import CALLED
 from cmsolvers.denoisers.velocity_heads import VelocityHeads
 from cmsolvers.losses.combination import Combination, Weight, of
 from cmsolvers.losses.randomness import SameRandomness, same_statistics
@@ -37,6 +38,17 @@ def unwrapped(model: object) -> object:
             return found
         found = getattr(found, "module", getattr(found, "_orig_mod", None))
     return model
+
+
+def _scaling_of(inner: object) -> Hashable:
+    """Equal for models whose networks read the same input at a state."""
+    if isinstance(inner, Preconditioned):
+        found = inner.signature
+        return id(inner) if found is None or found == CALLED else found
+    known = type(inner).__module__.startswith("cmsolvers.")
+    if isinstance(inner, FlowMap) and known:
+        return type(inner), getattr(inner, "sigma_data", None), inner.dtype
+    return id(inner)
 
 
 class ModelView:
@@ -64,17 +76,22 @@ class ModelView:
     ) -> None:
         self.name, self.model, self.extra = name, check.function(name, model), extra
         self._same, self._gradient = same, gradient
-        # A state's scaled input is the student's, and a teacher may have other scalings.
-        self._reads_scaled = name != "teacher"
         self.inner = unwrapped(model)
         self.own: Coordinates = coordinates_of(model)
         self.path: Coordinates = self.own if path is None else path
         self._elsewhere = self.own != self.path
+        self._first = True
 
     def given(self, extra: Mapping[str, object]) -> ModelView:
         """The same network with some keyword arguments replaced or added."""
         other = copy(self)
         other.extra = {**self.extra, **extra}
+        return other
+
+    def again(self) -> ModelView:
+        """The same network for a further pass with gradient, on the random numbers of the first."""
+        other = copy(self)
+        other._first = False
         return other
 
     @property
@@ -94,6 +111,10 @@ class ModelView:
     @contextmanager
     def passing(self) -> Iterator[None]:
         """The block of one of its passes."""
+        if self._gradient and not self._first:
+            with self._same.replay(), same_statistics(self.model):
+                yield
+            return
         if self._gradient:
             with self._same.record():
                 yield
@@ -140,6 +161,23 @@ class ModelView:
         """F of a flow map at a state."""
         with self.passing():
             return self._raw(at, end)
+
+    def raw_of_state(self, at: State, end: Tensor) -> Tensor:
+        """F of a flow map with gradient by the state alone: parameters count as constants.
+
+        Of a network that is no module nothing is known: it is called as it is.
+        """
+        inner = self.inner
+        if not isinstance(inner, FlowMap):
+            raise ValueError(
+                f"{self.name} must be a flow map, such as TrajectoryFunction(net); "
+                f"got {type(inner).__name__}"
+            )
+        held = {name: p.detach() for name, p in inner.named_parameters()}
+        told = {"output": RAW, **self.extra}
+        with self._same.replay(), same_statistics(self.model):
+            made: Tensor = torch.func.functional_call(inner, held, (at.x, at.level, end), told)
+        return made
 
     def heads(self, at: State, end: Tensor) -> tuple[Tensor, Tensor]:
         """(u, v) of a network with two heads, both [B, ...].
@@ -224,14 +262,16 @@ class ModelView:
         return State((of(at.x) * scale).tensor().to(at.x.dtype), level)
 
     def _preconditioned(self, inner: Preconditioned, at: State) -> Combination:
-        c_skip, c_out, c_in, c_noise = inner.coefficients(at.level)
-        scaled = at.scaled if self._reads_scaled else None
-        if scaled is None:
-            scaled = of(at.x).tensor() if c_in is None else (of(at.x) * c_in).tensor()
+        scaled = self._scaled(at)
+        if scaled is not None and at.form is not None:
+            c_skip, c_out = at.form
+        else:
+            c_skip, c_out, c_in, _ = inner.coefficients(at.level)
+            if scaled is None:
+                scaled = (of(at.x) * c_in).tensor()
             scaled = scaled.to(inner.dtype or at.x.dtype)
-        told = torch.as_tensor(c_noise, device=at.x.device).expand(len(at.x))
         with self.passing():
-            made = inner.network(scaled, told.to(inner.noise_dtype(at.x)), **self.extra)
+            made = inner.network(scaled, inner.told(at.level, at.x), **self.extra)
         made = check.model_output(self.name, made, at.x)
         return Combination([(at.x, c_skip), (made, c_out)])
 
@@ -244,11 +284,19 @@ class ModelView:
             )
         if inner is not self.model:
             made = self.model(at.x, at.level, end, output=RAW, **self.extra)
-        elif at.scaled is not None and self._reads_scaled:
-            made = inner.network(at.scaled, at.level, end, **self.extra)
+        elif (scaled := self._scaled(at)) is not None:
+            made = inner.network(scaled, at.level, end, **self.extra)
         else:
             made = inner.raw(at.x, at.level, end, **self.extra)
         return check.model_output(self.name, made, at.x)
+
+    def _scaled(self, at: State) -> Tensor | None:
+        """The input of the network, where it was made with the state for the same scalings."""
+        if at.scaled is None or at.scaled_for is self.inner:
+            return at.scaled
+        if torch.compiler.is_compiling():  # it cannot trace what a signature is made of
+            return None
+        return at.scaled if _scaling_of(at.scaled_for) == _scaling_of(self.inner) else None
 
     def _called(self, at: State) -> Tensor:
         dtype = torch.promote_types(at.x.dtype, torch.float32)

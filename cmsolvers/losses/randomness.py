@@ -118,9 +118,7 @@ class _Drawn(TorchFunctionMode):
         self._next: int | None = None
 
     def drawing(self) -> _Drawn:
-        """From here on new numbers, also after a pass that was to repeat some: a teacher's, which
-        comes before the student's.
-        """
+        """From here on new numbers, also after a teacher's pass, which was to repeat some."""
         self._next = None
         return self
 

@@ -5,9 +5,8 @@ there is nothing but the kernel either way. Only this package touches the extens
 """
 
 from cmsolvers.ops.binary import build_info
-from cmsolvers.ops.consistency_rows import consistency_rows
+from cmsolvers.ops.distance import form_distance
 from cmsolvers.ops.ema_update import ema_update
-from cmsolvers.ops.form_distance import form_distance
 from cmsolvers.ops.keys import Key
 from cmsolvers.ops.named import (
     add_noise,
@@ -19,7 +18,8 @@ from cmsolvers.ops.named import (
     pf_ode_step,
     scale_input,
 )
-from cmsolvers.ops.noise_forms import noise_forms
+from cmsolvers.ops.noising import noise_forms
+from cmsolvers.ops.pair_rows import consistency_rows
 from cmsolvers.ops.step import weighted_step
 
 __all__ = [

@@ -26,7 +26,7 @@ def check_tensor(name: str, x: Tensor) -> None:
     strided(name, x)
     check_dtype(name, x.dtype)
     if not x.is_cpu:
-        _check_built_for(name, x)
+        check_built_for(name, x)
 
 
 def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> None:
@@ -56,7 +56,7 @@ def check_state(x: Tensor, inputs: Sequence[Tensor], name: str = "inputs") -> No
             )
 
 
-def _check_built_for(name: str, x: Tensor) -> None:
+def check_built_for(name: str, x: Tensor) -> None:
     """The build has kernels for x's device. Fake tensors pass: they are never computed."""
     if CPU_ONLY and x.is_cuda and not isinstance(x, torch._subclasses.FakeTensor):
         raise RuntimeError(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.ops.binary import CPU_ONLY, C
+from cmsolvers.ops.arguments import check_built_for
+from cmsolvers.ops.binary import C
 from cmsolvers.ops.registration import library
 
 library.define(
@@ -55,21 +56,28 @@ def ema_update(
             raise ValueError(
                 f"averages[{j}] must hold one tensor per value, {len(values)}; got {len(given)}"
             )
+        _only_tensors(f"averages[{j}]", given)
     numbers, table = _weights(weights, len(averages))
+    _only_tensors("values", values)
     flat = list(chain.from_iterable(averages))
-    if CPU_ONLY and any(t.is_cuda for t in flat):
-        raise RuntimeError(
-            "averages must be on the CPU: this build of cmsolvers has no CUDA part. USE_CUDA=1 pip "
-            "install --no-build-isolation . builds it, or says what is missing"
-        )
-    if torch.is_grad_enabled() and any(t.requires_grad for t in flat):
-        raise RuntimeError(
-            "averages must not require gradients: no derivative passes through ema_update; use "
-            "requires_grad_(False) or torch.no_grad()"
-        )
+    followed = torch.is_grad_enabled()
+    for t in flat:
+        if t.is_cuda:
+            check_built_for("averages", t)
+        if followed and t.requires_grad:
+            raise RuntimeError(
+                "averages must not require gradients: no derivative passes through ema_update; use "
+                "requires_grad_(False) or torch.no_grad()"
+            )
     if flat:
         with torch.no_grad():
             torch.ops.cmsolvers.ema_update(flat, values, numbers, table, infinite)
+
+
+def _only_tensors(name: str, given: Sequence[object]) -> None:
+    for place, t in enumerate(given):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name}[{place}] must be a tensor; got {check.describe(t)}")
 
 
 def _weights(weights: Sequence[float] | Tensor, k: int) -> tuple[list[float], Tensor | None]:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from cmsolvers.ops import reference
 from cmsolvers.ops.arguments import check_dtype
+from cmsolvers.ops.binary import C
 from cmsolvers.ops.keys import Key, SeedLike, checked_place, place, resolve
+from cmsolvers.ops.registration import library
 from cmsolvers.ops.step import weighted_step
 
 
@@ -74,8 +76,8 @@ def uniform(
 ) -> Tensor:
     """Uniforms in (0, 1), never 0 or 1: (r + 1/2) 2^-32 of the contract's random words r.
 
-    Element e has word e % 4 of group e // 4. Meant for training levels and the like: it runs in
-    plain torch, in float64, and is rounded to `dtype` at the end; what would round to 0 or 1
+    Element e has word e % 4 of group e // 4. Meant for training levels and the like: it is made in
+    float64 and rounded to `dtype` at the end; what would round to 0 or 1
     becomes the dtype's nearest number in between. So the ends, both included, are
 
     - float64: 2^-33 and 1 - 2^-33 (nothing is rounded),
@@ -88,25 +90,45 @@ def uniform(
     check_dtype("dtype", dtype)
     stream, draw = checked_place(stream, draw)
     shape, key = _prepare(shape, seed, offset, ids, device)
-    place(key, stream, draw)
     count = math.prod(shape[1:])
-    groups = -(-count // 4)
-    r = reference.words(
-        shape[0],
-        groups,
-        seed=key.seed,
-        offset=key.offset,
-        table=key.table,
-        stream=stream,
-        draw=draw,
-        device=device,
-    )
-    u = (torch.stack(r, dim=-1).flatten(1)[:, :count].double() + 0.5) * 2.0**-32
+    where = place(key, stream, draw)
+    u = torch.empty(shape[0], count, dtype=torch.float64, device=device)
+    torch.ops.cmsolvers.uniform(u, where, key.table)
     if dtype != torch.float64:
         # In float64, where both bounds are exact: how a device handles subnormals does not matter.
         limits = torch.finfo(dtype)
         u.clamp_(limits.smallest_normal * limits.eps, 1.0 - limits.eps / 2)
     return u.reshape(shape).to(dtype)
+
+
+def _plain(out: Tensor, noise: Sequence[int], key: Tensor | None) -> None:
+    """The kernel of `uniform` in plain torch, to the same bits."""
+    seed, offset, stream, draw = noise
+    count = out.shape[1]
+    r = reference.words(
+        out.shape[0],
+        -(-count // 4),
+        seed=seed,
+        offset=offset,
+        table=key,
+        stream=stream,
+        draw=draw,
+        device=out.device,
+    )
+    words = torch.stack(r, dim=-1).flatten(1)[:, :count]
+    out.copy_((words.double() + 0.5) * 2.0**-32)
+
+
+library.define("uniform(Tensor(a!) out, SymInt[] noise, Tensor? key) -> ()")
+if C is None:
+    library.impl("uniform", _plain, "CompositeExplicitAutograd")
+
+
+def _fake(out: Tensor, noise: Sequence[int], key: Tensor | None) -> None:
+    return None
+
+
+torch.library.register_fake("cmsolvers::uniform", _fake, lib=library)
 
 
 def _prepare(

@@ -11,6 +11,7 @@ from cmsolvers.solvers.dpmpp import dpmpp_2m, dpmpp_2s_ancestral
 from cmsolvers.solvers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from cmsolvers.solvers.euler import euler_pf_ode
 from cmsolvers.solvers.euler_maruyama import euler_maruyama
+from cmsolvers.solvers.flow_map_sample import flow_map_sample
 from cmsolvers.solvers.flow_sde import flow_sde
 from cmsolvers.solvers.heun import heun_pf_ode
 from cmsolvers.solvers.lms import lms
@@ -42,6 +43,7 @@ __all__ = [
     "euler_ancestral",
     "euler_maruyama",
     "euler_pf_ode",
+    "flow_map_sample",
     "flow_sde",
     "heun_pf_ode",
     "ipndm",

@@ -86,7 +86,7 @@ class EMA(Generic[M_co]):
     @torch.no_grad()
     def copy_to(self, network: nn.Module) -> None:
         """Write the average into `network`, in its own dtypes."""
-        for a, b in zip(_tensors(self.module), _tensors(network), strict=True):
+        for a, b in zip(_tensors(self.module)[0], _tensors(network)[0], strict=True):
             b.copy_(a)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -143,21 +143,19 @@ def move_averages(
     Raises:
         ValueError: averages of another network.
     """
-    check_averages(averages, network)
-    if not averages:
+    values, parameters = _tensors(network)
+    lists = [_same_tensors(ema, values) for ema in averages]
+    if not lists:
         return
-    values = [_local(t) for t in _tensors(network)]
-    lists = [[_local(t) for t in _tensors(ema.module)] for ema in averages]
     moved = [i for i, t in enumerate(lists[0]) if t.is_floating_point() or t.is_complex()]
-    parameters = sum(1 for _ in network.parameters())
     ema_update(
-        [[_real(mine[i]) for i in moved] for mine in lists],
-        [_real(values[i]) for i in moved],
+        [[_numbers(mine[i]) for i in moved] for mine in lists],
+        [_numbers(values[i]) for i in moved],
         weights,
         infinite=[place for place, i in enumerate(moved) if i >= parameters],
     )
-    counters = sorted(set(range(len(values))).difference(moved))
-    if counters:
+    if len(moved) < len(values):
+        counters = sorted(set(range(len(values))).difference(moved))
         for mine in lists:
             torch._foreach_copy_([mine[i] for i in counters], [values[i] for i in counters])
 
@@ -168,12 +166,9 @@ def check_averages(averages: Sequence[EMA[nn.Module]], network: nn.Module) -> No
     Raises:
         ValueError: they are not.
     """
-    shapes = [t.shape for t in _tensors(network)]
+    values, _ = _tensors(network)
     for ema in averages:
-        if [t.shape for t in _tensors(ema.module)] != shapes:
-            raise ValueError(
-                "network must have the parameters and buffers of the network that is averaged"
-            )
+        _same_tensors(ema, values)
 
 
 def _decay(value: float) -> float:
@@ -183,17 +178,35 @@ def _decay(value: float) -> float:
     return mu
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
+def _tensors(module: nn.Module) -> tuple[list[Tensor], int]:
+    """The parameters and then the buffers, each once, and how many are parameters.
+
+    In one walk over the submodules: `parameters()` and `buffers()` take longer than the update of a
+    small network.
+    """
+    parameters: dict[Tensor, None] = {}
+    buffers: dict[Tensor, None] = {}
+    for part in module.modules():
+        for found, own in ((parameters, part._parameters), (buffers, part._buffers)):
+            for t in own.values():
+                if t is not None:
+                    found[t] = None  # tensors are equal as keys where they are the same object
+    return [*parameters, *buffers], len(parameters)
 
 
-def _local(t: Tensor) -> Tensor:
-    """The part of a sharded tensor (DTensor) that this process holds: it is averaged by itself."""
-    part = getattr(t, "to_local", None)
-    local: Tensor = t if part is None else part()
-    return local
+def _same_tensors(ema: EMA[nn.Module], values: list[Tensor]) -> list[Tensor]:
+    """The tensors of an average, which must be of the network that has these."""
+    mine, _ = _tensors(ema.module)
+    if [t.shape for t in mine] != [t.shape for t in values]:
+        raise ValueError(
+            "network must have the parameters and buffers of the network that is averaged"
+        )
+    return mine
 
 
-def _real(t: Tensor) -> Tensor:
-    """The same memory as real numbers."""
+def _numbers(t: Tensor) -> Tensor:
+    """A tensor's memory as real numbers: of a sharded one (DTensor) the part in this process."""
+    if type(t) is not nn.Parameter and type(t) is not Tensor:
+        part = getattr(t, "to_local", None)
+        t = t if part is None else part()
     return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "../loss/group.h"
+#include "../uniform/group.h"
 #include "instruction_set.h"
 #include "kernels.h"
 
@@ -146,6 +147,17 @@ void launch_ema_cpu(const EmaBatch& batch) {
   const CpuKernels& kernels = *kernels_of(instruction_set());
   share(batch.first[batch.n], 16384,
         [&](int64_t begin, int64_t end) { kernels.ema(batch, begin, end); });
+}
+
+void launch_uniform_cpu(const UniformParams& p) {
+  if (p.place.total == 0) return;
+  const int64_t groups = portable::groups_of(p);
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) portable::uniform4(p, i, groups);
+  };
+  const int64_t all = p.place.total / p.place.count * groups;
+  if (all <= 4096) return run(0, all);
+  at::parallel_for(0, all, 4096, run);
 }
 
 }  // namespace cmsolvers

@@ -2,6 +2,8 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include <algorithm>
+
 #include "thread.h"
 
 namespace cmsolvers {
@@ -28,13 +30,17 @@ struct EmaLaunch {
   // All tensors whose averages are of `type` and values of `value_type`.
   template <class A, class V, int K>
   void run(DType type, DType value_type) const {
+    const auto fits = [&](const EmaTensor& t) {
+      return t.type == type && t.value_type == value_type;
+    };
+    if (std::none_of(batch.tensors, batch.tensors + batch.n, fits)) return;
     EmaTable<K> empty;
     empty.table = batch.table;
     for (int j = 0; j < K; ++j) empty.weights[j] = batch.weights[j];
     EmaTable<K> table = empty;
     for (int i = 0; i < batch.n; ++i) {
       const EmaTensor& t = batch.tensors[i];
-      if (t.type != type || t.value_type != value_type || append(table, t)) continue;
+      if (!fits(t) || append(table, t)) continue;
       launch<A, V, K>(table);
       table = empty;
       append(table, t);

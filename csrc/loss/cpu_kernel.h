@@ -137,7 +137,7 @@ inline void residual_block(const DistanceParams& p, const TermWeights<A>& row, i
   Terms<A> terms;
   for (int k = 0; k < p.n; ++k)
     if (row.w[k] != A(0))
-      terms.add(row.w[k], load_block(p.inputs[k], p.types[k], first, n, s.m[k]), terms.count == 0);
+      terms.add(row.w[k], load_block(p.inputs[k], p.types[k], first, n, s.m[k]));
   terms.sum(s.r, n);
 }
 

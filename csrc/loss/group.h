@@ -115,7 +115,7 @@ CMS_HD double element_factor(const DistanceParams& p, int64_t sample) {
   return s == 0.0 ? 0.0 : g / s;
 }
 
-// The weights of a pair, see cmsolvers/ops/consistency_rows.py.
+// The weights of a pair, see cmsolvers/ops/pair_rows.py.
 CMS_HD void pair_rows(const RowsParams& p, int64_t sample) {
   for (int second = 0; second < 2; ++second) {
     const double level = second ? p.sigma_next[sample * p.next_stride] : p.sigma[sample * p.stride];

@@ -12,9 +12,9 @@
 
 #include <algorithm>
 
-#include "../loss/consistency_rows.h"
-#include "../loss/form_distance.h"
-#include "../loss/noise_forms.h"
+#include "../loss/distance.h"
+#include "../loss/forms.h"
+#include "../loss/rows.h"
 #include "plain.h"
 #include "prepare.h"
 
@@ -74,7 +74,7 @@ bool read_dtypes(PyObject* object, const at::Tensor& x, int64_t n, at::ScalarTyp
   return true;
 }
 
-// Python: see FAST in cmsolvers/ops/noise_forms.py.
+// Python: see FAST in cmsolvers/ops/noising.py.
 PyObject* fast_noise_forms(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS  // what throws here is no user's error, but must not end the process
       if (count != 7 || !plain_context()) Py_RETURN_NONE;
@@ -104,7 +104,7 @@ PyObject* fast_noise_forms(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// Python: see FAST in cmsolvers/ops/form_distance.py.
+// Python: see FAST in cmsolvers/ops/distance.py.
 PyObject* fast_form_distance(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   uint64_t size = 0;
@@ -146,7 +146,7 @@ PyObject* fast_form_distance(PyObject*, PyObject* const* args, Py_ssize_t count)
   END_HANDLE_TH_ERRORS
 }
 
-// Python: see FAST in cmsolvers/ops/consistency_rows.py.
+// Python: see FAST in cmsolvers/ops/pair_rows.py.
 PyObject* fast_consistency_rows(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   double data = 0.0, least = 0.0;

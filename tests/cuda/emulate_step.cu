@@ -82,7 +82,7 @@ struct Mode {
   Tensors tensors;  // among the arguments
   bool x0, clamp;
   Second second;
-  int key;  // 0: seed, 1: a row a sample, 2: one row
+  int key;  // 0: seed, 1: a row a sample, 2: one row, 3: a row a sample with its draw
   Rule rule = Rule::weights;
   bool second_alone = false;
 };
@@ -115,6 +115,7 @@ const std::vector<Mode> kModes = {
     {"edm_output", 1, false, Tensors::per_sample, false, false, Second::none, 0, Rule::edm_output},
     {"euler_maruyama", 1, true, Tensors::per_sample, false, false, Second::none, 1,
      Rule::euler_maruyama},
+    {"draws in the key", 2, true, Tensors::none, false, false, Second::none, 3},
     {"folded", 3, true, Tensors::per_sample, false, false, Second::scaled, 0, Rule::folded},
 };
 
@@ -169,7 +170,8 @@ void run_plainly(const StepParams& p, State* out, Other* second_out) {
     for (int k = 0; k < p.n_inputs; ++k)
       m[k] = A(widen(static_cast<const Model*>(p.inputs[k])[position]));
     float z[kGroup] = {};
-    if (p.noise) normal4(key_of(p, sample), p.draw, static_cast<uint32_t>(element / kGroup), z);
+    const uint32_t draw = draw_of(p, sample);
+    if (p.noise) normal4(key_of(p, sample), draw, static_cast<uint32_t>(element / kGroup), z);
     const A x = A(widen(static_cast<const State*>(p.x)[position]));
     const Outputs<A> result = combine<A>(p, row, x, m, A(pick(z, element % kGroup)));
     if (p.out != nullptr) out[position] = narrow<State>(result.first);
@@ -263,9 +265,11 @@ void check(const Shape& shape, const Mode& mode, int shift, int64_t threads) {
   for (int64_t b = 0; b < shape.batch; ++b) {
     key.push_back(17 * b - 3);
     key.push_back((int64_t(1) << 33) + b);
+    if (mode.key == 3) key.push_back(4000000000 + b);
   }
   if (mode.key != 0) p.key = key.data();
-  p.key_per_sample = mode.key == 1;
+  p.key_per_sample = mode.key == 1 || mode.key == 3;
+  p.key_width = mode.key == 3 ? 3 : 2;
 
   run_plainly<State, Model, Other>(p, expected.data, second_expected.data);
   const Plan plan = make_plan(p);

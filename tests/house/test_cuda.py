@@ -334,6 +334,113 @@ class TestSumsOfNoise:
         assert_same_bits(out, want)
 
 
+def _forms(x: Tensor) -> Tensor:
+    """Weights of six forms of noise, which differ from sample to sample; some are zero."""
+    generator = torch.Generator().manual_seed(6)
+    w = torch.randn(6, 2, x.shape[0], generator=generator, dtype=F64)
+    w[1, 0], w[2, 1], w[3, 1, ::2] = 0.0, 0.0, 0.0
+    return w.to(x.device)
+
+
+LOSS_SHAPES = [(1, 1), (64, 2), (5, 7), (3, 0), (0, 4), (4, 3, 32, 32), (2, 3, 17, 5), (3, 20_003)]
+MIXES = [(F32, F32, F32, F32), (F32, BF16, F32, BF16), (BF16, BF16), (F16,), (F64, F64, F32)]
+SIZES = [("square", 0.0), ("abs", 0.0), ("huber", 0.3), ("pseudo_huber", 0.3)]
+
+
+class TestLosses:
+    """Forms of one noise, sizes of residuals and their gradients, weights of pairs."""
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("shape", LOSS_SHAPES, ids=str)
+    def test_forms(self, shape, dtype):
+        x = make(shape, dtype, dtype)[0]
+        kinds = (None, F32, F16, BF16, F64, None)
+        layouts = [x, x.transpose(-1, -2).contiguous().transpose(-1, -2), torch.cat((x, x))[1:-1]]
+        if len(shape) == 4:
+            layouts.append(x.to(memory_format=torch.channels_last))
+        for laid in layouts if shape[0] > 1 else layouts[:1]:
+            keys = [7, noise.key(7, laid.shape[0], draw=torch.tensor(5))]
+            on_device = [7, noise.key(7, laid.shape[0], draw=torch.tensor(5, device="cuda"))]
+            gx = laid.cuda() if laid.is_contiguous() else torch.empty_like(laid, device="cuda")
+            gx.copy_(laid)
+            for seed, on in zip(keys, on_device, strict=True):
+                want = ops.noise_forms(laid, _forms(laid), seed=seed, dtypes=kinds)
+                found = ops.noise_forms(gx, _forms(gx), seed=on, dtypes=kinds)
+                for a, b in zip(found, want, strict=True):
+                    assert_same_bits(a, b)
+
+    @pytest.mark.parametrize("kinds", MIXES, ids=str)
+    @pytest.mark.parametrize("shape", LOSS_SHAPES, ids=str)
+    def test_distances(self, shape, kinds):
+        inputs = [make(shape, d, d)[0] + 0.1 * k for k, d in enumerate(kinds)]
+        w = torch.randn(len(kinds), shape[0], generator=torch.Generator().manual_seed(2), dtype=F64)
+        for kind, c in SIZES:
+            sides = []
+            for device in ("cpu", "cuda"):
+                leaves = [m.to(device).requires_grad_() for m in inputs]
+                value = ops.form_distance(leaves, w.to(device), kind, c)
+                grads = torch.autograd.grad(value.sum(), leaves)
+                sides.append((value.detach().cpu(), [g.cpu() for g in grads]))
+            torch.testing.assert_close(sides[1][0], sides[0][0], rtol=1e-12, atol=0)
+            for a, b in zip(sides[1][1], sides[0][1], strict=True):
+                if (
+                    kind == "pseudo_huber"
+                ):  # its factor has the sum, which is added in another order
+                    torch.testing.assert_close(a, b, rtol=1e-2 if a.itemsize == 2 else 1e-6, atol=0)
+                else:
+                    assert_same_bits(a, b)
+
+    def test_distances_belong_to_samples(self):
+        inputs = [torch.randn(6, 40_001, device="cuda") for _ in range(3)]
+        w = torch.randn(3, 6, dtype=F64, device="cuda")
+        whole = ops.form_distance(inputs, w, "huber", 0.1)
+        part = ops.form_distance([m[2:4] for m in inputs], w[:, 2:4], "huber", 0.1)
+        assert_same_bits(part, whole[2:4])
+        assert_same_bits(ops.form_distance(inputs, w, "huber", 0.1), whole)
+
+    def test_rows(self):
+        high = torch.linspace(0.002, 80.0, 1000, dtype=F64)
+        low = 0.5 * high
+        low[::7] = 0.0
+        want = ops.consistency_rows(high, low)
+        for a, b in zip(ops.consistency_rows(high.cuda(), low.cuda()), want, strict=True):
+            assert_same_bits(a, b)
+
+    def test_never_waits_and_replays(self):
+        x, f = torch.randn(8, 3, 8, 8, device="cuda"), torch.randn(8, 3, 8, 8, device="cuda")
+        f.requires_grad_()
+        levels = torch.linspace(0.5, 9.0, 8, dtype=F64, device="cuda")
+        draw = torch.tensor(3, device="cuda")
+        graph = torch.cuda.CUDAGraph()
+
+        def loss() -> Tensor:
+            rows, weights = ops.consistency_rows(levels, 0.5 * levels)
+            key = noise.key(5, 8, draw=draw)
+            a, b, _, second = ops.noise_forms(x, rows, seed=key)
+            value = ops.form_distance((a, f, b, second), weights, "pseudo_huber", 0.1)
+            return torch.autograd.grad(value.sum(), f)[0]
+
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loss()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            loss()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            captured = loss()
+        before = captured.clone()
+        for step in (3, 4):
+            draw.fill_(step)
+            graph.replay()
+            assert_same_bits(captured, loss())
+        assert not torch.equal(captured, before)  # negative control: another draw
+
+
 class TestGraphs:
     def test_graph_replays_with_new_seeds_and_weights(self):
         x, m = on_gpu(*make((6, 3, 8, 8), F32, F32))
@@ -412,12 +519,14 @@ class TestStreams:
             if facts.space == "sigma" and not facts.adaptive and name != "consistency_sample"
         ]
         assert len(samplers) > 15
+        trig = denoisers.TrigFlowMap(lambda x, t, s: x * (t - s)[:, None].cos(), second="end")
         sigmas = cmsolvers.karras_sigmas(5)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
             for sampler in samplers:
                 sampler(denoiser, x, sigmas, seed=1)
+            cmsolvers.flow_map_sample(trig, x, [1.5, 0.8, 0.2, 0.0], gamma=0.5, seed=1)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -452,6 +561,17 @@ class TestStreams:
             got = captured(x, seed=seed, extra_args={"label": label})
             assert_same_bits(got, expected)
         assert captured.graph is not None
+
+    @pytest.mark.parametrize("second", [None, "end", "length"])
+    def test_captured_flow_maps_are_flow_maps(self, second):
+        layer = torch.nn.Linear(100, 100).cuda()
+        f = denoisers.TrigFlowMap(lambda x, *t: layer(x) * t[-1][:, None].cos(), second=second)
+        x, times = 0.5 * noise.normal((4, 100), 3, device="cuda"), [1.5, 0.8, 0.2, 0.0]
+        run = cmsolvers.capture(cmsolvers.flow_map_sample, f, torch.zeros_like(x), times, gamma=1.0)
+        for seed in (7, torch.tensor([5, 2, 9, 11], device="cuda")):
+            expected = cmsolvers.flow_map_sample(f, x, times, gamma=1.0, seed=seed)
+            assert_same_bits(run(x, seed=seed), expected)
+        assert run.graph is not None
 
     @pytest.mark.parametrize("name", ["euler_maruyama", "stochastic_heun", "sra1", "milstein"])
     def test_captured_solvers_in_time_are_the_solvers(self, name):

@@ -49,6 +49,16 @@ def test_examples_of_the_page_on_runs_run() -> None:
     assert names["net"].weight.grad.norm() > 0  # type: ignore[attr-defined]
 
 
+def test_examples_of_the_page_on_flow_maps_run() -> None:
+    page = (ROOT / "docs" / "flow_maps.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "flow_maps.md", "exec"), names)
+    for samples in ("one_step", "four_steps", "with_noise", "by_function"):
+        assert abs(names[samples].std() - 0.5) < 0.05, samples  # type: ignore[attr-defined]
+    assert names["two_steps"].shape == names["x"].shape  # type: ignore[attr-defined]
+
+
 def test_examples_of_the_page_on_own_solvers_run(capsys) -> None:
     page = (ROOT / "docs" / "own_solver.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
@@ -74,7 +84,7 @@ def test_the_shortest_trainings_run() -> None:
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
         exec(compile(block, "training.md", "exec"), names)
-    for samples in ("samples", "few_steps", "from_noise"):
+    for samples in ("samples", "few_steps", "from_noise", "from_average"):
         far = (names[samples].abs() - 0.5).abs()  # type: ignore[attr-defined]
         assert (far < 0.2).float().mean() > 0.7, samples  # at one of the four points
 

@@ -35,7 +35,9 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @EVERY
-@pytest.mark.parametrize(("given", "error", "text"), BAD, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(
+    ("given", "error", "text"), BAD, ids=[f"{next(iter(row[0]))} {k}" for k, row in enumerate(BAD)]
+)
 def test_bad_arguments(
     recipe: Loss, given: dict[str, Any], error: type[Exception], text: str
 ) -> None:

@@ -160,7 +160,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("make", "error", "text"), BAD, ids=lambda v: str(v)[:30])
+@pytest.mark.parametrize(("make", "error", "text"), BAD, ids=[f"{row[2]} {k}" for k, row in enumerate(BAD)])
 def test_bad_input(make: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         make()

@@ -273,3 +273,23 @@ def test_a_function_inside_of_a_wrapper_is_called_whole() -> None:
     torch.testing.assert_close(
         three.per_sample, ict(plain, X0, **given).per_sample, rtol=1e-10, atol=1e-14
     )
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.7])
+def test_another_network_reads_its_own_input(sigma_data: float) -> None:
+    """The student's c_in is not that of a teacher or target of another sigma_data."""
+    net, teacher = Net(0), Net(2)
+    given: dict[str, Any] = {"key": 5, "step": 1, "levels": (HIGH, LOW)}
+
+    def called(x: Tensor, sigma: Tensor) -> Tensor:
+        return EDM(teacher, sigma_data)(x, sigma)
+
+    f = ConsistencyFunction(net)
+    one = cd(f, X0, teacher=EDM(teacher, sigma_data), **given)
+    torch.testing.assert_close(one.per_sample, cd(f, X0, teacher=called, **given).per_sample)
+
+    def target(x: Tensor, sigma: Tensor) -> Tensor:
+        return ConsistencyFunction(teacher, sigma_data)(x, sigma)
+
+    two = ict(f, X0, target=ConsistencyFunction(teacher, sigma_data), **given)
+    torch.testing.assert_close(two.per_sample, ict(f, X0, target=target, **given).per_sample)

@@ -690,3 +690,24 @@ def test_score_matching_compiles_whole():
     x0, sigma = data(6).float(), torch.linspace(0.1, 3.0, 6)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x0, sigma), loss(x0, sigma))
+
+
+def test_combinations_take_tensors_on_either_side():
+    x, y, w = data(4), data(4).flip(0) + 0.3, torch.linspace(0.5, 2.0, 4, dtype=F64)
+    c, column = of(x), w[:, None]
+    cases = {
+        "y - c": (y - c, y - x),
+        "c - y": (c - y, x - y),
+        "y + c": (y + c, y + x),
+        "w * c": (w * c, column * x),
+        "c * w": (c * w, column * x),
+        "c / w": (c / w, x / column),
+        "joined": (w * c - c + y, column * x - x + y),
+    }
+    for name, (found, expected) in cases.items():
+        torch.testing.assert_close(found.tensor(), expected, rtol=1e-12, atol=1e-14, msg=name)
+    assert len((w * c - c).terms) == 1
+    with pytest.raises(TypeError):
+        w / c
+    with pytest.raises(TypeError):
+        torch.exp(c)

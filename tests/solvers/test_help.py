@@ -51,7 +51,7 @@ def test_nobody_is_sent_to_another_docstring(name):
 def test_signatures(name):
     function = getattr(cm, name)
     first, x, grid, *options = inspect.signature(function).parameters.values()
-    assert x.name == "x" and grid.name in ("sigmas", "ts")
+    assert x.name == "x" and grid.name in ("sigmas", "times", "ts")
     assert first.name in ("denoiser", "f", "sde")
     assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in options)
     assert function.__name__ == name and function.__module__.startswith("cmsolvers.solvers.")

@@ -25,6 +25,8 @@ def run(name, grid=None, **options):
         options = {"restarts": [(0.5, 3.0, 2, 1)], **options}
     if catalogue.SOLVERS[name].space == "sigma":
         return getattr(cm, name)(DATA, X, grid or LEVELS, seed=1, **options)
+    if catalogue.SOLVERS[name].space == "map":
+        return getattr(cm, name)(lambda x, t, s: x, X, grid or LEVELS, seed=1, **options)
     return getattr(cm, name)(SDE, X, grid or TIMES, seed=1, **options)
 
 
@@ -53,7 +55,7 @@ def test_there_are_enough_options():
 
 @pytest.mark.parametrize("name", catalogue.SOLVERS)
 def test_levels_and_times_that_no_float_holds_are_refused(name):
-    word = "sigmas" if catalogue.SOLVERS[name].space == "sigma" else "ts"
+    word = {"sigma": "sigmas", "map": "times", "time": "ts"}[catalogue.SOLVERS[name].space]
     with pytest.raises(ValueError, match=rf"^{word}\[0\] must be a number that float64 holds"):
         run(name, [HUGE, 0.5, 0.1])
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import ops
-from cmsolvers.ops import registration
+from cmsolvers.ops import distance, noising, pair_rows, registration
 from cmsolvers.ops.binary import C
 
 SETS = tuple(ops.build_info().get("instruction_sets", ()))
@@ -41,10 +41,15 @@ class reference_kernels:  # noqa: N801
         with_warning = (
             ("weighted_step", registration._one),
             ("weighted_step_two", registration._two),
+            ("noise_forms", noising._plain),
+            ("form_distance", distance.plain_distance),
+            ("form_distance_backward", distance.plain_backward),
+            ("consistency_rows", pair_rows._plain),
         )
         for name, kernel in with_warning:
             self.library.impl(name, kernel, "CPU", allow_override=True)
-        self.fast = [m for m in (ops.named, ops.step) if getattr(m, "FAST", None) is not None]
+        modules = (ops.named, ops.step, noising, distance, pair_rows)
+        self.fast = [m for m in modules if getattr(m, "FAST", None) is not None]
         self.kept = [m.FAST for m in self.fast]
         for m in self.fast:
             m.FAST = None

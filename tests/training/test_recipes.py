@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cmsolvers import losses, noise, training
 from cmsolvers.schedules import karras_sigmas
-from cmsolvers.training import image_trainer, recipes
+from cmsolvers.training import EMA, image_trainer, recipes, update_averages
+from cmsolvers.training import trainer as loop
 from cmsolvers.training.batches import torch_seed
 from cmsolvers.training.images import Scale
 from cmsolvers.training.trainer import Trainer
@@ -170,16 +173,17 @@ def test_the_average_spans_a_tenth_of_a_run_and_at_most_1000_steps(kind, steps, 
 def moved(trainer: Trainer, name: str) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(average before, network, average after) of each step of a run, for one parameter."""
     average, seen = trainer.averages[name], []
-    original = average.update
 
-    def update(network: nn.Module, decay: float | None = None) -> None:
+    def update(averages: Iterable[EMA], network: nn.Module, decays: Sequence[float | None]) -> None:
         weights = [next(m.parameters()).detach() for m in (average.module, network)]
         before, given = (w.clone() for w in weights)
-        original(network, decay)
+        update_averages(averages, network, decays)
         seen.append((before, given, weights[0].clone()))
 
-    average.update = update
-    trainer.run(progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "update_averages", update)
+        trainer.run(progress=False)
+    assert len(seen) == trainer.settings.steps
     return seen
 
 

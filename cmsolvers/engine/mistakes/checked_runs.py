@@ -13,6 +13,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.denoisers.composed import Rewritten, all_samples, denoised
+from cmsolvers.denoisers.flow_map_base import end_of, time_dtype
 from cmsolvers.denoisers.guidance import Guided
 from cmsolvers.engine.mistakes import criteria
 from cmsolvers.engine.mistakes.criteria import About
@@ -51,12 +52,17 @@ class _Model:
     call: Any
     name: str
     extra: Mapping[str, Any]
+    maps: bool = False
 
     def at(self, x: Tensor, level: float) -> Tensor:
-        """D in float32 at least, which must be finite."""
+        """D, or a flow map to level 0, in float32 at least; it must be finite."""
         sigma = torch.full((len(x),), level, dtype=x.dtype, device=x.device)
-        extra = dict(self.extra) | all_samples(self.call, x)
-        d = denoised(self.call, x, sigma, level, extra)
+        if self.maps and end_of(self.call) is None:
+            t = sigma.to(time_dtype(x.dtype))
+            d = check.model_output(self.name, self.call(x, t, 0.0 * t, **self.extra), x)
+        else:
+            extra = dict(self.extra) | all_samples(self.call, x)
+            d = denoised(self.call, x, sigma, level, extra)
         _require_finite(f"{self.name} must return finite values at sigma {level:g}", d)
         return d.to(_wide(x))
 
@@ -89,7 +95,7 @@ def run_checked(
         return run(denoiser)
     path = coordinates_of(denoiser)
     karras = path.karras
-    asked = _Model(denoiser, about.model, about.extra)
+    asked = _Model(denoiser, about.model, about.extra, about.maps)
     _require_finite("x must be finite", x)
     start = float(root_mean_square(x))
     if karras:

@@ -30,11 +30,13 @@ class About:
         model: what the first argument is called.
         end: the level where the run ends.
         extra: further arguments of the model.
+        maps: whether it is a flow map, which answers with states of any level.
     """
 
     model: str
     end: float
     extra: Mapping[str, Any]
+    maps: bool = False
 
 
 class Answer(NamedTuple):

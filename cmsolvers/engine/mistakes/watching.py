@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers.denoisers.composed import Composed
+from cmsolvers.denoisers.flow_map_base import FlowMap
 from cmsolvers.denoisers.preconditioning import Preconditioned
 from cmsolvers.engine.mistakes import criteria
 from cmsolvers.engine.mistakes.criteria import About, Answer
@@ -48,7 +49,8 @@ def run_watched(
     ONCE.warn("levels", criteria.about_levels(levels))
     if x.numel() < criteria.LEAST:
         return run(denoiser)
-    start, spy = _size(x), _Spy(denoiser) if _is_plain(denoiser) else None
+    spied = _is_plain(denoiser) and not about.maps
+    start, spy = _size(x), _Spy(denoiser) if spied else None
     result = run(spy or denoiser)
     y: Any = result[0] if isinstance(result, tuple) else result
     left, asked = _size(y), spy.glance() if spy else None
@@ -58,7 +60,7 @@ def run_watched(
 
 def _is_plain(denoiser: object) -> bool:
     """Whether nothing is known of a denoiser but that it can be called."""
-    return not isinstance(denoiser, (Preconditioned, Composed))
+    return not isinstance(denoiser, (Preconditioned, Composed, FlowMap))
 
 
 class _Spy:

@@ -16,7 +16,10 @@ from cmsolvers.losses.recipes.latent_consistency import lcm
 from cmsolvers.losses.recipes.multistep import mcd
 from cmsolvers.losses.recipes.progressive import progressive_distillation
 from cmsolvers.losses.recipes.reflow import reflow
+from cmsolvers.losses.recipes.self_distillation import lsd, psd
 from cmsolvers.losses.recipes.shortcut import shortcut
+from cmsolvers.losses.recipes.terminal_velocity import tvm
+from cmsolvers.losses.recipes.trajectory import ctm
 from cmsolvers.losses.recipes.tuning import ect, tcm
 
 __all__ = [
@@ -27,15 +30,18 @@ __all__ = [
     "continuous_cd",
     "continuous_ct",
     "ct",
+    "ctm",
     "dsm",
     "ect",
     "flow_matching",
     "ict",
     "imf",
     "lcm",
+    "lsd",
     "mcd",
     "meanflow",
     "progressive_distillation",
+    "psd",
     "rcm",
     "reflow",
     "scd",
@@ -43,4 +49,5 @@ __all__ = [
     "shortcut",
     "soflow",
     "tcm",
+    "tvm",
 ]

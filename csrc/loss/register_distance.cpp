@@ -1,6 +1,6 @@
 // The kernels of the operators form_distance and form_distance_backward, whose schemas
-// cmsolvers/ops/form_distance.py defines.
-#include "form_distance.h"
+// cmsolvers/ops/distance.py defines.
+#include "distance.h"
 
 #include <ATen/Functions.h>
 #include <torch/library.h>

@@ -1,5 +1,5 @@
-// The operator consistency_rows, whose schema cmsolvers/ops/consistency_rows.py defines.
-#include "consistency_rows.h"
+// The operator consistency_rows, whose schema cmsolvers/ops/pair_rows.py defines.
+#include "rows.h"
 
 #include <ATen/Functions.h>
 #include <torch/library.h>

@@ -10,7 +10,7 @@
 #include <algorithm>
 
 #include "derivatives.h"
-#include "form_distance.h"
+#include "distance.h"
 
 namespace cmsolvers {
 namespace {

@@ -7,7 +7,7 @@
 
 namespace cmsolvers {
 
-// Checked; see cmsolvers/ops/consistency_rows.py.
+// Checked; see cmsolvers/ops/pair_rows.py.
 std::tuple<at::Tensor, at::Tensor> consistency_rows(const at::Tensor& sigma,
                                                     const at::Tensor& sigma_next, double sigma_data,
                                                     double sigma_min);

@@ -28,9 +28,9 @@ CODES = {dtype: code for code, dtype in enumerate(PRECISION)}
 _DTYPES = tuple(PRECISION)
 
 FAST: Callable[..., tuple[Tensor, ...] | None] | None = None if C is None else C.fast_noise_forms
-"""fast_noise_forms(x0, weights, seed, stream, draw, offset, dtypes), positional only: the plain case
-straight into the kernel; None in every other case. The seed is an int or the table of a Key; dtypes
-is None or a tuple."""
+"""fast_noise_forms(x0, weights, seed, stream, draw, offset, dtypes), positional only: the plain
+case straight into the kernel; None in every other case. The seed is an int or the table of a Key;
+dtypes is None or a tuple."""
 
 
 def noise_forms(

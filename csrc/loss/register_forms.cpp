@@ -1,5 +1,5 @@
-// The operator noise_forms, whose schema cmsolvers/ops/noise_forms.py defines.
-#include "noise_forms.h"
+// The operator noise_forms, whose schema cmsolvers/ops/noising.py defines.
+#include "forms.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>

@@ -1,0 +1,207 @@
+"""Distributions of pairs of times for self-distillation, trajectories and terminal velocities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from cmsolvers import checks as check
+from cmsolvers import noise
+from cmsolvers.losses.level_distributions import uniforms
+from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
+
+if TYPE_CHECKING:
+    from cmsolvers.losses.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class UniformTimes:
+    """(t, s) uniform on the triangle 0 < s < t < 1 of flow coordinates, or s = t ~ U(0, 1).
+
+    Args:
+        equal: the share of samples with s = t, in [0, 1].
+
+    Raises:
+        ValueError: equal outside [0, 1].
+
+    Source: Boffi et al., "How to Build a Consistency Model: Learning Flow Maps via
+        Self-Distillation" (2025), algorithm 1.
+    """
+
+    equal: float = 0.75
+    coordinates = FLOW
+
+    def __post_init__(self) -> None:
+        check.within("equal", self.equal, 0.0, 1.0)
+
+    def sample(
+        self,
+        batch: int,
+        seed: noise.SeedLike,
+        *,
+        draw: int = 0,
+        device: torch.device | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(t, s), float64 [batch] each, on a device as in `LogNormal`."""
+        u = uniforms(batch, 3, seed, draw, device)
+        other = torch.where(u[:, 2] < self.equal, u[:, 0], u[:, 1])
+        return torch.maximum(u[:, 0], other), torch.minimum(u[:, 0], other)
+
+
+@dataclass(frozen=True)
+class GapPairs:
+    """s and t = s + gap of flow coordinates, both logit-normal, s given that t is at most 1.
+
+    Args:
+        mean: of logit s.
+        std: of logit s, positive.
+        gap_mean: of the logit of t - s.
+        gap_std: likewise, positive.
+
+    Raises:
+        ValueError: a deviation that is not positive.
+
+    Source: Zhou et al., "Terminal Velocity Matching" (2025), published code.
+    """
+
+    mean: float = -0.4
+    std: float = 1.0
+    gap_mean: float = -0.8
+    gap_std: float = 1.0
+    coordinates = FLOW
+
+    def __post_init__(self) -> None:
+        check.finite("mean", self.mean)
+        check.positive("std", self.std)
+        check.finite("gap_mean", self.gap_mean)
+        check.positive("gap_std", self.gap_std)
+
+    def sample(
+        self,
+        batch: int,
+        seed: noise.SeedLike,
+        *,
+        draw: int = 0,
+        device: torch.device | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(t, s), float64 [batch] each, on a device as in `LogNormal`."""
+        u = uniforms(batch, 2, seed, draw, device)
+        logit = self.gap_mean + self.gap_std * torch.special.ndtri(u[:, 0])
+        gap = torch.sigmoid(logit)
+        below = torch.special.ndtr((-logit - self.mean) / self.std)  # of s < 1 - gap
+        s = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u[:, 1] * below))
+        return (s + gap).clamp(max=1.0), s
+
+
+@dataclass(frozen=True)
+class RhoPairs:
+    """sigma^(1 / rho) uniform: t in [sigma_min, sigma_max], s in (0, t).
+
+    The continuous form of two levels of a Karras schedule.
+
+    Args:
+        sigma_min: the smallest t, positive.
+        sigma_max: the largest, above it.
+        rho: positive.
+
+    Raises:
+        ValueError: a number that is not positive, sigma_min not below sigma_max.
+
+    Source: Kim et al., "Consistency Trajectory Models" (2024), algorithm 2, whose levels are those
+        of Karras et al. (2022), eq. 5.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    coordinates = KARRAS
+
+    def __post_init__(self) -> None:
+        low, high = (
+            check.positive("sigma_min", self.sigma_min),
+            check.positive("sigma_max", self.sigma_max),
+        )
+        check.below("sigma_min", low, "sigma_max", high)
+        check.positive("rho", self.rho)
+
+    def sample(
+        self,
+        batch: int,
+        seed: noise.SeedLike,
+        *,
+        draw: int = 0,
+        device: torch.device | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(t, s), float64 [batch] each, on a device as in `LogNormal`."""
+        u = uniforms(batch, 2, seed, draw, device)
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        root = low + u[:, 0] * (high - low)
+        return root**self.rho, (u[:, 1] * root) ** self.rho
+
+
+class Quantile(Protocol):
+    """A distribution of one further level: the level below which a share u of them lies.
+
+    Its attribute `coordinates` (Karras ones where it has none) says what the levels are.
+    """
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """Levels for shares in (0, 1), float64 [B] both."""
+
+
+@dataclass(frozen=True)
+class LogNormalQuantile:
+    """ln sigma ~ N(mean, std^2) in Karras coordinates.
+
+    Raises:
+        ValueError: std is not positive.
+
+    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
+        (2022), section 5.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+    coordinates = KARRAS
+
+    def __post_init__(self) -> None:
+        check.finite("mean", self.mean)
+        check.positive("std", self.std)
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """Levels for shares in (0, 1), float64 [B] both."""
+        return torch.exp(self.mean + self.std * torch.special.ndtri(u))
+
+
+@dataclass(frozen=True)
+class LogitNormalQuantile:
+    """logit t ~ N(mean, std^2) in flow coordinates.
+
+    Raises:
+        ValueError: std is not positive.
+
+    Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis"
+        (2024), eq. 19.
+    """
+
+    mean: float = -0.4
+    std: float = 1.0
+    coordinates = FLOW
+
+    def __post_init__(self) -> None:
+        check.finite("mean", self.mean)
+        check.positive("std", self.std)
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """Times for shares in (0, 1), float64 [B] both."""
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+
+
+def further_level(at: Evaluation, quantile: Quantile, u: Tensor) -> Tensor:
+    """A level for each share, in the coordinates of the model, float64 [B]."""
+    theirs: Coordinates = getattr(quantile, "coordinates", KARRAS)
+    level = quantile(u)
+    return level if theirs == at.path else at.path.level(theirs.ratio(level))

@@ -1,0 +1,149 @@
+"""Flow maps that teach themselves: Lagrangian and semigroup self-distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cmsolvers import checks as check
+from cmsolvers.losses.combination import Combination, of
+from cmsolvers.losses.distributions_trajectory import UniformTimes
+from cmsolvers.losses.evaluation import Evaluation
+from cmsolvers.losses.identities import end_rate, flow_map_of
+from cmsolvers.losses.loss import loss
+from cmsolvers.losses.models import ModelView
+from cmsolvers.losses.states import State
+from cmsolvers.losses.weights import Norm, mean_square
+
+STOPPED = ("target", "none")
+
+
+@loss(
+    identity="lagrangian",
+    source="Boffi et al., 'How to Build a Consistency Model: Learning Flow Maps via "
+    "Self-Distillation' (2025), Lagrangian self-distillation",
+    times=UniformTimes(),
+    coordinates="flow",
+    model="flow map",
+)
+def lsd(
+    at: Evaluation,
+    *,
+    stop_gradient: str = "target",
+    distance: Norm = mean_square,
+    weight: Callable[[Tensor, Tensor], Tensor] | None = None,
+    derivative: str = "jvp",
+) -> Tensor:
+    """Lagrangian self-distillation: d/ds f_{t->s}(x_t) = v(f, s), v the map's own diagonal.
+
+    Samples with s = t match v to the velocity of the pair, the others the end of the map to v. The
+    gradient goes through the derivative in s.
+
+    Args:
+        stop_gradient: "target": none through v(f, s); "none": through all of it.
+        distance: of the residual per sample.
+        weight: `w(t, s) -> [B]`, a small network that is trained along: e^-w distance + w; None is
+            the distance itself.
+        derivative: "jvp" or "finite_difference".
+    """
+    stopped = check.choice("stop_gradient", stop_gradient, STOPPED) == "target"
+    (x,) = at.states(at.t, velocity=True)
+    assert x.velocity is not None
+    moving, reached = end_rate(at, x, at.s, derivative=derivative, through=True)
+    state = State((reached.detach() if stopped else reached).tensor().to(x.x.dtype), at.s)
+    same = (at.s == at.t).double()
+    own = other_side(at, stopped).velocity(state)
+    residual = moving - own * (1.0 - same) - of(x.velocity) * same
+    return learned(at, distance(residual), weight)
+
+
+@loss(
+    identity="semigroup",
+    source="Boffi et al., 'How to Build a Consistency Model: Learning Flow Maps via "
+    "Self-Distillation' (2025), progressive self-distillation",
+    times=UniformTimes(),
+    coordinates="flow",
+    model="flow map",
+)
+def psd(
+    at: Evaluation,
+    *,
+    between: str = "uniform",
+    stop_gradient: str = "target",
+    distance: Norm = mean_square,
+    weight: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Progressive self-distillation: f_{t->s} = f_{u->s} o f_{t->u}, divided by s - t.
+
+    For an average velocity that is |u_{t->s} - ((1 - c) u_{t->u} + c u_{u->s})| with c = (s - u) /
+    (s - t). Samples with s = t match the map's velocity to that of the pair.
+
+    Args:
+        between: "uniform": u anywhere between t and s; "midpoint": in the middle.
+        stop_gradient: "target": none through the two steps; "none": through all three.
+        distance: of the residual per sample.
+        weight: `w(t, s) -> [B]`, a small network that is trained along: e^-w distance + w; None is
+            the distance itself.
+    """
+    stopped = check.choice("stop_gradient", stop_gradient, STOPPED) == "target"
+    midpoint = check.choice("between", between, ("uniform", "midpoint")) == "midpoint"
+    (x,) = at.states(at.t, velocity=True)
+    assert x.velocity is not None
+    same = at.s == at.t
+    left = _per_time(at, x, same)
+    view = other_side(at, stopped)
+    share: Tensor | float = 0.5 if midpoint else at.uniform()[:, 0]
+    middle = at.t + share * (at.s - at.t)
+    first = view(x, middle)
+    second = State(first.tensor().to(x.x.dtype), middle)
+    a, b = flow_map_of(view).skip_out(middle, at.s)
+    twice = first * a + of(view.raw(second, at.s)) * b
+    right = twice * torch.where(same, 0.0, 1.0 / _gap(at, same)) + of(x.velocity) * same.double()
+    return learned(at, distance(left - right), weight)
+
+
+def _gap(at: Evaluation, same: Tensor) -> Tensor:
+    """s - t, 1 where that is 0."""
+    return torch.where(same, 1.0, at.s - at.t)
+
+
+def _per_time(at: Evaluation, x: State, same: Tensor) -> Combination:
+    """f_{t->s}(x) / (s - t), and the map's velocity where s = t."""
+    inner, gap = flow_map_of(at.student), _gap(at, same)
+    pairs = zip(inner.end_rates(at.t, at.t), inner.skip_out(at.t, at.s), strict=True)
+    a, b = (torch.where(same, rate, value / gap) for rate, value in pairs)
+    return Combination([(x.x, a), (at.student.raw(x, at.s), b)])
+
+
+def other_side(at: Evaluation, stopped: bool) -> ModelView:
+    """Who answers on the other side: the target, or the student once more, with gradient."""
+    return at.target if stopped else at.student.again()
+
+
+def learned(
+    at: Evaluation, value: Tensor, weight: Callable[[Tensor, Tensor], Tensor] | None
+) -> Tensor:
+    """e^-w value + w with w = weight(t, s), per sample; `value` itself without a weight.
+
+    At its optimum e^w is the mean of `value` at (t, s). Times are handed over in float32, or in
+    float64 for such data.
+
+    Raises:
+        ValueError: the weight returned another shape.
+
+    Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models"
+        (2024), appendix B.2; Boffi et al. (2025), section 4.
+    """
+    if weight is None:
+        return value
+    dtype = torch.promote_types(at.x0.dtype, torch.float32)
+    w: object = check.function("weight", weight)(at.t.to(dtype), at.s.to(dtype))
+    if not isinstance(w, Tensor) or w.shape not in (value.shape, (*value.shape, 1)):
+        raise ValueError(
+            f"weight must return one number per sample, shape {list(value.shape)}; "
+            f"got {check.describe(w)}"
+        )
+    w = w.reshape(value.shape).double()
+    return torch.exp(-w) * value + w

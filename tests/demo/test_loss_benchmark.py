@@ -168,9 +168,7 @@ def test_every_recipe_spends_its_budget(name):
 
 def test_every_loss_of_the_library_has_a_row():
     assert {one.recipe.name for one in catalogue.losses()} <= set(ENTRIES)
-    for name, different in rows_of_losses.DIFFERENCES.items():
-        if name in ENTRIES:
-            assert all(getattr(ENTRIES[name], key) == value for key, value in different.items())
+    assert set(rows_of_losses.DIFFERENCES) <= set(ENTRIES)
 
 
 def test_a_training_is_a_function_of_its_seed():
@@ -202,7 +200,9 @@ def test_the_course_knows_how_far_it_is():
         given.append(teacher)
         return flow_loss(model, x0, **options)
 
-    entry = Entry("rounds", loss, rows_of_losses.average_velocity, "flow_map", options=options, rounds=3)
+    entry = Entry(
+        "rounds", loss, rows_of_losses.average_velocity, "flow_map", options=options, rounds=3
+    )
     training_run.train(entry, runner._problem(ring), 0, replace(TINY, calls=30))
     assert [course.step for course in seen] == list(range(30))
     assert {course.total for course in seen[1:]} == {30}

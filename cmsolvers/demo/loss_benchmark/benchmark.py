@@ -14,8 +14,8 @@ from tqdm import tqdm
 from cmsolvers import checks as check
 from cmsolvers.demo.loss_benchmark import measures, results
 from cmsolvers.demo.loss_benchmark.entry import Entry
-from cmsolvers.demo.loss_benchmark.rows_of_losses import ENTRIES
 from cmsolvers.demo.loss_benchmark.results import Facts, Result
+from cmsolvers.demo.loss_benchmark.rows_of_losses import ENTRIES
 from cmsolvers.demo.loss_benchmark.setting import Setting
 from cmsolvers.demo.loss_benchmark.training_run import train
 from cmsolvers.demo.workers import Workers, one_thread

@@ -13,6 +13,7 @@ from cmsolvers import euler_pf_ode, noise
 from cmsolvers.demo.loss_benchmark.entry import Entry, Model
 from cmsolvers.demo.loss_benchmark.setting import STEPS, Setting
 from cmsolvers.processes.coordinates import Coordinates, coordinates_of
+from cmsolvers.solvers import flow_map_sample
 from cmsolvers.tasks import metrics
 from cmsolvers.tasks.exact_problems import ExactProblem
 
@@ -63,9 +64,7 @@ def sample(entry: Entry, model: Model, x: Tensor, grid: list[float], seed: int) 
             return euler_pf_ode(model, x, grid)
         if entry.kind == "consistency":
             return _with_new_noise(model, x, grid, seed)
-        for start, end in pairwise(grid):
-            x = model(x, *(x.new_full((x.shape[0],), level) for level in (start, end)))
-        return x
+        return flow_map_sample(model, x, grid)
 
 
 def _with_new_noise(model: Model, x: Tensor, grid: list[float], seed: int) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from cmsolvers import noise
 from cmsolvers.demo.loss_benchmark import network as networks
-from cmsolvers.demo.loss_benchmark.training_data import Batches
 from cmsolvers.demo.loss_benchmark.entry import Course, Entry, Model
 from cmsolvers.demo.loss_benchmark.setting import Setting, learning_rate
+from cmsolvers.demo.loss_benchmark.training_data import Batches
 from cmsolvers.processes.coordinates import coordinates_of
 from cmsolvers.tasks.exact_problems import ExactProblem
 from cmsolvers.training import EMA

@@ -1,4 +1,4 @@
-"""The command line: `cmsolvers demo | train | sample | evaluate | ... | info`."""
+"""The command line: `cmsolvers COMMAND`, one of `COMMANDS`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from cmsolvers.cli import (
+    benchmark_command,
     demo_command,
     evaluate_command,
     info_command,
@@ -23,6 +24,7 @@ COMMANDS = (
     sample_command.COMMAND,
     evaluate_command.COMMAND,
     precision_command.COMMAND,
+    benchmark_command.COMMAND,
     solvers_command.COMMAND,
     losses_command.COMMAND,
     info_command.COMMAND,

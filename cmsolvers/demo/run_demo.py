@@ -21,6 +21,7 @@ from cmsolvers.demo.compared_samplers import BY_KEY, METHODS
 from cmsolvers.demo.demo_results import Measured, Results, SamplerRow, Spread, targets
 from cmsolvers.demo.demo_settings import SHAPE, DemoSettings, Files
 from cmsolvers.demo.judge import Judge
+from cmsolvers.demo.workers import Workers, one_thread
 from cmsolvers.ops import build_info
 from cmsolvers.training.recipes import load_model
 
@@ -66,7 +67,7 @@ def run_demo(
     files = Files(Path(out))
     files.folder.mkdir(parents=True, exist_ok=True)
     clock = _Clock()
-    with demo_jobs.one_thread(), demo_jobs.Workers(workers) as pool:
+    with one_thread(), Workers(workers) as pool:
         outcome = _train(pool, files, settings, progress)
         clock.lap("training")
         levels = _search(pool, files, settings)
@@ -100,7 +101,7 @@ class _Clock:
 
 
 def _train(
-    pool: demo_jobs.Workers, files: Files, settings: DemoSettings, progress: bool
+    pool: Workers, files: Files, settings: DemoSettings, progress: bool
 ) -> demo_jobs.Outcome:
     outcome: demo_jobs.Outcome = {}
     work = [
@@ -112,9 +113,7 @@ def _train(
     return {kind: outcome[kind] for kind in ("classifier", "score", "cd", "ct")}
 
 
-def _search(
-    pool: demo_jobs.Workers, files: Files, settings: DemoSettings
-) -> dict[str, list[list[float]]]:
+def _search(pool: Workers, files: Files, settings: DemoSettings) -> dict[str, list[list[float]]]:
     kinds = ("cd", "ct")
     work = [partial(demo_jobs.search_levels, files, kind, settings) for kind in kinds]
     found = dict(pool.run(work))
@@ -122,7 +121,7 @@ def _search(
 
 
 def _sample(
-    pool: demo_jobs.Workers,
+    pool: Workers,
     files: Files,
     settings: DemoSettings,
     levels: dict[str, list[list[float]]],

@@ -1,13 +1,15 @@
-"""Quality of samples: Frechet distance, distance to the nearest data, classifier confidence."""
+"""Quality of samples: Frechet and sliced Wasserstein distance, nearest data, confidence."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers import noise
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -32,16 +34,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     Source: Dowson & Landau (1982); Heusel et al., "GANs Trained by a Two Time-Scale Update Rule"
         (2017).
     """
-    features = []
-    for name, value in (("a", a), ("b", b)):
-        check.tensor(name, value)
-        if value.ndim != 2 or value.shape[0] < 2:
-            raise ValueError(f"{name} must be features [n >= 2, d]; got shape {list(value.shape)}")
-        if not bool(value.isfinite().all()):
-            raise ValueError(f"{name} must be finite; got nan or inf among its values")
-        features.append(value.detach().double())
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"a and b must have as many features; got {a.shape[1]} and {b.shape[1]}")
+    features = _two_sets(a, b)
     means = [value.mean(0) for value in features]
     factors = [
         torch.linalg.qr((value - mean) / (value.shape[0] - 1) ** 0.5, mode="r")[1]
@@ -50,6 +43,40 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     overlap = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
     spread = factors[0].square().sum() + factors[1].square().sum() - 2 * overlap
     return max(0.0, float((means[0] - means[1]).square().sum() + spread))
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, *, directions: int = 128, seed: int = 0) -> float:
+    """Sliced Wasserstein-2 distance between two sets of as many points.
+
+    The root of the mean over random directions u on the unit sphere of W_2^2 between the projected
+    sets, which in one dimension pairs the sorted values. A shift by m gives |m| / sqrt(d) on
+    average, so the value is per coordinate. Computed in float64.
+
+    Args:
+        a: points [n, d], n >= 2.
+        b: points [n, d].
+        directions: how many; with d = 1 all are the same.
+        seed: of the directions; the same seed gives the same ones for any points.
+
+    Returns:
+        The distance, 0 for equal sets. Two sets of n draws from one distribution are of the order
+        of n^(-1/2) apart.
+
+    Raises:
+        TypeError: no floating tensors.
+        ValueError: wrong shapes, sets of different sizes, values that are not finite.
+
+    Source: Rabin et al., "Wasserstein Barycenter and Its Application to Texture Mixing" (2012).
+    """
+    first, second = _two_sets(a, b)
+    if len(first) != len(second):
+        raise ValueError(f"a and b must have as many points; got {len(first)} and {len(second)}")
+    shape = (check.count("directions", directions), first.shape[1])
+    lines = noise.normal(shape, seed, stream=noise.OTHER, dtype=torch.float64)
+    lines = lines / lines.norm(dim=1, keepdim=True)
+    # NumPy sorts on one core about ten times as fast as torch does.
+    one, two = (np.sort((lines @ x.cpu().T).numpy(), axis=1) for x in (first, second))
+    return float(np.sqrt(np.mean((one - two) ** 2)))
 
 
 def nearest_distance(samples: Tensor, data: Tensor, *, chunk: int = 256) -> Tensor:
@@ -82,6 +109,21 @@ def nearest_distance(samples: Tensor, data: Tensor, *, chunk: int = 256) -> Tens
         for part in torch.split(samples.double().reshape(-1, size), check.count("chunk", chunk))
     ]
     return torch.cat(parts) if parts else samples.new_zeros(0, dtype=torch.float64)
+
+
+def _two_sets(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64, checked: [n, d] and [m, d]."""
+    sets = []
+    for name, value in (("a", a), ("b", b)):
+        check.tensor(name, value)
+        if value.ndim != 2 or value.shape[0] < 2:
+            raise ValueError(f"{name} must be features [n >= 2, d]; got shape {list(value.shape)}")
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{name} must be finite; got nan or inf among its values")
+        sets.append(value.detach().double())
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"a and b must have as many features; got {a.shape[1]} and {b.shape[1]}")
+    return sets[0], sets[1]
 
 
 def confidence(logits: Tensor) -> Tensor:

@@ -49,6 +49,38 @@ def test_frechet_distance_of_deficient_and_badly_scaled_features():
     assert metrics.frechet_distance(big, big + 0.125) == pytest.approx(2 * 0.125**2, rel=1e-4)
 
 
+def test_sliced_wasserstein_of_a_shift_and_a_scale():
+    """|m|^2 / d, and for N(0, I) scaled by c (1 - c)^2, on average over directions."""
+    z = noise.normal((4000, 3), 5, dtype=torch.float64)
+    shift = torch.tensor([0.3, -0.2, 0.6], dtype=torch.float64)
+    expected = float(shift.norm()) / 3**0.5
+    found = metrics.sliced_wasserstein(z, z + shift, directions=4000)
+    assert found == pytest.approx(expected, rel=0.02)
+    assert metrics.sliced_wasserstein(z, 1.5 * z, directions=64) == pytest.approx(0.5, rel=0.05)
+    assert metrics.sliced_wasserstein(z, z.flip(0)) == 0.0
+    swapped = torch.stack([z[:, 0], z[:, 1], z[:, 1]], 1)  # marginals agree, the whole does not
+    assert metrics.sliced_wasserstein(z, swapped) > 0.1
+
+
+def test_sliced_wasserstein_in_one_dimension_is_the_distance_of_quantiles():
+    a, b = features(300, 1, 1), features(300, 1, 2)
+    quantiles = np.sort(a.numpy()[:, 0]) - np.sort(b.numpy()[:, 0])
+    expected = float(np.sqrt(np.mean(quantiles**2)))
+    assert metrics.sliced_wasserstein(a, b, directions=3) == pytest.approx(expected, rel=1e-12)
+
+
+def test_sliced_wasserstein_of_two_gaussians():
+    """Along u it is (u.m)^2 + (s_1(u) - s_2(u))^2, here averaged over the same directions."""
+    n, scales = 100_000, torch.tensor([1.0, 0.2], dtype=torch.float64)
+    a = noise.normal((n, 2), 1, dtype=torch.float64)
+    b = scales * noise.normal((n, 2), 2, dtype=torch.float64) + 0.5
+    u = noise.normal((64, 2), 9, stream=noise.OTHER, dtype=torch.float64)
+    u = u / u.norm(dim=1, keepdim=True)
+    along = (0.5 * u.sum(1)) ** 2 + (1 - (u * scales).norm(dim=1)) ** 2
+    found = metrics.sliced_wasserstein(a, b, directions=64, seed=9)
+    assert found == pytest.approx(float(along.mean().sqrt()), rel=0.01)
+
+
 def test_nearest_distance():
     data = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
     samples = torch.tensor([[0.0, 1.0], [3.0, 4.0], [3.0, 4.000001]])
@@ -78,6 +110,10 @@ def test_bad_input():
     ):
         with pytest.raises(error, match=text):
             metrics.frechet_distance(a, wrong)
+    with pytest.raises(ValueError, match="as many points"):
+        metrics.sliced_wasserstein(a, a[:3])
+    with pytest.raises(ValueError, match="directions"):
+        metrics.sliced_wasserstein(a, a, directions=0)
     with pytest.raises(ValueError, match="data must hold"):
         metrics.nearest_distance(a, a[:0])
     with pytest.raises(ValueError, match="data must hold"):

@@ -22,9 +22,9 @@ from cmsolvers.losses import (
     DoublingPairs,
     ECTPairs,
     SquareRootPairs,
-    catalogue,
+    loss_table,
 )
-from cmsolvers.losses.loss import Loss
+from cmsolvers.losses.evaluation.decorator import Loss
 
 # --- models: network and sigma_data -> model -----------------------------------------------------
 
@@ -192,6 +192,6 @@ def row(loss: Loss, /, **differences: Any) -> Entry:
 
 ENTRIES = {
     loss.recipe.name: row(loss, **DIFFERENCES.get(loss.recipe.name, {}))
-    for loss in catalogue.losses()
+    for loss in loss_table.losses()
 }
 """Every recipe by name, in the order of the table."""

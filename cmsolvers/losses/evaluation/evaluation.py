@@ -8,7 +8,6 @@ the noise z (stream 3 of the contract), the levels, the dropped labels and furth
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -151,8 +150,7 @@ class Evaluation:
             for level, factor in zip(levels, scalings, strict=True)
         ]
         if velocity:
-            first = found[0]
-            found[0] = replace(first, velocity=next(made))
+            found[0].velocity = next(made)
         return tuple(found)
 
     def _consistency_pair(self, high: Tensor, low: Tensor) -> tuple[State, State] | None:
@@ -163,20 +161,27 @@ class Evaluation:
         rows = inner.pair_rows(high, low)
         if rows is None:
             return None
-        own = self.x0.dtype
-        x, y, x_in, y_in = ops.noise_forms(
+        # Where both networks get the same inputs, these are all that is stored.
+        lean = inner.dtype in (None, self.x0.dtype) and self.target.scales_as(inner)
+        own, of_net = self.x0.dtype, inner.dtype or self.x0.dtype
+        made = ops.noise_forms(
             self.x0,
-            rows[0],
+            rows[0][2:] if lean else rows[0],
             seed=self.key,
             stream=noise.TRAINING,
             draw=self.draw,
-            dtypes=(own, own, inner.dtype or own, inner.dtype or own),
+            dtypes=(own, own) if lean else (own, own, of_net, of_net),
         )
         skip, out, less_skip, less_out = rows[1]
-        return (
-            State(x, high, x_in, form=(skip, out), scaled_for=inner),
-            State(y, low, y_in, form=(-less_skip, -less_out), scaled_for=inner),
-        )
+        forms = ((skip, out), (-less_skip, -less_out))
+        states = []
+        for k, (level, (kept, added)) in enumerate(zip((high, low), forms, strict=True)):
+            c_in = rows[0][2 + k, 0]
+            form = (kept / c_in if lean else kept, added)
+            x = None if lean else made[k]
+            scaled = made[k if lean else 2 + k]
+            states.append(State(x, level, scaled, form=form, scaled_for=inner, c_in=c_in))
+        return states[0], states[1]
 
     def pair_velocity(self, level: Tensor) -> Tensor:
         """alpha' x_0 + sigma' z, [B, ...]."""

@@ -262,18 +262,19 @@ class ModelView:
         return State((of(at.x) * scale).tensor().to(at.x.dtype), level)
 
     def _preconditioned(self, inner: Preconditioned, at: State) -> Combination:
-        scaled = self._scaled(at)
+        scaled, carrier = self._scaled(at), at.carrier
         if scaled is not None and at.form is not None:
             c_skip, c_out = at.form
         else:
+            carrier = at.x
             c_skip, c_out, c_in, _ = inner.coefficients(at.level)
             if scaled is None:
                 scaled = (of(at.x) * c_in).tensor()
             scaled = scaled.to(inner.dtype or at.x.dtype)
         with self.passing():
-            made = inner.network(scaled, inner.told(at.level, at.x), **self.extra)
-        made = check.model_output(self.name, made, at.x)
-        return Combination([(at.x, c_skip), (made, c_out)])
+            made = inner.network(scaled, inner.told(at.level, carrier), **self.extra)
+        made = check.model_output(self.name, made, carrier)
+        return Combination([(carrier, c_skip), (made, c_out)])
 
     def _raw(self, at: State, end: Tensor | None) -> Tensor:
         inner = self.inner
@@ -289,6 +290,15 @@ class ModelView:
         else:
             made = inner.raw(at.x, at.level, end, **self.extra)
         return check.model_output(self.name, made, at.x)
+
+    def scales_as(self, other: Preconditioned) -> bool:
+        """Whether it is a preconditioned network that gets the input of another at every state."""
+        inner = self.inner
+        if not isinstance(inner, Preconditioned) or inner is not self.model or self._elsewhere:
+            return False
+        if inner is other or torch.compiler.is_compiling():
+            return inner is other
+        return _scaling_of(inner) == _scaling_of(other)
 
     def _scaled(self, at: State) -> Tensor | None:
         """The input of the network, where it was made with the state for the same scalings."""

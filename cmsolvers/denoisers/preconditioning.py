@@ -181,8 +181,14 @@ class Preconditioned(nn.Module):
         if self._keeps_coefficients() and isinstance(scalings, EDMScalings):
             told = _noise_of(level, scalings.c_noise, dtype)
             return told.clone() if told is level else told
-        told = torch.as_tensor(self.coefficients(level).c_noise, device=level.device)
-        return told.expand(level.shape).to(dtype)
+        found: object = self.coefficients(level).c_noise
+        # A number is filled in on the device: a copy from the host would be waited for.
+        told = (
+            found
+            if isinstance(found, Tensor)
+            else level.new_full((), check.as_float("c_noise", found))
+        )
+        return told.to(level.device).expand(level.shape).to(dtype)
 
     def noise_dtype(self, x: Tensor) -> torch.dtype:
         """Dtype of the c_noise that the network gets for a state x."""

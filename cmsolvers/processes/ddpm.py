@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -194,10 +194,23 @@ class DDPM(Process):
             dp, dq = dp.masked_fill(late, 0.0), dq.masked_fill(late, -1.0)
         return p, q, dp, dq
 
+    @cached_property
+    def _held(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but the tables on devices."""
+        return {name: value for name, value in self.__dict__.items() if name != "_held"}
+
     def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The table on the device of `like`."""
-        levels, slopes = torch.from_numpy(self._table[2]), torch.from_numpy(self._table[3])
-        return levels.to(like.device), slopes.to(like.device)
+        """The table on the device of `like`, copied there once: a copy would be waited for."""
+        held = None if torch.compiler.is_compiling() else self._held.get(like.device)
+        if held is None:
+            levels, slopes = torch.from_numpy(self._table[2]), torch.from_numpy(self._table[3])
+            held = levels.to(like.device), slopes.to(like.device)
+            if not torch.compiler.is_compiling():
+                self._held[like.device] = held
+        return held
 
     def alpha(self, t: Time) -> Time:
         """sqrt(alphas_bar)."""

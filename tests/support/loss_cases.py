@@ -51,15 +51,15 @@ class SmallNet(nn.Module):
         return made.reshape(x.shape)
 
 
-def model_for(recipe: Recipe, **options: Any) -> Any:
-    """A fresh model of the kind that a loss trains."""
+def model_for(recipe: Recipe, kind: type[SmallNet] = SmallNet, **options: Any) -> Any:
+    """A fresh model of the kind that a loss trains, around a network of a kind of `SmallNet`."""
     trig = recipe.coordinates == "trigflow"
     if recipe.model == "flow map":
-        net = SmallNet(2, **options)
+        net = kind(2, **options)
         if trig:
             return TrigFlowMap(net, second="end")
         return TrajectoryFunction(net) if recipe.coordinates == "karras" else AverageVelocity(net)
-    net = SmallNet(1, **options)
+    net = kind(1, **options)
     if trig:
         return TrigFlowMap(net)
     if recipe.model == "consistency":

@@ -19,7 +19,7 @@ from cmsolvers import checks as check
 from cmsolvers.losses.derivatives.forward_formulas import ForwardFormulas
 from cmsolvers.losses.derivatives.mixed_precision import casts_not_kept
 from cmsolvers.losses.derivatives.module_names import place_of_error
-from cmsolvers.losses.derivatives.plain_checkpoints import plain_checkpoints
+from cmsolvers.losses.evaluation.plain_checkpoints import plain_checkpoints
 from cmsolvers.losses.evaluation.randomness import SameRandomness
 
 _CHANGES_A_BUFFER = "would mutate a captured Tensor"

@@ -69,8 +69,9 @@ def batch_norm(
         if running_mean is not None and running_var is not None:
             with torch.no_grad():
                 variance, mean = torch.var_mean(x.detach(), dims)
-                running_mean.lerp_(mean.to(running_mean), momentum)
-                running_var.lerp_(variance.to(running_var), momentum)
+                # Past the version that the backward pass of another pass checks, as torch does.
+                running_mean.data.lerp_(mean.to(running_mean), momentum)
+                running_var.data.lerp_(variance.to(running_var), momentum)
         normal = _normal(constant, x, dims, eps)
         return _affine(constant, normal, *channels).to(input.dtype)
     factor = torch.rsqrt(running_var + eps)

@@ -45,6 +45,8 @@ class LabelDropout:
                 f"labels; got {check.describe(label)}"
             )
         gone = uniform < self.probability
-        null = torch.as_tensor(self.null, dtype=label.dtype, device=label.device)
+        # A number is filled in on the device: a copy from the host would be waited for.
+        null = label.new_full((), self.null) if not isinstance(self.null, Tensor) else self.null
+        null = null.to(label)
         extra[self.name] = torch.where(gone.reshape(-1, *[1] * (label.ndim - 1)), null, label)
         return gone

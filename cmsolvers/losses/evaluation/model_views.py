@@ -8,7 +8,7 @@ whose output is f (or D) itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from typing import TypeAlias, cast
 
@@ -21,6 +21,7 @@ from cmsolvers.denoisers.flow_maps import FlowMap
 from cmsolvers.denoisers.signature import CALLED
 from cmsolvers.denoisers.velocity_heads import VelocityHeads
 from cmsolvers.losses.evaluation.combination import Combination, Weight, of
+from cmsolvers.losses.evaluation.plain_checkpoints import plain_checkpoints
 from cmsolvers.losses.evaluation.randomness import SameRandomness, same_statistics
 from cmsolvers.losses.evaluation.states import State
 from cmsolvers.processes.coordinates import Coordinates, coordinates_of
@@ -165,7 +166,8 @@ class ModelView:
     def raw_of_state(self, at: State, end: Tensor) -> Tensor:
         """F of a flow map with gradient by the state alone: parameters count as constants.
 
-        Of a network that is no module nothing is known: it is called as it is.
+        Of a network that is no module nothing is known: it is called as it is. Activation
+        checkpoints are plain calls, as what is computed again would have the parameters' gradients.
         """
         inner = self.inner
         if not isinstance(inner, FlowMap):
@@ -175,7 +177,8 @@ class ModelView:
             )
         held = {name: p.detach() for name, p in inner.named_parameters()}
         told = {"output": RAW, **self.extra}
-        with self._same.replay(), same_statistics(self.model):
+        plain = nullcontext() if torch.compiler.is_compiling() else plain_checkpoints()
+        with self._same.replay(), same_statistics(self.model), plain:
             made: Tensor = torch.func.functional_call(inner, held, (at.x, at.level, end), told)
         return made
 

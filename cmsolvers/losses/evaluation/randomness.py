@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.overrides import TorchFunctionMode
 
 
@@ -198,6 +198,12 @@ def _norms(model: nn.Module) -> tuple[_NormBase, ...]:
         found = tuple(layer for layer in model.modules() if isinstance(layer, _NormBase))
         _NORMS[model] = found
     return found
+
+
+def couples_samples(model: object) -> bool:
+    """Whether batch norms in training mode make each sample's output one of all samples."""
+    layers = _norms(model) if isinstance(model, nn.Module) else ()
+    return any(isinstance(layer, _BatchNorm) and layer.training for layer in layers)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Activation checkpoints that are plain calls while a derivative is computed in forward mode."""
+"""Activation checkpoints that are plain calls, where a pass could not be computed again."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ _STAND_INS = {
 def plain_checkpoints() -> Iterator[None]:
     """A block in which `torch.utils.checkpoint.checkpoint` calls its function, in this thread.
 
-    The reentrant kind is a custom autograd.Function without forward mode; the other kind computes
-    its block again in the backward pass, when the tangents are gone. Other threads, and passes
+    For forward mode: the reentrant kind is a custom autograd.Function without it; the other kind
+    computes its block again in the backward pass, when the tangents are gone. And for a pass whose
+    parameters are replaced, which are the module's own again by then. Other threads, and passes
     outside of the block, keep their checkpoints. Where torch has renamed what is replaced here,
     nothing is.
     """

@@ -51,9 +51,8 @@ class SelfCheck:
     the two are more than 10 % apart it warns once, and says where tangents were lost, if that is
     why. Which calls are looked at depends on nothing but their number, so that all processes of a
     distributed run look together, and the other calls cost nothing. A device is not waited for:
-    what it has not found out yet is said in a later call. Models with batch norms in training mode
-    are not looked at: finite differences move each sample by a step of its own, which the others
-    would see.
+    what it has not found out yet is said in a later call. With batch norms in training mode samples
+    see each other: the look then moves all by the same step, out of bounds where need be.
     """
 
     def __init__(self) -> None:
@@ -109,7 +108,9 @@ class SelfCheck:
         seen = self._of(model)
         if seen is None:
             return found, None
-        if seen.calls in CALLS and not couples_samples(model):
+        if seen.calls in CALLS:
+            if couples_samples(model):
+                bounds = None
             with torch.no_grad(), same_statistics(model):
                 numbers, notes = _look(function, primals, tangents, found.derivative, bounds, same)
             seen.ratio = numbers[0] / numbers[1]

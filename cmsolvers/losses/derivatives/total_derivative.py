@@ -60,9 +60,9 @@ def total_derivative(
     - "finite_difference" takes five passes: central differences at `step` and `step` / 2 without
       their errors of second order (Richardson), and one-sided ones of the same order where the
       central ones would leave `bounds`. All passes draw the same random numbers, and each moves
-      running statistics as a pass does (`same_statistics` keeps them). With bounds each sample moves
-      by a step of its own, so that the derivative of a network in which samples see each other
-      (batch norm in training mode) is that of "jvp" alone.
+      running statistics as a pass does (`same_statistics` keeps them). With bounds each sample
+      moves by a step of its own: of a network in which samples see each other (batch norm in
+      training mode) the derivative is wrong then.
 
     With many processes: FSDP's modules, of both kinds, are called as they are. Without `through`,
     call the module inside of DistributedDataParallel (`inner`) here and the wrapper in the pass

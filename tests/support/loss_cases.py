@@ -51,15 +51,23 @@ class SmallNet(nn.Module):
         return made.reshape(x.shape)
 
 
-def model_for(recipe: Recipe, kind: type[SmallNet] = SmallNet, **options: Any) -> Any:
-    """A fresh model of the kind that a loss trains, around a network of a kind of `SmallNet`."""
+def model_for(
+    recipe: Recipe,
+    kind: type[SmallNet] = SmallNet,
+    around: Callable[[nn.Module], nn.Module] = lambda net: net,
+    **options: Any,
+) -> Any:
+    """A fresh model of the kind that a loss trains, around a network of a kind of `SmallNet`.
+
+    `around` wraps the network before the model does.
+    """
     trig = recipe.coordinates == "trigflow"
     if recipe.model == "flow map":
-        net = kind(2, **options)
+        net = around(kind(2, **options))
         if trig:
             return TrigFlowMap(net, second="end")
         return TrajectoryFunction(net) if recipe.coordinates == "karras" else AverageVelocity(net)
-    net = kind(1, **options)
+    net = around(kind(1, **options))
     if trig:
         return TrigFlowMap(net)
     if recipe.model == "consistency":

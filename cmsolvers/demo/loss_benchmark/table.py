@@ -43,10 +43,10 @@ def table(results: Sequence[Result], problems: Mapping[str, Facts]) -> str:
         lines.append([*line, seconds + (f"; {failed} of {len(rows)} diverged" if failed else "")])
     rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     seeds = len({result.seed for result in results})
-    calls = " or ".join(sorted({f"{r.setting.calls:,}" for r in results}))
-    size = " or ".join(sorted({str(r.setting.batch_size) for r in results}))
+    budget = " or ".join(sorted({f"{r.setting.calls:,}" for r in results}))
+    batch = " or ".join(sorted({str(r.setting.batch_size) for r in results}))
     about = (
-        f"Made by `cmsolvers benchmark losses`: {calls} calls, batches of {size}, seeds: {seeds}."
+        f"Made by `cmsolvers benchmark losses`: {budget} calls, batches of {batch}, seeds: {seeds}."
     )
     return f"{rows}\n\n{about}"
 

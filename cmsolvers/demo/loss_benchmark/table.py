@@ -41,14 +41,14 @@ def table(results: Sequence[Result], problems: Mapping[str, Facts]) -> str:
         failed = sum(r.failure is not None for r in rows)
         seconds = f"{sum(r.seconds for r in rows) / len(rows):.3g}"
         lines.append([*line, seconds + (f"; {failed} of {len(rows)} diverged" if failed else "")])
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     seeds = len({result.seed for result in results})
     budget = " or ".join(sorted({f"{r.setting.calls:,}" for r in results}))
-    batch = " or ".join(sorted({str(r.setting.batch_size) for r in results}))
+    sizes = " or ".join(sorted({str(r.setting.batch_size) for r in results}))
     about = (
-        f"Made by `cmsolvers benchmark losses`: {budget} calls, batches of {batch}, seeds: {seeds}."
+        f"Made by `cmsolvers benchmark losses`: {budget} calls, batches of {sizes}, seeds: {seeds}."
     )
-    return f"{rows}\n\n{about}"
+    return f"{text}\n\n{about}"
 
 
 def write_between_marks(page: Path, text: str) -> None:

@@ -46,7 +46,7 @@ PACKAGES = ("triton", "diffusers", "k-diffusion", "torchsde", "pytest-benchmark"
 # Whole networks come last and first have to be compiled: nothing else may wait for them.
 LAST_BENCHMARKS = "test_networks_cuda"
 # Small, and together they reach every kernel, of steps, sums of noise, uniforms, losses and
-# averages: both vector paths, tails, layouts and dtypes. No graph is among them: there is no capture
+# averages: both vector paths, tails, layouts, dtypes. No graph is among them: there is no capture
 # without the caching allocator, which hides overruns.
 SANITIZED_FILES = (CUDA_TESTS, "tests/ops/test_ema_update.py")
 SANITIZED_TESTS = (

@@ -126,7 +126,7 @@ def test_same_loss() -> None:
     torch.manual_seed(0)
     hand = [by_hand(net, x0, sigma.float(), lower.float()).item() for _ in range(200)]
     torch.testing.assert_close(
-        ours(ConsistencyFunction(net, SIGMA_DATA, SIGMA_MIN), x0, sigma, lower).item(),
+        ours(f, x0, sigma, lower).item(),
         sum(hand) / len(hand),
         rtol=2e-2,
         atol=0,

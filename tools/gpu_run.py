@@ -45,10 +45,13 @@ CUDA_TESTS = "tests/house/test_cuda.py"
 PACKAGES = ("triton", "diffusers", "k-diffusion", "torchsde", "pytest-benchmark")
 # Whole networks come last and first have to be compiled: nothing else may wait for them.
 LAST_BENCHMARKS = "test_networks_cuda"
-# Small, and together they reach every kernel, of steps and of sums of noise: both vector paths,
-# tails, layouts and dtypes. No graph is among them: there is no capture without the caching
-# allocator, which hides overruns.
-SANITIZED_TESTS = "same_bits or layouts or misaligned or untouched"
+# Small, and together they reach every kernel, of steps, sums of noise, uniforms, losses and
+# averages: both vector paths, tails, layouts, dtypes. No graph is among them: there is no capture
+# without the caching allocator, which hides overruns.
+SANITIZED_FILES = (CUDA_TESTS, "tests/ops/test_ema_update.py")
+SANITIZED_TESTS = (
+    "same_bits or layouts or misaligned or untouched or forms or distances or is_the_cpu"
+)
 QUANTILES = ("min", "q1", "median", "q3", "max")
 
 
@@ -69,7 +72,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="parts to run after the build (default: all)",
     )
     parser.add_argument(
-        "--all-tests", action="store_true", help=f"run the whole suite, not {CUDA_TESTS} alone"
+        "--all-tests",
+        action="store_true",
+        help="run the whole suite, not the tests marked cuda alone",
     )
     parser.add_argument("--slow", action="store_true", help="run the tests marked slow, too")
     parser.add_argument(
@@ -311,10 +316,12 @@ def run_tests(options: argparse.Namespace, clock: Clock) -> dict[str, int]:
     """Run the tests of the CUDA part, or the whole suite; those on the GPU may not be skipped."""
     report = WORK / "tests.xml"
     report.unlink(missing_ok=True)
-    tests = "tests" if options.all_tests else CUDA_TESTS
-    command: list[str | Path] = [sys.executable, "-m", "pytest", tests, f"--junitxml={report}"]
-    if not options.slow:
-        command += ["-m", "not slow"]
+    tests = ["tests"] if options.all_tests else cuda_tests()
+    command: list[str | Path] = [sys.executable, "-m", "pytest", *tests, f"--junitxml={report}"]
+    chosen = [] if options.all_tests else ["cuda"]
+    chosen += [] if options.slow else ["not slow"]
+    if chosen:
+        command += ["-m", " and ".join(chosen)]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(options.workers), "--dist", "worksteal"]
     if importlib.util.find_spec("pytest_benchmark"):
@@ -343,7 +350,7 @@ def run_sanitizer(cuda_home: Path, capability: str, clock: Clock) -> dict[str, A
         print(log)
     memcheck = [tool, "--tool", "memcheck", "--error-exitcode", str(SANITIZER_ERROR)]
     found = execute([*memcheck, planted], "planted.log", clock.left())
-    tests = [CUDA_TESTS, "-k", SANITIZED_TESTS, "-m", "not slow"]
+    tests = [*SANITIZED_FILES, "-k", SANITIZED_TESTS, "-m", "cuda and not slow"]
     clean = execute(
         [*memcheck, "--target-processes", "all", sys.executable, "-m", "pytest", "-q", *tests],
         "memcheck.log",
@@ -353,6 +360,16 @@ def run_sanitizer(cuda_home: Path, capability: str, clock: Clock) -> dict[str, A
         PYTORCH_NO_CUDA_MEMORY_CACHING="1",  # one allocation a tensor, or the overrun goes unseen
     )
     return sanitizer_verdict(clean, found)
+
+
+def cuda_tests() -> list[str]:
+    """Return the modules with tests that need a GPU; those of kernels come first."""
+    marked = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "mark.cuda" in path.read_text()
+    ]
+    return sorted(marked, key=lambda path: path != CUDA_TESTS)
 
 
 def benchmark_files() -> list[Path]:

@@ -22,7 +22,7 @@ def _options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, help="trainings of each kind (default: 3)")
     parser.add_argument(
-        "--budget", type=int, help="network calls of a training, on one batch each (default: 3000)"
+        "--budget", type=int, help="network calls of a training, on one batch each (default: 1000)"
     )
     parser.add_argument("--tiny", action="store_true", help="seconds, to try it: ring, one seed")
     parser.add_argument("--workers", type=int, help="processes side by side (default: one a core)")

@@ -50,6 +50,7 @@ from cmsolvers.losses.times.consistency_times import (
     SquareRootPairs,
 )
 from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate, doubling_discretization
+from cmsolvers.losses.times.distribution import Distribution
 from cmsolvers.losses.times.flow_times import (
     AnglePairs,
     DyadicPairs,
@@ -85,6 +86,7 @@ __all__ = [
     "Between",
     "ChainPairs",
     "Combination",
+    "Distribution",
     "DoublingPairs",
     "ECTPairs",
     "Evaluation",

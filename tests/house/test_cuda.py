@@ -342,6 +342,23 @@ def _forms(x: Tensor) -> Tensor:
     return w.to(x.device)
 
 
+class TestUniforms:
+    """Uniforms of the noise contract."""
+
+    @pytest.mark.parametrize(
+        "shape", [(1, 1), (64, 3), (5, 7), (3, 0), (0, 4), (70_001, 9)], ids=str
+    )
+    def test_same_bits(self, shape):
+        tables = [7, torch.arange(shape[0]), noise.key(7, shape[0], draw=torch.tensor(5))]
+        for seed in tables:
+            on = seed.cuda() if isinstance(seed, torch.Tensor) else seed
+            if isinstance(seed, noise.Key):
+                on = noise.key(7, shape[0], draw=torch.tensor(5, device="cuda"))
+            options = {"stream": 4, "draw": 0, "dtype": F64}
+            want = noise.uniform(shape, seed, **options)
+            assert_same_bits(noise.uniform(shape, on, device="cuda", **options), want)
+
+
 LOSS_SHAPES = [(1, 1), (64, 2), (5, 7), (3, 0), (0, 4), (4, 3, 32, 32), (2, 3, 17, 5), (3, 20_003)]
 MIXES = [(F32, F32, F32, F32), (F32, BF16, F32, BF16), (BF16, BF16), (F16,), (F64, F64, F32)]
 SIZES = [("square", 0.0), ("abs", 0.0), ("huber", 0.3), ("pseudo_huber", 0.3)]

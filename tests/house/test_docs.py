@@ -1,11 +1,13 @@
 """Documentation that is made from the code, or names it."""
 
+import inspect
 import re
 
 import pytest
 
 import cmsolvers
 from cmsolvers.engine import catalogue
+from cmsolvers.losses import loss_table
 from support import ROOT
 
 DOCS = ROOT / "docs"
@@ -17,6 +19,24 @@ def test_the_table_of_solvers_is_the_catalogue():
     text = (DOCS / "choosing.md").read_text()
     start, end = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
     assert text[start:end] == catalogue.table()
+
+
+def test_the_table_of_losses_is_theirs():
+    """To write it anew: `cmsolvers losses`, between the marks."""
+    text = (DOCS / "losses.md").read_text()
+    start = text.index("<!-- losses -->\n") + len("<!-- losses -->\n")
+    assert text[start : text.index("\n<!-- /losses -->")] == loss_table.table()
+
+
+def test_every_loss_is_public_and_documented():
+    for loss in loss_table.losses():
+        assert getattr(cmsolvers.losses, loss.__name__) is loss
+        text = inspect.getdoc(loss)
+        for part in ("Args:", "key:", "step:", "Returns:", "Raises:", "Source:"):
+            assert part in text, f"{loss.__name__}: {part}"
+        own = set(inspect.signature(loss).parameters)
+        told = {line.split(":")[0].strip() for line in text.splitlines() if ":" in line}
+        assert own <= told, f"{loss.__name__} says nothing of {sorted(own - told)}"
 
 
 def test_every_public_solver_is_in_the_catalogue():

@@ -317,6 +317,11 @@ class TestCommands:
         assert len(files) == len(there) == len(measured["benchmarks"]) and set(files) == there
         assert files[-1] == "benchmarks/test_networks_cuda.py"
 
+    def test_every_module_with_tests_of_a_gpu_is_run(self, gpu_run):
+        found = gpu_run.cuda_tests()
+        assert found[0] == gpu_run.CUDA_TESTS
+        assert {"tests/ops/test_ema_update.py", "tests/training/test_capture_step.py"} <= set(found)
+
     @pytest.mark.parametrize(
         ("argv", "tests"), [([], "tests/house/test_cuda.py"), (["--all-tests"], "tests")]
     )
@@ -325,8 +330,8 @@ class TestCommands:
         assert tests in executed[0]
 
     def test_memcheck_selects_tests_that_there_are(self, gpu_run):
-        text = (ROOT / gpu_run.CUDA_TESTS).read_text()
-        names = re.findall(r"def (test_\w+)", text)
+        texts = [(ROOT / name).read_text() for name in gpu_run.SANITIZED_FILES]
+        names = re.findall(r"def (test_\w+)", "".join(texts))
         for word in gpu_run.SANITIZED_TESTS.split(" or "):
             assert any(word in name for name in names), word
 

@@ -32,7 +32,7 @@ def draw(path: Path, results: Sequence[Result], problems: Mapping[str, Facts]) -
             _dots(below, own, recipes, lambda m: m.distance)
             below.axvline(facts.floor, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)))
             above.set_title(f"{name} in {facts.size}-D: RMS to the exact map")
-            below.set_title("sliced Wasserstein distance")
+            below.set_title(f"{name}: sliced Wasserstein distance")
             below.set_xlabel("dashed: exact samples", color=style.MUTED, fontsize=8)
         axes[0][0].set_ylim(len(recipes) - 0.5, -0.5)
         handles, labels = axes[0][0].get_legend_handles_labels()

@@ -29,7 +29,7 @@ class Setting:
         TypeError, ValueError: a value that is no int, or below 1 (samples: 2).
     """
 
-    calls: int = 3000
+    calls: int = 1000
     batch_size: int = 256
     width: int = 128
     blocks: int = 3

@@ -17,7 +17,7 @@ MARKS = "<!-- benchmark -->\n", "\n<!-- /benchmark -->"
 def table(results: Sequence[Result], problems: Mapping[str, Facts]) -> str:
     """One row per recipe: RMS and distance in 1 / 2 / 4 steps, modes in one; means over the seeds.
 
-    The first row is what other exact samples have.
+    The first row is what other exact samples have; the last line says what was run.
     """
     steps = " / ".join(map(str, STEPS))
     head = ["recipe", "calls per step"]
@@ -41,7 +41,14 @@ def table(results: Sequence[Result], problems: Mapping[str, Facts]) -> str:
         failed = sum(r.failure is not None for r in rows)
         seconds = f"{sum(r.seconds for r in rows) / len(rows):.3g}"
         lines.append([*line, seconds + (f"; {failed} of {len(rows)} diverged" if failed else "")])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    seeds = len({result.seed for result in results})
+    budget = " or ".join(sorted({f"{r.setting.calls:,}" for r in results}))
+    sizes = " or ".join(sorted({str(r.setting.batch_size) for r in results}))
+    about = (
+        f"Made by `cmsolvers benchmark losses`: {budget} calls, batches of {sizes}, seeds: {seeds}."
+    )
+    return f"{text}\n\n{about}"
 
 
 def write_between_marks(page: Path, text: str) -> None:

@@ -37,7 +37,7 @@ def ctm(
     *,
     compared_at: float = 0.0,
     solver: str | TeacherStep = "heun",
-    steps: int = 1,
+    steps: int = 17,
     distance: Norm = mean_square,
     balance: float | Tensor = 1.0,
     denoising: Quantile = LogNormalQuantile(),  # noqa: B008
@@ -54,7 +54,8 @@ def ctm(
         compared_at: the level where both sides are compared: 0, or sigma_min as in the authors'
             code; sides that are below it already are compared where they are.
         solver: the teacher's step: "heun", "euler" or a callable; see `teacher_steps`.
-        steps: of the solver from t to u.
+        steps: of the solver from t to u, even in the level to the power 1 / 7; one step of Heun's
+            method over a wide interval ends far from the trajectory.
         distance: of both sides, per sample.
         balance: factor of the denoising term: a number, or the parameter of the last layer, by
             which it is |d trajectory| / (|d denoising| + 1e-4), at most 10,000.

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
+from cmsolvers.losses.times.distribution import Distribution, Pair, device_of
 from cmsolvers.processes.coordinates import FLOW
 
 
 @dataclass(frozen=True)
-class LogNormal:
+class LogNormal(Distribution[Tensor]):
     """ln sigma ~ N(mean, std^2), clipped to [sigma_min, sigma_max]: for denoising score matching.
 
     Raises:
@@ -35,6 +36,9 @@ class LogNormal:
         check.positive("std", self.std)
         _bounds(self.sigma_min, self.sigma_max)
 
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Tensor:
+        return self._of(torch.special.ndtri(u[:, 0]))
+
     def sample(
         self,
         batch: int,
@@ -43,16 +47,18 @@ class LogNormal:
         draw: int = 0,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Levels, float64 [batch], on a device; None is that of the seed's tensors or the CPU."""
-        device = device or _device_of(seed)
-        z = noise.normal((batch, 1), seed, stream=noise.LEVELS, draw=draw, device=device)[
-            :, 0
-        ].double()
-        return torch.exp(self.mean + self.std * z).clamp_(self.sigma_min, self.sigma_max)
+        """As any `Distribution`, of the normals of the noise contract themselves."""
+        z = noise.normal(
+            (batch, 1), seed, stream=noise.LEVELS, draw=draw, device=device or device_of(seed)
+        )
+        return self._of(z[:, 0].double())
+
+    def _of(self, z: Tensor) -> Tensor:
+        return torch.exp(self.mean + self.std * z).clamp(self.sigma_min, self.sigma_max)
 
 
 @dataclass(frozen=True)
-class UniformPairs:
+class UniformPairs(Distribution[Pair]):
     """Adjacent pairs of a grid, each equally likely: the choice of the first consistency models.
 
     Args:
@@ -93,20 +99,8 @@ class UniformPairs:
             held = self._held[device] = (self._grid.to(device), self._cumulative.to(device))
         return held
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(larger, smaller) levels, float64 [batch] each, on a device as in `LogNormal`."""
-        device = device or _device_of(seed)
-        u = noise.uniform(
-            (batch, 1), seed, stream=noise.LEVELS, draw=draw, dtype=torch.float64, device=device
-        )
-        grid, cumulative = self._on(device)
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
+        grid, cumulative = self._on(u.device)
         index = torch.searchsorted(cumulative, u[:, 0].contiguous(), right=True)
         return grid[index], grid[index + 1]
 
@@ -135,11 +129,6 @@ class LogNormalPairs(UniformPairs):
         return share / share.sum()
 
 
-def _device_of(seed: noise.SeedLike) -> torch.device:
-    held = seed.table if isinstance(seed, noise.Key) else seed
-    return held.device if isinstance(held, Tensor) else torch.device("cpu")
-
-
 def _bounds(sigma_min: float, sigma_max: float) -> None:
     check.below(
         "sigma_min",
@@ -150,7 +139,7 @@ def _bounds(sigma_min: float, sigma_max: float) -> None:
 
 
 @dataclass(frozen=True)
-class LogitNormal:
+class LogitNormal(Distribution[Tensor]):
     """logit t ~ N(mean, std^2), t in (0, 1) of flow coordinates.
 
     Raises:
@@ -168,21 +157,12 @@ class LogitNormal:
         check.finite("mean", self.mean)
         check.positive("std", self.std)
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> Tensor:
-        """Times, float64 [batch], on a device; None is that of the seed's tensors or the CPU."""
-        u = uniforms(batch, 1, seed, draw, device)
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u[:, 0]))
 
 
 @dataclass(frozen=True)
-class LogitNormalPairs(LogitNormal):
+class LogitNormalPairs(Distribution[Pair]):
     """Two such times, t the larger and s the smaller, of which a share has s = t.
 
     Args:
@@ -199,24 +179,19 @@ class LogitNormalPairs(LogitNormal):
     """
 
     mean: float = -0.4
+    std: float = 1.0
     equal: float = 0.75
     end_mean: float | None = None
     end_std: float | None = None
+    coordinates = FLOW
+    numbers = 3
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check.finite("mean", self.mean)
+        check.positive("std", self.std)
         check.within("equal", self.equal, 0.0, 1.0)
 
-    def sample(  # type: ignore[override]
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(t, s), float64 [batch] each, on a device as in `LogNormal`."""
-        u = uniforms(batch, 3, seed, draw, device)
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
         z = torch.special.ndtri(u[:, :2])
         mean = self.mean if self.end_mean is None else self.end_mean
         std = self.std if self.end_std is None else self.end_std
@@ -224,17 +199,3 @@ class LogitNormalPairs(LogitNormal):
         second = torch.sigmoid(mean + std * z[:, 1])
         second = torch.where(u[:, 2] < self.equal, first, second)
         return torch.maximum(first, second), torch.minimum(first, second)
-
-
-def uniforms(
-    batch: int, count: int, seed: noise.SeedLike, draw: int, device: torch.device | None
-) -> Tensor:
-    """Random numbers in (0, 1) for levels, float64 [batch, count]."""
-    return noise.uniform(
-        (batch, count),
-        seed,
-        stream=noise.LEVELS,
-        draw=draw,
-        dtype=torch.float64,
-        device=device or _device_of(seed),
-    )

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers import noise
-from cmsolvers.losses.times.basic_times import LogNormalPairs, UniformPairs, uniforms
+from cmsolvers.losses.times.basic_times import LogNormalPairs, UniformPairs
 from cmsolvers.losses.times.curricula import cm_discretization, doubling_discretization
-from cmsolvers.losses.times.step_tables import Rows, step_of
+from cmsolvers.losses.times.distribution import Distribution, Pair
+from cmsolvers.losses.times.step_tables import Rows
 from cmsolvers.processes import DDPM
 from cmsolvers.processes.coordinates import FLOW
 from cmsolvers.schedules import karras_sigmas
@@ -23,7 +23,7 @@ _END = 1 << 20  # of a schedule of many steps
 
 
 @dataclass(frozen=True)
-class ScheduledPairs:
+class ScheduledPairs(Distribution[Pair]):
     """Adjacent pairs of a Karras grid of N(k) levels, k the training step.
 
     Args:
@@ -68,21 +68,11 @@ class ScheduledPairs:
     def _grid(self, n: int) -> Tensor:
         return karras_sigmas(n, self.sigma_min, self.sigma_max, self.rho, append_zero=False)
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(larger, smaller) levels of step `draw`, float64 [batch] each."""
-        step = step_of(seed, draw)
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
         if self._rows is not None and isinstance(step, Tensor):
-            u = uniforms(batch, 1, seed, draw, device)[:, 0]
-            return self._rows.pick(step, u)
+            return self._rows.pick(step, u[:, 0])
         n = self.levels(0 if isinstance(step, Tensor) else step)
-        return self._pairs(n).sample(batch, seed, draw=draw, device=device)
+        return self._pairs(n).quantiles(u, step)
 
 
 @dataclass(frozen=True)
@@ -153,7 +143,7 @@ class SquareRootPairs(ScheduledPairs):
 
 
 @dataclass(frozen=True)
-class ECTPairs:
+class ECTPairs(Distribution[Pair]):
     """Easy consistency tuning: ln t ~ N(mean, std^2), r = max(0, t (1 - q^-(a + 1) n(t))).
 
     n(t) = 1 + k sigmoid(-b t), and a is the stage: floor(step / stage_steps). The gap between t
@@ -200,22 +190,14 @@ class ECTPairs:
         share = self.q ** -(stage + 1.0)
         return (t * (1.0 - share * (1.0 + self.k * torch.sigmoid(-self.b * t)))).clamp_min(0.0)
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(t, r) of step `draw`, float64 [batch] each."""
-        u = uniforms(batch, 1, seed, draw, device)[:, 0]
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
+        u = u[:, 0]
         t = torch.exp(self.mean + self.std * torch.special.ndtri(u))
-        return t, self.lower(t, step_of(seed, draw))
+        return t, self.lower(t, step)
 
 
 @dataclass(frozen=True)
-class ChainPairs:
+class ChainPairs(Distribution[Pair]):
     """Neighbours on the grid of a teacher's DDIM: 50 points of a chain of 1000, skip 20.
 
     t is (i + 1) k - 1 for i = 0 ... count - 1, each as likely, with k = steps // count, and s is
@@ -248,23 +230,15 @@ class ChainPairs:
         """k, the steps of the chain between two points."""
         return self.process.num_steps // self.count
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(sigma / alpha of t, of s), float64 [batch] each."""
-        u = uniforms(batch, 1, seed, draw, device)[:, 0]
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
+        u = u[:, 0]
         t = ((u * self.count).floor() + 1.0) * self.skip - 1.0
         s = (t - self.skip).clamp_min(0.0)
         return self.process.sigma_hat(t), self.process.sigma_hat(s)
 
 
 @dataclass(frozen=True)
-class AnnealedPairs:
+class AnnealedPairs(Distribution[Pair]):
     """Neighbours of an even grid of N pairs in flow coordinates, N growing from `least` to `most`.
 
     ln N is linear in the training step; the levels are (i + 1) / N and i / N.
@@ -307,15 +281,7 @@ class AnnealedPairs:
             return (self.least * torch.exp(share * rate)).round()
         return float(round(self.least * math.exp(min(1.0, step / self.total) * rate)))
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(t, s) of step `draw`, float64 [batch] each; the lowest s is 0."""
-        n = self.count(step_of(seed, draw))
-        place = (uniforms(batch, 1, seed, draw, device)[:, 0] * n).floor()
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
+        n = self.count(step)
+        place = (u[:, 0] * n).floor()
         return (place + 1.0) / n * self.largest, place / n * self.largest

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers import noise
-from cmsolvers.losses.times.basic_times import uniforms
+from cmsolvers.losses.times.distribution import Distribution, Pair
 from cmsolvers.processes.coordinates import FLOW
 
 
 @dataclass(frozen=True)
-class PowerLaw:
+class PowerLaw(Distribution[Tensor]):
     """sigma^(1/rho) uniform between those of sigma_min and sigma_max: a Karras grid without gaps.
 
     Raises:
@@ -35,23 +34,15 @@ class PowerLaw:
         check.below("sigma_min", low, "sigma_max", high)
         check.positive("rho", self.rho)
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> Tensor:
-        """Levels, float64 [batch], on a device; None is that of the seed's tensors or the CPU."""
-        u = uniforms(batch, 1, seed, draw, device)[:, 0]
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Tensor:
+        u = u[:, 0]
         low, high = self.sigma_min ** (1.0 / self.rho), self.sigma_max ** (1.0 / self.rho)
         # torch's power has other bits in the last entries of a tensor than in its first ones
         return torch.exp(self.rho * torch.log(low + u * (high - low)))
 
 
 @dataclass(frozen=True)
-class Intervals:
+class Intervals(Distribution[Pair]):
     """t - s with logit N(mean, std^2), then s uniform in [0, 1 - (t - s)]; in flow coordinates.
 
     Raises:
@@ -63,21 +54,13 @@ class Intervals:
     mean: float = -0.8
     std: float = 1.0
     coordinates = FLOW
+    numbers = 2
 
     def __post_init__(self) -> None:
         check.finite("mean", self.mean)
         check.positive("std", self.std)
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(t, s), float64 [batch] each, on a device as in `PowerLaw`."""
-        u = uniforms(batch, 2, seed, draw, device)
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
         length = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u[:, 0]))
         s = u[:, 1] * (1.0 - length)
         return s + length, s

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers import noise
-from cmsolvers.losses.times.basic_times import LogitNormalPairs, uniforms
-from cmsolvers.losses.times.step_tables import step_of
+from cmsolvers.losses.times.basic_times import LogitNormalPairs
+from cmsolvers.losses.times.distribution import Distribution, Pair
 from cmsolvers.processes.coordinates import FLOW, KARRAS
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Distribution[Tensor]):
     """t ~ U(low, high) in flow coordinates.
 
     Raises:
@@ -32,20 +31,12 @@ class Uniform:
         check.within("high", self.high, 0.0, 1.0)
         check.below("low", self.low, "high", self.high)
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> Tensor:
-        """Times, float64 [batch], on a device as in `LogNormal`."""
-        return self.low + (self.high - self.low) * uniforms(batch, 1, seed, draw, device)[:, 0]
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * u[:, 0]
 
 
 @dataclass(frozen=True)
-class UShaped:
+class UShaped(Distribution[Tensor]):
     """Density of t proportional to cosh(a (t - 1/2)) in flow coordinates: more at both ends.
 
     The ends of straightened trajectories are the hardest to learn.
@@ -66,16 +57,8 @@ class UShaped:
     def __post_init__(self) -> None:
         check.positive("steepness", self.steepness)
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> Tensor:
-        """Times, float64 [batch], on a device as in `LogNormal`."""
-        u = uniforms(batch, 1, seed, draw, device)[:, 0]
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Tensor:
+        u = u[:, 0]
         half = self.steepness / 2.0
         return 0.5 + torch.asinh((2.0 * u - 1.0) * math.sinh(half)) / self.steepness
 
@@ -99,17 +82,9 @@ class LogitNormalEnds(LogitNormalPairs):
     equal: float = 0.25
     end_mean: float | None = -4.0
     end_std: float | None = 1.6
+    numbers = 3
 
-    def sample(  # type: ignore[override]
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(t, s), float64 [batch] each, on a device as in `LogNormal`."""
-        u = uniforms(batch, 3, seed, draw, device)
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
         z = torch.special.ndtri(u[:, :2])
         mean = self.mean if self.end_mean is None else self.end_mean
         std = self.std if self.end_std is None else self.end_std
@@ -119,7 +94,7 @@ class LogitNormalEnds(LogitNormalPairs):
 
 
 @dataclass(frozen=True)
-class AnglePairs:
+class AnglePairs(Distribution[Pair]):
     """Neighbours of a grid of `steps` equal steps in the angle arctan(sigma / alpha).
 
     The grid of the cosine schedule: t_i = i / steps of pi / 2, s = t_{i - 1}. With `last` below
@@ -175,17 +150,9 @@ class AnglePairs:
             return fewer
         return float(self.steps >> min(step * (self.halvings + 1) // self.total, self.halvings))
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Ratios (t, s) of sigma to alpha, float64 [batch] each, on a device as in `LogNormal`."""
-        u = uniforms(batch, 1, seed, draw, device)[:, 0]
-        steps = self.steps_at(step_of(seed, draw))
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
+        u = u[:, 0]
+        steps = self.steps_at(step)
         index, largest = torch.ceil(u * steps), math.atan(self.sigma_max)
         return (
             torch.tan(index / steps * largest),
@@ -194,7 +161,7 @@ class AnglePairs:
 
 
 @dataclass(frozen=True)
-class DyadicPairs:
+class DyadicPairs(Distribution[Pair]):
     """Shortcuts: (t, t - d), d = 1, 1/2, ..., 2 / finest, t on the grid of d; the rest s = t.
 
     The first samples of a batch, a `share` of it, get steps d, all sizes equally likely; the others
@@ -213,6 +180,7 @@ class DyadicPairs:
     finest: int = 128
     share: float = 0.125
     coordinates = FLOW
+    numbers = 2
 
     def __post_init__(self) -> None:
         count = check.count("finest", self.finest, least=2)
@@ -220,18 +188,9 @@ class DyadicPairs:
             raise ValueError(f"finest must be a power of 2; got {self.finest}")
         check.within("share", self.share, 0.0, 1.0)
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(t, s), float64 [batch] each, on a device as in `LogNormal`."""
-        u = uniforms(batch, 2, seed, draw, device)
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
         sizes = self.finest.bit_length() - 1
-        first = torch.arange(batch, device=u.device) < int(batch * self.share)
+        first = torch.arange(len(u), device=u.device) < int(len(u) * self.share)
         steps = torch.exp2((u[:, 1] * sizes).floor().clamp(max=sizes - 1))
         grid = torch.where(first, steps, float(self.finest))
         t = torch.ceil(u[:, 0] * grid) / grid

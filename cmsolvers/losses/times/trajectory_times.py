@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers import noise
-from cmsolvers.losses.times.basic_times import uniforms
+from cmsolvers.losses.times.distribution import Distribution, Pair
 from cmsolvers.processes.coordinates import FLOW, KARRAS
 
 
 @dataclass(frozen=True)
-class UniformTimes:
+class UniformTimes(Distribution[Pair]):
     """(t, s) uniform on the triangle 0 < s < t < 1 of flow coordinates, or s = t ~ U(0, 1).
 
     Args:
@@ -30,26 +29,18 @@ class UniformTimes:
 
     equal: float = 0.75
     coordinates = FLOW
+    numbers = 3
 
     def __post_init__(self) -> None:
         check.within("equal", self.equal, 0.0, 1.0)
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(t, s), float64 [batch] each, on a device as in `LogNormal`."""
-        u = uniforms(batch, 3, seed, draw, device)
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
         other = torch.where(u[:, 2] < self.equal, u[:, 0], u[:, 1])
         return torch.maximum(u[:, 0], other), torch.minimum(u[:, 0], other)
 
 
 @dataclass(frozen=True)
-class GapPairs:
+class GapPairs(Distribution[Pair]):
     """s and t = s + gap of flow coordinates, both logit-normal, s given that t is at most 1.
 
     Args:
@@ -69,6 +60,7 @@ class GapPairs:
     gap_mean: float = -0.8
     gap_std: float = 1.0
     coordinates = FLOW
+    numbers = 2
 
     def __post_init__(self) -> None:
         check.finite("mean", self.mean)
@@ -76,16 +68,7 @@ class GapPairs:
         check.finite("gap_mean", self.gap_mean)
         check.positive("gap_std", self.gap_std)
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(t, s), float64 [batch] each, on a device as in `LogNormal`."""
-        u = uniforms(batch, 2, seed, draw, device)
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
         logit = self.gap_mean + self.gap_std * torch.special.ndtri(u[:, 0])
         gap = torch.sigmoid(logit)
         below = torch.special.ndtr((-logit - self.mean) / self.std)  # of s < 1 - gap
@@ -94,7 +77,7 @@ class GapPairs:
 
 
 @dataclass(frozen=True)
-class RhoPairs:
+class RhoPairs(Distribution[Pair]):
     """sigma^(1 / rho) uniform: t in [sigma_min, sigma_max], s in (0, t).
 
     The continuous form of two levels of a Karras schedule.
@@ -115,6 +98,7 @@ class RhoPairs:
     sigma_max: float = 80.0
     rho: float = 7.0
     coordinates = KARRAS
+    numbers = 2
 
     def __post_init__(self) -> None:
         low, high = (
@@ -124,16 +108,7 @@ class RhoPairs:
         check.below("sigma_min", low, "sigma_max", high)
         check.positive("rho", self.rho)
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(t, s), float64 [batch] each, on a device as in `LogNormal`."""
-        u = uniforms(batch, 2, seed, draw, device)
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         root = low + u[:, 0] * (high - low)
         return root**self.rho, (u[:, 1] * root) ** self.rho

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers import noise
-from cmsolvers.losses.times.basic_times import uniforms
 from cmsolvers.losses.times.consistency_times import ECTPairs
-from cmsolvers.losses.times.step_tables import step_of
+from cmsolvers.losses.times.distribution import Distribution, Pair
 
 ABOVE = 1e-8
 """How far above the boundary its own samples stand: their targets lie below it."""
@@ -21,7 +19,7 @@ _POINTS = 8193
 
 
 @dataclass(frozen=True)
-class TruncatedPairs:
+class TruncatedPairs(Distribution[Pair]):
     """ln t ~ Student-t within [ln start, ln sigma_max], r as in `ECTPairs`; some at the boundary.
 
     Every fourth sample of a batch stands at t = start + 1e-8, for another share as many of n as the
@@ -94,18 +92,10 @@ class TruncatedPairs:
             self.start, self.sigma_max
         )
 
-    def sample(
-        self,
-        batch: int,
-        seed: noise.SeedLike,
-        *,
-        draw: int = 0,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(t, r) of step `draw`, float64 [batch] each."""
-        t = self.levels(uniforms(batch, 1, seed, draw, device)[:, 0])
-        rows = torch.arange(batch, device=t.device)
+    def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
+        t = self.levels(u[:, 0])
+        rows = torch.arange(len(u), device=u.device)
         edge = self.start + ABOVE
         counted = (rows.double() * self.share).floor(), ((rows + 1).double() * self.share).floor()
         t = torch.where(counted[1] > counted[0], edge, t.clamp_min(edge))
-        return t, self.gap.lower(t, step_of(seed, draw))
+        return t, self.gap.lower(t, step)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from cmsolvers import losses, noise
 from cmsolvers.denoisers import EDM, ConsistencyFunction
 
-BACKENDS = ("aot_eager",)
+BACKENDS = ("eager", pytest.param("aot_eager", marks=pytest.mark.slow))
 X0 = noise.normal((6, 3), seed=1)
 HIGH = torch.linspace(0.5, 3.0, 6, dtype=torch.float64)
 LOW = HIGH * 0.8
@@ -77,13 +77,20 @@ def outcome(
     return value.detach(), [w.grad for w in student.parameters()], list(student.buffers())
 
 
+SHORT = (("training", 0.5), ("tuning", 0.0), ("distillation", 0.0))
+"""The cases that run always: a compilation takes seconds."""
+CASES = [
+    pytest.param(name, p, seed, marks=() if (name, p) in SHORT else pytest.mark.slow)
+    for name in LOSSES
+    for p, seed in ((0.0, 3), (0.5, None))
+]
+
+
 @pytest.mark.filterwarnings("error::UserWarning:torch._dynamo")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("p, seed", [(0.0, 3), (0.5, None)])
-@pytest.mark.parametrize("name", LOSSES)
-def test_compiled_losses_are_those_of_eager(name, p, seed, backend):
+@pytest.mark.parametrize("name, p, seed", CASES)
+def test_compiled_losses_are_those_of_eager(name, p, seed):
     value, gradients, buffers = outcome(name, p, seed, None)
-    compiled, also, left = outcome(name, p, seed, backend)
+    compiled, also, left = outcome(name, p, seed, "aot_eager")
     torch.testing.assert_close(compiled, value, rtol=1e-6, atol=0.0)
     torch.testing.assert_close(also, gradients, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(left, buffers, rtol=1e-6, atol=0.0)
@@ -147,6 +154,7 @@ def test_student_and_target_draw_the_same(name, backend):
     assert apart(REPLAYED[name], backend) == 0
 
 
+@pytest.mark.slow
 def test_inductor_draws_the_same_for_both():
     assert apart(nn.Dropout(0.5), "inductor") == 0
 
@@ -235,7 +243,7 @@ torch.testing.assert_close(compiled, calls["NAME"]())
 """
 
 
-@pytest.mark.parametrize("name", ["process", "distillation"])
+@pytest.mark.parametrize("name", [pytest.param("process", marks=pytest.mark.slow), "distillation"])
 def test_in_a_fresh_process(name):
     """Nothing that an earlier call computed may be needed."""
     command = [sys.executable, "-W", "ignore", "-c", COLD.replace("NAME", name)]

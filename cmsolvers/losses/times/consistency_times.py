@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,6 +23,9 @@ _END = 1 << 20  # of a schedule of many steps
 @dataclass(frozen=True)
 class ScheduledPairs(Distribution[Pair]):
     """Adjacent pairs of a Karras grid of N(k) levels, k the training step.
+
+    A compiler cannot trace how a grid is made: with `total`, a loss is to be called at this step
+    (or at any, for steps that are tensors) before a compiled one is.
 
     Args:
         total: training steps in all; later steps are like the last. None is the end of the
@@ -46,12 +47,13 @@ class ScheduledPairs(Distribution[Pair]):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
-    _pairs: Callable[[int], UniformPairs] = field(init=False, repr=False, compare=False)
+    _kept: dict[int, UniformPairs] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
     _rows: Rows | None = field(init=False, repr=False, compare=False)
     reaches_zero = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_pairs", lru_cache(maxsize=2)(self._of))
         rows = None
         if self.total is not None:
             rows = Rows(check.count("total", self.total), self.levels, self._pairs)
@@ -64,6 +66,14 @@ class ScheduledPairs(Distribution[Pair]):
 
     def _of(self, n: int) -> UniformPairs:
         raise NotImplementedError
+
+    def _pairs(self, n: int) -> UniformPairs:
+        kept = self._kept.get(n)
+        if kept is None:
+            if len(self._kept) > 1:  # a schedule does not come back to what it has left
+                self._kept.clear()
+            kept = self._kept[n] = self._of(n)
+        return kept
 
     def _grid(self, n: int) -> Tensor:
         return karras_sigmas(n, self.sigma_min, self.sigma_max, self.rho, append_zero=False)

@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 from cmsolvers import ops
+from cmsolvers.losses.evaluation.table_rows import TableRow, together
 
 Weight: TypeAlias = "float | Tensor"
 """A number, or a float64 tensor [B]."""
+
+Factor: TypeAlias = "Weight | TableRow"
+"""The same, or a row of a table of weights."""
 
 _MOST = 6  # tensors of one fused pass
 _PLUS = (Tensor.add, Tensor.__add__, Tensor.__radd__)
@@ -36,9 +40,9 @@ class Combination:
 
     __slots__ = ("terms",)
 
-    def __init__(self, terms: Sequence[tuple[Tensor, Weight]]) -> None:
-        some = tuple(term for term in terms if not (isinstance(term[1], float) and term[1] == 0.0))
-        self.terms = some or tuple(terms[:1])
+    def __init__(self, terms: Sequence[tuple[Tensor, Factor]]) -> None:
+        some = [term for term in terms if not (type(term[1]) is float and term[1] == 0.0)]
+        self.terms = tuple(some or terms[:1])
 
     @classmethod
     def __torch_function__(
@@ -82,12 +86,12 @@ class Combination:
     def __neg__(self) -> Combination:
         return self * -1.0
 
-    def __mul__(self, factor: Weight) -> Combination:
+    def __mul__(self, factor: Factor) -> Combination:
         return Combination([(tensor, weight * factor) for tensor, weight in self.terms])
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: Weight) -> Combination:
+    def __truediv__(self, divisor: Factor) -> Combination:
         return Combination([(tensor, weight / divisor) for tensor, weight in self.terms])
 
     def detach(self) -> Combination:
@@ -104,7 +108,8 @@ class Combination:
         while True:
             some, rest = rest[:4], rest[4:]
             inputs = tuple(tensor.to(total.dtype) for tensor, _ in some)
-            total = ops.weighted_step(total, inputs, (scale, *(weight for _, weight in some)))
+            weights = tuple(_settled(weight) for weight in (scale, *(w for _, w in some)))
+            total = ops.weighted_step(total, inputs, weights)
             if not rest:
                 return total
             scale = 1.0
@@ -155,20 +160,28 @@ def _of(value: Combination | Tensor) -> Combination:
     return value if isinstance(value, Combination) else of(value)
 
 
-def _stacked(weights: Sequence[Weight], like: Tensor) -> Tensor:
+def _settled(weight: Factor) -> Weight:
+    return weight.tensor() if isinstance(weight, TableRow) else weight
+
+
+def _stacked(weights: Sequence[Factor], like: Tensor) -> Tensor:
     """Weights as float64 [K, B]."""
+    table = together(weights)
+    if table is not None:
+        return table
+    settled = [_settled(weight) for weight in weights]
     # Numbers are filled in on the device: a copy from the host would be waited for.
-    batch = len(like) if any(isinstance(weight, Tensor) for weight in weights) else 1
+    batch = len(like) if any(isinstance(weight, Tensor) for weight in settled) else 1
     rows = [
         weight.expand(batch)
         if isinstance(weight, Tensor)
         else like.new_full((batch,), weight, dtype=torch.float64)
-        for weight in weights
+        for weight in settled
     ]
     return torch.stack(rows)
 
 
-def _shortened(terms: Sequence[tuple[Tensor, Weight]]) -> list[tuple[Tensor, Weight]]:
+def _shortened(terms: Sequence[tuple[Tensor, Factor]]) -> list[tuple[Tensor, Factor]]:
     """As many terms as one pass takes: those without gradient are summed first."""
     constant = [term for term in terms if not term[0].requires_grad]
     rest = [term for term in terms if term[0].requires_grad]

@@ -7,6 +7,7 @@ for the outputs alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -94,10 +95,19 @@ class Combination:
     def __truediv__(self, divisor: Factor) -> Combination:
         return Combination([(tensor, weight / divisor) for tensor, weight in self.terms])
 
+    @classmethod
+    def _made(cls, terms: tuple[tuple[Tensor, Factor], ...]) -> Combination:
+        """Of terms among which no weight is the number 0."""
+        made = cls.__new__(cls)
+        made.terms = terms
+        return made
+
     def detach(self) -> Combination:
         """The same without gradient; a tensor without one stays itself, and so one term."""
-        return Combination(
-            [(t.detach() if t.requires_grad else t, weight) for t, weight in self.terms]
+        if not any(t.requires_grad for t, _ in self.terms):
+            return self
+        return Combination._made(
+            tuple((t.detach() if t.requires_grad else t, weight) for t, weight in self.terms)
         )
 
     def tensor(self) -> Tensor:
@@ -143,12 +153,12 @@ class Combination:
     @property
     def size(self) -> int:
         """Elements per sample."""
-        return self.terms[0][0][0].numel() if len(self.terms[0][0]) else 1
+        return math.prod(self.terms[0][0].shape[1:])
 
     def _sum(self, kind: Literal["square", "abs", "huber", "pseudo_huber"], c: float) -> Tensor:
         terms = self.terms if len(self.terms) <= _MOST else tuple(_shortened(self.terms))
-        tensors = [tensor for tensor, _ in terms]
-        return ops.form_distance(tensors, _stacked([w for _, w in terms], tensors[0]), kind, c)
+        tensors, weights = zip(*terms, strict=True)
+        return ops.form_distance(tensors, _stacked(weights, tensors[0]), kind, c)
 
 
 def of(tensor: Tensor) -> Combination:

@@ -148,16 +148,20 @@ def loss(
                     f"{name} has no argument {sorted(unknown)[0]!r}; its own options are "
                     f"{', '.join(own) or 'none'}"
                 )
-            terms.reduction_name(reduction)
-            check.choice("bad_rows", bad_rows, BAD_ROWS)
+            if reduction != "mean":
+                terms.reduction_name(reduction)
+            if bad_rows != "raise":
+                check.choice("bad_rows", bad_rows, BAD_ROWS)
             check.state("x0", x0)
             if recipe.teacher == "required" and teacher is None:
                 raise ValueError(f"teacher must be given to {name}; got None")
             if recipe.teacher == "none" and teacher is not None:
                 raise ValueError(f"teacher must be left out: {name} takes none")
-            if not any_mode:
+            if teacher is not None and not any_mode:
                 in_evaluation("teacher", teacher)
-            x0, unfit = without_bad_rows(x0, bad_rows)
+            unfit = None
+            if bad_rows == "zero":
+                x0, unfit = without_bad_rows(x0)
             drawn, draw = place(key, step, x0)
             at = Evaluation(
                 model,

@@ -20,7 +20,7 @@ from cmsolvers.losses.evaluation.combination import Combination, Weight
 from cmsolvers.losses.evaluation.model_views import Model, ModelView
 from cmsolvers.losses.evaluation.randomness import SameRandomness
 from cmsolvers.losses.evaluation.states import State
-from cmsolvers.losses.evaluation.table_rows import TableRow
+from cmsolvers.losses.evaluation.table_rows import row_of
 from cmsolvers.processes.coordinates import Coordinates
 
 EXTRA = 8
@@ -176,18 +176,13 @@ class Evaluation:
             dtypes=None if lean else (own, own, of_net, of_net),
         )
         told = (None, None) if len(rows) == 2 else rows[2:]
-        first, second = (
-            State(
-                None if lean else made[k],
-                level,
-                made[k if lean else 2 + k],
-                form=(TableRow(rows[1], 2 * k, sign), TableRow(rows[1], 2 * k + 1, sign)),
-                scaled_for=inner,
-                c_in=TableRow(rows[0], (k if lean else 2 + k, 0)),
-                told=told[k],
-            )
-            for k, (level, sign) in enumerate(((high, 1.0), (low, -1.0)))
-        )
+        weights = rows[1]
+        c_in = [row_of(rows[0], (k, 0)) for k in (0, 1)] if lean else [None, None]
+        x, y, x_in, y_in = (None, None, *made) if lean else made
+        skip, out = row_of(weights, 0), row_of(weights, 1)
+        first = State(x, high, x_in, None, (skip, out), inner, c_in[0], told[0])
+        skip, out = row_of(weights, 2, -1.0), row_of(weights, 3, -1.0)
+        second = State(y, low, y_in, None, (skip, out), inner, c_in[1], told[1])
         return first, second
 
     def pair_velocity(self, level: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class ModelView:
         self.inner = unwrapped(model)
         self.own: Coordinates = coordinates_of(model)
         self.path: Coordinates = self.own if path is None else path
-        self._elsewhere = self.own != self.path
+        self._elsewhere = path is not None and self.own != path
         self._first = True
 
     def given(self, extra: Mapping[str, object]) -> ModelView:

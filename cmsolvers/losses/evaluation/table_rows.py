@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -52,6 +53,12 @@ class TableRow:
 
 def _settled(value: Any) -> Any:
     return value.tensor() if isinstance(value, TableRow) else value
+
+
+def row_of(table: Tensor, index: Any, sign: float = 1.0) -> TableRow | Tensor:
+    """A `TableRow`; what torch.compile traces gets the weight itself, as it knows no others."""
+    row = TableRow(table, index, sign)
+    return row.tensor() if torch.compiler.is_compiling() else row
 
 
 def together(weights: Sequence[object]) -> Tensor | None:

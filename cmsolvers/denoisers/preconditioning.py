@@ -64,12 +64,17 @@ def noise_input(name: str, value: NoiseInput) -> Callable[[Scalar], Scalar]:
     return check.function(name, value)
 
 
+def _factor(c_noise: object) -> float:
+    """Of ln sigma in what a network is handed; 0 where it is something else."""
+    return 0.25 if c_noise is edm_noise else 250.0 if c_noise is published_noise else 0.0
+
+
 def _noise_of(levels: Tensor, c_noise: Callable[[Scalar], Scalar], dtype: torch.dtype) -> Tensor:
     """c_noise of float64 levels in the network's dtype, the bits of c_noise(levels).to(dtype)."""
-    factor = 0.25 if c_noise is edm_noise else 250.0 if c_noise is published_noise else None
+    factor = _factor(c_noise)
     wide = dtype is torch.float32 or dtype is torch.float64  # torch rounds twice to narrower ones
     followed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if factor is None or not wide or followed:
+    if factor == 0.0 or not wide or followed:
         return cast(Tensor, c_noise(levels)).to(dtype)
     return ops.scale_input(levels.log(), factor, dtype=dtype)  # one launch, cast included
 
@@ -175,13 +180,26 @@ class Preconditioned(nn.Module):
             return scalings.pair_rows(high, low)
         return None
 
+    def pair_inputs(self, high: Tensor, low: Tensor, x: Tensor) -> tuple[Tensor, ...] | None:
+        """The same without the states, see `ops.consistency_inputs`; with what the network is told.
+
+        That is left out where it is no multiple of ln sigma in float32, the dtype of c_noise for x.
+        """
+        scalings = self._scalings
+        if not (self._keeps_coefficients() and isinstance(scalings, EDMScalings)):
+            return None
+        if scalings.sign != 1:
+            return None
+        told = self.noise_dtype(x) is torch.float32
+        return scalings.pair_inputs(high, low, _factor(scalings.c_noise) if told else 0.0)
+
     def told(self, level: Tensor, x: Tensor) -> Tensor:
         """What the network gets for float64 levels [B], with a state x; a tensor of its own."""
         scalings, dtype = self._scalings, self.noise_dtype(x)
         if self._keeps_coefficients() and isinstance(scalings, EDMScalings):
             told = _noise_of(level, scalings.c_noise, dtype)
             return told.clone() if told is level else told
-        found: object = self.coefficients(level).c_noise
+        found: Any = self.coefficients(level).c_noise
         # A number is filled in on the device: a copy from the host would be waited for.
         told = (
             found

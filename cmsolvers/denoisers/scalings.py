@@ -123,6 +123,8 @@ class EDMScalings:
         sign: of c_out: 1 for EDM, -1 for TrigFlow, whose F is EDM's with the other sign.
     """
 
+    coordinates = KARRAS
+
     def __init__(
         self, sigma_data: float, c_noise: Callable[[Scalar], Scalar], sign: float = 1.0
     ) -> None:
@@ -141,6 +143,10 @@ class EDMScalings:
     def pair_rows(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of two states, of their inputs and of D at both: `ops.consistency_rows`."""
         return ops.consistency_rows(high, low, self.sigma_data, 0.0)
+
+    def pair_inputs(self, high: Tensor, low: Tensor, noise_factor: float) -> tuple[Tensor, ...]:
+        """The same for their inputs alone: `ops.consistency_inputs`."""
+        return ops.consistency_inputs(high, low, self.sigma_data, 0.0, noise_factor)
 
     def scaled_input(self, x: Tensor, sigma: float | Tensor, dtype: torch.dtype | None) -> Tensor:
         """c_in x in one launch; a level, or levels of shape [] or [B]."""
@@ -181,6 +187,10 @@ class ConsistencyScalings(EDMScalings):
     def pair_rows(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of two states, of their inputs and of f at both: `ops.consistency_rows`."""
         return ops.consistency_rows(high, low, self.sigma_data, self.sigma_min)
+
+    def pair_inputs(self, high: Tensor, low: Tensor, noise_factor: float) -> tuple[Tensor, ...]:
+        """The same for their inputs alone: `ops.consistency_inputs`."""
+        return ops.consistency_inputs(high, low, self.sigma_data, self.sigma_min, noise_factor)
 
     def output(self, x: Tensor, f: Tensor, sigma: float | Tensor) -> Tensor:
         """c_skip x + c_out F in one launch, with the boundary."""

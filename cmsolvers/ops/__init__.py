@@ -19,13 +19,14 @@ from cmsolvers.ops.named import (
     scale_input,
 )
 from cmsolvers.ops.noising import noise_forms
-from cmsolvers.ops.pair_rows import consistency_rows
+from cmsolvers.ops.pair_rows import consistency_inputs, consistency_rows
 from cmsolvers.ops.step import weighted_step
 
 __all__ = [
     "Key",
     "add_noise",
     "build_info",
+    "consistency_inputs",
     "consistency_output",
     "consistency_rows",
     "edm_input",

@@ -19,6 +19,18 @@ FAST: Callable[..., tuple[Tensor, Tensor] | None] | None = (
 """fast_consistency_rows(sigma, sigma_next, sigma_data, sigma_min), positional only: the plain case
 straight into the kernel; None in every other case."""
 
+LOOK: Callable[..., int | None] | None = None if C is None else C.look_at_levels
+"""look_at_levels(x0, t, s, most), positional only, of plain float64 [B] on the CPU where every
+sample has 0 < t <= most, t finite, and 0 <= s <= t: a sum of EQUAL, SOME_ZERO, ALL_ZERO, for t = s
+somewhere, s = 0 somewhere or everywhere; None in every other case, and of other data x0."""
+EQUAL, SOME_ZERO, ALL_ZERO = 1, 2, 4
+
+FAST_INPUTS: Callable[..., tuple[Tensor, ...] | None] | None = (
+    None if C is None else C.fast_pair_inputs
+)
+"""fast_pair_inputs(sigma, sigma_next, sigma_data, sigma_min, noise_factor), positional only: what
+`consistency_inputs` returns, without times where the factor is 0; None where that is not plain."""
+
 library.define(
     "consistency_rows(Tensor sigma, Tensor sigma_next, float sigma_data, float sigma_min) -> "
     "(Tensor, Tensor)"
@@ -69,6 +81,48 @@ def consistency_rows(
     data, least = positive("sigma_data", sigma_data), non_negative("sigma_min", sigma_min)
     found = torch.ops.cmsolvers.consistency_rows(sigma.detach(), sigma_next.detach(), data, least)
     return found[0], found[1]
+
+
+def consistency_inputs(
+    sigma: Tensor,
+    sigma_next: Tensor,
+    sigma_data: float = 0.5,
+    sigma_min: float = 0.002,
+    noise_factor: float = 0.0,
+) -> tuple[Tensor, ...]:
+    """The weights of a consistency pair of which the inputs of the network alone are stored.
+
+    As `consistency_rows`, with c x and c' x' in place of x and x':
+
+    - of the noise: (c, c s), (c', c' s');
+    - of the residual: (c_skip / c, c_out, -c_skip' / c', -c_out'), for c x, F, c' x', F';
+    - k ln s and k ln s' with k = noise_factor, float32: what the network is told.
+
+    Args:
+        sigma: float64 [B], >= 0; not read on the host.
+        sigma_next: float64 [B], >= 0, likewise.
+        sigma_data: > 0.
+        sigma_min: >= 0.
+        noise_factor: 0.25 is EDM's; with 0 there are no times.
+
+    Returns:
+        float64 [2, 2, B] and float64 [4, B], and the times [B] of both levels, on the device of the
+        levels. No gradient reaches the levels.
+
+    Raises:
+        TypeError, ValueError: as `consistency_rows`.
+    """
+    if FAST_INPUTS is not None and not tracing():
+        done = FAST_INPUTS(sigma, sigma_next, sigma_data, sigma_min, noise_factor)
+        if done is not None:
+            return done
+    noise, residual = consistency_rows(sigma, sigma_next, sigma_data, sigma_min)
+    one = torch.ones_like(residual[0])
+    lean = residual / torch.stack((noise[2, 0], one, noise[3, 0], one))
+    if noise_factor == 0.0:
+        return noise[2:], lean
+    told = [(noise_factor * s.detach().log()).float() for s in (sigma, sigma_next)]
+    return noise[2:], lean, *told
 
 
 def _plain(

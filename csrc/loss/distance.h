@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <vector>
 
 #include "params.h"
@@ -18,5 +19,11 @@ at::Tensor form_distance(at::TensorList inputs, const at::Tensor& weights, int64
 // The same with a derivative, for tensors outside of transforms and without tangents.
 at::Tensor form_distance_recorded(at::TensorList inputs, const at::Tensor& weights, int64_t size,
                                   double c);
+
+// The kernel of the derivative: gradients of the wanted inputs.
+std::vector<at::Tensor> form_distance_backward(const at::Tensor& grad, at::TensorList inputs,
+                                               const at::Tensor& weights, const at::Tensor& value,
+                                               int64_t size, double c,
+                                               std::array<bool, kMaxTerms> wanted);
 
 }  // namespace cmsolvers

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "../python/plain.h"
 #include "derivatives.h"
 #include "distance.h"
 
@@ -107,14 +108,18 @@ Tensors plain_gradients(const at::Tensor& grad, at::TensorList inputs, const at:
 
 // --- the usual case ---
 
+// Whether the kernel can be called without the dispatcher.
+bool plain_case(const at::Tensor& grad, const Tensors& saved) {
+  return !at::GradMode::is_enabled() && plain_context() && plain(grad) &&
+         std::all_of(saved.begin(), saved.end(), plain);
+}
+
 struct FormDistance : torch::autograd::Function<FormDistance> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, at::TensorList inputs,
-                            const at::Tensor& weights, int64_t size, double c) {
-    at::Tensor value;
-    {
-      const at::AutoDispatchBelowADInplaceOrView below;
-      value = call_forward(inputs, weights, size, c);
-    }
+                            const at::Tensor& weights, int64_t size, double c, bool direct) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const at::Tensor value =
+        direct ? form_distance(inputs, weights, size, c) : call_forward(inputs, weights, size, c);
     torch::autograd::variable_list saved(inputs.begin(), inputs.end());
     saved.push_back(weights);
     saved.push_back(value);
@@ -130,12 +135,21 @@ struct FormDistance : torch::autograd::Function<FormDistance> {
     const size_t n = saved.size() - 2;
     const int64_t size = context->saved_data["size"].toInt();
     const double c = context->saved_data["c"].toDouble();
-    torch::autograd::variable_list found(n + 3);
+    torch::autograd::variable_list found(n + 4);
     if (!grads[0].defined()) return found;
+    const at::TensorList inputs(saved.data(), n);
+    if (plain_case(grads[0], saved)) {
+      std::array<bool, kMaxTerms> flags = {};
+      for (size_t k = 0; k < n; ++k) flags[k] = context->needs_input_grad(k);
+      Tensors made =
+          form_distance_backward(grads[0], inputs, saved[n], saved[n + 1], size, c, flags);
+      for (size_t k = 0, i = 0; k < n; ++k)
+        if (flags[k]) found[k] = std::move(made[i++]);
+      return found;
+    }
     c10::List<bool> wanted;
     wanted.reserve(n);
     for (size_t k = 0; k < n; ++k) wanted.push_back(context->needs_input_grad(k));
-    const at::TensorList inputs(saved.data(), n);
     // Gradients that torch.autograd batches (is_grads_batched) go by formulas that have rules.
     const bool batched = grads[0].key_set().has(c10::DispatchKey::Batched);
     Tensors made =
@@ -157,7 +171,8 @@ at::Tensor forward_autograd(at::TensorList inputs, const at::Tensor& weights, in
   }
   if (forward || (reverse && at::GradMode::is_enabled() && transformed()))
     return plain_value(inputs, weights, static_cast<Size>(size), c);
-  if (reverse && at::GradMode::is_enabled()) return FormDistance::apply(inputs, weights, size, c);
+  if (reverse && at::GradMode::is_enabled())
+    return FormDistance::apply(inputs, weights, size, c, false);
   const at::AutoDispatchBelowADInplaceOrView below;
   return call_forward(inputs, weights, size, c);
 }
@@ -174,7 +189,7 @@ Tensors backward_autograd(const at::Tensor& grad, at::TensorList inputs, const a
 
 at::Tensor form_distance_recorded(at::TensorList inputs, const at::Tensor& weights, int64_t size,
                                   double c) {
-  return FormDistance::apply(inputs, weights, size, c);
+  return FormDistance::apply(inputs, weights, size, c, true);
 }
 
 TORCH_LIBRARY_IMPL(cmsolvers, Autograd, m) {

@@ -67,6 +67,17 @@ void fill_terms(Terms& t, at::TensorList inputs, const at::Tensor& weights, int6
   p.c = c;
 }
 
+std::vector<at::Tensor> backward_kernel(const at::Tensor& grad, at::TensorList inputs,
+                                        const at::Tensor& weights, const at::Tensor& value,
+                                        int64_t size, double c, c10::List<bool> wanted) {
+  TORCH_CHECK_VALUE(wanted.size() == inputs.size(), "wanted must hold one entry per input");
+  std::array<bool, kMaxTerms> flags = {};
+  for (size_t k = 0; k < std::min<size_t>(wanted.size(), kMaxTerms); ++k) flags[k] = wanted[k];
+  return form_distance_backward(grad, inputs, weights, value, size, c, flags);
+}
+
+}  // namespace
+
 std::vector<at::Tensor> form_distance_backward(const at::Tensor& grad, at::TensorList inputs,
                                                const at::Tensor& weights, const at::Tensor& value,
                                                int64_t size, double c,
@@ -108,17 +119,6 @@ std::vector<at::Tensor> form_distance_backward(const at::Tensor& grad, at::Tenso
     if (!made[i].is_same(grads[i])) grads[i].copy_(made[i]);
   return grads;
 }
-
-std::vector<at::Tensor> backward_kernel(const at::Tensor& grad, at::TensorList inputs,
-                                        const at::Tensor& weights, const at::Tensor& value,
-                                        int64_t size, double c, c10::List<bool> wanted) {
-  TORCH_CHECK_VALUE(wanted.size() == inputs.size(), "wanted must hold one entry per input");
-  std::array<bool, kMaxTerms> flags = {};
-  for (size_t k = 0; k < std::min<size_t>(wanted.size(), kMaxTerms); ++k) flags[k] = wanted[k];
-  return form_distance_backward(grad, inputs, weights, value, size, c, flags);
-}
-
-}  // namespace
 
 bool fits_terms(const at::Tensor& weights, int64_t inputs, int64_t batch) {
   return weights.dim() == 2 && weights.size(0) == inputs &&

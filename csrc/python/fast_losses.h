@@ -6,5 +6,6 @@
 namespace cmsolvers {
 
 void add_fast_losses(PyObject* module);
+void add_fast_pairs(PyObject* module);
 
 }  // namespace cmsolvers

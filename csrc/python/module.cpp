@@ -46,6 +46,7 @@ PYBIND11_MODULE(_C, m) {
         "Run the CPU kernels with another instruction set of build_info()['instruction_sets'].");
   add_fastcall(m.ptr());
   add_fast_losses(m.ptr());
+  add_fast_pairs(m.ptr());
 }
 
 }  // namespace cmsolvers

@@ -18,19 +18,21 @@ bool plain_context() {
          at::impl::PythonTorchFunctionTLS::stack_len() == 0;
 }
 
+bool plain(const at::Tensor& t) {
+  if (t.layout() != at::kStrided || !(t.is_cpu() || t.is_cuda())) return false;
+  static const c10::DispatchKeySet wrapped(
+      {c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched,
+       c10::DispatchKey::Batched, c10::DispatchKey::Functionalize, c10::DispatchKey::Python,
+       c10::DispatchKey::Negative, c10::DispatchKey::ZeroTensor, c10::DispatchKey::NestedTensor});
+  if (t.key_set().has_any(wrapped)) return false;
+  return t.unsafeGetTensorImpl()->autograd_meta() == nullptr || !t._fw_grad(0).defined();
+}
+
 const at::Tensor* plain_tensor(PyObject* object, bool grad_mode) {
   if (Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(THPVariableClass)) return nullptr;
   const at::Tensor& t = THPVariable_Unpack(object);
-  if (t.layout() != at::kStrided || !(t.is_cpu() || t.is_cuda())) return nullptr;
-  static const c10::DispatchKeySet wrapped(
-      {c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched,
-       c10::DispatchKey::Functionalize, c10::DispatchKey::Python, c10::DispatchKey::Negative,
-       c10::DispatchKey::ZeroTensor, c10::DispatchKey::NestedTensor});
-  if (t.key_set().has_any(wrapped)) return nullptr;
   if (t.requires_grad() && grad_mode) return nullptr;
-  if (t.unsafeGetTensorImpl()->autograd_meta() != nullptr && t._fw_grad(0).defined())
-    return nullptr;
-  return &t;
+  return plain(t) ? &t : nullptr;
 }
 
 bool real(PyObject* object, double& value) {

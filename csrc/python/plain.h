@@ -10,6 +10,10 @@ namespace cmsolvers {
 // Whether no mode and no transform wants to see the call.
 bool plain_context();
 
+// Whether no transform and no subclass sees to the tensor, whose memory is on a CPU or a GPU, and
+// it has no tangent.
+bool plain(const at::Tensor& tensor);
+
 // A plain tensor without a tangent, or nullptr. Borrowed from the object. In `grad_mode` it must
 // not require a gradient either.
 const at::Tensor* plain_tensor(PyObject* object, bool grad_mode);

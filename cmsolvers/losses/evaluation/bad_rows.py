@@ -12,14 +12,12 @@ from cmsolvers.engine.mistakes.glances import can_be_read
 BAD_ROWS = ("raise", "keep", "zero")
 
 
-def without_bad_rows(x0: Tensor, bad_rows: str) -> tuple[Tensor, Tensor | None]:
-    """With "zero": the data with zeros for samples that are not finite, and which these are.
+def without_bad_rows(x0: Tensor) -> tuple[Tensor, Tensor]:
+    """For "zero": the data with zeros for samples that are not finite, and which these are.
 
     A NaN in the student's input would reach the gradient of every weight, whatever its loss is
     multiplied by: so it goes out before the networks see it.
     """
-    if bad_rows != "zero":
-        return x0, None
     unfit = ~x0.isfinite().flatten(1).all(1) if x0.ndim > 1 else ~x0.isfinite()
     return torch.where(unfit.reshape(-1, *[1] * (x0.ndim - 1)), 0.0, x0).to(x0.dtype), unfit
 

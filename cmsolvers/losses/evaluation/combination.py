@@ -7,6 +7,7 @@ for the outputs alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -14,9 +15,13 @@ import torch
 from torch import Tensor
 
 from cmsolvers import ops
+from cmsolvers.losses.evaluation.table_rows import TableRow, together
 
 Weight: TypeAlias = "float | Tensor"
 """A number, or a float64 tensor [B]."""
+
+Factor: TypeAlias = "Weight | TableRow"
+"""The same, or a row of a table of weights."""
 
 _MOST = 6  # tensors of one fused pass
 _PLUS = (Tensor.add, Tensor.__add__, Tensor.__radd__)
@@ -36,9 +41,9 @@ class Combination:
 
     __slots__ = ("terms",)
 
-    def __init__(self, terms: Sequence[tuple[Tensor, Weight]]) -> None:
-        some = tuple(term for term in terms if not (isinstance(term[1], float) and term[1] == 0.0))
-        self.terms = some or tuple(terms[:1])
+    def __init__(self, terms: Sequence[tuple[Tensor, Factor]]) -> None:
+        some = [term for term in terms if not (type(term[1]) is float and term[1] == 0.0)]
+        self.terms = tuple(some or terms[:1])
 
     @classmethod
     def __torch_function__(
@@ -82,18 +87,27 @@ class Combination:
     def __neg__(self) -> Combination:
         return self * -1.0
 
-    def __mul__(self, factor: Weight) -> Combination:
+    def __mul__(self, factor: Factor) -> Combination:
         return Combination([(tensor, weight * factor) for tensor, weight in self.terms])
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: Weight) -> Combination:
+    def __truediv__(self, divisor: Factor) -> Combination:
         return Combination([(tensor, weight / divisor) for tensor, weight in self.terms])
+
+    @classmethod
+    def _made(cls, terms: tuple[tuple[Tensor, Factor], ...]) -> Combination:
+        """Of terms among which no weight is the number 0."""
+        made = cls.__new__(cls)
+        made.terms = terms
+        return made
 
     def detach(self) -> Combination:
         """The same without gradient; a tensor without one stays itself, and so one term."""
-        return Combination(
-            [(t.detach() if t.requires_grad else t, weight) for t, weight in self.terms]
+        if not any(t.requires_grad for t, _ in self.terms):
+            return self
+        return Combination._made(
+            tuple((t.detach() if t.requires_grad else t, weight) for t, weight in self.terms)
         )
 
     def tensor(self) -> Tensor:
@@ -104,7 +118,8 @@ class Combination:
         while True:
             some, rest = rest[:4], rest[4:]
             inputs = tuple(tensor.to(total.dtype) for tensor, _ in some)
-            total = ops.weighted_step(total, inputs, (scale, *(weight for _, weight in some)))
+            weights = tuple(_settled(weight) for weight in (scale, *(w for _, w in some)))
+            total = ops.weighted_step(total, inputs, weights)
             if not rest:
                 return total
             scale = 1.0
@@ -138,12 +153,12 @@ class Combination:
     @property
     def size(self) -> int:
         """Elements per sample."""
-        return self.terms[0][0][0].numel() if len(self.terms[0][0]) else 1
+        return math.prod(self.terms[0][0].shape[1:])
 
     def _sum(self, kind: Literal["square", "abs", "huber", "pseudo_huber"], c: float) -> Tensor:
         terms = self.terms if len(self.terms) <= _MOST else tuple(_shortened(self.terms))
-        tensors = [tensor for tensor, _ in terms]
-        return ops.form_distance(tensors, _stacked([w for _, w in terms], tensors[0]), kind, c)
+        tensors, weights = zip(*terms, strict=True)
+        return ops.form_distance(tensors, _stacked(weights, tensors[0]), kind, c)
 
 
 def of(tensor: Tensor) -> Combination:
@@ -155,20 +170,28 @@ def _of(value: Combination | Tensor) -> Combination:
     return value if isinstance(value, Combination) else of(value)
 
 
-def _stacked(weights: Sequence[Weight], like: Tensor) -> Tensor:
+def _settled(weight: Factor) -> Weight:
+    return weight.tensor() if isinstance(weight, TableRow) else weight
+
+
+def _stacked(weights: Sequence[Factor], like: Tensor) -> Tensor:
     """Weights as float64 [K, B]."""
+    table = together(weights)
+    if table is not None:
+        return table
+    settled = [_settled(weight) for weight in weights]
     # Numbers are filled in on the device: a copy from the host would be waited for.
-    batch = len(like) if any(isinstance(weight, Tensor) for weight in weights) else 1
+    batch = len(like) if any(isinstance(weight, Tensor) for weight in settled) else 1
     rows = [
         weight.expand(batch)
         if isinstance(weight, Tensor)
         else like.new_full((batch,), weight, dtype=torch.float64)
-        for weight in weights
+        for weight in settled
     ]
     return torch.stack(rows)
 
 
-def _shortened(terms: Sequence[tuple[Tensor, Weight]]) -> list[tuple[Tensor, Weight]]:
+def _shortened(terms: Sequence[tuple[Tensor, Factor]]) -> list[tuple[Tensor, Factor]]:
     """As many terms as one pass takes: those without gradient are summed first."""
     constant = [term for term in terms if not term[0].requires_grad]
     rest = [term for term in terms if term[0].requires_grad]

@@ -6,6 +6,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -14,15 +15,17 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.losses.evaluation import terms
-from cmsolvers.losses.evaluation.bad_rows import BAD_ROWS, judged, without_bad_rows
+from cmsolvers.losses.evaluation.bad_rows import BAD_ROWS, without_bad_rows
 from cmsolvers.losses.evaluation.drawn_levels import Levels, Times, levels_of
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.labels import LabelDropout
 from cmsolvers.losses.evaluation.model_views import Model
 from cmsolvers.losses.evaluation.output import LossOutput
+from cmsolvers.losses.evaluation.reduction import reduced
 
-Formula: TypeAlias = Callable[..., Tensor]
-"""`formula(at: Evaluation, **options) -> [B]`, the loss of each sample, differentiable."""
+Formula: TypeAlias = "Callable[..., Tensor | terms.Weighted]"
+"""`formula(at: Evaluation, **options) -> [B]`, the loss of each sample, differentiable; or such
+values and their weights, which are then multiplied while they are added up."""
 
 Need: TypeAlias = Literal["required", "optional", "none"]
 
@@ -140,22 +143,25 @@ def loss(
             bad_rows: str = "raise",
             **options: Any,
         ) -> LossOutput:
-            unknown = options.keys() - own.keys()
-            if unknown:
+            if options and (unknown := options.keys() - own.keys()):
                 raise TypeError(
                     f"{name} has no argument {sorted(unknown)[0]!r}; its own options are "
                     f"{', '.join(own) or 'none'}"
                 )
-            terms.reduction_name(reduction)
-            check.choice("bad_rows", bad_rows, BAD_ROWS)
+            if reduction != "mean":
+                terms.reduction_name(reduction)
+            if bad_rows != "raise":
+                check.choice("bad_rows", bad_rows, BAD_ROWS)
             check.state("x0", x0)
             if recipe.teacher == "required" and teacher is None:
                 raise ValueError(f"teacher must be given to {name}; got None")
             if recipe.teacher == "none" and teacher is not None:
                 raise ValueError(f"teacher must be left out: {name} takes none")
-            if not any_mode:
+            if teacher is not None and not any_mode:
                 in_evaluation("teacher", teacher)
-            x0, unfit = without_bad_rows(x0, bad_rows)
+            unfit = None
+            if bad_rows == "zero":
+                x0, unfit = without_bad_rows(x0)
             drawn, draw = place(key, step, x0)
             at = Evaluation(
                 model,
@@ -164,25 +170,22 @@ def loss(
                 draw,
                 teacher=teacher,
                 target=target,
-                extra=check.options("extra_args", extra_args),
+                extra=None if extra_args is None else check.options("extra_args", extra_args),
                 teacher_extra=(
                     None if teacher_args is None else check.options("teacher_args", teacher_args)
                 ),
             )
-            same_path(at)
+            if target is not None:
+                same_path(at)
             if label_dropout is not None:
                 at.dropped = label_dropout.dropped(at.extra, at.label_uniform())
                 at.diagnostics["labels_dropped"] = at.dropped.sum()
             if clock is not None:
                 at.progress = progress(clock, options.get(clock, own[clock].default), step)
             at.t, at.s = levels_of(at, times, levels, pair)
-            per_sample = terms.distances(name, formula(at, **options), x0)
-            dtype = torch.promote_types(x0.dtype, torch.float32)
-            per_sample = judged(name, per_sample, unfit, bad_rows, at.diagnostics)
-            whole = terms.weigh(per_sample, None, reduction).to(dtype)
-            return LossOutput(
-                whole, per_sample.detach().to(dtype), (at.t, at.s), detached(at.diagnostics)
-            )
+            found = formula(at, **options)
+            whole, per_sample = reduced(name, found, x0, unfit, reduction, bad_rows, at.diagnostics)
+            return LossOutput(whole, per_sample, (at.t, at.s), detached(at.diagnostics))
 
         made: Any = public
         made.__name__ = made.__qualname__ = name
@@ -207,7 +210,15 @@ def place(key: noise.SeedLike, step: int | Tensor, x0: Tensor) -> tuple[noise.Ke
         raise ValueError(
             f"step must be an int in [0, 2^32), or such a tensor; got {check.describe(step)}"
         )
+    if type(key) is int and 0 <= key < 1 << 63 and not torch.compiler.is_compiling():
+        return _numbered(key), draw
     return noise.key(key, len(x0), device=x0.device), draw
+
+
+@lru_cache(16)
+def _numbered(seed: int) -> noise.Key:
+    """The key of a number, which steps share: a `Key` is never changed."""
+    return noise.key(seed, 1)
 
 
 def progress(clock: str, total: int | None, step: int | Tensor) -> Any:

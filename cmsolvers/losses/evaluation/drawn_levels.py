@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cmsolvers import noise
 from cmsolvers.losses.evaluation import terms
+from cmsolvers.ops.pair_rows import ALL_ZERO, EQUAL, LOOK, SOME_ZERO
 from cmsolvers.processes.coordinates import KARRAS, Coordinates
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ def levels_of(
     """
     if levels is not None:
         t, s = levels if isinstance(levels, tuple) else (levels, levels)
+        found = look(at, t, s)
+        if found is not None and not (pair and found & EQUAL):
+            assert isinstance(t, Tensor) and isinstance(s, Tensor)
+            at.ends_clean = clean_ends(found)
+            return t, s
         if not isinstance(s, Tensor):
             at.ends_clean = bool(s == 0)
         high = terms.levels("levels", t, at.x0)
@@ -60,6 +66,20 @@ def levels_of(
     theirs: Coordinates = getattr(times, "coordinates", KARRAS)
     high = _carried(both[0], theirs, at.path)
     return high, (high if both[1] is both[0] else _carried(both[1], theirs, at.path))
+
+
+def look(at: Evaluation, t: object, s: object) -> int | None:
+    """What `LOOK` says of levels in the model's coordinates; None where it cannot."""
+    if LOOK is None or torch.compiler.is_compiling():
+        return None
+    return LOOK(at.x0, t, s, at.path.max_level)
+
+
+def clean_ends(found: int) -> bool | None:
+    """Whether all s are 0 or none is, of what `look` found in a batch; None for some."""
+    if found & ALL_ZERO:
+        return bool(found & SOME_ZERO)  # not of an empty batch
+    return None if found & SOME_ZERO else False
 
 
 def _carried(level: Tensor, theirs: Coordinates, ours: Coordinates) -> Tensor:

@@ -7,6 +7,7 @@ the noise z (stream 3 of the contract), the levels, the dropped labels and furth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,11 +20,13 @@ from cmsolvers.losses.evaluation.combination import Combination, Weight
 from cmsolvers.losses.evaluation.model_views import Model, ModelView
 from cmsolvers.losses.evaluation.randomness import SameRandomness
 from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.evaluation.table_rows import row_of
 from cmsolvers.processes.coordinates import Coordinates
 
 EXTRA = 8
 """First element of stream 4 that is not for levels: 8 is for labels, 12 on for formulas."""
 _OWN = 4
+_NO_LEVELS = torch.empty(0)
 
 
 class Evaluation:
@@ -59,11 +62,11 @@ class Evaluation:
         teacher_extra: Mapping[str, object] | None = None,
     ) -> None:
         self.x0, self.key, self.draw = x0, key, draw
-        self.extra: dict[str, object] = dict(extra or {})
+        self.extra: dict[str, object] = dict(extra) if extra else {}
         self.same = same = SameRandomness(x0.device)
         self.student = ModelView("model", model, self.extra, same, True)
         self.path: Coordinates = self.student.path
-        self.frozen = ModelView("model", model, self.extra, same, False)
+        self.frozen = self.student.without_gradient()
         self.target = self.frozen
         if target is not None:
             self.target = ModelView("target", target, self.extra, same, False)
@@ -71,8 +74,8 @@ class Evaluation:
         if teacher is not None:
             own = self.extra if teacher_extra is None else teacher_extra
             self._teacher = ModelView("teacher", teacher, own, same, False, self.path)
-        self.size = x0[0].numel() if len(x0) else 1
-        self.t = self.s = torch.empty(0)
+        self.size = math.prod(x0.shape[1:])
+        self.t = self.s = _NO_LEVELS
         self.diagnostics: dict[str, Any] = {}
         self.progress = 1.0
         self.dropped: Tensor | None = None
@@ -158,30 +161,29 @@ class Evaluation:
         inner = self.student.inner
         if not isinstance(inner, Preconditioned) or inner is not self.student.model:
             return None
-        rows = inner.pair_rows(high, low)
+        own, of_net = self.x0.dtype, inner.dtype or self.x0.dtype
+        # Where both networks get the same inputs, these are all that is stored.
+        lean = of_net is own and self.target.scales_as(inner)
+        rows = inner.pair_inputs(high, low, self.x0) if lean else inner.pair_rows(high, low)
         if rows is None:
             return None
-        # Where both networks get the same inputs, these are all that is stored.
-        lean = inner.dtype in (None, self.x0.dtype) and self.target.scales_as(inner)
-        own, of_net = self.x0.dtype, inner.dtype or self.x0.dtype
         made = ops.noise_forms(
             self.x0,
-            rows[0][2:] if lean else rows[0],
+            rows[0],
             seed=self.key,
             stream=noise.TRAINING,
             draw=self.draw,
-            dtypes=(own, own) if lean else (own, own, of_net, of_net),
+            dtypes=None if lean else (own, own, of_net, of_net),
         )
-        skip, out, less_skip, less_out = rows[1]
-        forms = ((skip, out), (-less_skip, -less_out))
-        states = []
-        for k, (level, (kept, added)) in enumerate(zip((high, low), forms, strict=True)):
-            c_in = rows[0][2 + k, 0]
-            form = (kept / c_in if lean else kept, added)
-            x = None if lean else made[k]
-            scaled = made[k if lean else 2 + k]
-            states.append(State(x, level, scaled, form=form, scaled_for=inner, c_in=c_in))
-        return states[0], states[1]
+        told = (None, None) if len(rows) == 2 else rows[2:]
+        weights = rows[1]
+        c_in = [row_of(rows[0], (k, 0)) for k in (0, 1)] if lean else [None, None]
+        x, y, x_in, y_in = (None, None, *made) if lean else made
+        skip, out = row_of(weights, 0), row_of(weights, 1)
+        first = State(x, high, x_in, None, (skip, out), inner, c_in[0], told[0])
+        skip, out = row_of(weights, 2, -1.0), row_of(weights, 3, -1.0)
+        second = State(y, low, y_in, None, (skip, out), inner, c_in[1], told[1])
+        return first, second
 
     def pair_velocity(self, level: Tensor) -> Tensor:
         """alpha' x_0 + sigma' z, [B, ...]."""

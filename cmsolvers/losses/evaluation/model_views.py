@@ -7,8 +7,8 @@ whose output is f (or D) itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from typing import TypeAlias, cast
 
@@ -80,7 +80,7 @@ class ModelView:
         self.inner = unwrapped(model)
         self.own: Coordinates = coordinates_of(model)
         self.path: Coordinates = self.own if path is None else path
-        self._elsewhere = self.own != self.path
+        self._elsewhere = path is not None and self.own != path
         self._first = True
 
     def given(self, extra: Mapping[str, object]) -> ModelView:
@@ -109,19 +109,18 @@ class ModelView:
             )
         return self.inner
 
-    @contextmanager
-    def passing(self) -> Iterator[None]:
+    def passing(self) -> AbstractContextManager[object]:
         """The block of one of its passes."""
-        if self._gradient and not self._first:
-            with self._same.replay(), same_statistics(self.model):
-                yield
-            return
-        if self._gradient:
-            with self._same.record():
-                yield
-            return
-        with torch.no_grad(), self._same.replay(), same_statistics(self.model):
-            yield
+        if self._gradient and self._first:
+            return self._same.record()
+        return self._same.repeated(self.model, self._gradient)
+
+    def without_gradient(self) -> ModelView:
+        """The same network as one whose outputs are constants."""
+        other = ModelView.__new__(ModelView)
+        other.__dict__.update(self.__dict__)
+        other._gradient = False
+        return other
 
     def at_home(self) -> ModelView:
         """The same network in its own coordinates."""
@@ -274,8 +273,11 @@ class ModelView:
             if scaled is None:
                 scaled = (of(at.x) * c_in).tensor()
             scaled = scaled.to(inner.dtype or at.x.dtype)
+        told = at.take_told(inner)
+        if told is None:
+            told = inner.told(at.level, carrier)
         with self.passing():
-            made = inner.network(scaled, inner.told(at.level, carrier), **self.extra)
+            made = inner.network(scaled, told, **self.extra)
         made = check.model_output(self.name, made, carrier)
         return Combination([(carrier, c_skip), (made, c_out)])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.overrides import TorchFunctionMode
+
+_CPU = torch.default_generator
+_NOTHING = nullcontext()
 
 
 class SameRandomness:
@@ -41,8 +44,9 @@ class SameRandomness:
         if torch.compiler.is_compiling():
             self._drawn = _Drawn()
             return
-        device = torch.device(device)
-        self._cpu = torch.get_rng_state()
+        if not isinstance(device, torch.device):
+            device = torch.device(device)
+        self._cpu = _CPU.get_state()
         self._type = device.type
         self._device: tuple[int, torch.Tensor] | None = None
         if device.type not in ("cpu", "meta"):
@@ -52,13 +56,20 @@ class SameRandomness:
             index = module.current_device() if given is None else given
             self._device = index, module.get_rng_state(index)
 
-    @contextmanager
-    def record(self) -> Iterator[None]:
+    def record(self) -> AbstractContextManager[object]:
         """The block of the first pass; only needed where torch.compile traces."""
-        if self._drawn is None:
-            yield
-            return
-        with self._drawn.drawing():
+        return _NOTHING if self._drawn is None else self._drawn.drawing()
+
+    def repeated(self, model: object, gradient: bool) -> AbstractContextManager[object]:
+        """The block of a later pass of a model: `replay`, `same_statistics`, maybe no gradient."""
+        if self._drawn is not None:
+            return self._traced(model, gradient)
+        return _Repeated(self, model, gradient)
+
+    @contextmanager
+    def _traced(self, model: object, gradient: bool) -> Iterator[None]:
+        keeps = nullcontext() if gradient else torch.no_grad()
+        with keeps, self.replay(), same_statistics(model):
             yield
 
     @contextmanager
@@ -73,18 +84,27 @@ class SameRandomness:
             with self._drawn.again():
                 yield
             return
-        # By hand: `torch.random.fork_rng` takes several times as long.
-        now = torch.get_rng_state()
-        there = None if self._device is None else self._of_device()
-        torch.set_rng_state(self._cpu)
-        if self._device is not None:
-            self._to_device(self._device[1])
+        now = self.rewind()
         try:
             yield
         finally:
-            torch.set_rng_state(now)
-            if there is not None:
-                self._to_device(there)
+            self.put(now)
+
+    def rewind(self) -> tuple[Tensor, Tensor | None]:
+        """Let the generators start where they stood; where they are now, for `put`."""
+        # By hand: `torch.random.fork_rng` takes several times as long.
+        now = _CPU.get_state()
+        there = None if self._device is None else self._of_device()
+        _CPU.set_state(self._cpu)
+        if self._device is not None:
+            self._to_device(self._device[1])
+        return now, there
+
+    def put(self, states: tuple[Tensor, Tensor | None]) -> None:
+        """Set the generators."""
+        _CPU.set_state(states[0])
+        if states[1] is not None:
+            self._to_device(states[1])
 
     def _of_device(self) -> Tensor:
         """The state of the device's generator."""
@@ -216,13 +236,51 @@ def same_statistics(model: object) -> Iterator[None]:
     Args:
         model: a module; of another callable nothing is known.
     """
+    kept = _statistics(model)
+    try:
+        yield
+    finally:
+        _restore(kept)
+
+
+def _statistics(model: object) -> list[tuple[Tensor, Tensor]]:
+    """The running statistics that a pass would move, each with a copy."""
     kept: list[tuple[Tensor, Tensor]] = []
     for layer in _norms(model) if isinstance(model, nn.Module) else ():
         if layer.training and layer.track_running_stats:
             statistics = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
             kept += [(now, now.clone()) for now in statistics if now is not None]
-    try:
-        yield
-    finally:
-        for now, before in kept:
-            now.data.copy_(before)  # past the version that the student's backward pass checks
+    return kept
+
+
+def _restore(kept: list[tuple[Tensor, Tensor]]) -> None:
+    for now, before in kept:
+        now.data.copy_(before)  # past the version that the student's backward pass checks
+
+
+class _Repeated:
+    """The block of `SameRandomness.repeated`, entered by hand: generators are several times slower.
+
+    Args:
+        same: whose numbers are drawn again.
+        model: whose running statistics are kept.
+        gradient: whether its outputs have one.
+    """
+
+    __slots__ = ("_gradient", "_kept", "_model", "_now", "_same", "_was")
+
+    def __init__(self, same: SameRandomness, model: object, gradient: bool) -> None:
+        self._same, self._model, self._gradient = same, model, gradient
+
+    def __enter__(self) -> None:
+        self._was = torch.is_grad_enabled()
+        self._kept = _statistics(self._model)
+        self._now = self._same.rewind()
+        if not self._gradient:
+            torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch._C._set_grad_enabled(self._was)
+        self._same.put(self._now)
+        if self._kept:
+            _restore(self._kept)

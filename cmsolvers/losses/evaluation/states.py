@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cmsolvers.losses.evaluation.combination import Weight, of
+from cmsolvers.losses.evaluation.combination import Factor, of
 
 
 class State:
@@ -19,7 +19,7 @@ class State:
         scaled_for: the model whose c_in that is; others with other scalings scale x themselves.
     """
 
-    __slots__ = ("_c_in", "_x", "form", "level", "scaled", "scaled_for", "velocity")
+    __slots__ = ("_c_in", "_told", "_x", "form", "level", "scaled", "scaled_for", "velocity")
 
     def __init__(
         self,
@@ -27,11 +27,16 @@ class State:
         level: Tensor,
         scaled: Tensor | None = None,
         velocity: Tensor | None = None,
-        form: tuple[Weight, Weight] | None = None,
+        form: tuple[Factor, Factor] | None = None,
         scaled_for: object = None,
-        c_in: Weight | None = None,
+        c_in: Factor | None = None,
+        told: Tensor | None = None,
     ) -> None:
-        """`x` may be None where `scaled` and `c_in` are given: it is made where it is asked for."""
+        """`x` may be None where `scaled` and `c_in` are given: it is made where it is asked for.
+
+        `told` is what the network of `scaled_for` gets beside `scaled`.
+        """
+        self._told = told
         self._x, self.level, self.scaled, self.velocity = x, level, scaled, velocity
         self.form, self.scaled_for, self._c_in = form, scaled_for, c_in
 
@@ -42,6 +47,13 @@ class State:
             assert self.scaled is not None and self._c_in is not None
             self._x = (of(self.scaled) / self._c_in).tensor().to(self.scaled.dtype)
         return self._x
+
+    def take_told(self, model: object) -> Tensor | None:
+        """What a model's network is told, once: the network may write to it. Else None."""
+        if self._told is None or model is not self.scaled_for:
+            return None
+        told, self._told = self._told, None
+        return told
 
     @property
     def carrier(self) -> Tensor:

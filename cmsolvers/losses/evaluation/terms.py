@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +11,17 @@ from cmsolvers import checks as check
 from cmsolvers import noise, ops
 
 REDUCTIONS = ("mean", "sum", "none")
+
+
+class Weighted(NamedTuple):
+    """Values of the samples [B] and their weights [B], None for 1: not multiplied yet."""
+
+    value: Tensor
+    weight: object = None
+
+    def tensor(self) -> Tensor:
+        """The product, [B]."""
+        return weigh(self.value, self.weight, "none")
 
 
 def levels(name: str, value: object, x: Tensor, *, zero: bool = False) -> Tensor:

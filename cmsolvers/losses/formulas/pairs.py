@@ -15,6 +15,7 @@ from cmsolvers.engine.mistakes.glances import can_be_read
 from cmsolvers.losses.evaluation import terms
 from cmsolvers.losses.evaluation.boundary import look_at_boundary
 from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.drawn_levels import clean_ends, look
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.model_views import ModelView
 from cmsolvers.losses.evaluation.states import State
@@ -25,6 +26,10 @@ from cmsolvers.losses.formulas.weights import Norm, PairWeight
 
 def ends_clean(at: Evaluation) -> Tensor | bool:
     """Where s = 0: True or False for all samples where no device must be read, else bool [B]."""
+    if at.ends_clean is None:
+        found = look(at, at.t, at.s)
+        if found is not None:
+            at.ends_clean = clean_ends(found)
     if at.ends_clean is None:
         zero = at.s == 0
         if not (can_be_read(zero) and zero.device.type == "cpu"):
@@ -103,7 +108,7 @@ def measured(
     aim: Combination,
     distance: Norm | Between,
     weight: PairWeight | None = None,
-) -> Tensor:
+) -> terms.Weighted:
     """w(t, s) d(f, f^-), [B].
 
     Args:
@@ -117,10 +122,11 @@ def measured(
         TypeError: distance or weight cannot be called.
         ValueError: what they return is not one number per sample.
     """
-    check.optional_function("weight", weight)
+    if weight is not None:
+        check.function("weight", weight)
     if isinstance(distance, Between):
         found = distance.function(made.tensor(), aim.tensor())
     else:
         found = check.function("distance", distance)(made - aim)
     value = terms.distances("distance", found, at.x0)
-    return value if weight is None else terms.weigh(value, weight(at.t, at.s), "none")
+    return terms.Weighted(value, None if weight is None else weight(at.t, at.s))

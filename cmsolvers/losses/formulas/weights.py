@@ -89,7 +89,7 @@ def inverse_gap(t: Tensor, s: Tensor) -> Tensor:
 
     Source: Song & Dhariwal (2023), section 3.1.
     """
-    return 1.0 / (t - s)
+    return (t - s).reciprocal()
 
 
 def edm_weight(sigma_data: float = 0.5) -> LevelWeight:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.terms import Weighted
 from cmsolvers.losses.formulas.pairs import consistency_pair, measured
 from cmsolvers.losses.formulas.perceptual import Between
 from cmsolvers.losses.formulas.teacher_steps import TeacherStep
@@ -36,7 +35,7 @@ def cd(
     solver: str | TeacherStep = "heun",
     distance: Norm | Between = mean_square,
     weight: PairWeight | None = None,
-) -> Tensor:
+) -> Weighted:
     """Consistency distillation: E w d(f(x, t), f^-(y, s)), y one step of the teacher from x.
 
     The target is usually an average of the model's network (0.95). Where s = 0 it is the clean
@@ -65,7 +64,7 @@ def ct(
     *,
     distance: Norm | Between = mean_square,
     weight: PairWeight | None = None,
-) -> Tensor:
+) -> Weighted:
     """Consistency training as first published: E d(f(x, t), f^-(y, s)), the same noise in x and y.
 
     The target is an average of the model's network, `cm_ema_rate`, and the number of levels grows:
@@ -95,7 +94,7 @@ def ict(
     *,
     distance: Norm | Between | None = None,
     weight: PairWeight | None = inverse_gap,
-) -> Tensor:
+) -> Weighted:
     """Improved consistency training: no teacher, no average as target, pseudo-Huber, 1 / (t - s).
 
     Both states have the same noise. Train with few pairs of levels first and double their number on

@@ -13,6 +13,7 @@ from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.model_views import ModelView
 from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.evaluation.terms import Weighted
 from cmsolvers.losses.formulas.pairs import consistency_pair, measured
 from cmsolvers.losses.formulas.perceptual import Between
 from cmsolvers.losses.formulas.teacher_steps import TeacherStep
@@ -37,7 +38,7 @@ def lcm(
     guidance_name: str = "w",
     distance: Norm | Between | None = None,
     weight: PairWeight | None = None,
-) -> Tensor:
+) -> Weighted:
     """Latent consistency distillation: one DDIM step of the guided teacher, 20 steps of its chain.
 
     Each sample has its own w ~ U[3, 15]; model and target get it as an input, and the teacher's x_0

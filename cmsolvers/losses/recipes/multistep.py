@@ -13,6 +13,7 @@ from cmsolvers.losses.evaluation.combination import of
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.evaluation.terms import Weighted
 from cmsolvers.losses.formulas.pairs import measured
 from cmsolvers.losses.formulas.perceptual import Between
 from cmsolvers.losses.formulas.teacher_steps import TeacherStep, stepped
@@ -36,7 +37,7 @@ def mcd(
     solver: str | TeacherStep = "euler",
     distance: Norm | Between = mean_square,
     weight: PairWeight | None = None,
-) -> Tensor:
+) -> Weighted:
     """Multistep consistency distillation: E w d(f_{t->e}(x), f^-_{s->e}(y)) / g, e the segment's.
 
     The path is cut into segments, and the map goes from t to the lower end e of its segment; y is

@@ -8,6 +8,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.terms import Weighted
 from cmsolvers.losses.formulas.pairs import (
     aim_at,
     consistency_pair,
@@ -39,7 +40,7 @@ def ect(
     distance: Norm | Between = norm,
     weight: PairWeight | None = inverse_gap,
     solver: str | TeacherStep = "euler",
-) -> Tensor:
+) -> Weighted:
     """Easy consistency tuning: E |f(x, t) - f^-(y, r)| / (t - r), the norm not squared.
 
     Begin with the weights of a diffusion model: where r = 0 the target is the clean sample, and
@@ -100,4 +101,4 @@ def tcm(
     at.diagnostics["boundary_samples"] = count
     others = batch / (batch - count).clamp_min(1.0)
     shares = torch.where(edge, scale * batch / count.clamp_min(1.0), others)
-    return measured(at, made, aim, distance, weight) * shares
+    return measured(at, made, aim, distance, weight).tensor() * shares

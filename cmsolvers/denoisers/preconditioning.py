@@ -201,12 +201,9 @@ class Preconditioned(nn.Module):
             return told.clone() if told is level else told
         found: Any = self.coefficients(level).c_noise
         # A number is filled in on the device: a copy from the host would be waited for.
-        told = (
-            found
-            if isinstance(found, Tensor)
-            else level.new_full((), check.as_float("c_noise", found))
-        )
-        return told.to(level.device).expand(level.shape).to(dtype)
+        if not isinstance(found, Tensor):
+            found = level.new_full((), check.finite("c_noise", found))
+        return found.to(level.device).expand(level.shape).to(dtype)
 
     def noise_dtype(self, x: Tensor) -> torch.dtype:
         """Dtype of the c_noise that the network gets for a state x."""

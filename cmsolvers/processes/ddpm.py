@@ -202,14 +202,18 @@ class DDPM(Process):
         """What is copied and pickled: all but the tables on devices."""
         return {name: value for name, value in self.__dict__.items() if name != "_held"}
 
+    def _copied(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        levels, slopes = torch.from_numpy(self._table[2]), torch.from_numpy(self._table[3])
+        return levels.to(device), slopes.to(device)
+
     def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """The table on the device of `like`, copied there once: a copy would be waited for."""
-        held = None if torch.compiler.is_compiling() else self._held.get(like.device)
+        if torch.compiler.is_compiling():
+            return self._copied(like.device)
+        held = self._held.get(like.device)
         if held is None:
-            levels, slopes = torch.from_numpy(self._table[2]), torch.from_numpy(self._table[3])
-            held = levels.to(like.device), slopes.to(like.device)
-            if not torch.compiler.is_compiling():
-                self._held[like.device] = held
+            with torch.inference_mode(False):  # else no later call could have a gradient
+                held = self._held[like.device] = self._copied(like.device)
         return held
 
     def alpha(self, t: Time) -> Time:

@@ -321,3 +321,16 @@ def test_tables_stay_on_the_host():
 def test_leading_times_with_an_offset():
     assert DDPM().timesteps(10, "leading", offset=3).tolist() == list(range(903, 0, -100))
     assert DDPM().timesteps(10, "leading").tolist() == list(range(900, -1, -100))
+
+
+def test_the_table_on_a_device_is_made_once_and_stays_there():
+    """A copy at every call would be waited for; copies and pickles leave it where it is."""
+    p, t = DDPM(), torch.tensor(3.5, dtype=F64, requires_grad=True)
+    with torch.inference_mode():
+        p.sigma_hat(t)
+    held = p._tensors(t)
+    assert all(a is b for a, b in zip(p._tensors(t), held, strict=True))
+    p.sigma_hat(t).backward()  # as well where the first call had no gradients at all
+    assert t.grad > 0
+    for other in (pickle.loads(pickle.dumps(p)), copy.deepcopy(p), copy.copy(p)):
+        assert other == p and "_held" not in vars(other)

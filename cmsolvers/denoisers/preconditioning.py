@@ -199,11 +199,10 @@ class Preconditioned(nn.Module):
         if self._keeps_coefficients() and isinstance(scalings, EDMScalings):
             told = _noise_of(level, scalings.c_noise, dtype)
             return told.clone() if told is level else told
-        found: Any = self.coefficients(level).c_noise
+        found: Scalar = self.coefficients(level).c_noise
         # A number is filled in on the device: a copy from the host would be waited for.
-        if not isinstance(found, Tensor):
-            found = level.new_full((), check.finite("c_noise", found))
-        return found.to(level.device).expand(level.shape).to(dtype)
+        filled: Tensor = found if isinstance(found, Tensor) else level.new_full((), float(found))
+        return filled.to(level.device).expand(level.shape).to(dtype)
 
     def noise_dtype(self, x: Tensor) -> torch.dtype:
         """Dtype of the c_noise that the network gets for a state x."""

@@ -21,6 +21,7 @@ import cmsolvers
 from cmsolvers import cli
 from cmsolvers.demo import DemoSettings, digits, run_demo
 from cmsolvers.demo.compared_samplers import METHODS
+from cmsolvers.training.models import KINDS
 
 SETTINGS = DemoSettings.tiny(seed=3)
 
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_everything_is_there(folder: Path):
     names = {path.name for path in folder.iterdir()}
-    checkpoints = {f"{kind}.safetensors" for kind in ("classifier", "score", "cd", "ct")}
+    checkpoints = {f"{kind}.safetensors" for kind in ("classifier", "score", "cd", "ct", "ect")}
     pictures = {"mixture", "strips", "samplers", "overview", "quality", "losses", "samples-real"}
     pictures |= {f"samples-{m.key}-{steps}" for m in METHODS for steps in m.steps}
     assert checkpoints | {f"{name}.png" for name in pictures} <= names
@@ -62,7 +63,7 @@ def test_two_runs_give_the_same_bytes(folder: Path, tmp_path: Path):
     """In other processes, side by side, and whatever the global generators hold."""
     torch.manual_seed(7)
     run_demo(tmp_path, SETTINGS, workers=2, progress=False, report=False)
-    for name in ("metrics.json", "score.safetensors", "cd.safetensors", "ct.safetensors"):
+    for name in ("metrics.json", *(f"{kind}.safetensors" for kind in KINDS)):
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
@@ -143,6 +144,8 @@ def test_train_resume_and_evaluate_on_a_file(tmp_path: Path):
     cd = ("train", *common, "--model", "cd", "--teacher", score, "--out", tmp_path / "a")
     assert run(*cd) == 0
     assert run("train", *common, "--model", "ct", "--out", tmp_path / "a") == 0
+    ect = ("train", *common, "--model", "ect", "--init", score, "--out", tmp_path / "a")
+    assert run(*ect) == 0
     model = tmp_path / "a" / "cd.safetensors"
     assert run("sample", model, "--count", 9, "--quiet", "--out", tmp_path) == 0
     arguments = ("--data", tmp_path / "data.npy", "--quiet", "--out", tmp_path)
@@ -234,6 +237,7 @@ def test_bad_input_is_one_line_and_status_two(folder: Path, tmp_path: Path, caps
         ("sample", folder / "classifier.safetensors"),
         ("train", "--data", tmp_path / "none.npy"),
         ("train", "--model", "cd"),
+        ("train", "--model", "ect"),
         ("train", "--steps", 0),
         ("train", "--seed", -1),
         ("train", "--resume"),

@@ -65,28 +65,26 @@ def image_trainer(
     if lr is not None:
         settings = replace(settings, lr=lr)
     described = {"scale": asdict(scale), **(about or {})}
-    for name, kind, given in (("teacher", "cd", teacher), ("init", "ect", init)):
-        if given is not None and model != kind:
+    begins = {"cd": ("teacher", teacher), "ect": ("init", init)}
+    for kind, (name, score) in begins.items():
+        if score is not None and model != kind:
             raise ValueError(
                 f"{name} must be left out unless model is {kind!r}; got model {model!r}"
             )
-        if given is None and model == kind:
-            raise ValueError(f"{name} must be a score model where model is {kind!r}; got None")
-    if teacher is not None or init is not None:
-        for name, value in (("network", network), ("sigma_max", sigma_max)):
+    if model in begins:
+        name, score = begins[model]
+        for other, value in (("network", network), ("sigma_max", sigma_max)):
             if value is not None:
                 raise ValueError(
-                    f"{name} must not be given with model {model!r}, which takes that of its score "
-                    f"model; got {value!r}"
+                    f"{other} must not be given with model {model!r}, which takes that of its "
+                    f"{name}; got {value!r}"
                 )
-    if teacher is not None:
-        _check_scale("teacher", teacher, described["scale"])
-        spec = replace(teacher.spec, kind="cd")
-        return distillation_trainer(spec, data, settings, teacher, about=described)
-    if init is not None:
-        _check_scale("init", init, described["scale"])
-        spec = replace(init.spec, kind="ect")
-        return tuning_trainer(spec, data, settings, init, about=described)
+        if score is None:
+            raise ValueError(f"{name} must be a score model where model is {model!r}; got None")
+        _check_scale(name, score, described["scale"])
+        spec = replace(score.spec, kind=model)
+        begin = distillation_trainer if model == "cd" else tuning_trainer
+        return begin(spec, data, settings, score, about=described)
     shape = tuple(data.shape[1:])
     spec = Spec(model, shape, network or ("mlp" if max(shape[1:]) < SMALL else "unet"))
     if sigma_max is not None:

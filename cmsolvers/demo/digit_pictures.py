@@ -187,7 +187,7 @@ def overview(
 ) -> Path:
     """The picture of the README: the theory above, its digits below."""
     toy = mixture_pictures.Toy.make(seed)
-    fig = style.figure(11.5, 6.0)
+    fig = style.figure(11.5, 2.5 + 0.58 * len(rows))
     fig.set_layout_engine("constrained", wspace=0.04)
     ratios = (2.6, 0.58 * len(rows))
     upper, lower = fig.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]

@@ -1,4 +1,4 @@
-"""Three trainings that work as they stand: score model, distillation, consistency training.
+"""Trainings that work as they stand: score model, distillation, consistency training, tuning.
 
 What mattered for consistency training from scratch (8 x 8 digits, 1,500 steps, measured one change
 at a time; numbers in docs/training.md):
@@ -11,6 +11,13 @@ at a time; numbers in docs/training.md):
    decide the gradient.
 3. The same z at both levels. With different noise everything collapses to the mean image.
 4. The rate falls to 0, and an average of the last tenth of the run is what samples.
+
+And for easy consistency tuning (700 steps):
+
+1. Begin with the score model. From random weights the same course ends twice as far from the data.
+2. Bring the pairs closer in stages. At the last stage's gap from the start it fails; with too few
+   stages the wide pairs' mean images stay.
+3. Weights 1 / (t - r), without which nothing works.
 """
 
 from __future__ import annotations
@@ -150,7 +157,8 @@ def tuning_trainer(
     """Easy consistency tuning: from a score model's weights, which are not read again after that.
 
     The run has `stages` stages of the same length, in each of which the gap t - r of a pair is
-    1/q of that in the one before; in the first ones r is mostly 0, where the loss is a denoiser's.
+    1/q of that in the one before. It is at most t: in the first stage r is 0 at more than half of
+    the levels, where the loss is a denoiser's. The head of this module tells what matters.
 
     Raises:
         ValueError: init is no score model, or of another shape or network; data of another shape;

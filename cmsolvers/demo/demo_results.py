@@ -113,7 +113,7 @@ def targets(results: Measured) -> list[Target]:
             spread["ct 2"]["mean"],
             spread["ct 1"]["mean"],
         ),
-        _at_least(f"ECT, 1 step: {sure}", ect["confidence_relative"], 0.92),
+        _at_least(f"ECT, 1 step: {sure}", ect["confidence_relative"], 0.90),
         _at_least("ECT, 1 step: classes present", sum(s > 0 for s in ect["class_shares"]), 10),
         _at_most("ECT, 1 step: Frechet distance / Heun's", ect["frechet"] / heun["frechet"], 5.0),
     ]

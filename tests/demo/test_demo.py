@@ -20,8 +20,8 @@ pytest.importorskip("matplotlib")
 import cmsolvers
 from cmsolvers import cli
 from cmsolvers.demo import DemoSettings, digits, run_demo
-from cmsolvers.demo.compared_samplers import METHODS
-from cmsolvers.training.models import KINDS
+from cmsolvers.demo.compared_samplers import BY_KEY, METHODS
+from cmsolvers.training.models import CONSISTENCY_KINDS, KINDS
 
 SETTINGS = DemoSettings.tiny(seed=3)
 
@@ -94,6 +94,29 @@ def test_report_needs_no_other_file(folder: Path):
     assert not re.search(r"https?://|@import|\$[a-z_]+", html)
 
 
+def test_report_says_what_this_run_took_for_each_consistency_function(folder: Path):
+    """Steps, seconds and distances in its table are those of the files beside it."""
+    html = (folder / "report.html").read_text("utf-8")
+    results, timings = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "timings")
+    )
+    begin = html.index("Three ways to teach")
+    rows = re.findall("<tr>(.*?)</tr>", html[begin : html.index("What this run promised")])
+    cells = {}
+    for row in rows[1:]:
+        first, *rest = (re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", row))
+        cells[first] = rest
+    score, seconds = f"{timings['training']['score']:.0f}", timings["training"]
+    for kind in CONSISTENCY_KINDS:
+        start, teacher, _, steps, took, one, few, _ = cells[BY_KEY[kind].label]
+        assert (start == "random", teacher == "none") == (kind == "ct", kind != "cd")
+        assert steps == str(results["settings"][f"{kind}_steps"])
+        assert took == f"{seconds[kind]:.0f}" + (f" + {score}" if kind != "ct" else "")
+        assert one.startswith(f"{results['seeds'][f'{kind} 1']['mean']:.1f} ")
+        found = {r["steps"]: r["frechet"] for r in results["samplers"] if r["method"] == kind}
+        assert few == " / ".join(f"{found[n]:.1f}" for n in (1, 2, 4))
+
+
 def run(*arguments: object) -> int:
     return cli.main([str(argument) for argument in arguments])
 
@@ -121,9 +144,10 @@ def test_every_sampler_of_the_command_line(folder: Path, tmp_path: Path, sampler
     assert run(*arguments, "--out", tmp_path) == 0
 
 
-def test_sample_and_evaluate_a_consistency_model(folder: Path, tmp_path: Path, capsys):
+@pytest.mark.parametrize("kind", ["ct", "ect"])
+def test_sample_and_evaluate_a_consistency_model(folder: Path, tmp_path: Path, capsys, kind: str):
     arguments = ("--levels", 1.0, 0.3, "--count", 30, "--quiet", "--out", tmp_path)
-    assert run("sample", folder / "ct.safetensors", *arguments) == 0
+    assert run("sample", folder / f"{kind}.safetensors", *arguments) == 0
     assert "NFE 3" in capsys.readouterr().out
     classifier = ("--classifier", folder / "classifier.safetensors")
     samples = tmp_path / "samples.npy"

@@ -14,10 +14,10 @@ at a time; numbers in docs/training.md):
 
 And for easy consistency tuning (700 steps):
 
-1. Begin with the score model. From random weights the same course ends twice as far from the data.
-2. Bring the pairs closer in stages. At the last stage's gap from the start it fails; with too few
-   stages the wide pairs' mean images stay.
-3. Weights 1 / (t - r), without which nothing works.
+1. Weights 1 / (t - r), again.
+2. Begin with the score model. From random weights the same course leaves noise in the output.
+3. Bring the pairs closer in stages. At the last gap from the start it depends on the learning rate
+   whether the run arrives at all. Fewer stages end in smoother samples, more in noisier ones.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_metrics_are_complete(folder: Path):
         assert sum(row["class_shares"]) == pytest.approx(1, abs=1e-4)
         assert all(np.isfinite(row[name]) for name in ("frechet", "confidence", "nearest_train"))
     assert "seconds" not in (folder / "metrics.json").read_text()
-    assert len(results["targets"]) == 15
+    assert len(results["targets"]) == 14
     seeds = results["seeds"]["cd 1"]["frechet"]
     assert len(seeds) == SETTINGS.seeds
     assert seeds[0] == rows["cd", 1]["frechet"]

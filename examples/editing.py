@@ -33,12 +33,10 @@ from cmsolvers.tasks.chosen_sampler import Sampler
 from cmsolvers.tasks.editing import Colorize, Inpaint, Operator, SuperResolve, denoise, edit, stroke
 from cmsolvers.tasks.interpolation import interpolate
 from cmsolvers.training.images import Scale
+from cmsolvers.training.models import Model, Spec, load_model
 from cmsolvers.training.recipes import (
-    Model,
-    Spec,
     default_settings,
     distillation_trainer,
-    load_model,
     score_trainer,
 )
 

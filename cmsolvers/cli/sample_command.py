@@ -13,7 +13,7 @@ def _options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--sampler",
         help="a name of `cmsolvers solvers`, or heun, euler, ddpm, em, consistency "
-        "(default: heun for score models, consistency for cd and ct)",
+        "(default: heun for score models, consistency for the others)",
     )
     parser.add_argument("--steps", type=int, default=18, help="steps (not for consistency)")
     parser.add_argument(

@@ -11,7 +11,11 @@ from cmsolvers.cli.one_command import Command
 
 def _options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--model", choices=("score", "cd", "ct"), default="score", help="what to train"
+        "--model",
+        choices=("score", "cd", "ct", "ect"),
+        default="score",
+        help="what to train: a score model, a consistency model by distillation, from scratch "
+        "or by tuning a score model",
     )
     parser.add_argument(
         "--data",
@@ -19,6 +23,9 @@ def _options(parser: ArgumentParser) -> None:
         help="'digits' or an .npy/.npz file [n, H, W(, C)] or [n, C, H, W]",
     )
     parser.add_argument("--teacher", type=Path, help="checkpoint of a score model; for cd alone")
+    parser.add_argument(
+        "--init", type=Path, help="checkpoint of a score model to begin with; for ect alone"
+    )
     parser.add_argument("--steps", type=int, help="training steps (default: what digits need)")
     parser.add_argument("--batch", type=int, default=128, help="samples per step")
     parser.add_argument("--lr", type=float, help="peak learning rate (default: what digits need)")
@@ -37,7 +44,7 @@ def _options(parser: ArgumentParser) -> None:
 def _run(options: Namespace) -> int:
     from cmsolvers.demo.digits import load_data
     from cmsolvers.training.image_trainer import image_trainer
-    from cmsolvers.training.recipes import load_model
+    from cmsolvers.training.models import load_model
 
     data, scale = load_data(options.data)
     trainer = image_trainer(
@@ -51,6 +58,7 @@ def _run(options: Namespace) -> int:
         network=options.network,
         sigma_max=options.sigma_max,
         teacher=None if options.teacher is None else load_model(options.teacher),
+        init=None if options.init is None else load_model(options.init),
         about={"data": Path(options.data).name},
     )
     options.out.mkdir(parents=True, exist_ok=True)

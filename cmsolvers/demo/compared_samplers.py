@@ -17,9 +17,9 @@ from cmsolvers.engine.observers import Info
 from cmsolvers.processes import VP
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.solvers import consistency_sample, euler_maruyama
-from cmsolvers.training.recipes import Model, Spec
+from cmsolvers.training.models import CONSISTENCY_KINDS, Model, Spec
 
-CONSISTENT = ("cd", "ct", "consistency")
+CONSISTENT = (*CONSISTENCY_KINDS, "consistency")
 Callback: TypeAlias = Callable[[dict[str, Any]], object]
 Solver: TypeAlias = Callable[..., tuple[Tensor, Info | AdaptiveInfo]]
 """A sampler on noise levels, called with return_info=True."""
@@ -40,7 +40,7 @@ class Method:
     Attributes:
         key: name in files.
         label: name in pictures.
-        model: which checkpoint it samples: "score", "cd" or "ct".
+        model: which checkpoint it samples, "score" or a consistency model's kind.
         steps: the numbers of steps that the report compares.
         shown: the number of steps that overviews show.
     """
@@ -59,6 +59,7 @@ METHODS = (
     Method("heun", "PF-ODE, Heun", "score", (5, 9, 18), 18),
     Method("cd", "consistency distillation", "cd", (1, 2, 4), 1),
     Method("ct", "consistency training", "ct", (1, 2, 4), 1),
+    Method("ect", "easy consistency tuning", "ect", (1, 2, 4), 1),
 )
 BY_KEY = {method.key: method for method in METHODS}
 
@@ -112,8 +113,8 @@ def draw(
     """Samples of a model by a named sampler, and their NFE.
 
     Args:
-        sampler: "em" or what `solver_of` knows for a score model; "cd", "ct" or "consistency"
-            for a consistency model.
+        sampler: "em" or what `solver_of` knows for a score model; "consistency" or the model's
+            kind for a consistency model.
         model: what it samples.
         z: unit noise [n, ...].
         steps: how many; for consistency models it is the number of levels that counts.

@@ -25,15 +25,13 @@ from cmsolvers.demo.demo_settings import SHAPE, DemoSettings, Files
 from cmsolvers.demo.judge import Judge, classifier_trainer
 from cmsolvers.schedules import exponential_sigmas
 from cmsolvers.training import TrainingSettings
+from cmsolvers.training.models import Model, Spec, load_model
 from cmsolvers.training.recipes import (
-    Model,
-    Spec,
     consistency_trainer,
     default_settings,
     distillation_trainer,
-    load_model,
     score_trainer,
-    trained,
+    tuning_trainer,
 )
 from cmsolvers.training.trainer import Trainer
 
@@ -42,17 +40,11 @@ Outcome: TypeAlias = dict[str, Training]
 Pixels: TypeAlias = NDArray[np.float32]
 
 
-def train_score_and_distil(files: Files, settings: DemoSettings, progress: bool) -> Outcome:
-    """The score model, then consistency distillation from it."""
-    data, about = digits.load().train, _about()
-    spec = _spec("score", settings)
+def train_score(files: Files, settings: DemoSettings, progress: bool) -> Outcome:
+    """The score model."""
     course = _course("score", settings.score_steps, settings)
-    score = score_trainer(spec, data, course, about)
-    outcome = _train(score, files, "score", progress, "score model", 0)
-    teacher = trained(score, spec)
-    course = _course("cd", settings.cd_steps, settings)
-    distilled = distillation_trainer(_spec("cd", settings), data, course, teacher, about=about)
-    return outcome | _train(distilled, files, "cd", progress, "consistency distillation", 0)
+    trainer = score_trainer(_spec("score", settings), digits.load().train, course, _about())
+    return _train(trainer, files, "score", progress, "score model", 0)
 
 
 def train_judge_and_consistency(files: Files, settings: DemoSettings, progress: bool) -> Outcome:
@@ -63,6 +55,22 @@ def train_judge_and_consistency(files: Files, settings: DemoSettings, progress: 
     course = _course("ct", settings.ct_steps, settings)
     trainer = consistency_trainer(_spec("ct", settings), data.train, course, about=_about())
     return outcome | _train(trainer, files, "ct", progress, "consistency training", 1)
+
+
+def distil(files: Files, settings: DemoSettings, progress: bool) -> Outcome:
+    """Consistency distillation from the score model's checkpoint."""
+    data, teacher = digits.load().train, load_model(files.model("score"))
+    course = _course("cd", settings.cd_steps, settings)
+    trainer = distillation_trainer(_spec("cd", settings), data, course, teacher, about=_about())
+    return _train(trainer, files, "cd", progress, "consistency distillation", 0)
+
+
+def tune(files: Files, settings: DemoSettings, progress: bool) -> Outcome:
+    """Easy consistency tuning from the score model's checkpoint."""
+    data, init = digits.load().train, load_model(files.model("score"))
+    course = _course("ect", settings.ect_steps, settings)
+    trainer = tuning_trainer(_spec("ect", settings), data, course, init, about=_about())
+    return _train(trainer, files, "ect", progress, "easy consistency tuning", 1)
 
 
 def _about() -> dict[str, object]:

@@ -90,7 +90,7 @@ def targets(results: Measured) -> list[Target]:
     """What the demo promises, and whether this run kept it."""
     one = {(row["method"], row["steps"]): row for row in results["samplers"]}
     spread = results["seeds"]
-    heun, cd, ct = one["heun", 18], one["cd", 1], one["ct", 1]
+    heun, cd, ct, ect = one["heun", 18], one["cd", 1], one["ct", 1], one["ect", 1]
     shares = heun["class_shares"]
     fewer, more = spread["cd 1"], spread["cd 2"]
     slack = max(fewer["std"], more["std"])
@@ -113,6 +113,9 @@ def targets(results: Measured) -> list[Target]:
             spread["ct 2"]["mean"],
             spread["ct 1"]["mean"],
         ),
+        _at_least(f"ECT, 1 step: {sure}", ect["confidence_relative"], 0.90),
+        _at_least("ECT, 1 step: classes present", sum(s > 0 for s in ect["class_shares"]), 10),
+        _at_most("ECT, 1 step: Frechet distance / Heun's", ect["frechet"] / heun["frechet"], 4.0),
     ]
 
 

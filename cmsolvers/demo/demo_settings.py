@@ -18,6 +18,7 @@ class DemoSettings:
         score_steps: training steps of the score model.
         cd_steps: of consistency distillation.
         ct_steps: of consistency training.
+        ect_steps: of easy consistency tuning.
         classifier_steps: of the classifier that judges.
         seeds: how many seeds the spread is taken over.
         candidates: how many noise levels the search for a second and fourth level tries.
@@ -29,6 +30,7 @@ class DemoSettings:
     score_steps: int = 2000
     cd_steps: int = 700
     ct_steps: int = 1500
+    ect_steps: int = 700
     classifier_steps: int = 800
     seeds: int = 5
     candidates: int = 10
@@ -37,7 +39,7 @@ class DemoSettings:
     @staticmethod
     def tiny(seed: int = 0) -> DemoSettings:
         """Seconds instead of minutes: everything runs, nothing is good."""
-        return DemoSettings(seed, 40, 30, 10, 24, 20, 2, 3, 32)
+        return DemoSettings(seed, 40, 30, 10, 24, 12, 20, 2, 3, 32)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Files:
     folder: Path
 
     def model(self, kind: str) -> Path:
-        """Checkpoint of "classifier", "score", "cd" or "ct"."""
+        """Checkpoint of "classifier", "score", "cd", "ct" or "ect"."""
         return self.folder / f"{kind}.safetensors"
 
     def picture(self, name: str) -> Path:

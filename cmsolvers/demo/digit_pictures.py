@@ -21,7 +21,7 @@ from cmsolvers.demo.demo_settings import Files
 from cmsolvers.demo.digits import Digits
 from cmsolvers.processes import VP
 from cmsolvers.solvers import euler_maruyama
-from cmsolvers.training.recipes import Model
+from cmsolvers.training.models import CONSISTENCY_KINDS, Model
 
 COLUMNS = 11
 SHOWN = (0.02, 0.15, 0.3, 0.5, 0.8, 1.2, 1.8, 3.0, 6.0, 20.0)
@@ -164,7 +164,7 @@ def rows_of(
     """Rows of the comparison; with `every` also the consistency models' 2 and 4 steps."""
     rows = []
     for method in METHODS:
-        few = method.key in ("cd", "ct")
+        few = method.key in CONSISTENCY_KINDS
         for steps in method.steps if every and few else (method.shown,):
             at = method.key, steps
             label = f"{method.label}\n{nfe[at]} network call{'s' * (nfe[at] > 1)}"
@@ -187,7 +187,7 @@ def overview(
 ) -> Path:
     """The picture of the README: the theory above, its digits below."""
     toy = mixture_pictures.Toy.make(seed)
-    fig = style.figure(11.5, 6.0)
+    fig = style.figure(11.5, 2.5 + 0.58 * len(rows))
     fig.set_layout_engine("constrained", wspace=0.04)
     ratios = (2.6, 0.58 * len(rows))
     upper, lower = fig.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]

@@ -27,6 +27,7 @@ COLORS = {
     "heun": ODE,
     "cd": "#1d8a6b",
     "ct": "#8a4fb5",
+    "ect": "#c2407e",
     "real": INK,
 }
 PAPER = LinearSegmentedColormap.from_list("paper", ["#ffffff", INK])

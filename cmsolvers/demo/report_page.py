@@ -11,8 +11,16 @@ from string import Template
 
 from cmsolvers.demo import picture_style as style
 from cmsolvers.demo.compared_samplers import BY_KEY
-from cmsolvers.demo.demo_results import Results, SamplerRow
+from cmsolvers.demo.demo_results import Results, SamplerRow, Training
 from cmsolvers.demo.digit_pictures import caption
+
+SCORE = "the score model's"
+COURSES = {
+    "cd": (SCORE, "in every step", "neighbours of one grid"),
+    "ct": ("random", "none", "wide, then ever narrower"),
+    "ect": (SCORE, "none", "down to 0, then ever narrower"),
+}
+"""How consistency functions are trained: where weights begin, the teacher, the pairs of levels."""
 
 
 def image(path: Path, text: str) -> str:
@@ -82,6 +90,59 @@ def _seed_table(results: Results) -> str:
     return table(("sampler", "Fréchet, mean ± deviation", "each seed"), rows)
 
 
+def _course_table(
+    results: Results, seconds: Mapping[str, float], training: Mapping[str, Training]
+) -> str:
+    """How each consistency function was trained, what that took, and what came of it."""
+    rows_of = {(row["method"], row["steps"]): row["frechet"] for row in results["samplers"]}
+    begun = training["score"]["seconds"]
+    rows = []
+    for kind, (start, teacher, pairs) in COURSES.items():
+        own = training[kind]["seconds"]
+        spread = results["seeds"][f"{kind} 1"]
+        few = [rows_of[kind, steps] for steps in BY_KEY[kind].steps]
+        rows.append(
+            [
+                _dot(kind) + escape(BY_KEY[kind].label),
+                start,
+                teacher,
+                pairs,
+                f"{results['settings'][f'{kind}_steps']:,}",
+                f"{own:.0f}" + (f" + {begun:.0f}" if start == SCORE else ""),
+                f"{spread['mean']:.1f} ± {spread['std']:.1f}",
+                " / ".join(f"{value:.1f}" for value in few),
+                f"{seconds[f'{kind} 1']:.2f}",
+            ]
+        )
+    heun = results["seeds"]["heun 18"]
+    rows.append(
+        [
+            _dot("heun") + "the score model itself, Heun",
+            "random",
+            "none",
+            "",
+            f"{results['settings']['score_steps']:,}",
+            f"{begun:.0f}",
+            f"{heun['mean']:.1f} ± {heun['std']:.1f}",
+            "",
+            f"{seconds['heun 18']:.2f}",
+        ]
+    )
+    steps = " / ".join(str(n) for n in BY_KEY["cd"].steps)
+    head = (
+        "model",
+        "weights begin",
+        "teacher",
+        "pairs",
+        "steps",
+        "seconds",
+        "Fréchet, one step (Heun: 18)",
+        f"{steps} steps",
+        "sampling, s",
+    )
+    return table(head, rows)
+
+
 def _target_table(results: Results) -> str:
     signs = {">=": "at least", "<=": "at most"}
     rows = [
@@ -107,6 +168,7 @@ def write(
     path: Path,
     results: Results,
     seconds: Mapping[str, float],
+    training: Mapping[str, Training],
     pictures: Mapping[str, Path],
     grids: Mapping[str, Path],
 ) -> Path:
@@ -116,6 +178,7 @@ def write(
         path: the HTML file.
         results: as in metrics.json.
         seconds: "method steps" -> time of one sampling run.
+        training: losses and time of each training, by the kind of model.
         pictures: name -> PNG of the text's pictures.
         grids: "real" or "method-steps" -> PNG of samples.
     """
@@ -149,12 +212,14 @@ def write(
         ),
         losses=image(
             pictures["losses"],
-            "Training losses. Each step of consistency training's "
-            "curve is a doubling of the number of noise levels, which makes the task harder.",
+            "Training losses, each a running mean; the four losses have no common scale. Where the "
+            "pairs of consistency training and tuning become narrower, the loss changes too: it is "
+            "then another task.",
         ),
         table=_sampler_table(results, seconds),
         seeds=_seed_table(results),
         targets=_target_table(results),
+        courses=_course_table(results, seconds, training),
         grids="".join(image(grids[name], captions[name]) for name in grids),
         train_count=f"{about['train']:,}",
         held_count=str(about["held_out"]),
@@ -164,6 +229,7 @@ def write(
         seed_count=str(results["settings"]["seeds"]),
         cd_levels=_levels(results["levels"]["cd"]),
         ct_levels=_levels(results["levels"]["ct"]),
+        ect_levels=_levels(results["levels"]["ect"]),
         parameters=f"{about['parameters']:,}",
         seed=str(results["settings"]["seed"]),
         version=about["version"],

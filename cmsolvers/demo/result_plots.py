@@ -60,11 +60,12 @@ def quality(path: Path, results: Results, seconds: Mapping[str, float]) -> Path:
 
 
 def losses(path: Path, histories: Mapping[str, Sequence[float]]) -> Path:
-    """Training losses of the three models, each as a running mean."""
+    """Training losses of the four models, each as a running mean."""
     titles = {
         "score": "Score model",
         "cd": "Consistency distillation",
         "ct": "Consistency training",
+        "ect": "Easy consistency tuning",
     }
     fig = style.figure(11.5, 2.6)
     with style.styled():

@@ -23,7 +23,7 @@ from cmsolvers.demo.demo_settings import SHAPE, DemoSettings, Files
 from cmsolvers.demo.judge import Judge
 from cmsolvers.demo.workers import Workers, one_thread
 from cmsolvers.ops import build_info
-from cmsolvers.training.recipes import load_model
+from cmsolvers.training.models import CONSISTENCY_KINDS, KINDS, load_model
 
 Run: TypeAlias = tuple[str, int]
 """Method and number of steps."""
@@ -32,7 +32,10 @@ Costs: TypeAlias = dict[Run, tuple[int, float]]
 """NFE and seconds."""
 Repeats: TypeAlias = dict[Run, list[Tensor]]
 
-REPEATED: tuple[Run, ...] = (("heun", 18), ("cd", 1), ("cd", 2), ("ct", 1), ("ct", 2))
+REPEATED: tuple[Run, ...] = (
+    ("heun", 18),
+    *((kind, steps) for kind in CONSISTENCY_KINDS for steps in (1, 2)),
+)
 
 
 def run_demo(
@@ -104,20 +107,20 @@ def _train(
     pool: Workers, files: Files, settings: DemoSettings, progress: bool
 ) -> demo_jobs.Outcome:
     outcome: demo_jobs.Outcome = {}
-    work = [
-        partial(job, files, settings, progress)
-        for job in (demo_jobs.train_score_and_distil, demo_jobs.train_judge_and_consistency)
-    ]
-    for _, part in pool.run(work):
-        outcome |= part
-    return {kind: outcome[kind] for kind in ("classifier", "score", "cd", "ct")}
+    # Two at a time, about as long as one another; the second two begin with the score model.
+    for pair in (
+        (demo_jobs.train_score, demo_jobs.train_judge_and_consistency),
+        (demo_jobs.distil, demo_jobs.tune),
+    ):
+        for _, part in pool.run([partial(job, files, settings, progress) for job in pair]):
+            outcome |= part
+    return {kind: outcome[kind] for kind in ("classifier", *KINDS)}
 
 
 def _search(pool: Workers, files: Files, settings: DemoSettings) -> dict[str, list[list[float]]]:
-    kinds = ("cd", "ct")
-    work = [partial(demo_jobs.search_levels, files, kind, settings) for kind in kinds]
+    work = [partial(demo_jobs.search_levels, files, kind, settings) for kind in CONSISTENCY_KINDS]
     found = dict(pool.run(work))
-    return {kind: found[i] for i, kind in enumerate(kinds)}
+    return {kind: found[i] for i, kind in enumerate(CONSISTENCY_KINDS)}
 
 
 def _sample(
@@ -243,8 +246,8 @@ def _draw(
         "quality": result_plots.quality(files.picture("quality"), results, seconds),
         "losses": result_plots.losses(
             files.picture("losses"),
-            {kind: outcome[kind]["losses"] for kind in ("score", "cd", "ct")},
+            {kind: outcome[kind]["losses"] for kind in KINDS},
         ),
     }
     grids = digit_pictures.sample_grids(files, samples, data)
-    report_page.write(files.folder / "report.html", results, seconds, made, grids)
+    report_page.write(files.folder / "report.html", results, seconds, outcome, made, grids)

@@ -13,7 +13,7 @@ from cmsolvers import noise
 from cmsolvers.demo import digit_pictures
 from cmsolvers.demo.compared_samplers import draw
 from cmsolvers.training.images import Scale
-from cmsolvers.training.recipes import load_model
+from cmsolvers.training.models import load_model
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.training.images import Scale
+from cmsolvers.training.models import KINDS, Model, Spec
 from cmsolvers.training.recipes import (
-    KINDS,
-    Model,
-    Spec,
     consistency_trainer,
     default_settings,
     distillation_trainer,
     score_trainer,
+    tuning_trainer,
 )
 from cmsolvers.training.trainer import Trainer
 
@@ -36,25 +35,28 @@ def image_trainer(
     network: str | None = None,
     sigma_max: float | None = None,
     teacher: Model | None = None,
+    init: Model | None = None,
     about: Mapping[str, object] | None = None,
 ) -> Trainer:
-    """The trainer of one of the three recipes; an argument that it would not read is refused.
+    """The trainer of one of the four recipes; an argument that it would not read is refused.
 
     Args:
-        model: "score", "cd" (distillation of `teacher`) or "ct".
+        model: "score", "cd" (distillation of `teacher`), "ct" or "ect" (tuning of `init`).
         data: [n, C, H, W] as models see them.
         scale: of the data; it goes into the checkpoint, so that samples become pixels again.
         steps: training steps; None is what the digits need.
         batch_size: samples per step; a smaller data set is one batch.
         lr: peak learning rate; None is what the digits need.
         seed: an int; decides everything random.
-        network: "mlp" or "unet"; None chooses by the size of the images. Not for "cd".
-        sigma_max: the largest level; None is that of `Spec`. Not for "cd".
+        network: "mlp" or "unet"; None chooses by the size of the images. Not for "cd" and
+            "ect", which have that of the score model.
+        sigma_max: the largest level; None is that of `Spec`. Not for "cd" and "ect".
         teacher: the score model that "cd" distils, and for no other model.
+        init: the score model whose weights "ect" begins with, and for no other model.
         about: more for the description in checkpoints.
 
     Raises:
-        ValueError: arguments that do not fit the model, or data that do not fit the teacher.
+        ValueError: arguments that do not fit the model, or data that do not fit the score model.
     """
     check.choice("model", model, KINDS)
     settings = default_settings(
@@ -63,20 +65,26 @@ def image_trainer(
     if lr is not None:
         settings = replace(settings, lr=lr)
     described = {"scale": asdict(scale), **(about or {})}
-    if model == "cd":
-        for name, value in (("network", network), ("sigma_max", sigma_max)):
+    begins = {"cd": ("teacher", teacher), "ect": ("init", init)}
+    for kind, (name, score) in begins.items():
+        if score is not None and model != kind:
+            raise ValueError(
+                f"{name} must be left out unless model is {kind!r}; got model {model!r}"
+            )
+    if model in begins:
+        name, score = begins[model]
+        for other, value in (("network", network), ("sigma_max", sigma_max)):
             if value is not None:
                 raise ValueError(
-                    f"{name} must not be given with model 'cd', which takes that of its teacher; "
-                    f"got {value!r}"
+                    f"{other} must not be given with model {model!r}, which takes that of its "
+                    f"{name}; got {value!r}"
                 )
-        if teacher is None:
-            raise ValueError("teacher must be a score model where model is 'cd'; got None")
-        _check_scale(teacher, described["scale"])
-        spec = replace(teacher.spec, kind="cd")
-        return distillation_trainer(spec, data, settings, teacher, about=described)
-    if teacher is not None:
-        raise ValueError(f"teacher must be left out unless model is 'cd'; got model {model!r}")
+        if score is None:
+            raise ValueError(f"{name} must be a score model where model is {model!r}; got None")
+        _check_scale(name, score, described["scale"])
+        spec = replace(score.spec, kind=model)
+        begin = distillation_trainer if model == "cd" else tuning_trainer
+        return begin(spec, data, settings, score, about=described)
     shape = tuple(data.shape[1:])
     spec = Spec(model, shape, network or ("mlp" if max(shape[1:]) < SMALL else "unet"))
     if sigma_max is not None:
@@ -85,10 +93,10 @@ def image_trainer(
     return make(spec, data, settings, about=described)
 
 
-def _check_scale(teacher: Model, scale: object) -> None:
-    theirs = teacher.about.get("scale", scale)
+def _check_scale(name: str, score: Model, scale: object) -> None:
+    theirs = score.about.get("scale", scale)
     if theirs != scale:
         raise ValueError(
-            "data must be what the teacher was trained on; its pixels had the scale "
+            f"data must be what {name} was trained on; its pixels had the scale "
             f"{theirs}, these have {scale}"
         )

@@ -1,4 +1,4 @@
-"""Three trainings that work as they stand: score model, distillation, consistency training.
+"""Trainings that work as they stand: score model, distillation, consistency training, tuning.
 
 What mattered for consistency training from scratch (8 x 8 digits, 1,500 steps, measured one change
 at a time; numbers in docs/training.md):
@@ -11,124 +11,40 @@ at a time; numbers in docs/training.md):
    decide the gradient.
 3. The same z at both levels. With different noise everything collapses to the mean image.
 4. The rate falls to 0, and an average of the last tenth of the run is what samples.
+
+And for easy consistency tuning (700 steps):
+
+1. Weights 1 / (t - r), again.
+2. Begin with the score model. From random weights the same course leaves noise in the output.
+3. Bring the pairs closer in stages. At the last gap from the start it depends on the learning rate
+   whether the run arrives at all. Fewer stages end in smoother samples, more in noisier ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from hashlib import sha256
-from pathlib import Path
 
 from torch import Tensor, nn
 
 from cmsolvers import checks as check
-from cmsolvers.denoisers import EDM, ConsistencyFunction, Preconditioned
 from cmsolvers.losses import (
     DoublingPairs,
+    ECTPairs,
     LogNormal,
     UniformPairs,
     cd,
     dsm,
+    ect,
     ict,
     pseudo_huber,
 )
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.training.batches import Batch
-from cmsolvers.training.checkpoint import read_checkpoint
 from cmsolvers.training.ema import EMA
-from cmsolvers.training.images import SIGMA_DATA
-from cmsolvers.training.networks import build_network
+from cmsolvers.training.models import KINDS, Model, Spec
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings
-
-KINDS = ("score", "cd", "ct")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a model is: enough to build it again from a checkpoint.
-
-    Attributes:
-        kind: "score" (a denoiser), "cd" or "ct" (consistency functions).
-        shape: of one sample, (C, H, W).
-        network: "mlp" or "unet".
-        options: of the network.
-        sigma_min: smallest level.
-        sigma_max: largest level, where sampling starts. 20 is 40 standard deviations of the data;
-            80, made for 1,000 times more pixels, would spend a third of all levels on pure noise.
-        sigma_data: standard deviation of the data.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-    network: str = "mlp"
-    options: Mapping[str, object] | None = None
-    sigma_min: float = 0.002
-    sigma_max: float = 20.0
-    sigma_data: float = SIGMA_DATA
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {KINDS}; got {self.kind!r}")
-        check.positive("sigma_data", self.sigma_data)
-        low = check.positive("sigma_min", self.sigma_min)
-        check.below("sigma_min", low, "sigma_max", check.positive("sigma_max", self.sigma_max))
-
-    def build(self, seed: int) -> nn.Module:
-        """A network with fresh weights, which depend on `seed` alone."""
-        return build_network(self.network, self.shape, seed, **dict(self.options or {}))
-
-    def wrap(self, network: nn.Module) -> Preconditioned:
-        """The denoiser or consistency function around a network."""
-        if self.kind == "score":
-            return EDM(network, self.sigma_data)
-        return ConsistencyFunction(network, self.sigma_data, self.sigma_min)
-
-    @staticmethod
-    def read(about: object) -> Spec:
-        """The spec that `about` described: its inverse.
-
-        Raises:
-            KeyError, TypeError, ValueError: about describes no model.
-        """
-        if not isinstance(about, dict):
-            raise TypeError(f"spec must be a dict; got {check.describe(about)}")
-        return Spec(**(about | {"shape": tuple(about["shape"])}))
-
-    def about(self) -> dict[str, object]:
-        """What JSON can hold of it."""
-        described = asdict(self)
-        return described | {"shape": list(self.shape), "options": dict(self.options or {})}
-
-
-@dataclass(frozen=True)
-class Model:
-    """A trained model, ready to sample: `function` is D(x, sigma) or f(x, sigma)."""
-
-    spec: Spec
-    network: nn.Module
-    function: Preconditioned
-    about: dict[str, object]
-
-
-def load_model(path: str | Path) -> Model:
-    """The averaged network of a checkpoint.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no checkpoint of a recipe.
-    """
-    groups, about = read_checkpoint(path)
-    if "spec" not in about or "average.ema" not in groups:
-        raise ValueError(f"path must be a checkpoint of `cmsolvers train` or `demo`; got {path}")
-    try:
-        spec = Spec.read(about["spec"])
-        ema = EMA(spec.build(0))
-        ema.load_state_dict(groups["average.ema"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"path must be an undamaged checkpoint; {path}: {error}") from error
-    return Model(spec, ema.module, spec.wrap(ema.module), about)
 
 
 def score_trainer(
@@ -173,16 +89,11 @@ def distillation_trainer(
     """Consistency distillation from the teacher's weights; the target's average has mu = 0.95.
 
     Raises:
-        ValueError: the teacher is no score model, or of another shape; data of another shape.
+        ValueError: the teacher is no score model, or of another shape or network; data of another
+            shape.
     """
     _check_shape(spec, data)
-    if teacher.spec.kind != "score" or teacher.spec.shape != spec.shape:
-        raise ValueError(
-            f"teacher must be a score model of shape {list(spec.shape)}; "
-            f"got a {teacher.spec.kind} model of shape {list(teacher.spec.shape)}"
-        )
-    network = spec.build(settings.seed)
-    network.load_state_dict(teacher.network.state_dict())
+    network = _begun(spec, settings, "teacher", teacher)
     target = EMA(network, target_decay)
     target.module.train()  # Dropout must fall on the target as it falls on the student.
     student, aim = spec.wrap(network), spec.wrap(target.module)
@@ -233,6 +144,57 @@ def consistency_trainer(
     return _trainer(network, loss, spec, data, settings, about)
 
 
+def tuning_trainer(
+    spec: Spec,
+    data: Tensor,
+    settings: TrainingSettings,
+    init: Model,
+    *,
+    q: float = 4.0,
+    stages: int = 4,
+    about: Mapping[str, object] | None = None,
+) -> Trainer:
+    """Easy consistency tuning: from a score model's weights, which are not read again after that.
+
+    The run has `stages` stages of the same length, in each of which the gap t - r of a pair is
+    1/q of that in the one before. It is at most t: in the first stage r is 0 at more than half of
+    the levels, where the loss is a denoiser's. The head of this module tells what matters.
+
+    Raises:
+        ValueError: init is no score model, or of another shape or network; data of another shape;
+            q or stages out of range.
+    """
+    _check_shape(spec, data)
+    network = _begun(spec, settings, "init", init)
+    student = spec.wrap(network)
+    pairs = ECTPairs(q=q, stage_steps=-(-settings.steps // check.count("stages", stages)))
+
+    def loss(batch: Batch) -> Tensor:
+        return ect(student, batch.x0, key=batch.key, step=batch.step, times=pairs).loss
+
+    course = {"q": q, "stages": stages, "init": _digest(init.network)}
+    about = dict(about or {}) | {"course": course}
+    return _trainer(network, loss, spec, data, settings, about)
+
+
+def _begun(spec: Spec, settings: TrainingSettings, name: str, score: Model) -> nn.Module:
+    """A network with the weights of a score model of the same kind of network."""
+    if score.spec.kind != "score" or score.spec.shape != spec.shape:
+        raise ValueError(
+            f"{name} must be a score model of shape {list(spec.shape)}; "
+            f"got a {score.spec.kind} model of shape {list(score.spec.shape)}"
+        )
+    mine, theirs = spec.about(), score.spec.about()
+    for part in ("network", "options", "sigma_data"):
+        if mine[part] != theirs[part]:
+            raise ValueError(
+                f"{name} must be of the same {part} as the model, {mine[part]}; got {theirs[part]}"
+            )
+    network = spec.build(settings.seed)
+    network.load_state_dict(score.network.state_dict())
+    return network
+
+
 def _check_shape(spec: Spec, data: Tensor) -> None:
     if tuple(check.state("data", data).shape[1:]) != tuple(spec.shape):
         raise ValueError(
@@ -280,8 +242,13 @@ def trained(trainer: Trainer, spec: Spec) -> Model:
 
 
 def default_settings(kind: str, steps: int | None, batch_size: int, seed: int) -> TrainingSettings:
-    """Steps and learning rate that work for the digits: score 2,000, cd 700, ct 1,500 steps."""
-    defaults = {"score": (2000, 2e-3), "cd": (700, 5e-4), "ct": (1500, 1e-3)}
+    """Steps (score 2,000, cd 700, ct 1,500, ect 700) and learning rate that work for the digits."""
+    defaults = {
+        "score": (2000, 2e-3),
+        "cd": (700, 5e-4),
+        "ct": (1500, 1e-3),
+        "ect": (700, 1e-3),
+    }
     if kind not in defaults:
         raise ValueError(f"kind must be one of {KINDS}; got {kind!r}")
     usual, rate = defaults[kind]

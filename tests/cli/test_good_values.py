@@ -12,7 +12,7 @@ import torch
 import cmsolvers as cm
 from cmsolvers import cli, noise, training
 from cmsolvers.demo import DemoSettings, work_precision
-from cmsolvers.training import recipes
+from cmsolvers.training import models, recipes
 from cmsolvers.training import trainer as loop
 from cmsolvers.training.images import Scale
 
@@ -73,7 +73,7 @@ def test_a_rate_moves_the_weights_that_far(data):
     for rate in (1e-3, 2e-3):
         assert train(data, "--steps", 1, "--lr", rate, "--overwrite") == 0
         groups, _ = training.read_checkpoint(data.parent / "score.safetensors")
-        begun = recipes.load_model(data.parent / "score.safetensors").spec.build(0).state_dict()
+        begun = models.load_model(data.parent / "score.safetensors").spec.build(0).state_dict()
         change = [(groups["network"][name] - begun[name]).abs().max() for name in begun]
         moved.append(float(max(change)))
     assert moved == pytest.approx([1e-3, 2e-3], rel=0.05)
@@ -113,7 +113,7 @@ def test_the_network_is_the_one_that_was_asked_for(tmp_path, network, size):
     data = tmp_path / "data.npy"
     np.save(data, noise.normal((8, size, size), 3).numpy())
     assert train(data, "--steps", 1, "--network", network) == 0
-    assert recipes.load_model(tmp_path / "score.safetensors").spec.network == network
+    assert models.load_model(tmp_path / "score.safetensors").spec.network == network
 
 
 def test_resume_goes_on_from_the_checkpoint(data, monkeypatch, capsys):
@@ -144,7 +144,7 @@ def test_the_teacher_is_the_one_that_was_named(data, tmp_path):
     teacher = tmp_path / "2" / "score.safetensors"
     assert train(data, "--model", "cd", "--teacher", teacher) == 0
     _, about = training.read_checkpoint(tmp_path / "cd.safetensors")
-    assert about["course"]["teacher"] == recipes._digest(recipes.load_model(teacher).network)
+    assert about["course"]["teacher"] == recipes._digest(models.load_model(teacher).network)
     assert about["data"] == "data.npy"
 
 
@@ -165,7 +165,7 @@ def test_samples_are_those_of_the_options(data, tmp_path, options):
     seed, count, offset, levels = options.values()
     given = ("--seed", seed, "--count", count, "--offset", offset, "--levels", *levels)
     assert run("sample", checkpoint, "--quiet", "--out", tmp_path, *given) == 0
-    model = recipes.load_model(checkpoint)
+    model = models.load_model(checkpoint)
     x = 20.0 * noise.normal((count, 1, 4, 4), seed, offset=offset)
     key = noise.key(seed, count, offset=offset)
     with torch.no_grad():
@@ -189,7 +189,7 @@ def test_sampler_and_steps_are_those_of_the_options(data, tmp_path, options, sam
     checkpoint = tmp_path / "score.safetensors"
     given = ("--count", 2, "--quiet", "--out", tmp_path, *options)
     assert run("sample", checkpoint, *given) == 0
-    model = recipes.load_model(checkpoint)
+    model = models.load_model(checkpoint)
     seed = 4 if "--seed" in options else 0
     x = 20.0 * noise.normal((2, 1, 4, 4), seed)
     levels = cm.karras_sigmas(steps, 0.002, 20.0)

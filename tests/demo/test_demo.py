@@ -20,7 +20,8 @@ pytest.importorskip("matplotlib")
 import cmsolvers
 from cmsolvers import cli
 from cmsolvers.demo import DemoSettings, digits, run_demo
-from cmsolvers.demo.compared_samplers import METHODS
+from cmsolvers.demo.compared_samplers import BY_KEY, METHODS
+from cmsolvers.training.models import CONSISTENCY_KINDS, KINDS
 
 SETTINGS = DemoSettings.tiny(seed=3)
 
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_everything_is_there(folder: Path):
     names = {path.name for path in folder.iterdir()}
-    checkpoints = {f"{kind}.safetensors" for kind in ("classifier", "score", "cd", "ct")}
+    checkpoints = {f"{kind}.safetensors" for kind in ("classifier", "score", "cd", "ct", "ect")}
     pictures = {"mixture", "strips", "samplers", "overview", "quality", "losses", "samples-real"}
     pictures |= {f"samples-{m.key}-{steps}" for m in METHODS for steps in m.steps}
     assert checkpoints | {f"{name}.png" for name in pictures} <= names
@@ -52,7 +53,7 @@ def test_metrics_are_complete(folder: Path):
         assert sum(row["class_shares"]) == pytest.approx(1, abs=1e-4)
         assert all(np.isfinite(row[name]) for name in ("frechet", "confidence", "nearest_train"))
     assert "seconds" not in (folder / "metrics.json").read_text()
-    assert len(results["targets"]) == 11
+    assert len(results["targets"]) == 14
     seeds = results["seeds"]["cd 1"]["frechet"]
     assert len(seeds) == SETTINGS.seeds
     assert seeds[0] == rows["cd", 1]["frechet"]
@@ -62,7 +63,7 @@ def test_two_runs_give_the_same_bytes(folder: Path, tmp_path: Path):
     """In other processes, side by side, and whatever the global generators hold."""
     torch.manual_seed(7)
     run_demo(tmp_path, SETTINGS, workers=2, progress=False, report=False)
-    for name in ("metrics.json", "score.safetensors", "cd.safetensors", "ct.safetensors"):
+    for name in ("metrics.json", *(f"{kind}.safetensors" for kind in KINDS)):
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
@@ -93,6 +94,29 @@ def test_report_needs_no_other_file(folder: Path):
     assert not re.search(r"https?://|@import|\$[a-z_]+", html)
 
 
+def test_report_says_what_this_run_took_for_each_consistency_function(folder: Path):
+    """Steps, seconds and distances in its table are those of the files beside it."""
+    html = (folder / "report.html").read_text("utf-8")
+    results, timings = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "timings")
+    )
+    begin = html.index("Three ways to teach")
+    rows = re.findall("<tr>(.*?)</tr>", html[begin : html.index("What this run promised")])
+    cells = {}
+    for row in rows[1:]:
+        first, *rest = (re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", row))
+        cells[first] = rest
+    score, seconds = f"{timings['training']['score']:.0f}", timings["training"]
+    for kind in CONSISTENCY_KINDS:
+        start, teacher, _, steps, took, one, few, _ = cells[BY_KEY[kind].label]
+        assert (start == "random", teacher == "none") == (kind == "ct", kind != "cd")
+        assert steps == str(results["settings"][f"{kind}_steps"])
+        assert took == f"{seconds[kind]:.0f}" + (f" + {score}" if kind != "ct" else "")
+        assert one.startswith(f"{results['seeds'][f'{kind} 1']['mean']:.1f} ")
+        found = {r["steps"]: r["frechet"] for r in results["samplers"] if r["method"] == kind}
+        assert few == " / ".join(f"{found[n]:.1f}" for n in (1, 2, 4))
+
+
 def run(*arguments: object) -> int:
     return cli.main([str(argument) for argument in arguments])
 
@@ -120,9 +144,10 @@ def test_every_sampler_of_the_command_line(folder: Path, tmp_path: Path, sampler
     assert run(*arguments, "--out", tmp_path) == 0
 
 
-def test_sample_and_evaluate_a_consistency_model(folder: Path, tmp_path: Path, capsys):
+@pytest.mark.parametrize("kind", ["ct", "ect"])
+def test_sample_and_evaluate_a_consistency_model(folder: Path, tmp_path: Path, capsys, kind: str):
     arguments = ("--levels", 1.0, 0.3, "--count", 30, "--quiet", "--out", tmp_path)
-    assert run("sample", folder / "ct.safetensors", *arguments) == 0
+    assert run("sample", folder / f"{kind}.safetensors", *arguments) == 0
     assert "NFE 3" in capsys.readouterr().out
     classifier = ("--classifier", folder / "classifier.safetensors")
     samples = tmp_path / "samples.npy"
@@ -143,6 +168,8 @@ def test_train_resume_and_evaluate_on_a_file(tmp_path: Path):
     cd = ("train", *common, "--model", "cd", "--teacher", score, "--out", tmp_path / "a")
     assert run(*cd) == 0
     assert run("train", *common, "--model", "ct", "--out", tmp_path / "a") == 0
+    ect = ("train", *common, "--model", "ect", "--init", score, "--out", tmp_path / "a")
+    assert run(*ect) == 0
     model = tmp_path / "a" / "cd.safetensors"
     assert run("sample", model, "--count", 9, "--quiet", "--out", tmp_path) == 0
     arguments = ("--data", tmp_path / "data.npy", "--quiet", "--out", tmp_path)
@@ -234,6 +261,7 @@ def test_bad_input_is_one_line_and_status_two(folder: Path, tmp_path: Path, caps
         ("sample", folder / "classifier.safetensors"),
         ("train", "--data", tmp_path / "none.npy"),
         ("train", "--model", "cd"),
+        ("train", "--model", "ect"),
         ("train", "--steps", 0),
         ("train", "--seed", -1),
         ("train", "--resume"),

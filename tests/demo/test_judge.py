@@ -84,6 +84,7 @@ def measured(**changes: object) -> dict:
         "cd": {"steps": 1, "confidence_relative": 0.93, "class_shares": shares, "frechet": 6.0},
         "ct": {"steps": 1, "confidence_relative": 0.0, "class_shares": shares, "frechet": 16.0},
         "ct 2": {"method": "ct", "steps": 2, "frechet": 16.0},
+        "ect": {"steps": 1, "confidence_relative": 0.90, "class_shares": shares, "frechet": 8.0},
     }
     seeds = {
         "cd 1": {"mean": 3.0, "std": 0.25},
@@ -107,7 +108,7 @@ def kept(**changes: object) -> list[int]:
 def test_promises_are_kept_at_their_bounds():
     assert kept() == []
     bounds = [target["bound"] for target in demo_results.targets(measured())]
-    assert bounds == [0.95, 0.04, 0.20, 0.93, 3.0, 10, 3.5, 10, 8.0, 16.0, 5.0]
+    assert bounds == [0.95, 0.04, 0.20, 0.93, 3.0, 10, 3.5, 10, 8.0, 16.0, 5.0, 0.90, 10, 4.0]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,9 @@ def test_promises_are_kept_at_their_bounds():
         ("ct.frechet", 16.001, [8]),
         ("ct 2.frechet", 16.001, [9]),
         ("ct 2.mean", 5.001, [10]),
+        ("ect.confidence_relative", 0.899, [11]),
+        ("ect.class_shares", [0.0] + [0.1] * 9, [12]),
+        ("ect.frechet", 8.001, [13]),
     ],
 )
 def test_promises_are_missed_beyond_their_bounds(place, value, missed):

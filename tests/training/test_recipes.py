@@ -1,7 +1,8 @@
-"""The settings of the three recipes, as they reach losses, averages and optimiser."""
+"""The settings of the four recipes, as they reach losses, averages and optimiser."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import pytest
@@ -10,18 +11,18 @@ from torch import Tensor, nn
 
 from cmsolvers import losses, noise, training
 from cmsolvers.schedules import karras_sigmas
-from cmsolvers.training import EMA, image_trainer, recipes, update_averages
+from cmsolvers.training import EMA, image_trainer, models, recipes, update_averages
 from cmsolvers.training import trainer as loop
 from cmsolvers.training.batches import torch_seed
 from cmsolvers.training.images import Scale
 from cmsolvers.training.trainer import Trainer
 
-LOSSES = {"score": "dsm", "cd": "cd", "ct": "ict"}
+LOSSES = {"score": "dsm", "cd": "cd", "ct": "ict", "ect": "ect"}
 
 
-def spec_of(kind: str, dropout: float = 0.0, **bounds: float) -> recipes.Spec:
+def spec_of(kind: str, dropout: float = 0.0, **bounds: float) -> models.Spec:
     options = {"width": 8, "blocks": 1, "dropout": dropout}
-    return recipes.Spec(kind, (1, 2, 2), options=options, **bounds)
+    return models.Spec(kind, (1, 2, 2), options=options, **bounds)
 
 
 def trainer_of(
@@ -30,7 +31,7 @@ def trainer_of(
     steps: int = 4,
     batch: int = 8,
     seed: int = 5,
-    spec: recipes.Spec | None = None,
+    spec: models.Spec | None = None,
     **options: int | float,
 ) -> Trainer:
     spec = spec_of(kind) if spec is None else spec
@@ -40,10 +41,11 @@ def trainer_of(
         return recipes.score_trainer(spec, data, settings)
     if kind == "ct":
         return recipes.consistency_trainer(spec, data, settings, **options)
-    plain = recipes.Spec("score", spec.shape, options=spec.options)
+    plain = models.Spec("score", spec.shape, options=spec.options)
     other = training.TrainingSettings(steps, batch_size=batch, seed=seed + 1)
     teacher = recipes.trained(recipes.score_trainer(plain, data, other), plain)
-    return recipes.distillation_trainer(spec, data, settings, teacher, **options)
+    make = recipes.distillation_trainer if kind == "cd" else recipes.tuning_trainer
+    return make(spec, data, settings, teacher, **options)
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, kind: str) -> list[dict]:
@@ -117,6 +119,25 @@ def test_levels_of_the_training_recipe(monkeypatch, most, given):
     assert n == most + 1
 
 
+@pytest.mark.parametrize(
+    ("q", "stages", "given"),
+    [(4.0, 4, {}), (2.0, 5, {"q": 2.0, "stages": 5}), (256.0, 1, {"q": 256.0, "stages": 1})],
+)
+def test_levels_of_the_tuning_recipe(monkeypatch, q, stages, given):
+    """ln t ~ N(-1.1, 2^2), r = max(0, t (1 - n(t) / q^(a + 1))); stages a of equal length."""
+    trainer = trainer_of("ect", steps=10, batch=512, **given)
+    calls = calls_of(monkeypatch, trainer, "ect")
+    length = math.ceil(10 / stages)
+    for k, (call, key) in enumerate(zip(calls, keys_of(trainer), strict=True)):
+        t, r = call["levels"]
+        u = noise.uniform((512, 1), key, stream=noise.LEVELS, draw=k, dtype=F64)[:, 0]
+        z = torch.special.ndtri(u)
+        torch.testing.assert_close(t, (-1.1 + 2.0 * z).exp(), rtol=1e-12, atol=0)
+        n = 1 + 8 / (1 + t.exp())
+        expected = (t * (1 - n / q ** (k // length + 1))).clamp_min(0)
+        torch.testing.assert_close(r, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", LOSSES)
 def test_the_noise_of_a_step_is_its_own(monkeypatch, kind):
     """Ids are places in the data, so a draw that stood still would repeat a sample's noise."""
@@ -149,12 +170,64 @@ def test_what_the_losses_are_told(monkeypatch):
     assert call["model"].net is trainer.network
     assert call.keys() == {"model", "levels", "key", "step", "times"}
 
+    trainer = trainer_of("ect")
+    (call, *_) = calls_of(monkeypatch, trainer, "ect")
+    assert call["model"].net is trainer.network
+    assert call.keys() == {"model", "levels", "key", "step", "times"}
+
 
 def test_a_distillation_begins_with_the_weights_of_its_teacher(monkeypatch):
     trainer = trainer_of("cd", steps=1)
     begun = [p.detach().clone() for p in trainer.network.parameters()]
     (call,) = calls_of(monkeypatch, trainer, "cd")
     assert all(map(torch.equal, begun, call["teacher"].net.parameters()))
+
+
+def test_a_tuning_begins_with_the_weights_of_the_score_model_and_leaves_them_alone():
+    spec, data = spec_of("score"), 0.5 * noise.normal((32, 1, 2, 2), 0)
+    settings = training.TrainingSettings(4, batch_size=8)
+    score = recipes.score_trainer(spec, data, settings).run(progress=False)
+    init = recipes.trained(score, spec)
+    before = [p.clone() for p in init.network.parameters()]
+    tuned = recipes.tuning_trainer(spec_of("ect"), data, settings, init)
+    for network in (tuned.network, tuned.averages["ema"].module):
+        assert all(map(torch.equal, before, network.parameters()))
+    tuned.run(progress=False)
+    assert all(map(torch.equal, before, init.network.parameters()))
+    assert not any(map(torch.equal, before, tuned.network.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "ct"}, r"must be a score model of shape \[1, 2, 2\]; got a ct model of"),
+        (
+            {"shape": (1, 4, 4)},
+            r"must be a score model of shape \[1, 2, 2\]; got a score model of .*4, 4",
+        ),
+        ({"options": {"width": 4}}, "must be of the same options as the model, .*8.*; got .*4"),
+        ({"sigma_data": 2.0}, "must be of the same sigma_data as the model, 0.5; got 2.0"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["cd", "ect"])
+def test_models_that_no_run_can_begin_with_are_refused(kind, changes, message):
+    given = {"kind": "score", "shape": (1, 2, 2), "options": spec_of(kind).options, **changes}
+    other = models.Spec(**given)
+    network = other.build(0)
+    wrong = models.Model(other, network, other.wrap(network), {})
+    make = recipes.distillation_trainer if kind == "cd" else recipes.tuning_trainer
+    data, settings = noise.normal((32, 1, 2, 2), 0), training.TrainingSettings(4, batch_size=8)
+    name = "teacher" if kind == "cd" else "init"
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        make(spec_of(kind), data, settings, wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [({"q": 1.0}, "1 must be below q"), ({"stages": 0}, "stages must be")]
+)
+def test_stages_out_of_range_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        trainer_of("ect", **given)
 
 
 # --- averages -----------------------------------------------------------------------------------
@@ -264,7 +337,8 @@ def test_the_optimiser_has_the_settings_of_the_run():
 
 
 @pytest.mark.parametrize(
-    ("kind", "steps", "lr"), [("score", 2000, 2e-3), ("cd", 700, 5e-4), ("ct", 1500, 1e-3)]
+    ("kind", "steps", "lr"),
+    [("score", 2000, 2e-3), ("cd", 700, 5e-4), ("ct", 1500, 1e-3), ("ect", 700, 1e-3)],
 )
 def test_the_settings_that_the_digits_need(kind, steps, lr):
     usual = recipes.default_settings(kind, None, 32, 7)

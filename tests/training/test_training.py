@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cmsolvers import cli, losses, noise, training
 from cmsolvers.schedules import karras_sigmas
-from cmsolvers.training import recipes
+from cmsolvers.training import models, recipes
 from cmsolvers.training import trainer as loop
 from cmsolvers.training.images import Scale, load_images
 from cmsolvers.training.trainer import Trainer, TrainingSettings
@@ -293,18 +293,20 @@ def images(n: int = 40) -> Tensor:
 
 def make(kind: str, seed: int = 0) -> Trainer:
     settings = TrainingSettings(8, batch_size=8, lr=1e-3, seed=seed)
-    spec = recipes.Spec(kind, (1, 4, 4), options={"width": 16, "blocks": 1, "dropout": 0.2})
+    spec = models.Spec(kind, (1, 4, 4), options={"width": 16, "blocks": 1, "dropout": 0.2})
     if kind == "score":
         return recipes.score_trainer(spec, images(), settings)
     if kind == "ct":
         return recipes.consistency_trainer(spec, images(), settings, s1=8)
     options = dict(spec.options or {})
-    score = recipes.Spec("score", spec.shape, options=options)
+    score = models.Spec("score", spec.shape, options=options)
     teacher = recipes.trained(recipes.score_trainer(score, images(), settings), score)
+    if kind == "ect":
+        return recipes.tuning_trainer(spec, images(), settings, teacher, stages=3)
     return recipes.distillation_trainer(spec, images(), settings, teacher, levels=6)
 
 
-@pytest.mark.parametrize("kind", recipes.KINDS)
+@pytest.mark.parametrize("kind", models.KINDS)
 def test_resume_changes_no_bit(kind: str, tmp_path: Path):
     whole = make(kind).run(progress=False, checkpoint=tmp_path / "whole.safetensors")
     first = make(kind).run(3, progress=False, checkpoint=tmp_path / "part.safetensors")
@@ -443,7 +445,7 @@ def poisoned(trainer: Trainer, step: int, value: float = math.nan) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("kind", recipes.KINDS)
+@pytest.mark.parametrize("kind", models.KINDS)
 def test_reading_the_losses_late_changes_no_bit(kind: str, tmp_path: Path, monkeypatch):
     make(kind).run(progress=False, checkpoint=tmp_path / "at once.safetensors")
     trainer, reads = make(kind), []
@@ -574,13 +576,13 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path):
 
 def test_resuming_needs_the_same_teacher_and_curriculum(tmp_path: Path):
     settings, path = TrainingSettings(8, batch_size=8), tmp_path / "c.safetensors"
-    spec = recipes.Spec("ct", (1, 4, 4), options={"width": 16, "blocks": 1})
+    spec = models.Spec("ct", (1, 4, 4), options={"width": 16, "blocks": 1})
     recipes.consistency_trainer(spec, images(), settings, s1=8).run(
         1, progress=False, checkpoint=path
     )
     with pytest.raises(ValueError, match="course must be"):
         recipes.consistency_trainer(spec, images(), settings, s1=16).load(path)
-    score, spec = (recipes.Spec(k, spec.shape, options=spec.options) for k in ("score", "cd"))
+    score, spec = (models.Spec(k, spec.shape, options=spec.options) for k in ("score", "cd"))
     trainer = recipes.score_trainer(score, images(), settings)
     teacher = recipes.trained(trainer, score)
     first = recipes.distillation_trainer(spec, images(), settings, teacher)
@@ -589,6 +591,23 @@ def test_resuming_needs_the_same_teacher_and_curriculum(tmp_path: Path):
     trainer.run(2, progress=False)  # The teacher is another one now.
     with pytest.raises(ValueError, match="course must be"):
         recipes.distillation_trainer(spec, images(), settings, teacher).load(path)
+
+
+def test_resuming_a_tuning_needs_the_same_start_and_stages(tmp_path: Path):
+    settings, path = TrainingSettings(8, batch_size=8), tmp_path / "c.safetensors"
+    score, spec = (
+        models.Spec(k, (1, 4, 4), options={"width": 16, "blocks": 1}) for k in ("score", "ect")
+    )
+    trainer = recipes.score_trainer(score, images(), settings)
+    init = recipes.trained(trainer, score)
+    recipes.tuning_trainer(spec, images(), settings, init).run(1, progress=False, checkpoint=path)
+    recipes.tuning_trainer(spec, images(), settings, init).load(path)
+    for given in ({"q": 3.0}, {"stages": 2}):
+        with pytest.raises(ValueError, match="course must be"):
+            recipes.tuning_trainer(spec, images(), settings, init, **given).load(path)
+    trainer.run(2, progress=False)  # The start is another one now.
+    with pytest.raises(ValueError, match="course must be"):
+        recipes.tuning_trainer(spec, images(), settings, init).load(path)
 
 
 def test_damaged_checkpoints_are_refused(tmp_path: Path):
@@ -603,10 +622,10 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path):
             make("score").load(bad)
     training.write_checkpoint(bad, missing, about)
     with pytest.raises(ValueError, match="path must be an undamaged checkpoint"):
-        recipes.load_model(bad)
+        models.load_model(bad)
     training.write_checkpoint(bad, groups, about | {"spec": {"kind": "score"}})
     with pytest.raises(ValueError, match="path must be an undamaged checkpoint"):
-        recipes.load_model(bad)
+        models.load_model(bad)
     training.write_checkpoint(bad, {}, {"step": 3})
     with pytest.raises(ValueError, match="checkpoint of a training run"):
         make("score").load(bad)
@@ -622,24 +641,25 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path):
 def test_models_come_back_from_checkpoints(tmp_path: Path):
     path = tmp_path / "c.safetensors"
     trainer = make("ct").run(progress=False, checkpoint=path)
-    model = recipes.load_model(path)
+    model = models.load_model(path)
     x = images(3)
     expected = recipes.trained(trainer, model.spec).function(x, 2.0)
     assert torch.equal(model.function(x, 2.0), expected)
     assert torch.equal(model.function(x, model.spec.sigma_min), x)
 
 
-@pytest.mark.parametrize("kind", recipes.KINDS)
+@pytest.mark.parametrize("kind", models.KINDS)
 def test_data_of_another_shape_is_refused(kind: str):
     """Before anything is trained or written: the network's own error would name no argument."""
-    spec = recipes.Spec(kind, (1, 4, 4), options={"width": 16, "blocks": 1})
-    score = recipes.Spec("score", (1, 4, 4), options=spec.options)
+    spec = models.Spec(kind, (1, 4, 4), options={"width": 16, "blocks": 1})
+    score = models.Spec("score", (1, 4, 4), options=spec.options)
     settings, data = TrainingSettings(8, batch_size=8), noise.normal((40, 1, 6, 6), 0)
     teacher = recipes.trained(recipes.score_trainer(score, images(), settings), score)
     make = {
         "score": recipes.score_trainer,
         "cd": lambda *a: recipes.distillation_trainer(*a, teacher),
         "ct": recipes.consistency_trainer,
+        "ect": lambda *a: recipes.tuning_trainer(*a, teacher),
     }[kind]
     with pytest.raises(ValueError, match=r"model's shape, \[1, 4, 4\]; got \[1, 6, 6\]"):
         make(spec, data, settings)
@@ -671,26 +691,34 @@ class TestTrainCommand:
         np.save(tmp_path / "small.npy", images()[:, 0, :3, :3].numpy())
         common = ("--data", tmp_path / "data.npy", "--out", tmp_path, "--batch", 8)
         assert cli.main([*map(str, ("train", *common, "--steps", 2, "--quiet"))]) == 0
-        cd = (*common, "--model", "cd", "--teacher", score)
-        assert "network must not" in self.refused(capsys, *cd, "--network", "mlp")
-        assert "sigma_max must not" in self.refused(capsys, *cd, "--sigma-max", 80)
-        assert "data must be" in self.refused(capsys, *cd, "--data", other)
-        assert "data must be" in self.refused(capsys, *cd, "--data", tmp_path / "small.npy")
-        for kind in ("score", "ct"):
-            error = self.refused(capsys, *common, "--model", kind, "--teacher", score)
-            assert f"teacher must be left out unless model is 'cd'; got model {kind!r}" in error
+        for kind, name in (("cd", "teacher"), ("ect", "init")):
+            model = (*common, "--model", kind)
+            error = self.refused(capsys, *model)
+            assert f"{name} must be a score model where model is {kind!r}; got None" in error
+            model = (*model, f"--{name}", score)
+            assert "network must not" in self.refused(capsys, *model, "--network", "mlp")
+            assert "sigma_max must not" in self.refused(capsys, *model, "--sigma-max", 80)
+            assert "data must be" in self.refused(capsys, *model, "--data", other)
+            small = tmp_path / "small.npy"
+            assert "data must" in self.refused(capsys, *model, "--data", small)
+            for wrong in {"score", "ct", "cd", "ect"} - {kind}:
+                error = self.refused(capsys, *common, "--model", wrong, f"--{name}", score)
+                expected = f"{name} must be left out unless model is {kind!r}; got model {wrong!r}"
+                assert expected in error
         assert "every must be at least 0" in self.refused(
             capsys, *common, "--model", "ct", "--every", -1
         )
-        assert not (tmp_path / "cd.safetensors").exists()
-        assert cli.main([*map(str, ("train", *cd, "--steps", 2, "--quiet"))]) == 0
+        for kind, name in (("cd", "teacher"), ("ect", "init")):
+            assert not (tmp_path / f"{kind}.safetensors").exists()
+            model = (*common, "--model", kind, f"--{name}", score)
+            assert cli.main([*map(str, ("train", *model, "--steps", 2, "--quiet"))]) == 0
 
     def test_largest_level(self, tmp_path: Path):
         np.save(tmp_path / "data.npy", images()[:, 0].numpy())
         common = ("train", "--data", tmp_path / "data.npy", "--batch", 8, "--steps", 1, "--quiet")
         for name, options, level in (("a", (), 20.0), ("b", ("--sigma-max", 7), 7.0)):
             assert cli.main([*map(str, (*common, "--out", tmp_path / name, *options))]) == 0
-            model = recipes.load_model(tmp_path / name / "score.safetensors")
+            model = models.load_model(tmp_path / name / "score.safetensors")
             assert model.spec.sigma_max == level
 
 
@@ -737,17 +765,17 @@ def test_images_load_in_every_layout(tmp_path: Path):
 
 def test_unet_of_diffusers_fits():
     pytest.importorskip("diffusers")
-    spec = recipes.Spec("score", (3, 16, 16), "unet", {"channels": (8, 16)})
+    spec = models.Spec("score", (3, 16, 16), "unet", {"channels": (8, 16)})
     function = spec.wrap(spec.build(0))
     assert function(torch.zeros(2, 3, 16, 16), 1.0).shape == (2, 3, 16, 16)
     with pytest.raises(ValueError, match="divisible by 2"):
-        recipes.Spec("score", (1, 7, 8), "unet", {"channels": (8, 16)}).build(0)
+        models.Spec("score", (1, 7, 8), "unet", {"channels": (8, 16)}).build(0)
     with pytest.raises(ValueError, match="network must be one of"):
-        recipes.Spec("score", (1, 8, 8), "resnet").build(0)
+        models.Spec("score", (1, 8, 8), "resnet").build(0)
     with pytest.raises(ValueError, match="sigma_max must be finite"):
-        recipes.Spec("score", (1, 8, 8), sigma_max=math.inf)
+        models.Spec("score", (1, 8, 8), sigma_max=math.inf)
     with pytest.raises(ValueError, match="kind must be one of"):
-        recipes.Spec("gan", (1, 8, 8))
+        models.Spec("gan", (1, 8, 8))
 
 
 # --- what a step does -------------------------------------------------------------------------

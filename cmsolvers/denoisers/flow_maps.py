@@ -154,10 +154,8 @@ class TrajectoryFunction(FlowMap):
         c_noise: NoiseInput = "edm",
         dtype: torch.dtype | None = None,
     ) -> None:
-        scale, least = (
-            check.positive("sigma_data", sigma_data),
-            check.positive("sigma_min", sigma_min),
-        )
+        scale = check.positive("sigma_data", sigma_data)
+        least = check.positive("sigma_min", sigma_min)
         handed = partial(_at_least, least, noise_input("c_noise", c_noise))
         super().__init__(net, KARRAS, handed, "end", dtype)
         self.sigma_data, self.sigma_min = scale, least

@@ -6,8 +6,9 @@ With f_{t->s} = a x + b F along the probability-flow ODE dx/dt = v(x, t):
 - Lagrangian, move the end: d/ds f_{t->s}(x) = v(f, s).
 
 The third identity, f_{t->s} = f_{u->s} o f_{t->u}, has no rate; losses compare its sides as they
-scale them (`psd`, `shortcut`, `ctm`). Each residual is a `Combination` whose gradient is that of the student's F at (t, s) alone; what else it
-holds comes from `at.target`, `at.frozen` or a teacher and has none.
+scale them (`psd`, `shortcut`, `ctm`). Each residual is a `Combination` whose gradient is that of
+the student's F at (t, s) alone; what else it holds comes from `at.target`, `at.frozen` or a teacher
+and has none.
 
 Source: Boffi et al., "Flow Map Matching" (2024), propositions 2.2 to 2.4; Boffi et al., "How to
 Build a Consistency Model" (2025), section 2.

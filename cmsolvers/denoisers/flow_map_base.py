@@ -48,8 +48,8 @@ class FlowMap(nn.Module, ABC):
         coordinates: of states and levels.
         c_noise: what the network gets for a level, a callable of floats and of float64 tensors.
         second: "end": the second time is c_noise(s); "length": it is t - s; a callable such as
-            `step_index(128)`: what it makes of (t, s); None: the network has
-            one time, and the map always ends at s = 0.
+            `step_index(128)`: what it makes of (t, s); None: the network has one time, and the map
+            always ends at s = 0.
         dtype: dtype of the network's input; None is that of x.
 
     Raises:

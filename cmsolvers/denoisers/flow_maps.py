@@ -100,11 +100,11 @@ class TrigFlowMap(FlowMap):
         sigma_max: float = 80.0,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self_data = check.positive("sigma_data", sigma_data)
-        path = in_coordinates("coordinates", TrigFlow(self_data, sigma_max=sigma_max))
+        scale = check.positive("sigma_data", sigma_data)
+        path = in_coordinates("coordinates", TrigFlow(scale, sigma_max=sigma_max))
         handed = _itself if c_noise is None else check.function("c_noise", c_noise)
         super().__init__(net, path, handed, second, dtype)
-        self.sigma_data = self_data
+        self.sigma_data = scale
 
     @property
     def numbers(self) -> tuple[float, ...]:
@@ -154,13 +154,11 @@ class TrajectoryFunction(FlowMap):
         c_noise: NoiseInput = "edm",
         dtype: torch.dtype | None = None,
     ) -> None:
-        self_data, least = (
-            check.positive("sigma_data", sigma_data),
-            check.positive("sigma_min", sigma_min),
-        )
+        scale = check.positive("sigma_data", sigma_data)
+        least = check.positive("sigma_min", sigma_min)
         handed = partial(_at_least, least, noise_input("c_noise", c_noise))
         super().__init__(net, KARRAS, handed, "end", dtype)
-        self.sigma_data, self.sigma_min = self_data, least
+        self.sigma_data, self.sigma_min = scale, least
 
     @property
     def numbers(self) -> tuple[float, ...]:

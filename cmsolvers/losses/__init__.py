@@ -13,6 +13,14 @@ from cmsolvers.losses.evaluation.labels import LabelDropout
 from cmsolvers.losses.evaluation.output import LossOutput
 from cmsolvers.losses.evaluation.randomness import SameRandomness
 from cmsolvers.losses.formulas.perceptual import Between, lpips_distance
+from cmsolvers.losses.formulas.tangents import (
+    Clamped,
+    Normalised,
+    inverse_tangent,
+    normalised,
+    power_law_rate,
+    unchanged,
+)
 from cmsolvers.losses.formulas.velocity_guidance import Guidance, GuidanceInputs, MixedGuidance
 from cmsolvers.losses.formulas.weights import (
     adaptive,
@@ -34,6 +42,14 @@ from cmsolvers.losses.recipes.discrete_velocity import (
     ExponentialSchedule,
     SigmoidSchedule,
 )
+from cmsolvers.losses.recipes.progressive import (
+    flow_velocity,
+    halfway_angle,
+    halfway_level,
+    halfway_rho,
+    snr_plus_one,
+    truncated_snr,
+)
 from cmsolvers.losses.recipes.terminal_velocity import ScaledVelocity
 from cmsolvers.losses.times.basic_times import (
     LogitNormal,
@@ -49,6 +65,7 @@ from cmsolvers.losses.times.consistency_times import (
     ECTPairs,
     SquareRootPairs,
 )
+from cmsolvers.losses.times.continuous_times import Intervals, PowerLaw
 from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate, doubling_discretization
 from cmsolvers.losses.times.distribution import Distribution
 from cmsolvers.losses.times.flow_times import (
@@ -73,37 +90,41 @@ __all__ = [
     "RECIPES",
     "SOFLOW",
     "AnglePairs",
-    "DyadicPairs",
-    "ExponentialSchedule",
-    "Guidance",
-    "GuidanceInputs",
-    "LogitNormalEnds",
-    "MixedGuidance",
-    "SigmoidSchedule",
-    "UShaped",
-    "Uniform",
     "AnnealedPairs",
     "Between",
     "ChainPairs",
+    "Clamped",
     "Combination",
     "Distribution",
     "DoublingPairs",
+    "DyadicPairs",
     "ECTPairs",
     "Evaluation",
+    "ExponentialSchedule",
     "GapPairs",
+    "Guidance",
+    "GuidanceInputs",
+    "Intervals",
     "LabelDropout",
     "LogNormal",
     "LogNormalPairs",
     "LogNormalQuantile",
     "LogitNormal",
+    "LogitNormalEnds",
     "LogitNormalPairs",
     "LogitNormalQuantile",
     "LossOutput",
+    "MixedGuidance",
+    "Normalised",
+    "PowerLaw",
     "RhoPairs",
     "SameRandomness",
     "ScaledVelocity",
+    "SigmoidSchedule",
     "SquareRootPairs",
     "TruncatedPairs",
+    "UShaped",
+    "Uniform",
     "UniformPairs",
     "UniformTimes",
     "adaptive",
@@ -112,14 +133,24 @@ __all__ = [
     "doubling_discretization",
     "edm_weight",
     "elementwise_huber",
+    "flow_velocity",
+    "halfway_angle",
+    "halfway_level",
+    "halfway_rho",
     "inverse_gap",
+    "inverse_tangent",
     "loss",
     "lpips_distance",
     "mean_abs",
     "mean_square",
     "norm",
+    "normalised",
     "one",
+    "power_law_rate",
     "pseudo_huber",
+    "snr_plus_one",
     "square_sum",
+    "truncated_snr",
+    "unchanged",
 ]
 __all__ += recipes.__all__

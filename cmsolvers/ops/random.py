@@ -77,8 +77,8 @@ def uniform(
     """Uniforms in (0, 1), never 0 or 1: (r + 1/2) 2^-32 of the contract's random words r.
 
     Element e has word e % 4 of group e // 4. Meant for training levels and the like: it is made in
-    float64 and rounded to `dtype` at the end; what would round to 0 or 1
-    becomes the dtype's nearest number in between. So the ends, both included, are
+    float64 and rounded to `dtype` at the end; what would round to 0 or 1 becomes the dtype's
+    nearest number in between. So the ends, both included, are
 
     - float64: 2^-33 and 1 - 2^-33 (nothing is rounded),
     - float32: 2^-33 and 1 - 2^-24,

@@ -14,10 +14,10 @@ from cmsolvers.engine.run import keeping_programs
 from cmsolvers.training.ema import EMA, check_averages, move_averages
 from cmsolvers.training.step_arguments import (
     check_loss,
+    checked_step,
     device_of,
     given_rates,
     rates_of,
-    step_of,
 )
 
 StepLoss = Callable[[Any, Tensor], Tensor]
@@ -144,7 +144,7 @@ class CapturedStep:
                 "optimizer must keep the tensors of its learning rate; they were replaced (by "
                 "load_state_dict?): call reset() on the captured step"
             )
-        number = step_of(step, self._device)
+        number = checked_step(step, self._device)
         rates = given_rates(lr, len(self._rates), self._device)
         for name, tensor in tensors_in("batch", batch):
             self._slots[name].copy_(tensor)

@@ -47,7 +47,7 @@ def rates_of(optimizer: torch.optim.Optimizer, device: torch.device) -> list[Ten
     return [group["lr"] for group in optimizer.param_groups]
 
 
-def step_of(step: int | Tensor, device: torch.device) -> int | Tensor:
+def checked_step(step: int | Tensor, device: torch.device) -> int | Tensor:
     """The number of a step: an int >= 0, or an int64 tensor of one entry on the device."""
     if not isinstance(step, Tensor):
         return check.count("step", step, least=0)

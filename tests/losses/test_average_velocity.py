@@ -174,6 +174,20 @@ def test_mixed_guidance_is_guidance_with_other_numbers() -> None:
     assert float(fading[-1]) == pytest.approx(0.4, abs=1e-12)
 
 
+def test_mixed_guidance_keeps_to_its_interval_and_takes_no_other_weights() -> None:
+    t = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
+    mixed = MixedGuidance("label", NULL, interval=(0.25, 0.75), scale=2.0, mix=0.4)
+    omega, kappa = mixed.weights(t)
+    inside = (t > 0.25) & (t < 0.75)
+    torch.testing.assert_close(omega, torch.where(inside, 0.8, 1.0).double())
+    torch.testing.assert_close(kappa, torch.where(inside, 0.6, 0.0).double())
+    with pytest.raises(TypeError, match="omega"):
+        MixedGuidance("label", NULL, omega=3.0)  # type: ignore[call-arg]
+    for wrong in ({"mix": 0.0}, {"decay_from": 0.0}, {"interval": (0.5, 0.1)}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            MixedGuidance("label", NULL, **wrong)  # type: ignore[arg-type]
+
+
 def test_guidance_needs_labels() -> None:
     model, x0 = AverageVelocity(VelocityNet()), batch(4)
     with pytest.raises(ValueError, match=r"extra_args\['label'\] must be a tensor of labels"):

@@ -91,11 +91,3 @@ def test_dyadic_pairs() -> None:
         DyadicPairs(100)
     with pytest.raises(ValueError, match="share"):
         DyadicPairs(share=1.5)
-
-
-@pytest.mark.parametrize("times", [Uniform(), UShaped(), LogitNormalEnds(), AnglePairs(5)])
-def test_a_sample_gets_the_same_times_in_any_batch(times: Any) -> None:
-    few, many = times.sample(3, 9, draw=4), times.sample(17, 9, draw=4)
-    for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (few, many)), strict=True):
-        assert torch.equal(a, b[:3])
-    assert len(times.sample(0, 9)) in (0, 2)

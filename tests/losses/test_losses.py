@@ -20,13 +20,10 @@ from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
 from cmsolvers.losses.evaluation.combination import of
 from cmsolvers.losses.formulas import perceptual
 from cmsolvers.schedules import karras_sigmas
+from support.orders import slope
 
 F64 = torch.float64
 SIGMA_MIN = 0.002
-
-
-def slope(x: list[float], y: list[float]) -> float:
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def data(n: int = 64, std: float = 0.5, dim: int = 3) -> Tensor:
@@ -62,19 +59,19 @@ def distillation_errors(solver: str = "heun", *, shift: float = 0.0) -> tuple[li
         )
         steps.append(sigma - sigma_next)
         errors.append(math.sqrt(float(value.loss)))
-    return steps, errors
+    return errors, steps
 
 
 def test_distillation_loss_vanishes_at_the_order_of_the_solver():
     # One step of a method of order p misses by h^(p + 1).
-    assert slope(*distillation_errors("heun")) == pytest.approx(3, abs=0.1)
-    assert slope(*distillation_errors("euler")) == pytest.approx(2, abs=0.1)
+    assert -slope(*distillation_errors("heun")) == pytest.approx(3, abs=0.1)
+    assert -slope(*distillation_errors("euler")) == pytest.approx(2, abs=0.1)
 
 
 def test_distillation_loss_stays_when_student_is_told_the_wrong_level():
-    steps, errors = distillation_errors("heun", shift=0.01)
-    assert abs(slope(steps, errors)) < 0.1
-    assert errors[-1] > 100 * distillation_errors("heun")[1][-1]
+    errors, steps = distillation_errors("heun", shift=0.01)
+    assert abs(slope(errors, steps)) < 0.1
+    assert errors[-1] > 100 * distillation_errors("heun")[0][-1]
 
 
 def test_distillation_loss_summed_over_a_grid_falls_at_second_order():
@@ -95,7 +92,7 @@ def test_distillation_loss_summed_over_a_grid_falls_at_second_order():
             )
             total += math.sqrt(float(found.loss))
         totals.append(total)
-    assert -slope([float(n) for n in counts[2:]], totals[2:]) == pytest.approx(2, abs=0.1)
+    assert slope(totals[2:], counts[2:]) == pytest.approx(2, abs=0.1)
 
 
 # --- consistency training and distillation -------------------------------------------------------
@@ -173,7 +170,7 @@ def test_gradients_of_the_library_losses_meet_at_the_same_rate(solver: str, tole
     for n in counts:
         ct, cd = library_gradients(int(n), solver)
         gaps.append(float((ct - cd).norm() / cd.norm()))
-    assert -slope(counts, gaps) == pytest.approx(1, abs=tolerance)
+    assert slope(gaps, counts) == pytest.approx(1, abs=tolerance)
     # And they are the gradients of the quadrature.
     torch.testing.assert_close(ct, expected_gradients(64)[0], rtol=0.01, atol=1e-4)
 
@@ -184,16 +181,16 @@ def gradient_gaps(**options: bool) -> tuple[list[float], list[float]]:
     for n in counts:
         ct, cd = expected_gradients(int(n), **options)
         gaps.append(float((ct - cd).norm() / cd.norm()))
-    return counts, gaps
+    return gaps, counts
 
 
 def test_expected_gradients_of_training_and_distillation_meet_at_first_order():
-    assert -slope(*gradient_gaps()) == pytest.approx(1, abs=0.1)
+    assert slope(*gradient_gaps()) == pytest.approx(1, abs=0.1)
 
 
 def test_expected_gradients_do_not_meet_with_different_noise():
-    counts, gaps = gradient_gaps(same_noise=False)
-    assert -slope(counts, gaps) < 0.5
+    gaps, counts = gradient_gaps(same_noise=False)
+    assert slope(gaps, counts) < 0.5
     assert gaps[-1] > 1
 
 

@@ -6,7 +6,6 @@ import copy
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from cmsolvers.losses.times.flow_times import AnglePairs, DyadicPairs
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
 from cmsolvers.processes.flows import TrigFlow
 from cmsolvers.schedules import karras_sigmas
+from support.orders import slope
 from support.stationary import exact_denoiser, exact_map
 from support.velocities import (
     KEY,
@@ -41,10 +41,6 @@ from support.velocities import (
 )
 
 EXACT = 1e-12
-
-
-def slope(x: list[float], y: list[float]) -> float:
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def of_kind(kind: str, seed: int) -> Any:
@@ -174,7 +170,7 @@ def test_the_students_step_ends_where_two_steps_of_an_exact_teacher_do() -> None
             model, x0, key=KEY, step=0, teacher=exact_map("flow"), levels=(0.6, 0.6 - step)
         )
         errors.append(found.loss.item() ** 0.5)
-    assert slope(steps, errors) == pytest.approx(1.0, abs=0.1)
+    assert -slope(errors, steps) == pytest.approx(1.0, abs=0.1)
     raw = model.net.raw
     model.net.raw = lambda x, t, s: 1.1 * raw(x, t, s)
     wrong = progressive_distillation(

@@ -1,13 +1,14 @@
-"""The three identities of a flow map, as residuals that are 0 for the exact one.
+"""The identities of a flow map that hold for its rates, as residuals that are 0 for the exact one.
 
 With f_{t->s} = a x + b F along the probability-flow ODE dx/dt = v(x, t):
 
 - Eulerian, move the start: d/dt f_{t->s}(x_t) = a' x + a v + b' F + b dF/dt = 0;
-- Lagrangian, move the end: d/ds f_{t->s}(x) = v(f, s);
-- semigroup, compose: f_{t->s} = f_{u->s} o f_{t->u}.
+- Lagrangian, move the end: d/ds f_{t->s}(x) = v(f, s).
 
-Each is a `Combination` whose gradient is that of the student's F at (t, s) alone; what else it
-holds comes from `at.target`, `at.frozen` or a teacher and has none.
+The third identity, f_{t->s} = f_{u->s} o f_{t->u}, has no rate; losses compare its sides as they
+scale them (`psd`, `shortcut`, `ctm`). Each residual is a `Combination` whose gradient is that of
+the student's F at (t, s) alone; what else it holds comes from `at.target`, `at.frozen` or a teacher
+and has none.
 
 Source: Boffi et al., "Flow Map Matching" (2024), propositions 2.2 to 2.4; Boffi et al., "How to
 Build a Consistency Model" (2025), section 2.
@@ -140,11 +141,6 @@ def eulerian(
     return moving
 
 
-def eulerian_pair(x: Combination, y: Combination) -> Combination:
-    """f(x, t) - f^-(y, u), for neighbouring points x, y of one trajectory; y without gradient."""
-    return x - y.detach()
-
-
 def end_rate(
     at: Evaluation, x: State, end: Tensor, *, derivative: str = "jvp", through: bool = False
 ) -> tuple[Combination, Combination]:
@@ -191,12 +187,3 @@ def lagrangian(
     moving, reached = end_rate(at, x, end, derivative=derivative, through=through)
     state = State(reached.detach().tensor().to(x.x.dtype), end)
     return moving - velocity.velocity(state).detach()
-
-
-def semigroup(
-    at: Evaluation, x: State, between: Tensor, end: Tensor, *, view: ModelView | None = None
-) -> Combination:
-    """f_{t->s}(x) - f^-_{u->s}(f^-_{t->u}(x)), u = `between`; view None is `at.target`."""
-    view = at.target if view is None else view
-    middle = State(view(x, between).tensor().to(x.x.dtype), between)
-    return at.student(x, end) - view(middle, end).detach()

@@ -154,32 +154,3 @@ def _power_law(sigma_min: float, sigma_max: float, rho: float) -> tuple[float, f
     check.below("sigma_min", low, "sigma_max", high)
     power = check.positive("rho", rho)
     return low ** (1.0 / power), high ** (1.0 / power), power
-
-
-def learned(at: Evaluation, value: Tensor, weight: Callable[..., Tensor] | None) -> Tensor:
-    """e^-w value + w with w = weight(t), per sample; `value` itself without a weight.
-
-    w balances the levels of one training run: at its optimum e^w is the mean of `value` at t.
-
-    Args:
-        at: the evaluation; t is handed over in float32, or float64 for such data.
-        value: [B].
-        weight: `weight(t) -> [B]` or [B, 1], differentiable: a small network.
-
-    Raises:
-        ValueError: another shape.
-
-    Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models"
-        (2024), appendix B.2; Lu & Song (2025), eq. 8.
-    """
-    if weight is None:
-        return value
-    dtype = torch.promote_types(at.x0.dtype, torch.float32)
-    w: object = weight(at.t.to(dtype))
-    if not isinstance(w, Tensor) or w.shape not in (value.shape, (*value.shape, 1)):
-        raise ValueError(
-            f"weight must return one number per sample, shape {list(value.shape)}; "
-            f"got {check.describe(w)}"
-        )
-    w = w.reshape(value.shape).double()
-    return torch.exp(-w) * value + w

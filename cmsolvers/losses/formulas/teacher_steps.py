@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.evaluation.combination import of
+from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.model_views import ModelView
 from cmsolvers.losses.evaluation.states import State
 
@@ -18,13 +18,18 @@ TeacherStep: TypeAlias = Callable[[ModelView, State, Tensor], State]
 `teacher.clean(state)` and so on; where `end` is the level of x the state must stay."""
 
 
+def moved_along(x: State, velocity: Combination, end: Tensor) -> State:
+    """x + (s - t) velocity at s = `end`, [B]."""
+    moved = of(x.x) + velocity * (end - x.level)
+    return State(moved.tensor().to(x.x.dtype), end)
+
+
 def euler(teacher: ModelView, x: State, end: Tensor) -> State:
     """x + (s - t) v(x, t), of order 1; in Karras and in flow coordinates the step of DDIM.
 
     Source: Song et al., "Denoising Diffusion Implicit Models" (2021), eq. 13.
     """
-    moved = of(x.x) + teacher.velocity(x) * (end - x.level)
-    return State(moved.tensor().to(x.x.dtype), end)
+    return moved_along(x, teacher.velocity(x), end)
 
 
 def heun(teacher: ModelView, x: State, end: Tensor) -> State:
@@ -33,11 +38,9 @@ def heun(teacher: ModelView, x: State, end: Tensor) -> State:
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
         (2022), algorithm 1.
     """
-    span = end - x.level
     first = teacher.velocity(x)
-    predicted = State((of(x.x) + first * span).tensor().to(x.x.dtype), end)
-    moved = of(x.x) + (first + teacher.velocity(predicted)) * (0.5 * span)
-    return State(moved.tensor().to(x.x.dtype), end)
+    second = teacher.velocity(moved_along(x, first, end))
+    return moved_along(x, (first + second) * 0.5, end)
 
 
 _NAMED: dict[str, TeacherStep] = {"heun": heun, "euler": euler}

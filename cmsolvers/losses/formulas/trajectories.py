@@ -75,13 +75,19 @@ def ddim_clean(
     first = _ddim(path, x, view.clean(x).detach(), between)
     middle = State(first.tensor().to(x.x.dtype), between)
     last = _ddim(path, middle, view.clean(middle).detach(), end)
-    kept = path.sigma(end) / path.sigma(x.level)
-    return (last - of(x.x) * kept) / (path.alpha(end) - kept * path.alpha(x.level))
+    kept, added = _ddim_weights(path, x.level, end)
+    return (last - of(x.x) * kept) / added
 
 
 def _ddim(path: Coordinates, x: State, clean: Combination, end: Tensor) -> Combination:
-    kept = path.sigma(end) / path.sigma(x.level)
-    return clean * (path.alpha(end) - kept * path.alpha(x.level)) + of(x.x) * kept
+    kept, added = _ddim_weights(path, x.level, end)
+    return clean * added + of(x.x) * kept
+
+
+def _ddim_weights(path: Coordinates, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of x_t and of D in a DDIM step to u, float64 [B]."""
+    kept: Tensor = path.sigma(u) / path.sigma(t)
+    return kept, path.alpha(u) - kept * path.alpha(t)
 
 
 def _full(level: float, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -56,9 +56,13 @@ class Guidance:
 
     def weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(omega, kappa) at each time, float64 [B]; (1, 0) is no guidance."""
+        full = torch.full_like(t, self.omega), torch.full_like(t, self.kappa)
+        return self._inside(t, *full)
+
+    def _inside(self, t: Tensor, omega: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights in the interval; (1, 0) outside of it."""
         inside = (t >= self.interval[0]) & (t <= self.interval[1])
-        one = torch.ones_like(t)
-        return torch.where(inside, self.omega * one, one), torch.where(inside, self.kappa * one, 0)
+        return torch.where(inside, omega, 1.0), torch.where(inside, kappa, 0.0)
 
     def velocity(self, at: Evaluation, x: State, velocity: Tensor) -> Combination:
         """The guided velocity at a state, [B, ...], without gradient."""
@@ -83,27 +87,34 @@ class MixedGuidance(Guidance):
     q = (1 - t) / (1 - decay_from).
 
     Args:
+        name: of the label in `extra_args`, a tensor [B, ...].
+        null: the label that says nothing: a number, or a tensor of the shape of one label.
+        interval: (low, high): the times with guidance, ends included.
         scale: w.
         mix: m in (0, 1], the share of the pair's velocity.
         decay_from: in (0, 1]; 1 is no decay.
 
     Raises:
-        ValueError: mix or decay_from out of range.
+        ValueError: mix or decay_from out of range, a scale that is not finite, an interval in the
+            wrong order.
 
     Source: Luo et al., "SoFlow: Solution Flow Models for One-Step Generative Modeling" (2025),
         section 3.3 and published code.
     """
 
+    omega: float = field(init=False)
+    kappa: float = field(init=False)
     scale: float = 1.0
     mix: float = 1.0
     decay_from: float = 1.0
 
     def __post_init__(self) -> None:
         check.finite("scale", self.scale)
-        check.within("mix", self.mix, 0.0, 1.0)
-        check.within("decay_from", self.decay_from, 0.0, 1.0)
+        check.within("mix", check.positive("mix", self.mix), 0.0, 1.0)
+        check.within("decay_from", check.positive("decay_from", self.decay_from), 0.0, 1.0)
         object.__setattr__(self, "omega", self.mix * self.scale)
         object.__setattr__(self, "kappa", 1.0 - self.mix)
+        super().__post_init__()
 
     def weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(omega, kappa) at each time, float64 [B]."""
@@ -113,7 +124,7 @@ class MixedGuidance(Guidance):
             fading = -torch.expm1(-0.025 * q / (1.0 - q))
             strength = torch.where(t <= self.decay_from, strength, fading)
         omega = self.mix * (1.0 + strength * (self.scale - 1.0))
-        return omega, torch.full_like(t, self.kappa)
+        return self._inside(t, omega, torch.full_like(t, self.kappa))
 
 
 @dataclass(frozen=True, eq=False)

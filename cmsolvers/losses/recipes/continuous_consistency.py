@@ -11,8 +11,9 @@ from torch import Tensor
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.formulas.learned_weight import learned
 from cmsolvers.losses.formulas.motions import Motion, map_rate, pull, ratio_rate, start_motion
-from cmsolvers.losses.formulas.tangents import TangentRule, learned, normalised, power_law_rate
+from cmsolvers.losses.formulas.tangents import TangentRule, normalised, power_law_rate
 from cmsolvers.losses.formulas.weights import LevelWeight, Norm, mean_square, square_sum
 from cmsolvers.losses.times.basic_times import LogNormal
 from cmsolvers.losses.times.continuous_times import PowerLaw
@@ -232,4 +233,4 @@ def _weighted(
     distance: Norm,
 ) -> Tensor:
     value = distance(pull(motion, tangent(at, g)))
-    return learned(at, value if prior is None else value * prior(at.t), weight)
+    return learned(at, value if prior is None else value * prior(at.t), weight, at.t)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.evaluation.combination import of
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.model_views import ModelView
@@ -16,7 +15,7 @@ from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.evaluation.terms import Weighted
 from cmsolvers.losses.formulas.pairs import consistency_pair, measured
 from cmsolvers.losses.formulas.perceptual import Between
-from cmsolvers.losses.formulas.teacher_steps import TeacherStep
+from cmsolvers.losses.formulas.teacher_steps import TeacherStep, moved_along
 from cmsolvers.losses.formulas.weights import Norm, PairWeight, elementwise_huber
 from cmsolvers.losses.times.consistency_times import ChainPairs
 
@@ -86,7 +85,6 @@ def guided_ddim(w: Tensor, null_args: Mapping[str, object]) -> TeacherStep:
     def step(teacher: ModelView, x: State, end: Tensor) -> State:
         without = teacher.given(null_args)
         velocity = teacher.velocity(x) * (1.0 + w) - without.velocity(x) * w
-        moved = of(x.x) + velocity * (end - x.level)
-        return State(moved.tensor().to(x.x.dtype), end)
+        return moved_along(x, velocity, end)
 
     return step

@@ -14,6 +14,7 @@ from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.model_views import ModelView
 from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.formulas.identities import end_rate, flow_map_of
+from cmsolvers.losses.formulas.learned_weight import learned
 from cmsolvers.losses.formulas.weights import Norm, mean_square
 from cmsolvers.losses.times.trajectory_times import UniformTimes
 
@@ -56,7 +57,7 @@ def lsd(
     same = (at.s == at.t).double()
     own = other_side(at, stopped).velocity(state)
     residual = moving - own * (1.0 - same) - of(x.velocity) * same
-    return learned(at, distance(residual), weight)
+    return learned(at, distance(residual), weight, at.t, at.s)
 
 
 @loss(
@@ -101,7 +102,7 @@ def psd(
     a, b = flow_map_of(view).skip_out(middle, at.s)
     twice = first * a + of(view.raw(second, at.s)) * b
     right = twice * torch.where(same, 0.0, 1.0 / _gap(at, same)) + of(x.velocity) * same.double()
-    return learned(at, distance(left - right), weight)
+    return learned(at, distance(left - right), weight, at.t, at.s)
 
 
 def _gap(at: Evaluation, same: Tensor) -> Tensor:
@@ -120,30 +121,3 @@ def _per_time(at: Evaluation, x: State, same: Tensor) -> Combination:
 def other_side(at: Evaluation, stopped: bool) -> ModelView:
     """Who answers on the other side: the target, or the student once more, with gradient."""
     return at.target if stopped else at.student.again()
-
-
-def learned(
-    at: Evaluation, value: Tensor, weight: Callable[[Tensor, Tensor], Tensor] | None
-) -> Tensor:
-    """e^-w value + w with w = weight(t, s), per sample; `value` itself without a weight.
-
-    At its optimum e^w is the mean of `value` at (t, s). Times are handed over in float32, or in
-    float64 for such data.
-
-    Raises:
-        ValueError: the weight returned another shape.
-
-    Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models"
-        (2024), appendix B.2; Boffi et al. (2025), section 4.
-    """
-    if weight is None:
-        return value
-    dtype = torch.promote_types(at.x0.dtype, torch.float32)
-    w: object = check.function("weight", weight)(at.t.to(dtype), at.s.to(dtype))
-    if not isinstance(w, Tensor) or w.shape not in (value.shape, (*value.shape, 1)):
-        raise ValueError(
-            f"weight must return one number per sample, shape {list(value.shape)}; "
-            f"got {check.describe(w)}"
-        )
-    w = w.reshape(value.shape).double()
-    return torch.exp(-w) * value + w

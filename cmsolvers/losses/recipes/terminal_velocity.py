@@ -13,14 +13,10 @@ from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.states import State
-from cmsolvers.losses.formulas.identities import end_rate
+from cmsolvers.losses.formulas.identities import lagrangian
 from cmsolvers.losses.formulas.trajectories import further_level
 from cmsolvers.losses.formulas.weights import mean_square
-from cmsolvers.losses.times.trajectory_times import (
-    GapPairs,
-    LogitNormalQuantile,
-    Quantile,
-)
+from cmsolvers.losses.times.trajectory_times import GapPairs, LogitNormalQuantile, Quantile
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +98,9 @@ def tvm(
     y, x = at.states(level, at.t, velocity=True)
     assert y.velocity is not None
     w = 1.0 if guidance is None else guidance.weight(at)
-    moving, reached = end_rate(
-        at, x, at.s, derivative=derivative, through=check.flag("through", through)
-    )
-    state = State(reached.detach().tensor().to(x.x.dtype), at.s)
-    terminal = mean_square((moving - at.target.velocity(state).detach()) / w)
+    through = check.flag("through", through)
+    residual = lagrangian(at, x, at.s, at.target, derivative=derivative, through=through)
+    terminal = mean_square(residual / w)
     aim = of(y.velocity) if guidance is None else guidance.velocity(at, y)
     flow = mean_square((at.student.again().velocity(y) - aim) / w)
     return torch.where(at.s < at.t, terminal, 0.0) + flow

@@ -14,11 +14,8 @@ from cmsolvers.losses.formulas.identities import flow_map_of
 from cmsolvers.losses.formulas.teacher_steps import TeacherStep, stepped
 from cmsolvers.losses.formulas.trajectories import further_level
 from cmsolvers.losses.formulas.weights import LevelWeight, Norm, edm_weight, mean_square
-from cmsolvers.losses.times.trajectory_times import (
-    LogNormalQuantile,
-    Quantile,
-    RhoPairs,
-)
+from cmsolvers.losses.times.elementwise import power
+from cmsolvers.losses.times.trajectory_times import LogNormalQuantile, Quantile, RhoPairs
 
 _RHO = 7.0
 
@@ -115,17 +112,17 @@ def balanced(
 
 def _between(at: Evaluation, share: Tensor) -> Tensor:
     """u in [s, t), uniform in the level to the power 1 / 7."""
-    high, low = at.t ** (1.0 / _RHO), at.s ** (1.0 / _RHO)
-    return torch.maximum((high + share * (low - high)) ** _RHO, at.s)
+    high, low = power(at.t, 1.0 / _RHO), power(at.s, 1.0 / _RHO)
+    return torch.maximum(power(high + share * (low - high), _RHO), at.s)
 
 
 def _solved(
     at: Evaluation, x: State, between: Tensor, solver: str | TeacherStep, steps: int
 ) -> State:
     """Where the teacher's ODE takes x, in steps that are even in the level to the power 1 / 7."""
-    high, low = at.t ** (1.0 / _RHO), between ** (1.0 / _RHO)
+    high, low = power(at.t, 1.0 / _RHO), power(between, 1.0 / _RHO)
     for k in range(1, steps + 1):
-        end = between if k == steps else (high + (k / steps) * (low - high)) ** _RHO
+        end = between if k == steps else power(high + (k / steps) * (low - high), _RHO)
         x = stepped(solver, at.teacher, x, end)
     return x
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.losses.times.distribution import Distribution, Pair, device_of
+from cmsolvers.losses.times.elementwise import logistic
 from cmsolvers.processes.coordinates import FLOW
 
 
@@ -158,7 +159,7 @@ class LogitNormal(Distribution[Tensor]):
         check.positive("std", self.std)
 
     def quantiles(self, u: Tensor, step: int | Tensor) -> Tensor:
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u[:, 0]))
+        return logistic(self.mean + self.std * torch.special.ndtri(u[:, 0]))
 
 
 @dataclass(frozen=True)
@@ -170,10 +171,10 @@ class LogitNormalPairs(Distribution[Pair]):
         std: of logit t.
         equal: probability of s = t, in [0, 1].
         end_mean: of the logit of the second time; None is `mean`.
-        end_std: likewise.
+        end_std: likewise; None is `std`.
 
     Raises:
-        ValueError: std not positive, equal outside [0, 1].
+        ValueError: std or end_std not positive, equal outside [0, 1].
 
     Source: Geng et al., "Mean Flows for One-step Generative Modeling" (2025), section 4.3.
     """
@@ -190,12 +191,20 @@ class LogitNormalPairs(Distribution[Pair]):
         check.finite("mean", self.mean)
         check.positive("std", self.std)
         check.within("equal", self.equal, 0.0, 1.0)
+        if self.end_mean is not None:
+            check.finite("end_mean", self.end_mean)
+        if self.end_std is not None:
+            check.positive("end_std", self.end_std)
 
     def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
+        first, second = self._times(u)
+        return torch.maximum(first, second), torch.minimum(first, second)
+
+    def _times(self, u: Tensor) -> Pair:
+        """Both times in the order in which they are drawn, [B]; equal for a share."""
         z = torch.special.ndtri(u[:, :2])
         mean = self.mean if self.end_mean is None else self.end_mean
         std = self.std if self.end_std is None else self.end_std
-        first = torch.sigmoid(self.mean + self.std * z[:, 0])
-        second = torch.sigmoid(mean + std * z[:, 1])
-        second = torch.where(u[:, 2] < self.equal, first, second)
-        return torch.maximum(first, second), torch.minimum(first, second)
+        first = logistic(self.mean + self.std * z[:, 0])
+        second = logistic(mean + std * z[:, 1])
+        return first, torch.where(u[:, 2] < self.equal, first, second)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.losses.times.distribution import Distribution, Pair
+from cmsolvers.losses.times.elementwise import logistic, power
 from cmsolvers.processes.coordinates import FLOW
 
 
@@ -37,8 +38,7 @@ class PowerLaw(Distribution[Tensor]):
     def quantiles(self, u: Tensor, step: int | Tensor) -> Tensor:
         u = u[:, 0]
         low, high = self.sigma_min ** (1.0 / self.rho), self.sigma_max ** (1.0 / self.rho)
-        # torch's power has other bits in the last entries of a tensor than in its first ones
-        return torch.exp(self.rho * torch.log(low + u * (high - low)))
+        return power(low + u * (high - low), self.rho)
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,6 @@ class Intervals(Distribution[Pair]):
         check.positive("std", self.std)
 
     def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
-        length = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u[:, 0]))
+        length = logistic(self.mean + self.std * torch.special.ndtri(u[:, 0]))
         s = u[:, 1] * (1.0 - length)
         return s + length, s

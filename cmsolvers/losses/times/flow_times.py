@@ -71,7 +71,7 @@ class LogitNormalEnds(LogitNormalPairs):
     distribution, so s = t for more samples than `equal` says.
 
     Raises:
-        ValueError: std not positive, equal outside [0, 1].
+        ValueError: std or end_std not positive, equal outside [0, 1].
 
     Source: Geng et al., "Mean Flows for One-step Generative Modeling" (2025), published code for
         CIFAR-10.
@@ -82,15 +82,10 @@ class LogitNormalEnds(LogitNormalPairs):
     equal: float = 0.25
     end_mean: float | None = -4.0
     end_std: float | None = 1.6
-    numbers = 3
 
     def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
-        z = torch.special.ndtri(u[:, :2])
-        mean = self.mean if self.end_mean is None else self.end_mean
-        std = self.std if self.end_std is None else self.end_std
-        t = torch.sigmoid(self.mean + self.std * z[:, 0])
-        s = torch.sigmoid(mean + std * z[:, 1])
-        return t, torch.minimum(t, torch.where(u[:, 2] < self.equal, t, s))
+        t, s = self._times(u)
+        return t, torch.minimum(t, s)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.losses.times.distribution import Distribution, Pair
+from cmsolvers.losses.times.elementwise import logistic, power
 from cmsolvers.processes.coordinates import FLOW, KARRAS
 
 
@@ -70,9 +71,9 @@ class GapPairs(Distribution[Pair]):
 
     def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
         logit = self.gap_mean + self.gap_std * torch.special.ndtri(u[:, 0])
-        gap = torch.sigmoid(logit)
+        gap = logistic(logit)
         below = torch.special.ndtr((-logit - self.mean) / self.std)  # of s < 1 - gap
-        s = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u[:, 1] * below))
+        s = logistic(self.mean + self.std * torch.special.ndtri(u[:, 1] * below))
         return (s + gap).clamp(max=1.0), s
 
 
@@ -111,7 +112,7 @@ class RhoPairs(Distribution[Pair]):
     def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         root = low + u[:, 0] * (high - low)
-        return root**self.rho, (u[:, 1] * root) ** self.rho
+        return power(root, self.rho), power(u[:, 1] * root, self.rho)
 
 
 class Quantile(Protocol):
@@ -169,4 +170,4 @@ class LogitNormalQuantile:
 
     def __call__(self, u: Tensor) -> Tensor:
         """Times for shares in (0, 1), float64 [B] both."""
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+        return logistic(self.mean + self.std * torch.special.ndtri(u))

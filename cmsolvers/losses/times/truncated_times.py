@@ -22,9 +22,9 @@ _POINTS = 8193
 class TruncatedPairs(Distribution[Pair]):
     """ln t ~ Student-t within [ln start, ln sigma_max], r as in `ECTPairs`; some at the boundary.
 
-    Every fourth sample of a batch stands at t = start + 1e-8, for another share as many of n as the
-    share of n rounded down. Far tails make nearly all
-    large levels as likely in ln t: with 0.01 degrees of freedom the density falls as 1 / |ln t|.
+    A `share` of the batch, every fourth sample by default, stands at t = start + 1e-8: of the first
+    n samples floor(share n). The far tails make nearly all large levels as likely in ln t: with
+    0.01 degrees of freedom the density falls as 1 / |ln t|.
 
     Args:
         start: t', where training begins.

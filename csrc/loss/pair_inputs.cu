@@ -13,7 +13,7 @@ constexpr int kThreads = 256;
 __global__ void __launch_bounds__(kThreads)
     pair_inputs_kernel(const __grid_constant__ PairInputsParams params) {
   const int64_t sample = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (sample < params.levels.batch) pair_inputs(params, sample);
+  if (sample < params.levels.batch) CMS_ISA::pair_inputs(params, sample);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Fast calls around a consistency pair: its weights and times, the look at levels, the reduction."""
+"""Fast calls around a consistency pair: weights and times, a look at levels, the reduction."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def exact(high: Tensor, low: Tensor, data: float, least: float) -> tuple[Tensor,
             if k == 1 and level == 0.0:
                 skip, out = 1.0, 0.0
             sign = (1.0, -1.0)[k]
-            noise[k, :, b] = torch.tensor([c_in, c_in * level])
+            noise[k, :, b] = torch.tensor([c_in, c_in * level], dtype=F64)
             residual[2 * k, b], residual[2 * k + 1, b] = sign * skip / c_in, sign * out
     return noise, residual
 

@@ -82,6 +82,7 @@ class ModelView:
         self.path: Coordinates = self.own if path is None else path
         self._elsewhere = path is not None and self.own != path
         self._first = True
+        self._alike: tuple[object, bool] | None = None
 
     def given(self, extra: Mapping[str, object]) -> ModelView:
         """The same network with some keyword arguments replaced or added."""
@@ -303,7 +304,13 @@ class ModelView:
             return False
         if inner is other or torch.compiler.is_compiling():
             return inner is other
-        return _scaling_of(inner) == _scaling_of(other)
+        return self._reads_as(other)
+
+    def _reads_as(self, other: object) -> bool:
+        """Whether its network reads the same input as that of another model; found out once."""
+        if self._alike is None or self._alike[0] is not other:
+            self._alike = other, _scaling_of(self.inner) == _scaling_of(other)
+        return self._alike[1]
 
     def _scaled(self, at: State) -> Tensor | None:
         """The input of the network, where it was made with the state for the same scalings."""
@@ -311,7 +318,7 @@ class ModelView:
             return at.scaled
         if torch.compiler.is_compiling():  # it cannot trace what a signature is made of
             return None
-        return at.scaled if _scaling_of(at.scaled_for) == _scaling_of(self.inner) else None
+        return at.scaled if self._reads_as(at.scaled_for) else None
 
     def _called(self, at: State) -> Tensor:
         dtype = torch.promote_types(at.x.dtype, torch.float32)

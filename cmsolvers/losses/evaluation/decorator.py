@@ -100,7 +100,8 @@ def loss(
     Args:
         identity: "score", "eulerian", "lagrangian" or "semigroup".
         source: paper and equation.
-        times: the default distribution of levels; see `levels.Times`.
+        times: the default distribution of levels, a `Distribution`; where it gives pairs (t, s)
+            every other one must.
         coordinates: what weights and levels of the paper are in: "karras", "flow" or "trigflow".
         model: "denoiser", "consistency" or "flow map": what the paper trains.
         teacher: whether a teacher is needed, allowed or refused.
@@ -110,8 +111,8 @@ def loss(
 
     Returns:
         A decorator of `formula(at, **options)`; `Evaluation` is what it may ask. Options are its
-        keyword-only arguments; one named `total` or `warmup` makes `at.progress` = step / it, at
-        most 1.
+        keyword-only arguments, and [B] is what it returns; one named `total` or `warmup` makes
+        `at.progress` = step / it, at most 1.
     """
 
     def decorate(formula: Formula) -> Loss:
@@ -121,6 +122,7 @@ def loss(
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
         name = formula.__name__
+        drawn_pairs = isinstance(times.sample(1, 0), tuple)
         clock = next((option for option in CLOCKS if option in own), None)
         recipe = Recipe(
             name, identity, source, coordinates, model, teacher, clock is not None, any_mode
@@ -182,7 +184,7 @@ def loss(
                 at.diagnostics["labels_dropped"] = at.dropped.sum()
             if clock is not None:
                 at.progress = progress(clock, options.get(clock, own[clock].default), step)
-            at.t, at.s = levels_of(at, times, levels, pair)
+            at.t, at.s = levels_of(at, times, levels, pair, drawn_pairs)
             found = formula(at, **options)
             whole, per_sample = reduced(name, found, x0, unfit, reduction, bad_rows, at.diagnostics)
             return LossOutput(whole, per_sample, (at.t, at.s), detached(at.diagnostics))
@@ -279,7 +281,7 @@ ARGUMENTS = """\
     extra_args: keyword arguments of every network, such as labels.
     teacher_args: those of the teacher, where they differ.
     reduction: "mean", "sum" or "none" (a tensor [B]).
-    times: the distribution of levels: an object with `sample(batch, key, draw=, device=)`.
+    times: the distribution of levels, a `Distribution`, in any coordinates.
     levels: the levels themselves in the model's coordinates, t or (t, s), numbers or tensors [B];
         then `times` is not asked.
     label_dropout: a `LabelDropout`, for classifier-free guidance.
@@ -298,6 +300,7 @@ TEACHERS = {
 MODELS = {
     "denoiser": "a denoiser D(x, level)",
     "consistency": "a consistency function f(x, level), such as `ConsistencyFunction(net)`",
+    "consistency, trigflow": "a consistency function in TrigFlow coordinates, `TrigFlowMap(net)`",
     "flow map": "a flow map f(x, t, s), such as `AverageVelocity(net)`",
 }
 
@@ -305,7 +308,8 @@ MODELS = {
 def docstring_of(formula: Formula, recipe: Recipe) -> str:
     """The formula's docstring, with the arguments of all losses put first."""
     text = inspect.cleandoc(formula.__doc__ or "")
-    shared = ARGUMENTS.format(model=MODELS[recipe.model], teacher=TEACHERS[recipe.teacher])
+    kind = MODELS.get(f"{recipe.model}, {recipe.coordinates}", MODELS[recipe.model])
+    shared = ARGUMENTS.format(model=kind, teacher=TEACHERS[recipe.teacher])
     source = f"\n\nSource: {recipe.source}."
     head, found, own = text.partition("\nArgs:\n")
     arguments = f"\nArgs:\n{shared}\n" + (own if found else "")

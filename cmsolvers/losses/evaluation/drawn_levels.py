@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.losses.evaluation import terms
 from cmsolvers.ops.pair_rows import ALL_ZERO, EQUAL, LOOK, SOME_ZERO
-from cmsolvers.processes.coordinates import KARRAS, Coordinates
+from cmsolvers.processes.coordinates import KARRAS, Coordinates, coordinates
 
 if TYPE_CHECKING:
     from cmsolvers.losses.evaluation.evaluation import Evaluation
@@ -22,10 +23,10 @@ Levels: TypeAlias = "Level | tuple[Level, Level]"
 class Times(Protocol):
     """A distribution of levels.
 
-    Its attribute `coordinates` (Karras ones where it has none) says what its levels are; they are
-    carried over to those of the model; `reaches_zero = False` (True where it has none) that no s is
-    0. It uses elements 0 to 7 of stream 4 of the noise contract. One that depends on the training
-    step reads it by `step_of(seed, draw)`.
+    Its attribute `coordinates` ("karras", "flow" or a `Process`; Karras ones where it has none)
+    says what its levels are; they are carried over to those of the model. `reaches_zero = False`
+    (True where it has none) says that no s is 0. It uses elements 0 to 7 of stream 4 of the noise
+    contract. One that depends on the training step reads it by `step_of(seed, draw)`.
     """
 
     def sample(
@@ -40,12 +41,21 @@ class Times(Protocol):
 
 
 def levels_of(
-    at: Evaluation, times: Times, levels: Levels | None, pair: bool
+    at: Evaluation, times: Times, levels: Levels | None, pair: bool, drawn_pairs: bool = False
 ) -> tuple[Tensor, Tensor]:
     """(t, s) of a batch, float64 [B] in the model's coordinates; s = t for a single level.
 
+    Args:
+        at: the evaluation.
+        times: a distribution.
+        levels: the levels themselves; None asks the distribution.
+        pair: whether t must be above s.
+        drawn_pairs: whether the distribution must give both levels.
+
     Raises:
-        TypeError, ValueError: levels of the wrong kind or outside of the path, t below s.
+        TypeError: levels, or a distribution, of the wrong kind.
+        ValueError: levels outside of the path, t below s, a distribution of one level where two are
+            needed.
     """
     if levels is not None:
         t, s = levels if isinstance(levels, tuple) else (levels, levels)
@@ -59,11 +69,20 @@ def levels_of(
         high = terms.levels("levels", t, at.x0)
         low = high if t is s else terms.levels("levels", s, at.x0, zero=True)
         return _checked(at.path, high, low, pair)
+    if not callable(getattr(times, "sample", None)):
+        raise TypeError(
+            f"times must be a distribution of levels, such as UniformTimes(); got "
+            f"{check.describe(times)}. The levels themselves go in as levels=(t, s)"
+        )
     if not getattr(times, "reaches_zero", True):
         at.ends_clean = False
     drawn = times.sample(len(at.x0), at.key, draw=at.draw, device=at.x0.device)
     both = drawn if isinstance(drawn, tuple) else (drawn, drawn)
-    theirs: Coordinates = getattr(times, "coordinates", KARRAS)
+    if drawn_pairs and not isinstance(drawn, tuple):
+        raise ValueError(
+            f"times must give pairs of levels (t, s); {type(times).__name__} gives one level"
+        )
+    theirs = coordinates("coordinates of times", getattr(times, "coordinates", KARRAS))
     high = _carried(both[0], theirs, at.path)
     return high, (high if both[1] is both[0] else _carried(both[1], theirs, at.path))
 

@@ -15,7 +15,7 @@ class LossOutput(NamedTuple):
         per_sample: the terms of it, [B], without gradient: weights are in them.
         levels: (t, s), float64 [B] each: where the student stood, and where its map ended or the
             second level of the pair. Losses of one level have s = t.
-        diagnostics: what the loss's docstring says, tensors without gradient.
+        diagnostics: tensors without gradient, by name, as docs/losses.md lists them.
     """
 
     loss: Tensor

@@ -46,6 +46,22 @@ def flow_map_of(view: ModelView) -> FlowMap:
     return view.inner
 
 
+def two_times_of(view: ModelView) -> FlowMap:
+    """The flow map of a view whose network has two times.
+
+    Raises:
+        ValueError: another kind of model, or a network of one time, which cannot know where to go.
+    """
+    inner = flow_map_of(view)
+    if inner.second is None:
+        made = type(inner).__name__
+        raise ValueError(
+            f"{view.name} must take two times; its network has one: "
+            f'{made}(net, second="end") calls net(x, t, s)'
+        )
+    return inner
+
+
 def average_velocity_of(view: ModelView) -> AverageVelocity:
     """The flow map of a view whose network is an average velocity.
 

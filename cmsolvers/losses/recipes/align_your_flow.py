@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.formulas.identities import two_times_of
 from cmsolvers.losses.formulas.motions import end_motion, pull, start_motion
 from cmsolvers.losses.formulas.tangents import TangentRule, normalised, unchanged
 from cmsolvers.losses.formulas.weights import Norm, PairWeight, mean_square, one
@@ -50,6 +51,7 @@ def ayf_emd(
         derivative: "jvp" or "finite_difference".
     """
     (x,) = at.states(at.t)
+    two_times_of(at.student)
     motion = start_motion(at, x, at.s, at.teacher_velocity(x), derivative=derivative)
     r: Any = at.progress
     r = r.clamp(max=limit) if isinstance(r, Tensor) else min(r, limit)
@@ -85,6 +87,7 @@ def ayf_lmd(
         distance: of F - sg(F - g), [B].
         derivative: "jvp" or "finite_difference".
     """
+    two_times_of(at.student)
     (x,) = at.states(at.t)
     motion = end_motion(at, x, at.s, derivative=derivative)
     g = motion.straight + motion.turning

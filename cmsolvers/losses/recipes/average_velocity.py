@@ -10,7 +10,12 @@ from cmsolvers.denoisers.velocity_heads import VelocityHeads
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
-from cmsolvers.losses.formulas.identities import average_velocity_of, eulerian, raw_derivative
+from cmsolvers.losses.formulas.identities import (
+    average_velocity_of,
+    eulerian,
+    raw_derivative,
+    two_times_of,
+)
 from cmsolvers.losses.formulas.velocity_guidance import (
     Guidance,
     GuidanceInputs,
@@ -56,6 +61,9 @@ def meanflow(
     skewed: for two points with weights 0.1 and 0.9, at t = s = 0.7, its solution is off by 0.17
     (p = 1) or 0.19 (p = 0.75) standard deviations of v. `MEANFLOW` holds the published settings.
 
+    With p = 1 each sample's loss is square / (square + eps), mostly near 1 from the first step to
+    the last: its value tells little of the training. To watch one, evaluate with p = 0.
+
     Args:
         p: power of the adaptive weight, square / sg(square + eps)^p.
         eps: added to the squared norm before that power.
@@ -65,6 +73,7 @@ def meanflow(
         derivative: "jvp" or "finite_difference".
         full_precision: whether the derivative's pass runs outside of autocast.
     """
+    two_times_of(at.student)
     (x,) = at.states(at.t, velocity=True)
     v = learned_velocity(at, x, guidance)
     residual = eulerian(at, x, at.s, v, derivative=derivative, full_precision=full_precision)

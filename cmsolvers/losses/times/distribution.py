@@ -11,6 +11,7 @@ from torch import Tensor
 from cmsolvers import noise
 from cmsolvers.losses.times.step_tables import step_of
 from cmsolvers.processes.coordinates import KARRAS, Coordinates
+from cmsolvers.processes.sde import Process
 
 Drawn = TypeVar("Drawn", Tensor, tuple[Tensor, Tensor])
 """Levels t [B], or pairs (t, s) with s at most t."""
@@ -21,21 +22,26 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 class Distribution(ABC, Generic[Drawn]):
     """Levels for losses: `times=` of every loss takes one.
 
-    A new one is a frozen dataclass with the method `quantiles`.
+    A new one is a frozen dataclass with the method `quantiles`. Say what its levels are: without
+    `coordinates = "flow"` a level 0.9 is sigma = 0.9, which is t = 0.47 to a model in flow
+    coordinates.
 
     Attributes:
-        coordinates: what the levels are; losses carry them over to the model's.
+        coordinates: what the levels are in, "karras" (if not said), "flow" or a `Process` such as
+            `TrigFlow(0.5)`; losses carry them over to the model's at the same ratio of noise to
+            data.
         numbers: uniform numbers per sample, at most 8.
     """
 
-    coordinates: ClassVar[Coordinates] = KARRAS
+    coordinates: ClassVar[Coordinates | Process | str] = KARRAS
     numbers: ClassVar[int] = 1
 
     @abstractmethod
     def quantiles(self, u: Tensor, step: int | Tensor) -> Drawn:
         """Levels, float64 [B] each, for uniform numbers [B, numbers] at a training step.
 
-        The step is an int, or int64 [1] or [B] on the device of u.
+        Either t alone or a pair (t, s) with s at most t, as the loss needs them. The step is an
+        int, or int64 [1] or [B] on the device of u.
         """
 
     def sample(

@@ -2,12 +2,12 @@
 
 A loss is `loss(model, x0, *, key, step, teacher=None, target=None, ...) -> LossOutput`. Beside the
 losses here are the distributions of levels, weights and norms that they take, and the decorator
-`loss` that makes one of a formula over an `Evaluation`. `RECIPES` holds all by name.
+`loss` that makes one of a formula over an `Evaluation`. `loss_table.losses()` lists all.
 """
 
 from cmsolvers.losses import recipes
 from cmsolvers.losses.evaluation.combination import Combination
-from cmsolvers.losses.evaluation.decorator import RECIPES, loss
+from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.labels import LabelDropout
 from cmsolvers.losses.evaluation.output import LossOutput
@@ -87,7 +87,6 @@ from cmsolvers.losses.times.truncated_times import TruncatedPairs
 __all__ = [
     "ALPHA_FLOW",
     "MEANFLOW",
-    "RECIPES",
     "SOFLOW",
     "AnglePairs",
     "AnnealedPairs",

@@ -80,10 +80,6 @@ class Loss(Protocol):
         """Evaluate; each loss documents its options."""
 
 
-RECIPES: dict[str, Loss] = {}
-"""Every loss of the library by its name."""
-
-
 def loss(
     *,
     identity: str,
@@ -95,7 +91,7 @@ def loss(
     pair: bool = False,
     any_mode: bool = False,
 ) -> Callable[[Formula], Loss]:
-    """Make a loss of a formula: check, draw noise and levels, reduce, document, register.
+    """Make a loss of a formula: check, draw noise and levels, reduce, document.
 
     Args:
         identity: "score", "eulerian", "lagrangian" or "semigroup".
@@ -195,8 +191,8 @@ def loss(
         made.__signature__ = signature_of(public, own)
         made.__doc__ = docstring_of(formula, recipe)
         made.recipe = recipe
-        RECIPES[name] = made
-        return RECIPES[name]
+        found: Loss = made
+        return found
 
     return decorate
 
@@ -204,8 +200,6 @@ def loss(
 def place(key: noise.SeedLike, step: int | Tensor, x0: Tensor) -> tuple[noise.Key, int]:
     """The key and the number of the draw; a step on a device becomes a part of the key."""
     if isinstance(step, Tensor):
-        if isinstance(key, noise.Key) and key.table is not None:
-            return noise.key(key, len(x0), draw=step, device=x0.device), 0
         return noise.key(key, len(x0), draw=step, device=x0.device), 0
     draw = check.index(step)
     if draw is None or not 0 <= draw < 1 << 32:

@@ -185,13 +185,6 @@ class Evaluation:
         second = State(y, low, y_in, None, (skip, out), inner, c_in[1], told[1])
         return first, second
 
-    def pair_velocity(self, level: Tensor) -> Tensor:
-        """alpha' x_0 + sigma' z, [B, ...]."""
-        rates = self._table([self.path.pair_rates(level)])
-        return ops.noise_forms(
-            self.x0, rates, seed=self.key, stream=noise.TRAINING, draw=self.draw
-        )[0]
-
     def noise(self) -> Tensor:
         """z, unit normals [B, ...]."""
         rows = self._table([(0.0, 1.0)])

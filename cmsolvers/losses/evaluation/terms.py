@@ -1,14 +1,13 @@
-"""What every loss is made of: levels per sample, noised data, weights and the reduction."""
+"""What every loss is made of: levels per sample, values with weights, and the reduction."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers import noise, ops
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -38,28 +37,6 @@ def levels(name: str, value: object, x: Tensor, *, zero: bool = False) -> Tensor
             wanted = "not be negative or infinite" if zero else "be positive and finite"
             raise ValueError(f"{name} must {wanted}; got {float(level[bad][0]):g}")
     return level.detach().double().expand(x.shape[0])
-
-
-def pair(sigma: object, sigma_next: object, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Levels sigma > sigma_next >= 0; entries on a GPU, or compiled, are not read."""
-    high, low = levels("sigma", sigma, x), levels("sigma_next", sigma_next, x, zero=True)
-    if (
-        high.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not bool((high > low).all())
-    ):
-        at = int((high <= low).nonzero()[0])
-        raise ValueError(
-            "sigma must be above sigma_next (the student sits at the larger level); "
-            f"got {float(high[at]):g} and {float(low[at]):g} at sample {at}"
-        )
-    return high, low
-
-
-def noised(x0: Tensor, sigma: Tensor, seed: noise.SeedLike, draw: int, offset: int) -> Tensor:
-    """x0 + sigma z with training noise."""
-    x = ops.add_noise(x0, sigma, seed=seed, stream=noise.TRAINING, draw=draw, offset=offset)
-    return cast(Tensor, x)
 
 
 def weigh(value: Tensor, weight: object, reduction: str) -> Tensor:

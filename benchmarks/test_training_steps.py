@@ -1,4 +1,4 @@
-"""Consistency training of an MLP, [1024, 2], with AdamW: whole steps, by hand and by the library."""
+"""Consistency training of an MLP, [1024, 2], with AdamW: whole steps, by hand and by us."""
 
 from __future__ import annotations
 

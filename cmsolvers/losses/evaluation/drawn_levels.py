@@ -22,10 +22,10 @@ Levels: TypeAlias = "Level | tuple[Level, Level]"
 class Times(Protocol):
     """A distribution of levels.
 
-    Its attribute `coordinates` ("karras", "flow" or a `Process`; Karras ones where it has none) says
-    what its levels are; they are carried over to those of the model; `reaches_zero = False` (True where it has none) that no s is
-    0. It uses elements 0 to 7 of stream 4 of the noise contract. One that depends on the training
-    step reads it by `step_of(seed, draw)`.
+    Its attribute `coordinates` ("karras", "flow" or a `Process`; Karras ones where it has none)
+    says what its levels are; they are carried over to those of the model; `reaches_zero = False`
+    (True where it has none) that no s is 0. It uses elements 0 to 7 of stream 4 of the noise
+    contract. One that depends on the training step reads it by `step_of(seed, draw)`.
     """
 
     def sample(

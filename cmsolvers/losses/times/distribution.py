@@ -40,7 +40,8 @@ class Distribution(ABC, Generic[Drawn]):
     def quantiles(self, u: Tensor, step: int | Tensor) -> Drawn:
         """Levels, float64 [B] each, for uniform numbers [B, numbers] at a training step.
 
-        Either t alone or a pair (t, s) with s at most t, as the loss needs them. The step is an int, or int64 [1] or [B] on the device of u.
+        Either t alone or a pair (t, s) with s at most t, as the loss needs them. The step is an
+        int, or int64 [1] or [B] on the device of u.
         """
 
     def sample(

@@ -12,6 +12,7 @@ from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.labels import LabelDropout
 from cmsolvers.losses.evaluation.output import LossOutput
 from cmsolvers.losses.evaluation.randomness import SameRandomness
+from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.formulas.perceptual import Between, lpips_distance
 from cmsolvers.losses.formulas.tangents import (
     Clamped,
@@ -121,6 +122,7 @@ __all__ = [
     "ScaledVelocity",
     "SigmoidSchedule",
     "SquareRootPairs",
+    "State",
     "TruncatedPairs",
     "UShaped",
     "Uniform",

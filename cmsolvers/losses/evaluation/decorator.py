@@ -107,8 +107,8 @@ def loss(
 
     Returns:
         A decorator of `formula(at, **options)`; `Evaluation` is what it may ask. Options are its
-        keyword-only arguments, and [B] is what it returns; one named `total` or `warmup` makes
-        `at.progress` = step / it, at most 1.
+        keyword-only arguments; one named `total` or `warmup` makes `at.progress` = step / it, at
+        most 1. It returns one number per sample, [B].
     """
 
     def decorate(formula: Formula) -> Loss:

@@ -203,8 +203,14 @@ class ModelView:
         """f_{level -> end}, [B, ...].
 
         Raises:
+            TypeError: no `State`.
             ValueError: an end other than 0 of a model of one time.
         """
+        if not isinstance(at, State):
+            raise TypeError(
+                f"{self.name} must be called at a State; got {check.describe(at)}. "
+                f"State(found.tensor(), level) makes one of what a model returned"
+            )
         if not self._elsewhere:
             return self._mapped(at, end)
         if not isinstance(end, Tensor):

@@ -8,9 +8,10 @@ from cmsolvers.losses.evaluation.combination import Factor, of
 
 
 class State:
-    """A batch of states.
+    """A batch of states; of a formula's own, `State(x, level)`.
 
     Attributes:
+        x: [B, ...].
         level: of each sample, float64 [B].
         scaled: c_in(level) x in the dtype of the student's network, where it was made with x.
         velocity: alpha' x_0 + sigma' z, the velocity of the pair that x was made of, where asked.

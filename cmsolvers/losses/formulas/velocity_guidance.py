@@ -25,8 +25,9 @@ from cmsolvers.losses.evaluation.states import State
 class Guidance:
     """omega v + kappa u(x, t, t | c) + (1 - omega - kappa) u(x, t, t | null), in place of v.
 
-    Its effective scale is omega / (1 - kappa). Samples whose label `label_dropout` replaced keep v,
-    as do those outside of the interval.
+    Its effective scale is omega / (1 - kappa): 2 with omega = 1, kappa = 0.5. Nothing but
+    `label_dropout` trains the null label: give both, with the same null. Samples whose label it
+    replaced keep v, as do those outside of the interval.
 
     Args:
         name: of the label in `extra_args`, a tensor [B, ...].

@@ -14,7 +14,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.losses.evaluation import terms
-from cmsolvers.losses.evaluation.bad_rows import BAD_ROWS, judged, without_bad_rows
+from cmsolvers.losses.evaluation.bad_rows import BAD_ROWS, LeftOut, judged, without_bad_rows
 from cmsolvers.losses.evaluation.drawn_levels import Levels, Times, levels_of
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.labels import LabelDropout
@@ -170,6 +170,8 @@ def loss(
                 ),
             )
             same_path(at)
+            if bad_rows == "zero":
+                at.left_out = at.student.left_out = LeftOut(unfit)
             if label_dropout is not None:
                 at.dropped = label_dropout.dropped(at.extra, at.label_uniform())
                 at.diagnostics["labels_dropped"] = at.dropped.sum()
@@ -178,7 +180,7 @@ def loss(
             at.t, at.s = levels_of(at, times, levels, pair)
             per_sample = terms.distances(name, formula(at, **options), x0)
             dtype = torch.promote_types(x0.dtype, torch.float32)
-            per_sample = judged(name, per_sample, unfit, bad_rows, at.diagnostics)
+            per_sample = judged(name, per_sample, at.left_out, bad_rows, at.diagnostics)
             whole = terms.weigh(per_sample, None, reduction).to(dtype)
             return LossOutput(
                 whole, per_sample.detach().to(dtype), (at.t, at.s), detached(at.diagnostics)

@@ -8,6 +8,7 @@ the noise z (stream 3 of the contract), the levels, the dropped labels and furth
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cmsolvers import noise, ops
 from cmsolvers.denoisers import Preconditioned
+from cmsolvers.losses.evaluation.bad_rows import LeftOut
 from cmsolvers.losses.evaluation.combination import Combination, Weight
 from cmsolvers.losses.evaluation.model_views import Model, ModelView
 from cmsolvers.losses.evaluation.randomness import SameRandomness
@@ -41,6 +43,7 @@ class Evaluation:
         diagnostics: numbers and tensors to return beside the loss.
         same: the random numbers that all passes share.
         progress: step / total in [0, 1], for schedules; 1 where no total was given.
+        left_out: the samples that `bad_rows="zero"` leaves out; None where none is.
         dropped: which labels `label_dropout` replaced, bool [B]; None without it.
         ends_clean: whether all s are 0 (True) or none is (False), where the levels say so before
             they are read; None elsewhere.
@@ -75,6 +78,7 @@ class Evaluation:
         self.t = self.s = torch.empty(0)
         self.diagnostics: dict[str, Any] = {}
         self.progress = 1.0
+        self.left_out: LeftOut | None = None
         self.dropped: Tensor | None = None
         self.ends_clean: bool | None = None
 
@@ -163,14 +167,12 @@ class Evaluation:
             return None
         # Where both networks get the same inputs, these are all that is stored.
         lean = inner.dtype in (None, self.x0.dtype) and self.target.scales_as(inner)
+        if not torch.compiler.is_compiling():
+            lean = lean and not torch.is_inference_mode_enabled()  # see `version_of`
         own, of_net = self.x0.dtype, inner.dtype or self.x0.dtype
-        made = ops.noise_forms(
-            self.x0,
+        made = self._forms(
             rows[0][2:] if lean else rows[0],
-            seed=self.key,
-            stream=noise.TRAINING,
-            draw=self.draw,
-            dtypes=(own, own) if lean else (own, own, of_net, of_net),
+            (own, own) if lean else (own, own, of_net, of_net),
         )
         skip, out, less_skip, less_out = rows[1]
         forms = ((skip, out), (-less_skip, -less_out))
@@ -180,22 +182,43 @@ class Evaluation:
             form = (kept / c_in if lean else kept, added)
             x = None if lean else made[k]
             scaled = made[k if lean else 2 + k]
-            states.append(State(x, level, scaled, form=form, scaled_for=inner, c_in=c_in))
+            states.append(
+                State(
+                    x,
+                    level,
+                    scaled,
+                    form=form,
+                    scaled_for=inner,
+                    c_in=c_in,
+                    remake=partial(self._one_form, rows[0][2 + k : 3 + k]),
+                )
+            )
         return states[0], states[1]
+
+    def _forms(
+        self, weights: Tensor, dtypes: tuple[torch.dtype, ...] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Weighted sums of the batch and its noise, in the dtype of x0 or in those given."""
+        return ops.noise_forms(
+            self.x0,
+            weights,
+            seed=self.key,
+            stream=noise.TRAINING,
+            draw=self.draw,
+            dtypes=dtypes,
+        )
+
+    def _one_form(self, weights: Tensor) -> Tensor:
+        return self._forms(weights)[0]
 
     def pair_velocity(self, level: Tensor) -> Tensor:
         """alpha' x_0 + sigma' z, [B, ...]."""
         rates = self._table([self.path.pair_rates(level)])
-        return ops.noise_forms(
-            self.x0, rates, seed=self.key, stream=noise.TRAINING, draw=self.draw
-        )[0]
+        return self._one_form(rates)
 
     def noise(self) -> Tensor:
         """z, unit normals [B, ...]."""
-        rows = self._table([(0.0, 1.0)])
-        return ops.noise_forms(self.x0, rows, seed=self.key, stream=noise.TRAINING, draw=self.draw)[
-            0
-        ]
+        return self._one_form(self._table([(0.0, 1.0)]))
 
     def uniform(self, count: int = 1) -> Tensor:
         """Further random numbers in (0, 1), float64 [B, count], count at most 4."""

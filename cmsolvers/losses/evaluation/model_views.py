@@ -20,9 +20,10 @@ from cmsolvers.denoisers import Preconditioned
 from cmsolvers.denoisers.flow_maps import FlowMap
 from cmsolvers.denoisers.signature import CALLED
 from cmsolvers.denoisers.velocity_heads import VelocityHeads
+from cmsolvers.losses.evaluation.bad_rows import LeftOut
 from cmsolvers.losses.evaluation.combination import Combination, Weight, of
 from cmsolvers.losses.evaluation.randomness import SameRandomness, same_statistics
-from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.evaluation.states import State, version_of, written
 from cmsolvers.processes.coordinates import Coordinates, coordinates_of
 
 Model: TypeAlias = Callable[..., Tensor]
@@ -81,12 +82,17 @@ class ModelView:
         self.path: Coordinates = self.own if path is None else path
         self._elsewhere = self.own != self.path
         self._first = True
+        self.left_out: LeftOut | None = None
 
     def given(self, extra: Mapping[str, object]) -> ModelView:
         """The same network with some keyword arguments replaced or added."""
         other = copy(self)
         other.extra = {**self.extra, **extra}
         return other
+
+    def followed(self, made: Tensor) -> Tensor:
+        """An output of the network, whose gradient is 0 for samples that are left out."""
+        return made if self.left_out is None else self.left_out.follow(made)
 
     def again(self) -> ModelView:
         """The same network for a further pass with gradient, on the random numbers of the first."""
@@ -192,9 +198,11 @@ class ModelView:
             )
         with self.passing():
             if inner is self.model:
-                return inner.heads(at.x, at.level, end, **self.extra)
-            both: object = self.model(at.x, at.level, end, output="heads", **self.extra)
-            return cast("tuple[Tensor, Tensor]", both)
+                u, v = inner.heads(at.x, at.level, end, **self.extra)
+            else:
+                both: object = self.model(at.x, at.level, end, output="heads", **self.extra)
+                u, v = cast("tuple[Tensor, Tensor]", both)
+            return self.followed(u), self.followed(v)
 
     def __call__(self, at: State, end: Tensor | float = 0.0) -> Combination:
         """f_{level -> end}, [B, ...].
@@ -271,9 +279,13 @@ class ModelView:
             if scaled is None:
                 scaled = (of(at.x) * c_in).tensor()
             scaled = scaled.to(inner.dtype or at.x.dtype)
+        before = version_of(scaled)
         with self.passing():
             made = inner.network(scaled, inner.told(at.level, carrier), **self.extra)
-        made = check.model_output(self.name, made, carrier)
+        if scaled is at.scaled and written(scaled, before):
+            at.forget_scaled()
+            carrier = at.carrier
+        made = self.followed(check.model_output(self.name, made, carrier))
         return Combination([(carrier, c_skip), (made, c_out)])
 
     def _raw(self, at: State, end: Tensor | None) -> Tensor:
@@ -286,10 +298,13 @@ class ModelView:
         if inner is not self.model:
             made = self.model(at.x, at.level, end, output=RAW, **self.extra)
         elif (scaled := self._scaled(at)) is not None:
+            before = version_of(scaled)
             made = inner.network(scaled, at.level, end, **self.extra)
+            if written(scaled, before):
+                at.forget_scaled()
         else:
             made = inner.raw(at.x, at.level, end, **self.extra)
-        return check.model_output(self.name, made, at.x)
+        return self.followed(check.model_output(self.name, made, at.x))
 
     def scales_as(self, other: Preconditioned) -> bool:
         """Whether it is a preconditioned network that gets the input of another at every state."""
@@ -311,4 +326,4 @@ class ModelView:
     def _called(self, at: State) -> Tensor:
         dtype = torch.promote_types(at.x.dtype, torch.float32)
         made = self.model(at.x, at.level.to(dtype), **self.extra)
-        return check.model_output(self.name, made, at.x)
+        return self.followed(check.model_output(self.name, made, at.x))

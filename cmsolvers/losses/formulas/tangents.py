@@ -182,4 +182,6 @@ def learned(at: Evaluation, value: Tensor, weight: Callable[..., Tensor] | None)
             f"got {check.describe(w)}"
         )
     w = w.reshape(value.shape).double()
+    if at.left_out is not None:
+        w = at.left_out.follow(w)
     return torch.exp(-w) * value + w

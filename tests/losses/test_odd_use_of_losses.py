@@ -12,7 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmsolvers.losses import DoublingPairs, SquareRootPairs, ict, lsd, meanflow, reflow, sct
+from cmsolvers.losses import (
+    DoublingPairs,
+    SquareRootPairs,
+    continuous_ct,
+    ict,
+    lsd,
+    meanflow,
+    reflow,
+    sct,
+)
 from cmsolvers.losses.derivatives.total_derivative import total_derivative
 from cmsolvers.losses.evaluation.decorator import Loss
 from support.loss_cases import evaluated, losses, model_for, teacher_for
@@ -111,7 +120,7 @@ def test_a_network_may_write_to_its_input(recipe: Loss) -> None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("recipe", [meanflow, sct], ids=["meanflow", "sct"])
+@pytest.mark.parametrize("recipe", [meanflow, sct, lsd, continuous_ct], ids=lambda r: r.__name__)
 def test_inference_mode_keeps_the_derivative(recipe: Loss) -> None:
     model, given = model_for(recipe.recipe), {"levels": (0.9, 0.1)}
     with torch.no_grad():
@@ -127,13 +136,14 @@ def test_a_derivative_in_inference_mode_is_not_zero() -> None:
     torch.testing.assert_close(found.derivative, X0.cos())
 
 
-def test_threads_take_derivatives_one_after_the_other() -> None:
-    model = model_for(lsd.recipe)
-    right = evaluated(lsd, X0, model=model).per_sample
+@pytest.mark.parametrize("recipe", [lsd, continuous_ct], ids=["lsd", "continuous_ct"])
+def test_threads_take_derivatives_one_after_the_other(recipe: Loss) -> None:
+    model = model_for(recipe.recipe)
+    right = evaluated(recipe, X0, model=model).per_sample
     found: list[Tensor] = []
 
     def work() -> None:
-        found.extend(evaluated(lsd, X0, model=model).per_sample for _ in range(4))
+        found.extend(evaluated(recipe, X0, model=model).per_sample for _ in range(4))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

@@ -46,7 +46,7 @@ class LeftOut:
         """The output of a network, [B, ...], whose gradient is watched."""
         traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         if not traced and made.grad_fn is not None:  # a hook of a leaf would stay
-            made.register_hook(self._without)
+            made.register_hook(self._without)  # type: ignore[no-untyped-call]
         return made
 
     def _without(self, gradient: Tensor) -> Tensor:

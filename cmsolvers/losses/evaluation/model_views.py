@@ -282,7 +282,7 @@ class ModelView:
         before = version_of(scaled)
         with self.passing():
             made = inner.network(scaled, inner.told(at.level, carrier), **self.extra)
-        if scaled is at.scaled and written(scaled, before):
+        if written(scaled, before) and scaled is at.scaled:
             at.forget_scaled()
             carrier = at.carrier
         made = self.followed(check.model_output(self.name, made, carrier))

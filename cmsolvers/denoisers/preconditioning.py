@@ -15,6 +15,7 @@ from cmsolvers import ops
 from cmsolvers.denoisers.protocol import Extra, Scalar
 from cmsolvers.denoisers.scalings import EDMScalings, Row
 from cmsolvers.denoisers.signature import CALLED, signature_of
+from cmsolvers.ops.one_forward_mode import one_forward_mode
 from cmsolvers.processes.coordinates import Coordinates, coordinates_of
 from cmsolvers.processes.elementary import broadcastable, exact, maths
 
@@ -240,7 +241,7 @@ class Preconditioned(nn.Module):
             c_skip, c_out, _, _ = self.coefficients(at)
             return c_skip + 0.0 * at, c_out + 0.0 * at  # scalings may give numbers
 
-        with torch.no_grad():
+        with torch.no_grad(), one_forward_mode():
             rates: tuple[Tensor, Tensor] = torch.func.jvp(
                 both, (level,), (torch.ones_like(level),)
             )[1]

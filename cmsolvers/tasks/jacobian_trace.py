@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from cmsolvers import checks as check
 from cmsolvers.denoisers.pairing import take
+from cmsolvers.ops.one_forward_mode import one_forward_mode
 
 
 class Trace(ABC):
@@ -50,7 +51,7 @@ class Trace(ABC):
         level = sigma.repeat_interleave(count)
         more = take(extra, b, torch.arange(b).repeat_interleave(count))
         if self._forward:
-            with torch.no_grad(), forward_ad.dual_level():
+            with torch.no_grad(), one_forward_mode(), forward_ad.dual_level():
                 pair = forward_ad.make_dual(y, v)  # type: ignore[no-untyped-call]
                 dual = self._call(pair, level, more)
                 d, moved = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]

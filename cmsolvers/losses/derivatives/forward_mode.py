@@ -21,6 +21,7 @@ from cmsolvers.losses.derivatives.mixed_precision import casts_not_kept
 from cmsolvers.losses.derivatives.module_names import place_of_error
 from cmsolvers.losses.evaluation.plain_checkpoints import plain_checkpoints
 from cmsolvers.losses.evaluation.randomness import SameRandomness
+from cmsolvers.ops.one_forward_mode import one_forward_mode
 
 _CHANGES_A_BUFFER = "would mutate a captured Tensor"
 _NO_FORWARD_MODE = (
@@ -53,7 +54,7 @@ def jvp(
     if torch.compiler.is_compiling():
         with sdpa_kernel(SDPBackend.MATH), ForwardFormulas(eager=False):
             return _functional(function, primals, tangents)
-    with forward_mode(through=through), ForwardFormulas(eager=True):
+    with one_forward_mode(), forward_mode(through=through), ForwardFormulas(eager=True):
         try:
             by = _with_gradient if through and torch.is_grad_enabled() else _dual
             return by(function, primals, tangents)

@@ -106,6 +106,8 @@ def total_derivative(
             f"tangents must be one per primal, {len(points)}; got {len(tangents)} of them"
         )
     directions = [_tangent(i, t, p) for i, (t, p) in enumerate(zip(tangents, points, strict=True))]
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        return _outside_inference(function, points, directions, method, step, bounds)
     with torch.set_grad_enabled(through and torch.is_grad_enabled()):
         if not through:
             points = [point.detach() for point in points]
@@ -118,6 +120,21 @@ def total_derivative(
                 function, points, directions, check.positive("step", step), bounds, through=through
             )
         )
+
+
+def _outside_inference(
+    function: Callable[..., Tensor],
+    points: Sequence[Tensor],
+    directions: Sequence[Tensor | None],
+    method: Method,
+    step: float,
+    bounds: Sequence[Bounds] | None,
+) -> Derivative:
+    """The same without gradient and outside of inference mode, in which tangents are lost."""
+    with torch.inference_mode(False), torch.no_grad():
+        points = [point.clone() for point in points]
+        moving = [None if d is None else d.clone() for d in directions]
+        return total_derivative(function, points, moving, method=method, step=step, bounds=bounds)
 
 
 def _primal(i: int, primal: object) -> Tensor:

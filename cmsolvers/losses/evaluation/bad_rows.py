@@ -22,8 +22,43 @@ def without_bad_rows(x0: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(unfit.reshape(-1, *[1] * (x0.ndim - 1)), 0.0, x0).to(x0.dtype), unfit
 
 
+class LeftOut:
+    """Samples that are left out: what gradients come back to a network's output for them is 0.
+
+    A loss of 0 is not enough: a NaN of the teacher or target makes the gradient 0 times NaN, which
+    reaches every weight. Which samples these are is known before gradients come back, but after
+    the networks are called. Where torch.compile or a transform traces, nothing is done.
+    """
+
+    def __init__(self, rows: Tensor | None = None) -> None:
+        self.rows = rows
+
+    def without_bad(self, data: Tensor) -> Tensor:
+        """Data made by a network with zeros for samples that are not finite, which are left out."""
+        fit, unfit = without_bad_rows(data)
+        self.rows = unfit if self.rows is None else self.rows | unfit
+        return fit
+
+    def follow(self, made: Tensor) -> Tensor:
+        """The output of a network, [B, ...], whose gradient is watched."""
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if not traced and made.grad_fn is not None:  # a hook of a leaf would stay
+            made.register_hook(self._without)  # type: ignore[no-untyped-call]
+        return made
+
+    def _without(self, gradient: Tensor) -> Tensor:
+        if self.rows is None or len(self.rows) != len(gradient):
+            return gradient
+        rows = self.rows.reshape(-1, *[1] * (gradient.ndim - 1))
+        return gradient.masked_fill(rows, 0.0)
+
+
 def judged(
-    name: str, per_sample: Tensor, unfit: Tensor | None, bad_rows: str, diagnostics: dict[str, Any]
+    name: str,
+    per_sample: Tensor,
+    left_out: LeftOut | None,
+    bad_rows: str,
+    diagnostics: dict[str, Any],
 ) -> Tensor:
     """The losses [B] as `bad_rows` wants them.
 
@@ -32,8 +67,8 @@ def judged(
     """
     if bad_rows == "zero":
         gone = ~per_sample.detach().isfinite()
-        if unfit is not None:
-            gone = gone | unfit
+        if left_out is not None:
+            left_out.rows = gone = gone if left_out.rows is None else gone | left_out.rows
         diagnostics["bad_rows"] = gone.sum()
         return torch.where(gone, 0.0, per_sample)
     if bad_rows == "raise" and per_sample.device.type == "cpu" and can_be_read(per_sample):

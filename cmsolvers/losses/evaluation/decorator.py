@@ -15,7 +15,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.losses.evaluation import terms
-from cmsolvers.losses.evaluation.bad_rows import BAD_ROWS, without_bad_rows
+from cmsolvers.losses.evaluation.bad_rows import BAD_ROWS, LeftOut, without_bad_rows
 from cmsolvers.losses.evaluation.drawn_levels import Levels, Times, levels_of
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.labels import LabelDropout
@@ -175,6 +175,8 @@ def loss(
             )
             if target is not None:
                 same_path(at)
+            if bad_rows == "zero":
+                at.left_out = at.student.left_out = LeftOut(unfit)
             if label_dropout is not None:
                 at.dropped = label_dropout.dropped(at.extra, at.label_uniform())
                 at.diagnostics["labels_dropped"] = at.dropped.sum()
@@ -182,7 +184,9 @@ def loss(
                 at.progress = progress(clock, options.get(clock, own[clock].default), step)
             at.t, at.s = levels_of(at, times, levels, pair, drawn_pairs)
             found = formula(at, **options)
-            whole, per_sample = reduced(name, found, x0, unfit, reduction, bad_rows, at.diagnostics)
+            whole, per_sample = reduced(
+                name, found, x0, at.left_out, reduction, bad_rows, at.diagnostics
+            )
             return LossOutput(whole, per_sample, (at.t, at.s), detached(at.diagnostics))
 
         made: Any = public

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from cmsolvers import noise, ops
 from cmsolvers.denoisers import Preconditioned
+from cmsolvers.losses.evaluation.bad_rows import LeftOut
 from cmsolvers.losses.evaluation.combination import Combination, Weight
 from cmsolvers.losses.evaluation.model_views import Model, ModelView
 from cmsolvers.losses.evaluation.randomness import SameRandomness
@@ -44,6 +46,7 @@ class Evaluation:
         diagnostics: numbers and tensors to return beside the loss.
         same: the random numbers that all passes share.
         progress: step / total in [0, 1], for schedules; 1 where no total was given.
+        left_out: the samples that `bad_rows="zero"` leaves out; None where none is.
         dropped: which labels `label_dropout` replaced, bool [B]; None without it.
         ends_clean: whether all s are 0 (True) or none is (False), where the levels say so before
             they are read; None elsewhere.
@@ -78,6 +81,7 @@ class Evaluation:
         self.t = self.s = _NO_LEVELS
         self.diagnostics: dict[str, Any] = {}
         self.progress = 1.0
+        self.left_out: LeftOut | None = None
         self.dropped: Tensor | None = None
         self.ends_clean: bool | None = None
 
@@ -164,6 +168,8 @@ class Evaluation:
         own, of_net = self.x0.dtype, inner.dtype or self.x0.dtype
         # Where both networks get the same inputs, these are all that is stored.
         lean = of_net is own and self.target.scales_as(inner)
+        if lean and not torch.compiler.is_compiling():
+            lean = not torch.is_inference_mode_enabled()  # see `version_of`
         rows = inner.pair_inputs(high, low, self.x0) if lean else inner.pair_rows(high, low)
         if rows is None:
             return None
@@ -178,19 +184,27 @@ class Evaluation:
         told = (None, None) if len(rows) == 2 else rows[2:]
         weights = rows[1]
         c_in = [row_of(rows[0], (k, 0)) for k in (0, 1)] if lean else [None, None]
+        again = [partial(self._made_again, rows[0], k) if lean else None for k in (0, 1)]
         x, y, x_in, y_in = (None, None, *made) if lean else made
         skip, out = row_of(weights, 0), row_of(weights, 1)
-        first = State(x, high, x_in, None, (skip, out), inner, c_in[0], told[0])
+        first = State(x, high, x_in, None, (skip, out), inner, c_in[0], told[0], again[0])
         skip, out = row_of(weights, 2, -1.0), row_of(weights, 3, -1.0)
-        second = State(y, low, y_in, None, (skip, out), inner, c_in[1], told[1])
+        second = State(y, low, y_in, None, (skip, out), inner, c_in[1], told[1], again[1])
         return first, second
+
+    def _made_again(self, weights: Tensor, k: int) -> Tensor:
+        """The input of a network, number k of a table of weights, once more."""
+        return self._one_form(weights[k : k + 1])
+
+    def _one_form(self, weights: Tensor) -> Tensor:
+        """The weighted sum of the batch and its noise, in the dtype of x0."""
+        return ops.noise_forms(
+            self.x0, weights, seed=self.key, stream=noise.TRAINING, draw=self.draw
+        )[0]
 
     def noise(self) -> Tensor:
         """z, unit normals [B, ...]."""
-        rows = self._table([(0.0, 1.0)])
-        return ops.noise_forms(self.x0, rows, seed=self.key, stream=noise.TRAINING, draw=self.draw)[
-            0
-        ]
+        return self._one_form(self._table([(0.0, 1.0)]))
 
     def uniform(self, count: int = 1) -> Tensor:
         """Further random numbers in (0, 1), float64 [B, count], count at most 4."""
@@ -211,21 +225,7 @@ class Evaluation:
         Raises:
             ValueError: there is no teacher.
         """
-        theirs, ours = self.teacher.path, self.path
-        if theirs == ours:
-            return self.slope(self.teacher, at)
-        ratio = ours.ratio(at.level)
-        level = theirs.level(ratio)
-        # of the larger of signal and noise, so that neither end of a path divides by 0
-        scale = torch.where(
-            ratio > 1.0,
-            theirs.sigma(level) / ours.sigma(at.level),
-            theirs.alpha(level) / ours.alpha(at.level),
-        )
-        there = State(Combination([(at.x, scale)]).tensor().to(at.x.dtype), level)
-        clean = self.teacher.clean(there)
-        found: Combination = ours.slope(Combination([(at.x, 1.0)]), clean, at.level)
-        return found.tensor().to(self.x0.dtype)
+        return self.slope(self.teacher, at)
 
     def moved(self, at: State, level: Tensor, velocity: Tensor) -> State:
         """Euler's step along a velocity to another level."""

@@ -20,10 +20,11 @@ from cmsolvers.denoisers import Preconditioned
 from cmsolvers.denoisers.flow_maps import FlowMap
 from cmsolvers.denoisers.signature import CALLED
 from cmsolvers.denoisers.velocity_heads import VelocityHeads
+from cmsolvers.losses.evaluation.bad_rows import LeftOut
 from cmsolvers.losses.evaluation.combination import Combination, Weight, of
 from cmsolvers.losses.evaluation.plain_checkpoints import plain_checkpoints
 from cmsolvers.losses.evaluation.randomness import SameRandomness, same_statistics
-from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.evaluation.states import State, version_of, written
 from cmsolvers.processes.coordinates import Coordinates, coordinates_of
 
 Model: TypeAlias = Callable[..., Tensor]
@@ -83,12 +84,17 @@ class ModelView:
         self._elsewhere = path is not None and self.own != path
         self._first = True
         self._alike: tuple[object, bool] | None = None
+        self.left_out: LeftOut | None = None
 
     def given(self, extra: Mapping[str, object]) -> ModelView:
         """The same network with some keyword arguments replaced or added."""
         other = copy(self)
         other.extra = {**self.extra, **extra}
         return other
+
+    def followed(self, made: Tensor) -> Tensor:
+        """An output of the network, whose gradient is 0 for samples that are left out."""
+        return made if self.left_out is None else self.left_out.follow(made)
 
     def again(self) -> ModelView:
         """The same network for a further pass with gradient, on the random numbers of the first."""
@@ -195,9 +201,11 @@ class ModelView:
             )
         with self.passing():
             if inner is self.model:
-                return inner.heads(at.x, at.level, end, **self.extra)
-            both: object = self.model(at.x, at.level, end, output="heads", **self.extra)
-            return cast("tuple[Tensor, Tensor]", both)
+                u, v = inner.heads(at.x, at.level, end, **self.extra)
+            else:
+                both: object = self.model(at.x, at.level, end, output="heads", **self.extra)
+                u, v = cast("tuple[Tensor, Tensor]", both)
+            return self.followed(u), self.followed(v)
 
     def __call__(self, at: State, end: Tensor | float = 0.0) -> Combination:
         """f_{level -> end}, [B, ...].
@@ -266,8 +274,15 @@ class ModelView:
 
     def _carried(self, at: State) -> State:
         """The state at the same ratio of noise to data in the model's own coordinates."""
-        level: Tensor = self.own.level(self.path.ratio(at.level))
-        scale = self.own.alpha(level) / self.path.alpha(at.level)
+        ours, theirs = self.path, self.own
+        ratio = ours.ratio(at.level)
+        level: Tensor = theirs.level(ratio)
+        # of the larger of signal and noise, so that neither end of a path divides by 0
+        scale = torch.where(
+            ratio > 1.0,
+            theirs.sigma(level) / ours.sigma(at.level),
+            theirs.alpha(level) / ours.alpha(at.level),
+        )
         return State((of(at.x) * scale).tensor().to(at.x.dtype), level)
 
     def _preconditioned(self, inner: Preconditioned, at: State) -> Combination:
@@ -283,9 +298,13 @@ class ModelView:
         told = at.take_told(inner)
         if told is None:
             told = inner.told(at.level, carrier)
+        before = version_of(scaled)
         with self.passing():
             made = inner.network(scaled, told, **self.extra)
-        made = check.model_output(self.name, made, carrier)
+        if written(scaled, before) and scaled is at.scaled:
+            at.forget_scaled()
+            carrier = at.carrier
+        made = self.followed(check.model_output(self.name, made, carrier))
         return Combination([(carrier, c_skip), (made, c_out)])
 
     def _raw(self, at: State, end: Tensor | None) -> Tensor:
@@ -298,10 +317,13 @@ class ModelView:
         if inner is not self.model:
             made = self.model(at.x, at.level, end, output=RAW, **self.extra)
         elif (scaled := self._scaled(at)) is not None:
+            before = version_of(scaled)
             made = inner.network(scaled, at.level, end, **self.extra)
+            if written(scaled, before):
+                at.forget_scaled()
         else:
             made = inner.raw(at.x, at.level, end, **self.extra)
-        return check.model_output(self.name, made, at.x)
+        return self.followed(check.model_output(self.name, made, at.x))
 
     def scales_as(self, other: Preconditioned) -> bool:
         """Whether it is a preconditioned network that gets the input of another at every state."""
@@ -329,4 +351,4 @@ class ModelView:
     def _called(self, at: State) -> Tensor:
         dtype = torch.promote_types(at.x.dtype, torch.float32)
         made = self.model(at.x, at.level.to(dtype), **self.extra)
-        return check.model_output(self.name, made, at.x)
+        return self.followed(check.model_output(self.name, made, at.x))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmsolvers.losses.evaluation.bad_rows import judged
+from cmsolvers.losses.evaluation.bad_rows import LeftOut, judged
 from cmsolvers.losses.evaluation.terms import Weighted, distances, weigh
 from cmsolvers.ops.reduction import FAST_REDUCED
 
@@ -16,7 +16,7 @@ def reduced(
     name: str,
     found: Tensor | Weighted,
     x0: Tensor,
-    unfit: Tensor | None,
+    left_out: LeftOut | None,
     reduction: str,
     bad_rows: str,
     diagnostics: dict[str, Any],
@@ -27,7 +27,7 @@ def reduced(
         name: of the loss, for errors.
         found: the losses of samples [B].
         x0: the data.
-        unfit: which samples count as bad already, see `without_bad_rows`.
+        left_out: which samples count as bad already; None where none is left out.
         reduction: "mean", "sum" or "none".
         bad_rows: see `judged`.
         diagnostics: where bad rows are counted.
@@ -50,5 +50,5 @@ def reduced(
             if done is not None:
                 return done
     values = found.tensor() if isinstance(found, Weighted) else found
-    values = judged(name, distances(name, values, x0), unfit, bad_rows, diagnostics)
+    values = judged(name, distances(name, values, x0), left_out, bad_rows, diagnostics)
     return weigh(values, None, reduction).to(dtype), values.detach().to(dtype)

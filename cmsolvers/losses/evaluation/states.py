@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from cmsolvers.losses.evaluation.combination import Factor, of
@@ -20,7 +23,17 @@ class State:
         scaled_for: the model whose c_in that is; others with other scalings scale x themselves.
     """
 
-    __slots__ = ("_c_in", "_told", "_x", "form", "level", "scaled", "scaled_for", "velocity")
+    __slots__ = (
+        "_c_in",
+        "_remake",
+        "_told",
+        "_x",
+        "form",
+        "level",
+        "scaled",
+        "scaled_for",
+        "velocity",
+    )
 
     def __init__(
         self,
@@ -32,14 +45,16 @@ class State:
         scaled_for: object = None,
         c_in: Factor | None = None,
         told: Tensor | None = None,
+        remake: Callable[[], Tensor] | None = None,
     ) -> None:
-        """`x` may be None where `scaled` and `c_in` are given: it is made where it is asked for.
+        """`x` may be None where `scaled`, `c_in` and `remake`, which makes `scaled`, are given.
 
         `told` is what the network of `scaled_for` gets beside `scaled`.
         """
         self._told = told
         self._x, self.level, self.scaled, self.velocity = x, level, scaled, velocity
         self.form, self.scaled_for, self._c_in = form, scaled_for, c_in
+        self._remake = remake
 
     @property
     def x(self) -> Tensor:
@@ -60,3 +75,19 @@ class State:
     def carrier(self) -> Tensor:
         """The tensor that `form` takes for the state: x, or `scaled` where there is no other."""
         return self.x if self._x is not None or self.scaled is None else self.scaled
+
+    def forget_scaled(self) -> None:
+        """To be called where a network wrote to `scaled`: it is made anew, or where next wanted."""
+        self.scaled = self._remake() if self._x is None and self._remake is not None else None
+
+
+def version_of(x: Tensor) -> int | None:
+    """Counts what is written to a tensor in place; None in inference mode, which does not count."""
+    if torch.compiler.is_compiling():
+        return 0
+    return None if x.is_inference() else x._version
+
+
+def written(x: Tensor, before: int | None) -> bool:
+    """Whether a tensor was perhaps written to since `version_of`."""
+    return before is None or version_of(x) != before

@@ -17,6 +17,7 @@ Build a Consistency Model" (2025), section 2.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -118,6 +119,10 @@ def raw_derivative(
         at.diagnostics["derivative_ratio"] = ratio
     if found.error is not None:
         at.diagnostics["derivative_error"] = found.error
+    if through:
+        return replace(
+            found, value=view.followed(found.value), derivative=view.followed(found.derivative)
+        )
     return found
 
 

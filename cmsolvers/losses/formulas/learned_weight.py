@@ -43,4 +43,6 @@ def learned(
             f"got {check.describe(w)}"
         )
     w = w.reshape(value.shape).double()
+    if at.left_out is not None:
+        w = at.left_out.follow(w)
     return torch.exp(-w) * value + w

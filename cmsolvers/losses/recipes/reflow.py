@@ -67,10 +67,14 @@ def paired(at: Evaluation, noise: Tensor | None, steps: int, solver: str | Teach
         raise ValueError(f"either noise or a teacher must be given to reflow; got {both}")
     if noise is None:
         at.x0 = generated(at.teacher, at.noise(), steps, solver)
+        if at.left_out is not None:
+            at.x0 = at.left_out.without_bad(at.x0)
         return at.states(at.t, velocity=True)[0]
     z = check.state("noise", noise)
     if z.shape != at.x0.shape or z.device != at.x0.device:
         raise ValueError(f"noise must be like x0, {check.describe(at.x0)}; got {check.describe(z)}")
+    if at.left_out is not None:
+        z = at.left_out.without_bad(z)
     alpha_rate, sigma_rate = at.path.pair_rates(at.t)
     pair = (at.path.alpha(at.t), at.path.sigma(at.t)), (alpha_rate, sigma_rate)
     x, v = (Combination([(at.x0, a), (z, b)]).tensor().to(at.x0.dtype) for a, b in pair)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +62,11 @@ class ScheduledPairs(Distribution[Pair]):
             rows = Rows(check.count("total", self.total), self.levels, self._pairs)
         object.__setattr__(self, "_rows", rows)
         self._pairs(self.levels(0))
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        """Copies and pickles are made of the arguments: what is kept beside them cannot be."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return partial(type(self), **told), ()
 
     def levels(self, step: int) -> int:
         """N(k)."""

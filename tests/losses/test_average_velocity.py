@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -12,7 +13,12 @@ from cmsolvers import noise
 from cmsolvers.denoisers.flow_maps import AverageVelocity
 from cmsolvers.denoisers.velocity_heads import VelocityHeads
 from cmsolvers.losses.evaluation.labels import LabelDropout
-from cmsolvers.losses.formulas.velocity_guidance import Guidance, GuidanceInputs, MixedGuidance
+from cmsolvers.losses.formulas.velocity_guidance import (
+    ONCE,
+    Guidance,
+    GuidanceInputs,
+    MixedGuidance,
+)
 from cmsolvers.losses.formulas.weights import mean_square, square_sum
 from cmsolvers.losses.recipes.average_velocity import MEANFLOW, imf, meanflow
 from cmsolvers.losses.recipes.diffusion import flow_matching
@@ -331,3 +337,17 @@ def test_small_batches_and_other_dtypes(size: int, dtype: torch.dtype) -> None:
         found.loss.backward()
         assert found.per_sample.shape == (size,)
         assert bool(found.loss.isfinite())
+
+
+def test_guidance_without_dropped_labels_gets_a_warning() -> None:
+    ONCE.reset()
+    x0 = batch()
+    model, guidance = AverageVelocity(VelocityNet()), Guidance("label", NULL, 1.5, 0.0)
+    options: dict[str, Any] = {"key": KEY, "step": 0, "extra_args": {"label": labels(x0)}}
+    with pytest.warns(UserWarning, match="null label, which nothing trains"):
+        meanflow(model, x0, guidance=guidance, **options)
+    ONCE.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dropped = LabelDropout("label", 0.5, NULL)
+        meanflow(model, x0, guidance=guidance, label_dropout=dropped, **options)

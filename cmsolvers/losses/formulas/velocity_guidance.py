@@ -15,10 +15,13 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.denoisers.velocity_heads import VelocityHeads
+from cmsolvers.engine.mistakes.once import Once
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.model_views import ModelView
 from cmsolvers.losses.evaluation.states import State
+
+ONCE = Once()
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +178,7 @@ class GuidanceInputs:
         self, at: Evaluation, x: State, end: Tensor, velocity: Tensor
     ) -> tuple[Combination, Combination]:
         """(what to learn, the tangent v_c), without gradient; hands the inputs to the model."""
+        null_is_trained(at)
         u = at.uniform(3)
         omega, plain = self.scales(u[:, 0]), torch.ones_like(u[:, 0])
         same = end >= x.level
@@ -202,7 +206,18 @@ def learned_velocity(at: Evaluation, x: State, guidance: Guidance | None) -> Ten
     assert x.velocity is not None
     if guidance is None:
         return x.velocity
+    null_is_trained(at)
     return guidance.velocity(at, x, x.velocity).tensor().to(x.velocity.dtype)
+
+
+def null_is_trained(at: Evaluation) -> None:
+    """Warn once, in a user's line, where labels are never dropped."""
+    if at.dropped is None and not torch.compiler.is_compiling():
+        ONCE.warn(
+            "guidance",
+            "guidance asks the model at the null label, which nothing trains here: give "
+            "label_dropout=LabelDropout(name, 0.1, null) with the same null",
+        )
 
 
 def instantaneous(view: ModelView, x: State) -> Combination:

@@ -28,7 +28,7 @@ from cmsolvers.demo.loss_benchmark import (
 from cmsolvers.demo.loss_benchmark import benchmark as runner
 from cmsolvers.demo.loss_benchmark.entry import Course
 from cmsolvers.denoisers.flow_maps import AverageVelocity
-from cmsolvers.losses import catalogue
+from cmsolvers.losses import loss_table
 from cmsolvers.processes import TrigFlow
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
 from cmsolvers.tasks.few_step_problems import gaussian, ring
@@ -167,7 +167,7 @@ def test_every_recipe_spends_its_budget(name):
 
 
 def test_every_loss_of_the_library_has_a_row():
-    assert {one.recipe.name for one in catalogue.losses()} <= set(ENTRIES)
+    assert {one.recipe.name for one in loss_table.losses()} <= set(ENTRIES)
     assert set(rows_of_losses.DIFFERENCES) <= set(ENTRIES)
 
 

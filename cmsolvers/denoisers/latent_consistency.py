@@ -54,7 +54,7 @@ class LatentConsistencyFunction(Preconditioned):
     are x_t / alpha and levels sigma / alpha: `process.sigmas[t]`.
 
     Args:
-        net: `net(x_t, t, **extra_args)`, as `from_eps` takes it.
+        net: `net(x_t, t, **extra_args)`, x_t in the chain's own scaling, t of shape [B].
         process: the chain it was trained on.
         output: what the network predicts: "eps", "v" or "x0".
         sigma_data: sd, positive.

@@ -19,7 +19,10 @@ class VelocityHeads(AverageVelocity):
 
     Args:
         net: `net(x, c_noise(t), c_noise(s), **extra_args) -> (u, v)`; u alone where no loss asks v.
-        coordinates: as `AverageVelocity`, like all further arguments.
+        coordinates: "flow", x_t = (1 - t) x_0 + t z, or others whose dx/dlevel it averages.
+        c_noise: what the network gets for a level, a callable; None is the level itself.
+        second: "end": the network gets s; "length": t - s; a callable: what it makes of (t, s).
+        dtype: dtype of the network's input; None is that of x.
 
     Raises:
         TypeError: net cannot be called, or takes no two times.

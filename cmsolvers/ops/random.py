@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ def uniform(
     count = math.prod(shape[1:])
     where = place(key, stream, draw)
     u = torch.empty(shape[0], count, dtype=torch.float64, device=device)
-    torch.ops.cmsolvers.uniform(u, where, key.table)
+    _write(u, where, key.table)
     if dtype != torch.float64:
         # In float64, where both bounds are exact: how a device handles subnormals does not matter.
         limits = torch.finfo(dtype)
@@ -120,6 +120,7 @@ def _plain(out: Tensor, noise: Sequence[int], key: Tensor | None) -> None:
 
 
 library.define("uniform(Tensor(a!) out, SymInt[] noise, Tensor? key) -> ()")
+_write: Callable[..., None] = torch.ops.cmsolvers.uniform
 if C is None:
     library.impl("uniform", _plain, "CompositeExplicitAutograd")
 

@@ -19,9 +19,9 @@ from cmsolvers.losses.evaluation.bad_rows import BAD_ROWS, LeftOut, without_bad_
 from cmsolvers.losses.evaluation.drawn_levels import Levels, Times, levels_of
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.labels import LabelDropout
+from cmsolvers.losses.evaluation.loss_reduction import reduced
 from cmsolvers.losses.evaluation.model_views import Model
 from cmsolvers.losses.evaluation.output import LossOutput
-from cmsolvers.losses.evaluation.reduction import reduced
 
 Formula: TypeAlias = "Callable[..., Tensor | terms.Weighted]"
 """`formula(at: Evaluation, **options) -> [B]`, the loss of each sample, differentiable; or such

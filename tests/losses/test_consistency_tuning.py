@@ -23,8 +23,11 @@ from cmsolvers.losses import (
     LabelDropout,
     TruncatedPairs,
     cd,
+    ect,
+    ict,
     lcm,
     mcd,
+    norm,
     tcm,
 )
 from support.orders import slope
@@ -105,6 +108,19 @@ def test_tcm_is_the_published_formula() -> None:
     total = each[~edge].mean() + 0.1 * each[edge].mean()
     torch.testing.assert_close(found.loss, total, rtol=1e-12, atol=0)
     assert int(found.diagnostics["boundary_samples"]) == 2
+
+
+def test_ect_is_improved_training_with_another_norm_and_other_levels() -> None:
+    """So the limit that test_continuous_limits measures of `ict(distance=norm)`, sCM, is ECT's."""
+    model, x0 = ConsistencyFunction(Net(0)), X0
+    given = {
+        "key": 1,
+        "step": 2,
+        "levels": (torch.full((8,), 0.9, dtype=F64), torch.full((8,), 0.8, dtype=F64)),
+    }
+    found = ect(model, x0, **given).loss
+    assert torch.equal(found, ict(model, x0, distance=norm, **given).loss)
+    assert not torch.equal(found, ict(model, x0, **given).loss)
 
 
 def test_only_the_range_above_is_trained_and_dropout_falls_alike() -> None:

@@ -284,8 +284,8 @@ ARGUMENTS = """\
         then `times` is not asked.
     label_dropout: a `LabelDropout`, for classifier-free guidance.
     bad_rows: what to do where a sample's loss is not finite: "raise" (on a CPU; elsewhere as
-        "keep"), "keep", or "zero": leave such samples out and count them in
-        `diagnostics["bad_rows"]`."""
+        "keep"), "keep", or "zero": their loss is 0, without gradient, and they are counted in
+        `diagnostics["bad_rows"]`; a mean is still over the whole batch."""
 
 TEACHERS = {
     "required": "denoiser or flow map that gives the velocity, in evaluation mode, in any "

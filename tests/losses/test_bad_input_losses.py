@@ -27,6 +27,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"levels": -0.5}, ValueError, "levels"),
     ({"levels": (0.2, 0.7)}, ValueError, r"levels must be \(t, s\)"),
     ({"levels": torch.ones(3)}, ValueError, "levels"),
+    ({"levels": (0.9, 0.5, 0.1)}, ValueError, r"levels must be t or \(t, s\); got 3 of them"),
     ({"extra_args": [1]}, TypeError, "extra_args"),
     ({"nonsense": 1}, TypeError, "has no argument 'nonsense'"),
     ({"label_dropout": LabelDropout("label", 0.5, 0)}, ValueError, r"extra_args\['label'\]"),

@@ -58,7 +58,9 @@ def levels_of(
             needed.
     """
     if levels is not None:
-        t, s = levels if isinstance(levels, tuple) else (levels, levels)
+        if isinstance(levels, (tuple, list)) and len(levels) != 2:
+            raise ValueError(f"levels must be t or (t, s); got {len(levels)} of them")
+        t, s = levels if isinstance(levels, (tuple, list)) else (levels, levels)
         found = look(at, t, s)
         if found is not None and not (pair and found & EQUAL):
             assert isinstance(t, Tensor) and isinstance(s, Tensor)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cmsolvers import ConsistencyFunction, losses, noise
-from cmsolvers.losses.evaluation import combination, drawn_levels, reduction
+from cmsolvers.losses.evaluation import combination, drawn_levels, loss_reduction
 from cmsolvers.losses.evaluation.combination import Combination
 from cmsolvers.losses.evaluation.table_rows import TableRow, together
 from cmsolvers.ops import pair_rows
@@ -53,7 +53,7 @@ def test_fast_calls_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str, z
     fast = outcome(name, low)
     monkeypatch.setattr(pair_rows, "FAST_INPUTS", None)
     monkeypatch.setattr(drawn_levels, "LOOK", None)
-    monkeypatch.setattr(reduction, "FAST_REDUCED", None)
+    monkeypatch.setattr(loss_reduction, "FAST_REDUCED", None)
     monkeypatch.setattr(combination, "together", lambda weights: None)
     torch.testing.assert_close(fast, outcome(name, low), rtol=2e-6, atol=1e-7)
     with pytest.raises(AssertionError):

@@ -85,8 +85,8 @@ def levels_of(
             f"times must give pairs of levels (t, s); {type(times).__name__} gives one level"
         )
     theirs = coordinates("coordinates of times", getattr(times, "coordinates", KARRAS))
-    high = _carried(both[0], theirs, at.path)
-    return high, (high if both[1] is both[0] else _carried(both[1], theirs, at.path))
+    high = carried(both[0], theirs, at.path)
+    return high, (high if both[1] is both[0] else carried(both[1], theirs, at.path))
 
 
 def look(at: Evaluation, t: object, s: object) -> int | None:
@@ -103,7 +103,7 @@ def clean_ends(found: int) -> bool | None:
     return None if found & SOME_ZERO else False
 
 
-def _carried(level: Tensor, theirs: Coordinates, ours: Coordinates) -> Tensor:
+def carried(level: Tensor, theirs: Coordinates, ours: Coordinates) -> Tensor:
     """A level in other coordinates, at the same ratio of noise to data."""
     if theirs == ours:
         return level

@@ -18,10 +18,10 @@ from torch import Tensor
 from cmsolvers import noise, ops
 from cmsolvers.denoisers import Preconditioned
 from cmsolvers.losses.evaluation.bad_rows import LeftOut
-from cmsolvers.losses.evaluation.combination import Combination, Weight
+from cmsolvers.losses.evaluation.combination import Weight, of
 from cmsolvers.losses.evaluation.model_views import Model, ModelView
 from cmsolvers.losses.evaluation.randomness import SameRandomness
-from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.evaluation.states import State, moved_along
 from cmsolvers.losses.evaluation.table_rows import row_of
 from cmsolvers.processes.coordinates import Coordinates
 
@@ -229,8 +229,7 @@ class Evaluation:
 
     def moved(self, at: State, level: Tensor, velocity: Tensor) -> State:
         """Euler's step along a velocity to another level."""
-        step = Combination([(at.x, 1.0), (velocity, level - at.level)])
-        return State(step.tensor().to(at.x.dtype), level)
+        return moved_along(at, of(velocity), level)
 
     def _uniforms(self, count: int) -> Tensor:
         return noise.uniform(

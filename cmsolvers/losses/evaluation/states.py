@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cmsolvers.losses.evaluation.combination import Factor, of
+from cmsolvers.losses.evaluation.combination import Combination, Factor, of
 
 
 class State:
@@ -79,6 +79,12 @@ class State:
     def forget_scaled(self) -> None:
         """To be called where a network wrote to `scaled`: it is made anew, or where next wanted."""
         self.scaled = self._remake() if self._x is None and self._remake is not None else None
+
+
+def moved_along(x: State, velocity: Combination, end: Tensor) -> State:
+    """x + (s - t) velocity at s = `end`, [B]."""
+    moved = of(x.x) + velocity * (end - x.level)
+    return State(moved.tensor().to(x.x.dtype), end)
 
 
 def version_of(x: Tensor) -> int | None:

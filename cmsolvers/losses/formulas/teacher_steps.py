@@ -9,19 +9,12 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.model_views import ModelView
-from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.evaluation.states import State, moved_along
 
 TeacherStep: TypeAlias = Callable[[ModelView, State, Tensor], State]
 """`step(teacher, x, end) -> State` at level `end` [B], by `teacher.velocity(state)`,
 `teacher.clean(state)` and so on; where `end` is the level of x the state must stay."""
-
-
-def moved_along(x: State, velocity: Combination, end: Tensor) -> State:
-    """x + (s - t) velocity at s = `end`, [B]."""
-    moved = of(x.x) + velocity * (end - x.level)
-    return State(moved.tensor().to(x.x.dtype), end)
 
 
 def euler(teacher: ModelView, x: State, end: Tensor) -> State:

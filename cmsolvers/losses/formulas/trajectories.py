@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.drawn_levels import carried
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.model_views import ModelView
 from cmsolvers.losses.evaluation.states import State
@@ -97,5 +98,4 @@ def _full(level: float, like: Tensor) -> Tensor:
 def further_level(at: Evaluation, quantile: Quantile, u: Tensor) -> Tensor:
     """A level for each share, in the coordinates of the model, float64 [B]."""
     theirs: Coordinates = getattr(quantile, "coordinates", KARRAS)
-    level = quantile(u)
-    return level if theirs == at.path else at.path.level(theirs.ratio(level))
+    return carried(quantile(u), theirs, at.path)

@@ -11,11 +11,11 @@ from cmsolvers import checks as check
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.model_views import ModelView
-from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.evaluation.states import State, moved_along
 from cmsolvers.losses.evaluation.terms import Weighted
 from cmsolvers.losses.formulas.pairs import consistency_pair, measured
 from cmsolvers.losses.formulas.perceptual import Between
-from cmsolvers.losses.formulas.teacher_steps import TeacherStep, moved_along
+from cmsolvers.losses.formulas.teacher_steps import TeacherStep
 from cmsolvers.losses.formulas.weights import Norm, PairWeight, elementwise_huber
 from cmsolvers.losses.times.consistency_times import ChainPairs
 

@@ -50,7 +50,7 @@ $(VENV)/.deps: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq "$(TORCH)" "setuptools>=77" wheel ninja
 	CMSOLVERS_SKIP_EXTENSION=1 $(BIN)/python -m pip install -qq --no-build-isolation \
-		-e ".[demo,test,dev]"
+		-e ".[demo,train,test,dev]"
 	touch $@
 
 $(VENV)/.built: $(VENV)/.deps setup.py $(CSRC)

@@ -1,0 +1,1 @@
+"""What the commands train, sample and evaluate do: a run from its configuration to its pictures."""

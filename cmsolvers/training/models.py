@@ -1,23 +1,27 @@
-"""Models as checkpoints hold them: what a network is, and the function around it."""
+"""What a model is, enough to build it again: its spec, its network, the function around it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
+import torch
 from torch import nn
 
 from cmsolvers import checks as check
-from cmsolvers.denoisers import EDM, ConsistencyFunction, Preconditioned
-from cmsolvers.training.checkpoint import read_checkpoint
-from cmsolvers.training.ema import EMA
 from cmsolvers.training.images import SIGMA_DATA
-from cmsolvers.training.networks import build_network
+from cmsolvers.training.learned_weights import LearnedWeight
+from cmsolvers.training.named_options import check_options
+from cmsolvers.training.networks import Inputs, build_network
+from cmsolvers.training.wrappers import ALIASES, DTYPES, Function, Wrapper, wrapped, wrapper_of
 
 CONSISTENCY_KINDS = ("cd", "ct", "ect")
 """Kinds of consistency functions: distilled, trained from scratch, tuned from a score model."""
 KINDS = ("score", *CONSISTENCY_KINDS)
+
+LEARNED_WEIGHT = "loss_weight"
+"""The submodule of a network that learns the weight of its loss."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,25 @@ class Spec:
     """What a model is: enough to build it again from a checkpoint.
 
     Attributes:
-        kind: "score" (a denoiser), "cd", "ct" or "ect" (consistency functions).
-        shape: of one sample, (C, H, W).
-        network: "mlp" or "unet".
+        kind: a name of `wrappers.WRAPPERS`: what stands around the network. "score" is "edm"; "cd",
+            "ct" and "ect" are "consistency", by how it was trained.
+        shape: of one sample, [C, H, W] or any other.
+        network: see `networks.build_network`.
         options: of the network.
         sigma_min: smallest level.
         sigma_max: largest level, where sampling starts. 20 is 40 standard deviations of the data;
             80, made for 1,000 times more pixels, would spend a third of all levels on pure noise.
         sigma_data: standard deviation of the data.
+        classes: how many classes labels have; None: the network gets no labels.
+        null_label: whether one more label, `classes`, says nothing of the sample, for guidance.
+        inputs: names of further numbers that the network reads, such as "w".
+        wrapper: further options of the kind, such as {"second": "length"}.
+        dtype: of the network's input, "float32", "float16", "bfloat16" or "float64"; None is that
+            of x.
+        learned_weight: how many levels a learnt weight of the loss is a function of: 0 is none.
+
+    Raises:
+        TypeError, ValueError: a value of the wrong kind or out of range.
     """
 
     kind: str
@@ -42,65 +57,113 @@ class Spec:
     sigma_min: float = 0.002
     sigma_max: float = 20.0
     sigma_data: float = SIGMA_DATA
+    classes: int | None = None
+    null_label: bool = True
+    inputs: tuple[str, ...] = ()
+    wrapper: Mapping[str, object] = field(default_factory=dict)
+    dtype: str | None = None
+    learned_weight: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {KINDS}; got {self.kind!r}")
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "inputs", tuple(self.inputs))
+        check_options(f"kind {self.kind}", self.wrapper, self.row.options)
         check.positive("sigma_data", self.sigma_data)
         low = check.positive("sigma_min", self.sigma_min)
         check.below("sigma_min", low, "sigma_max", check.positive("sigma_max", self.sigma_max))
+        if self.dtype is not None:
+            check.choice("dtype", self.dtype, DTYPES)
+        check.count("learned_weight", self.learned_weight, least=0, most=2)
+        _ = self.reads
+
+    @property
+    def row(self) -> Wrapper:
+        """What is known of its kind."""
+        return wrapper_of(self.kind)
+
+    @property
+    def wrapping(self) -> str:
+        """The name of its kind in `wrappers.WRAPPERS`."""
+        return ALIASES.get(self.kind, self.kind)
+
+    @property
+    def reads(self) -> Inputs:
+        """What the network reads and gives."""
+        row = self.row
+        return Inputs(
+            self.shape, row.times, self.classes, self.null_label, self.inputs, row.heads
+        )
+
+    @property
+    def null(self) -> int | None:
+        """The label that says nothing of a sample; None where there is none."""
+        return self.reads.null
 
     def build(self, seed: int) -> nn.Module:
-        """A network with fresh weights, which depend on `seed` alone."""
-        return build_network(self.network, self.shape, seed, **dict(self.options or {}))
+        """A network with fresh weights, which depend on `seed` alone.
 
-    def wrap(self, network: nn.Module) -> Preconditioned:
-        """The denoiser or consistency function around a network."""
-        if self.kind == "score":
-            return EDM(network, self.sigma_data)
-        return ConsistencyFunction(network, self.sigma_data, self.sigma_min)
+        Raises:
+            ImportError, TypeError, ValueError: as `networks.build_network`.
+        """
+        options: dict[str, Any] = {"time_scale": self.row.time_scale, **(self.options or {})}
+        network = build_network(self.network, self.reads, seed, **options)
+        if self.learned_weight:
+            network.add_module(LEARNED_WEIGHT, LearnedWeight(self.learned_weight))
+        return network
+
+    def wrap(self, network: nn.Module) -> Function:
+        """The denoiser, consistency function or flow map around a network.
+
+        Raises:
+            TypeError, ValueError: options that do not fit the kind.
+        """
+        numbers = {name: getattr(self, name) for name in ("sigma_min", "sigma_max", "sigma_data")}
+        made = wrapped(self.kind, network, numbers, self.wrapper)
+        if self.dtype is not None:
+            made.dtype = getattr(torch, self.dtype)
+        return made
 
     @staticmethod
     def read(about: object) -> Spec:
         """The spec that `about` described: its inverse.
 
         Raises:
-            KeyError, TypeError, ValueError: about describes no model.
+            TypeError, ValueError: about describes no model.
         """
         if not isinstance(about, dict):
             raise TypeError(f"spec must be a dict; got {check.describe(about)}")
-        return Spec(**(about | {"shape": tuple(about["shape"])}))
+        check_options("spec", about, [known.name for known in fields(Spec)])
+        for name in ("kind", "shape"):
+            if name not in about:
+                raise ValueError(f"spec must have {name!r}; got {sorted(about)}")
+        for name in ("shape", "inputs"):
+            if name in about and not isinstance(about[name], (list, tuple)):
+                raise TypeError(f"spec.{name} must be a list; got {check.describe(about[name])}")
+        for name in ("options", "wrapper"):
+            if name in about and not isinstance(about[name], dict):
+                raise TypeError(f"spec.{name} must be a table; got {check.describe(about[name])}")
+        return Spec(**about)
 
     def about(self) -> dict[str, object]:
         """What JSON can hold of it."""
-        described = asdict(self)
-        return described | {"shape": list(self.shape), "options": dict(self.options or {})}
+        described = asdict(self) | {"options": dict(self.options or {})}
+        plain = _plain(described)
+        assert isinstance(plain, dict)
+        return plain
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists, mappings as dicts."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model, ready to sample: `function` is D(x, sigma) or f(x, sigma)."""
+    """A trained model, ready to sample: `function` is D(x, level), f(x, level) or f(x, t, s)."""
 
     spec: Spec
     network: nn.Module
-    function: Preconditioned
+    function: Function
     about: dict[str, object]
-
-
-def load_model(path: str | Path) -> Model:
-    """The averaged network of a checkpoint.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no checkpoint of a recipe.
-    """
-    groups, about = read_checkpoint(path)
-    if "spec" not in about or "average.ema" not in groups:
-        raise ValueError(f"path must be a checkpoint of `cmsolvers train` or `demo`; got {path}")
-    try:
-        spec = Spec.read(about["spec"])
-        ema = EMA(spec.build(0))
-        ema.load_state_dict(groups["average.ema"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"path must be an undamaged checkpoint; {path}: {error}") from error
-    return Model(spec, ema.module, spec.wrap(ema.module), about)

@@ -1,169 +1,85 @@
-"""What a model is, enough to build it again: its spec, its network, the function around it."""
+"""Models as checkpoints hold them: read again, and handed to other libraries."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cmsolvers import checks as check
-from cmsolvers.training.images import SIGMA_DATA
-from cmsolvers.training.learned_weights import LearnedWeight
-from cmsolvers.training.named_options import check_options
-from cmsolvers.training.networks import Inputs, build_network
-from cmsolvers.training.wrappers import ALIASES, DTYPES, Function, Wrapper, wrapped, wrapper_of
+from cmsolvers.training.checkpoint import read_checkpoint
+from cmsolvers.training.diffusers_folders import (
+    export_network,
+    is_diffusers_folder,
+    read_folder,
+)
+from cmsolvers.training.named_options import nearest
+from cmsolvers.training.spec import CONSISTENCY_KINDS, KINDS, Model, Spec
 
-CONSISTENCY_KINDS = ("cd", "ct", "ect")
-"""Kinds of consistency functions: distilled, trained from scratch, tuned from a score model."""
-KINDS = ("score", *CONSISTENCY_KINDS)
+__all__ = [
+    "CONSISTENCY_KINDS",
+    "KINDS",
+    "Model",
+    "Spec",
+    "export_network",
+    "load_model",
+    "load_network",
+]
 
-LEARNED_WEIGHT = "loss_weight"
-"""The submodule of a network that learns the weight of its loss."""
+AVERAGE = "average."
+"""How the names of groups begin that hold averages."""
+
+NETWORK = "network"
+"""The group of the network itself, and its name beside those of averages."""
 
 
-@dataclass(frozen=True)
-class Spec:
-    """What a model is: enough to build it again from a checkpoint.
+def load_model(
+    path: str | Path, average: str | None = None, *, kind: str | None = None
+) -> Model:
+    """The model of a checkpoint, or of a folder of diffusers, in evaluation mode.
 
-    Attributes:
-        kind: a name of `wrappers.WRAPPERS`: what stands around the network. "score" is "edm"; "cd",
-            "ct" and "ect" are "consistency", by how it was trained.
-        shape: of one sample, [C, H, W] or any other.
-        network: see `networks.build_network`.
-        options: of the network.
-        sigma_min: smallest level.
-        sigma_max: largest level, where sampling starts. 20 is 40 standard deviations of the data;
-            80, made for 1,000 times more pixels, would spend a third of all levels on pure noise.
-        sigma_data: standard deviation of the data.
-        classes: how many classes labels have; None: the network gets no labels.
-        null_label: whether one more label, `classes`, says nothing of the sample, for guidance.
-        inputs: names of further numbers that the network reads, such as "w".
-        wrapper: further options of the kind, such as {"second": "length"}.
-        dtype: of the network's input, "float32", "float16", "bfloat16" or "float64"; None is that
-            of x.
-        learned_weight: how many levels a learnt weight of the loss is a function of: 0 is none.
+    Args:
+        path: a checkpoint of this library, a pipeline or a model of diffusers.
+        average: name of the average whose weights to take, "network" for the network itself; None
+            is "ema" where there is one, else the network.
+        kind: of a folder of diffusers without a scheduler: what stands around the network.
 
     Raises:
-        TypeError, ValueError: a value of the wrong kind or out of range.
+        OSError: no such file, or one that cannot be read.
+        ValueError: no checkpoint of a model, or no such average.
     """
-
-    kind: str
-    shape: tuple[int, ...]
-    network: str = "mlp"
-    options: Mapping[str, object] | None = None
-    sigma_min: float = 0.002
-    sigma_max: float = 20.0
-    sigma_data: float = SIGMA_DATA
-    classes: int | None = None
-    null_label: bool = True
-    inputs: tuple[str, ...] = ()
-    wrapper: Mapping[str, object] = field(default_factory=dict)
-    dtype: str | None = None
-    learned_weight: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
-        object.__setattr__(self, "inputs", tuple(self.inputs))
-        check_options(f"kind {self.kind}", self.wrapper, self.row.options)
-        check.positive("sigma_data", self.sigma_data)
-        low = check.positive("sigma_min", self.sigma_min)
-        check.below("sigma_min", low, "sigma_max", check.positive("sigma_max", self.sigma_max))
-        if self.dtype is not None:
-            check.choice("dtype", self.dtype, DTYPES)
-        check.count("learned_weight", self.learned_weight, least=0, most=2)
-        _ = self.reads
-
-    @property
-    def row(self) -> Wrapper:
-        """What is known of its kind."""
-        return wrapper_of(self.kind)
-
-    @property
-    def wrapping(self) -> str:
-        """The name of its kind in `wrappers.WRAPPERS`."""
-        return ALIASES.get(self.kind, self.kind)
-
-    @property
-    def reads(self) -> Inputs:
-        """What the network reads and gives."""
-        row = self.row
-        return Inputs(
-            self.shape, row.times, self.classes, self.null_label, self.inputs, row.heads
+    if is_diffusers_folder(path):
+        if average not in (None, NETWORK):
+            raise ValueError(f"average must be left out: {path} is of diffusers, with one network")
+        return read_folder(path, kind=kind)
+    groups, about = read_checkpoint(path)
+    if "spec" not in about or NETWORK not in groups:
+        raise ValueError(f"path must be a checkpoint of `cmsolvers train` or `demo`; got {path}")
+    averages = [name.removeprefix(AVERAGE) for name in groups if name.startswith(AVERAGE)]
+    if average is None:
+        average = "ema" if "ema" in averages else NETWORK
+    if average != NETWORK and average not in averages:
+        raise ValueError(
+            f"average must be one of {', '.join([*averages, NETWORK])} in {path}; "
+            f"got {average!r}{nearest(average, averages)}"
         )
-
-    @property
-    def null(self) -> int | None:
-        """The label that says nothing of a sample; None where there is none."""
-        return self.reads.null
-
-    def build(self, seed: int) -> nn.Module:
-        """A network with fresh weights, which depend on `seed` alone.
-
-        Raises:
-            ImportError, TypeError, ValueError: as `networks.build_network`.
-        """
-        options: dict[str, Any] = {"time_scale": self.row.time_scale, **(self.options or {})}
-        network = build_network(self.network, self.reads, seed, **options)
-        if self.learned_weight:
-            network.add_module(LEARNED_WEIGHT, LearnedWeight(self.learned_weight))
-        return network
-
-    def wrap(self, network: nn.Module) -> Function:
-        """The denoiser, consistency function or flow map around a network.
-
-        Raises:
-            TypeError, ValueError: options that do not fit the kind.
-        """
-        numbers = {name: getattr(self, name) for name in ("sigma_min", "sigma_max", "sigma_data")}
-        made = wrapped(self.kind, network, numbers, self.wrapper)
-        if self.dtype is not None:
-            made.dtype = getattr(torch, self.dtype)
-        return made
-
-    @staticmethod
-    def read(about: object) -> Spec:
-        """The spec that `about` described: its inverse.
-
-        Raises:
-            TypeError, ValueError: about describes no model.
-        """
-        if not isinstance(about, dict):
-            raise TypeError(f"spec must be a dict; got {check.describe(about)}")
-        check_options("spec", about, [known.name for known in fields(Spec)])
-        for name in ("kind", "shape"):
-            if name not in about:
-                raise ValueError(f"spec must have {name!r}; got {sorted(about)}")
-        for name in ("shape", "inputs"):
-            if name in about and not isinstance(about[name], (list, tuple)):
-                raise TypeError(f"spec.{name} must be a list; got {check.describe(about[name])}")
-        for name in ("options", "wrapper"):
-            if name in about and not isinstance(about[name], dict):
-                raise TypeError(f"spec.{name} must be a table; got {check.describe(about[name])}")
-        return Spec(**about)
-
-    def about(self) -> dict[str, object]:
-        """What JSON can hold of it."""
-        described = asdict(self) | {"options": dict(self.options or {})}
-        plain = _plain(described)
-        assert isinstance(plain, dict)
-        return plain
+    try:
+        spec = Spec.read(about["spec"])
+        network = spec.build(0)
+        load_network(network, groups[NETWORK if average == NETWORK else AVERAGE + average])
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"path must be an undamaged checkpoint; {path}: {error}") from error
+    network.requires_grad_(False).eval()
+    return Model(spec, network, spec.wrap(network), about)
 
 
-def _plain(value: object) -> object:
-    """Tuples as lists, mappings as dicts."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+def load_network(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a network the weights of a checkpoint's group, of it or of the model around it.
 
-
-@dataclass(frozen=True)
-class Model:
-    """A trained model, ready to sample: `function` is D(x, level), f(x, level) or f(x, t, s)."""
-
-    spec: Spec
-    network: nn.Module
-    function: Function
-    about: dict[str, object]
+    Raises:
+        RuntimeError: weights of another network.
+    """
+    weights = {name: value for name, value in state.items() if name != "ema_steps"}
+    if weights and all(name.startswith("net.") for name in weights):
+        weights = {name.removeprefix("net."): value for name, value in weights.items()}
+    network.load_state_dict(weights)

@@ -47,6 +47,8 @@ class Wrapper:
         heads: how many outputs the network has.
         coordinates: of states and levels: "karras", "flow" or "trigflow".
         model: "denoiser", "consistency" (one time) or "flow map" (two), as recipes say.
+        family: equal for kinds whose networks answer the same question of the same inputs, so that
+            one may begin with the weights of another.
         time_scale: usual factor of c_noise for networks with the sinusoids of diffusers.
         chain: whether it belongs to a chain of noisings, its `process`.
     """
@@ -57,6 +59,7 @@ class Wrapper:
     heads: int = 1
     coordinates: str = "karras"
     model: str = "denoiser"
+    family: str = "edm"
     time_scale: float = 250.0
     chain: bool = False
 
@@ -169,20 +172,25 @@ def _latent_consistency(
 
 WRAPPERS: dict[str, Wrapper] = {
     "edm": Wrapper(_edm, "a denoiser with EDM's preconditioning"),
-    "eps": Wrapper(_eps, "a denoiser around a network of noise", time_scale=1.0, chain=True),
-    "v": Wrapper(_v, "a denoiser around a network of v", time_scale=1.0, chain=True),
-    "x0": Wrapper(_x0, "a denoiser around a network of x_0", time_scale=1.0, chain=True),
+    "eps": Wrapper(_eps, "a denoiser around a network of noise", family="eps", time_scale=1.0, chain=True),
+    "v": Wrapper(_v, "a denoiser around a network of v", family="v", time_scale=1.0, chain=True),
+    "x0": Wrapper(_x0, "a denoiser around a network of x_0", family="x0", time_scale=1.0, chain=True),
     "flow": Wrapper(
-        _flow, "a denoiser around a flow's velocity", coordinates="flow", time_scale=1000.0
+        _flow,
+        "a denoiser around a flow's velocity",
+        coordinates="flow",
+        family="flow",
+        time_scale=1000.0,
     ),
     "trigflow_velocity": Wrapper(
-        _trigflow_velocity, "a denoiser around the velocity of TrigFlow"
+        _trigflow_velocity, "a denoiser around the velocity of TrigFlow", family="trigflow"
     ),
     "consistency": Wrapper(_consistency, "a consistency function", model="consistency"),
     "latent_consistency": Wrapper(
         _latent_consistency,
         "a consistency function on a chain of noisings",
         model="consistency",
+        family="eps",
         time_scale=1.0,
         chain=True,
     ),
@@ -190,6 +198,7 @@ WRAPPERS: dict[str, Wrapper] = {
         _trigflow,
         "a consistency function in TrigFlow coordinates (sCM)",
         coordinates="trigflow",
+        family="trigflow",
         model="consistency",
     ),
     "trigflow_map": Wrapper(
@@ -197,6 +206,7 @@ WRAPPERS: dict[str, Wrapper] = {
         "a flow map of two times in TrigFlow coordinates",
         times=2,
         coordinates="trigflow",
+        family="trigflow",
         model="flow map",
     ),
     "average_velocity": Wrapper(
@@ -205,6 +215,8 @@ WRAPPERS: dict[str, Wrapper] = {
         times=2,
         coordinates="flow",
         model="flow map",
+        family="flow",
+        time_scale=1000.0,
     ),
     "velocity_heads": Wrapper(
         _velocity_heads,
@@ -213,6 +225,8 @@ WRAPPERS: dict[str, Wrapper] = {
         heads=2,
         coordinates="flow",
         model="flow map",
+        family="flow",
+        time_scale=1000.0,
     ),
     "trajectory": Wrapper(
         _trajectory, "a trajectory function (CTM)", times=2, model="flow map"

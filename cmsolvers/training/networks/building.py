@@ -38,7 +38,7 @@ def build_network(
     inputs: Inputs,
     seed: int,
     *,
-    time_scale: float = DEFAULT_SCALE,
+    usual_scale: float = DEFAULT_SCALE,
     **options: object,
 ) -> nn.Module:
     """A network by name whose initial weights depend on `seed` alone.
@@ -53,7 +53,8 @@ def build_network(
             "diffusers:DiTTransformer2DModel" or "import:package.module:Class".
         inputs: what it reads and gives.
         seed: an int.
-        time_scale: factor of c_noise, for networks with sinusoids of diffusers.
+        usual_scale: factor of c_noise for networks with the sinusoids of diffusers, where their
+            option `time_scale` does not say another.
         options: of the network.
 
     Raises:
@@ -65,11 +66,11 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name.startswith(IMPORT):
-            return _own(name, inputs, time_scale, options)
+            return _own(name, inputs, usual_scale, options)
         kind = NETWORKS[known_name("network", name, NETWORKS)]
         if name == "mlp":
             return _made(name, kind, {"inputs": inputs}, options)
-        return _made(name, kind, {"inputs": inputs, "time_scale": time_scale}, options)
+        return _made(name, kind, {"inputs": inputs, "time_scale": usual_scale}, options)
 
 
 def _made(

@@ -67,7 +67,8 @@ class DiffusersNetwork(nn.Module):
         self.inputs, self.time_scale = inputs, check.positive("time_scale", time_scale)
         settings = self.settings(inputs, options) | options
         self.check_sizes(inputs, settings)
-        self.model: Any = made(**{name: _tupled(value) for name, value in settings.items()})
+        self.model: Any = None
+        self.adopt(made(**{name: _tupled(value) for name, value in settings.items()}))
         self.channels = inputs.heads * inputs.shape[0]
         if self.model.config.out_channels < self.channels:
             raise ValueError(
@@ -75,6 +76,10 @@ class DiffusersNetwork(nn.Module):
                 f"{inputs.shape[0]} channels; got {self.model.config.out_channels}"
             )
         self.conditioning = self.conditioned(inputs)
+
+    def adopt(self, model: Any) -> None:
+        """Take a model of the same class and options, such as one that was read from a folder."""
+        self.model = model
 
     def settings(self, inputs: Inputs, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options of the class that follow from the shape and the inputs."""
@@ -195,9 +200,12 @@ class DiffusersDiT(DiffusersNetwork):
         if inputs.classes is not None and not inputs.null_label:
             raise ValueError("null_label must be true for the network diffusers:" + self.name)
         super().__init__(inputs, time_scale, **options)
-        for part in self.model.modules():
+
+    def adopt(self, model: Any) -> None:
+        for part in model.modules():
             if type(part).__name__ == "LabelEmbedding":
                 part.dropout_prob = 0.0
+        super().adopt(model)
 
     def settings(self, inputs: Inputs, options: Mapping[str, Any]) -> dict[str, Any]:
         color = inputs.shape[0]

@@ -57,9 +57,7 @@ def read_folder(path: str | Path, *, kind: str | None = None) -> Model:
     config = _json(folder / "config.json")
     name = config.get("_class_name")
     if name not in ADAPTERS:
-        raise ValueError(
-            f"{folder}: the model must be one of {', '.join(ADAPTERS)}; got {name}"
-        )
+        raise ValueError(f"{folder}: the model must be one of {', '.join(ADAPTERS)}; got {name}")
     about: dict[str, object] = {"source": str(top)}
     if index and "vae" not in index:
         about["scale"] = dict(PIXELS)
@@ -139,7 +137,7 @@ def _scheduler(top: Path, folder: Path, kind: str | None) -> Described:
             return described(_json(place / "scheduler_config.json"))
     raise ValueError(
         f"{top} must have scheduler/scheduler_config.json, which says what the network predicts; "
-        "there is none (give the kind of model, such as \"edm\", \"eps\" or \"flow\")"
+        'there is none (give the kind of model, such as "edm", "eps" or "flow")'
     )
 
 

@@ -36,4 +36,3 @@ class LearnedWeight(nn.Module):
         made = [embed(level) for embed, level in zip(self.embeddings, levels, strict=True)]
         result: Tensor = self.last(torch.cat(made, dim=1))[:, 0]
         return result
-

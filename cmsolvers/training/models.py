@@ -33,9 +33,7 @@ NETWORK = "network"
 """The group of the network itself, and its name beside those of averages."""
 
 
-def load_model(
-    path: str | Path, average: str | None = None, *, kind: str | None = None
-) -> Model:
+def load_model(path: str | Path, average: str | None = None, *, kind: str | None = None) -> Model:
     """The model of a checkpoint, or of a folder of diffusers, in evaluation mode.
 
     Args:

@@ -15,7 +15,7 @@ IMPORT = "import:"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """" (did you mean ...?)" with the known names that are nearest, or nothing."""
+    """ " (did you mean ...?)" with the known names that are nearest, or nothing."""
     found = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(repr(one) for one in found)}?)" if found else ""
 
@@ -115,7 +115,9 @@ def table_of(what: str, value: object) -> tuple[str, dict[str, object]]:
     if isinstance(value, str):
         return value, {}
     if not isinstance(value, Mapping):
-        raise TypeError(f"{what} must be a name or a table with a name; got {check.describe(value)}")
+        raise TypeError(
+            f"{what} must be a name or a table with a name; got {check.describe(value)}"
+        )
     options = {str(key): entry for key, entry in value.items()}
     name = options.pop("name", None)
     if not isinstance(name, str):

@@ -90,9 +90,7 @@ class Spec:
     def reads(self) -> Inputs:
         """What the network reads and gives."""
         row = self.row
-        return Inputs(
-            self.shape, row.times, self.classes, self.null_label, self.inputs, row.heads
-        )
+        return Inputs(self.shape, row.times, self.classes, self.null_label, self.inputs, row.heads)
 
     @property
     def null(self) -> int | None:

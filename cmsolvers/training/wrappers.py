@@ -172,9 +172,13 @@ def _latent_consistency(
 
 WRAPPERS: dict[str, Wrapper] = {
     "edm": Wrapper(_edm, "a denoiser with EDM's preconditioning"),
-    "eps": Wrapper(_eps, "a denoiser around a network of noise", family="eps", time_scale=1.0, chain=True),
+    "eps": Wrapper(
+        _eps, "a denoiser around a network of noise", family="eps", time_scale=1.0, chain=True
+    ),
     "v": Wrapper(_v, "a denoiser around a network of v", family="v", time_scale=1.0, chain=True),
-    "x0": Wrapper(_x0, "a denoiser around a network of x_0", family="x0", time_scale=1.0, chain=True),
+    "x0": Wrapper(
+        _x0, "a denoiser around a network of x_0", family="x0", time_scale=1.0, chain=True
+    ),
     "flow": Wrapper(
         _flow,
         "a denoiser around a flow's velocity",
@@ -228,9 +232,7 @@ WRAPPERS: dict[str, Wrapper] = {
         family="flow",
         time_scale=1000.0,
     ),
-    "trajectory": Wrapper(
-        _trajectory, "a trajectory function (CTM)", times=2, model="flow map"
-    ),
+    "trajectory": Wrapper(_trajectory, "a trajectory function (CTM)", times=2, model="flow map"),
 }
 """Every kind of model, by name."""
 

@@ -220,7 +220,9 @@ def own_options(recipe: Loss) -> dict[str, inspect.Parameter]:
     return {key: value for key, value in parameters.items() if key not in COMMON}
 
 
-def needs_of(name: str, options: Mapping[str, object] | None, classes: int | None) -> dict[str, Any]:
+def needs_of(
+    name: str, options: Mapping[str, object] | None, classes: int | None
+) -> dict[str, Any]:
     """Attributes of a `Spec` that a loss with these options needs: learned_weight and inputs."""
     given = dict(options or {})
     own = own_options(RECIPES[known_name("loss", name, RECIPES)])

@@ -198,9 +198,7 @@ def schedule_of(value: object, lr: float, total: int) -> Schedule:
         made = RATES[known_name("schedule", name, RATES)]
         known = [known for known in option_names(made) if known not in ("lr", "total")]
         check_options(f"schedule {name}", options, known)
-    found: Schedule = called_with(
-        f"schedule {name}", made, {"lr": lr, "total": total, **options}
-    )
+    found: Schedule = called_with(f"schedule {name}", made, {"lr": lr, "total": total, **options})
     return check.function("schedule", found)
 
 

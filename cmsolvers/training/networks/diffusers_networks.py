@@ -53,9 +53,7 @@ class DiffusersNetwork(nn.Module):
 
     name = ""
 
-    def __init__(
-        self, inputs: Inputs, time_scale: float = DEFAULT_SCALE, **options: Any
-    ) -> None:
+    def __init__(self, inputs: Inputs, time_scale: float = DEFAULT_SCALE, **options: Any) -> None:
         super().__init__()
         if len(inputs.shape) != 3:
             raise ValueError(
@@ -194,9 +192,7 @@ class DiffusersDiT(DiffusersNetwork):
 
     name = "DiTTransformer2DModel"
 
-    def __init__(
-        self, inputs: Inputs, time_scale: float = DEFAULT_SCALE, **options: Any
-    ) -> None:
+    def __init__(self, inputs: Inputs, time_scale: float = DEFAULT_SCALE, **options: Any) -> None:
         if inputs.classes is not None and not inputs.null_label:
             raise ValueError("null_label must be true for the network diffusers:" + self.name)
         super().__init__(inputs, time_scale, **options)

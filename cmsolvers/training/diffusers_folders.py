@@ -152,7 +152,7 @@ def _spec(folder: Path, config: dict[str, Any], about: Described) -> Spec:
     options["time_scale"] = about.time_scale
     is_dit = name == "DiTTransformer2DModel"
     classes = config.get("num_embeds_ada_norm" if is_dit else "num_class_embeds")
-    return Spec(
+    spec = Spec(
         about.kind,
         (config["in_channels"], *size),
         DIFFUSERS + name,
@@ -160,8 +160,9 @@ def _spec(folder: Path, config: dict[str, Any], about: Described) -> Spec:
         classes=classes,
         null_label=is_dit or classes is None,
         wrapper=about.wrapper,
-        **about.numbers,
     )
+    numbers: dict[str, Any] = dict(about.numbers)
+    return replace(spec, **numbers)
 
 
 def _pretrained(folder: Path, name: str) -> nn.Module:

@@ -15,7 +15,7 @@ IMPORT = "import:"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean ...?)" with the known names that are nearest, or nothing."""
+    """The known names that are nearest, as a question in brackets, or nothing."""
     found = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(repr(one) for one in found)}?)" if found else ""
 

@@ -135,7 +135,7 @@ def _described(default: Distribution[Any]) -> dict[str, object]:
     if name in names.FROM_GRIDS:
         return {"name": name}
     usual = type(default)()
-    own = [field.name for field in dataclasses.fields(default) if field.init]  # type: ignore[arg-type]
+    own = [field.name for field in dataclasses.fields(default) if field.init]
     differing = {key: getattr(default, key) for key in own}
     return {"name": name} | {k: v for k, v in differing.items() if v != getattr(usual, k)}
 

@@ -48,7 +48,7 @@ class Inputs:
             check.count("classes", self.classes)
         check.flag("null_label", self.null_label)
         for name in self.numbers:
-            if not isinstance(name, str) or not name.isidentifier() or name in RESERVED:
+            if not str(name).isidentifier() or name in RESERVED:
                 raise ValueError(
                     f"inputs must be names of arguments, other than {', '.join(RESERVED)}; "
                     f"got {name!r}"

@@ -57,21 +57,23 @@ class DiffusersNetwork(nn.Module):
         super().__init__()
         if len(inputs.shape) != 3:
             raise ValueError(
-                f"shape must be that of an image, [C, H, W], for the network diffusers:{self.name}; "
-                f"got {list(inputs.shape)}"
+                f"shape must be that of an image, [C, H, W], for the network "
+                f"diffusers:{self.name}; got {list(inputs.shape)}"
             )
         made = model_class(self.name)
         check_options(f"network diffusers:{self.name}", options, _options_of(made))
         self.inputs, self.time_scale = inputs, check.positive("time_scale", time_scale)
         settings = self.settings(inputs, options) | options
         self.check_sizes(inputs, settings)
-        self.model: Any = None
+        self.model: Any
         self.adopt(made(**{name: _tupled(value) for name, value in settings.items()}))
         self.channels = inputs.heads * inputs.shape[0]
-        if self.model.config.out_channels < self.channels:
+        given = self.model.config.out_channels
+        given = self.model.config.in_channels if given is None else given
+        if given < self.channels:
             raise ValueError(
                 f"out_channels must be at least {self.channels}, for {inputs.heads} outputs of "
-                f"{inputs.shape[0]} channels; got {self.model.config.out_channels}"
+                f"{inputs.shape[0]} channels; got {given}"
             )
         self.conditioning = self.conditioned(inputs)
 

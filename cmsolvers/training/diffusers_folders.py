@@ -12,7 +12,8 @@ from torch import nn
 
 from cmsolvers.training.diffusers_schedulers import Described, described
 from cmsolvers.training.networks import DIFFUSERS, DiffusersNetwork
-from cmsolvers.training.networks.diffusers_networks import ADAPTERS, model_class
+from cmsolvers.training.networks.diffusers_base import model_class
+from cmsolvers.training.networks.diffusers_networks import ADAPTERS
 from cmsolvers.training.spec import Model, Spec
 
 OWN = "cmsolvers_model.json"
@@ -72,7 +73,7 @@ def read_folder(path: str | Path, *, kind: str | None = None) -> Model:
     network.adopt(_pretrained(folder, str(name)))
     if network.conditioning is not None:
         network.conditioning.load_state_dict(load_file(folder / CONDITIONING))
-    network.eval()
+    network.requires_grad_(False).eval()
     return Model(spec, network, spec.wrap(network), about)
 
 

@@ -108,7 +108,9 @@ class Spec:
             self.network, self.reads, seed, usual_scale=self.row.time_scale, **options
         )
         if self.learned_weight:
-            network.add_module(LEARNED_WEIGHT, LearnedWeight(self.learned_weight))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                network.add_module(LEARNED_WEIGHT, LearnedWeight(self.learned_weight))
         return network
 
     def wrap(self, network: nn.Module) -> Function:

@@ -2,9 +2,10 @@
 
 from cmsolvers.runs.building.averages import averages_of
 from cmsolvers.runs.building.catalogue import RECIPES, usual_kind, usual_target
-from cmsolvers.runs.building.configured_loss import ConfiguredLoss, loss_of, needs_of
+from cmsolvers.runs.building.configured_loss import ConfiguredLoss
 from cmsolvers.runs.building.optimizers import optimizer_of
 from cmsolvers.runs.building.rates import schedule_of
+from cmsolvers.runs.building.recipe_losses import loss_of, needs_of
 from cmsolvers.runs.building.targets import Target, target_of
 from cmsolvers.runs.building.teachers import begin_with, digest, spec_like, teacher_of
 

@@ -135,6 +135,7 @@ def _described(default: Distribution[Any]) -> dict[str, object]:
     if name in names.FROM_GRIDS:
         return {"name": name}
     usual = type(default)()
+    assert dataclasses.is_dataclass(default)
     own = [field.name for field in dataclasses.fields(default) if field.init]
     differing = {key: getattr(default, key) for key in own}
     return {"name": name} | {k: v for k, v in differing.items() if v != getattr(usual, k)}
@@ -168,7 +169,7 @@ def option_of(name: str, parameter: inspect.Parameter, value: object, setting: S
     if "TeacherStep" in kinds:
         if isinstance(value, str) and value.startswith(IMPORT):
             return imported(name, value)
-        return check.choice(name, value, ("euler", "heun"))  # type: ignore[arg-type]
+        return check.choice(name, value, ("euler", "heun"))
     return _plain(name, text, kinds, value)
 
 
@@ -207,15 +208,18 @@ def _plain(name: str, text: str, kinds: Sequence[str], value: object) -> object:
     raise TypeError(f"{name} must be {text}; got {check.describe(value)}")
 
 
-def _null(what: str, setting: Setting) -> int:
-    """The label that says nothing."""
-    null = setting.spec.null
-    if null is None:
+def null_of(what: str, spec: Spec) -> int:
+    """The label that says nothing.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    if spec.null is None:
         raise ValueError(
             f"{what} needs labels, one of which says nothing; the model has "
-            f"classes = {setting.spec.classes}, null_label = {setting.spec.null_label}"
+            f"classes = {spec.classes}, null_label = {spec.null_label}"
         )
-    return null
+    return spec.null
 
 
 def _guidance(value: object, setting: Setting) -> Any:
@@ -230,7 +234,7 @@ def _labelled(value: object, made: Callable[..., Any], setting: Setting) -> Any:
     if not isinstance(value, Mapping):
         raise TypeError(f"guidance must be a table; got {check.describe(value)}")
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
-    options |= {"name": LABELS, "null": _null("guidance", setting)}
+    options |= {"name": LABELS, "null": null_of("guidance", setting.spec)}
     found = called_with("guidance", made, options)
     if isinstance(found, losses.GuidanceInputs):
         require_inputs(setting.spec, found.inputs)
@@ -241,7 +245,7 @@ def _scaled(value: object, setting: Setting) -> Any:
     scale = value.get("scale", 1.0) if isinstance(value, Mapping) else value
     if isinstance(value, Mapping):
         called_with("guidance", lambda scale=1.0: scale, value)
-    _null("guidance", setting)
+    null_of("guidance", setting.spec)
     return losses.ScaledVelocity(check.positive("guidance.scale", scale), {LABELS: None})
 
 

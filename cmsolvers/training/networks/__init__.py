@@ -7,7 +7,8 @@ from cmsolvers.training.networks.building import (
     enable_gradient_checkpointing,
 )
 from cmsolvers.training.networks.conditioning import Conditioning, Inputs, LevelEmbedding
-from cmsolvers.training.networks.diffusers_networks import DiffusersNetwork, UNet
+from cmsolvers.training.networks.diffusers_base import DiffusersNetwork
+from cmsolvers.training.networks.diffusers_networks import UNet
 from cmsolvers.training.networks.residual_mlp import ResidualBlock, ResidualMLP
 
 __all__ = [

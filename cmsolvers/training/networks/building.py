@@ -19,7 +19,8 @@ from cmsolvers.training.named_options import (
     option_names,
 )
 from cmsolvers.training.networks.conditioning import Inputs
-from cmsolvers.training.networks.diffusers_networks import ADAPTERS, DEFAULT_SCALE, UNet
+from cmsolvers.training.networks.diffusers_base import DEFAULT_SCALE
+from cmsolvers.training.networks.diffusers_networks import ADAPTERS, UNet
 from cmsolvers.training.networks.residual_mlp import ResidualMLP
 
 DIFFUSERS = "diffusers:"

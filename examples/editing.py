@@ -32,7 +32,7 @@ from cmsolvers.demo import picture_style as style
 from cmsolvers.tasks.chosen_sampler import Sampler
 from cmsolvers.tasks.editing import Colorize, Inpaint, Operator, SuperResolve, denoise, edit, stroke
 from cmsolvers.tasks.interpolation import interpolate
-from cmsolvers.training.images import Scale
+from cmsolvers.training.data import Scale
 from cmsolvers.training.models import Model, Spec, load_model
 from cmsolvers.training.recipes import (
     default_settings,

@@ -13,7 +13,7 @@ from cmsolvers.demo import digits
 from cmsolvers.demo.demo_settings import DemoSettings
 from cmsolvers.demo.judge import Judge, classifier_trainer
 from cmsolvers.tasks import metrics
-from cmsolvers.training.images import load_images
+from cmsolvers.training.data import load_images
 
 
 def evaluate_samples(

@@ -12,7 +12,7 @@ from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.demo import digit_pictures
 from cmsolvers.demo.compared_samplers import draw
-from cmsolvers.training.images import Scale
+from cmsolvers.training.data import Scale
 from cmsolvers.training.models import load_model
 
 

@@ -1,9 +1,9 @@
 """Training: curricula, levels, averages in float32, and a small loop that resumes bit for bit."""
 
 from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate, doubling_discretization
-from cmsolvers.training.batches import Batch, batch_at
 from cmsolvers.training.captured_step import CapturedStep, capture_step
 from cmsolvers.training.checkpoint import read_checkpoint, write_checkpoint
+from cmsolvers.training.data import Batch, batch_at
 from cmsolvers.training.ema import EMA, update_averages
 from cmsolvers.training.power_decay import PowerDecay, power_decay
 from cmsolvers.training.trainer import Trainer

@@ -40,7 +40,7 @@ from cmsolvers.losses import (
     pseudo_huber,
 )
 from cmsolvers.schedules import karras_sigmas
-from cmsolvers.training.batches import Batch
+from cmsolvers.training.data import Batch
 from cmsolvers.training.ema import EMA
 from cmsolvers.training.models import KINDS, Model, Spec
 from cmsolvers.training.trainer import Trainer

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cmsolvers import checks as check
-from cmsolvers.training.batches import Batch, batch_at, torch_seed
 from cmsolvers.training.checkpoint import (
     check_finite,
     load_optimizer_tensors,
@@ -25,6 +24,7 @@ from cmsolvers.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from cmsolvers.training.data import Batch, batch_at, torch_seed
 from cmsolvers.training.ema import EMA, update_averages
 from cmsolvers.training.interrupts import Interrupts
 from cmsolvers.training.training_settings import TrainingSettings

@@ -14,7 +14,7 @@ from cmsolvers import cli, noise, training
 from cmsolvers.demo import DemoSettings, work_precision
 from cmsolvers.training import models, recipes
 from cmsolvers.training import trainer as loop
-from cmsolvers.training.images import Scale
+from cmsolvers.training.data import Scale
 
 F64 = torch.float64
 

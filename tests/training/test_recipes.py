@@ -13,8 +13,7 @@ from cmsolvers import losses, noise, training
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.training import EMA, image_trainer, models, recipes, update_averages
 from cmsolvers.training import trainer as loop
-from cmsolvers.training.batches import torch_seed
-from cmsolvers.training.images import Scale
+from cmsolvers.training.data import Scale, torch_seed
 from cmsolvers.training.trainer import Trainer
 
 LOSSES = {"score": "dsm", "cd": "cd", "ct": "ict", "ect": "ect"}

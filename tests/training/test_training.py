@@ -17,7 +17,7 @@ from cmsolvers import cli, losses, noise, training
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.training import models, recipes
 from cmsolvers.training import trainer as loop
-from cmsolvers.training.images import Scale, load_images
+from cmsolvers.training.data import Scale, load_images
 from cmsolvers.training.trainer import Trainer, TrainingSettings
 
 # --- curricula -----------------------------------------------------------------------------------

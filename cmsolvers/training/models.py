@@ -10,7 +10,7 @@ from torch import nn
 
 from cmsolvers import checks as check
 from cmsolvers.denoisers import EDM, ConsistencyFunction, Preconditioned
-from cmsolvers.training.checkpoint import read_checkpoint
+from cmsolvers.training.checkpoints import read_checkpoint
 from cmsolvers.training.data import SIGMA_DATA
 from cmsolvers.training.ema import EMA
 from cmsolvers.training.networks import build_network

@@ -149,9 +149,8 @@ class TrainingState:
         for index, entries in state["state"].items():
             like = parameters[index]
             for name, value in entries.items():
-                if isinstance(value, Tensor) and hasattr(like, "device_mesh"):
-                    if value.shape == like.shape:
-                        entries[name] = placed_like(value, like)
+                if isinstance(value, Tensor) and value.shape == like.shape:
+                    entries[name] = placed_like(value, like)
         set_optimizer_state(self.optimizer, state)
 
 

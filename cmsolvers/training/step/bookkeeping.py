@@ -107,7 +107,9 @@ class Books:
         self.tell(lambda monitor: monitor.stepped(report))
 
     def tell(self, what: Callable[[Monitor], None]) -> None:
-        """Tell all monitors; one that cannot write is a warning."""
+        """Tell all monitors, in the first process; one that cannot write is a warning."""
+        if self._runner.placement.rank > 0:
+            return
         for monitor in self._monitors:
             try:
                 what(monitor)

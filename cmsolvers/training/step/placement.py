@@ -180,12 +180,12 @@ def whole(t: Tensor) -> Tensor:
 
 
 def placed_like(value: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor as `other` lies: its device, its dtype, its shard."""
+    """A whole tensor as `other` lies: on its device, or this process's shard of it."""
     if not hasattr(other, "device_mesh"):
-        return value.to(other.device, other.dtype)
+        return value.to(other.device)
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(other, DTensor)
-    value = value.to(other.device, other.dtype)
+    value = value.to(other.device)
     # Each process has read all of it and takes its slice: nothing is sent.
     return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)

@@ -62,7 +62,7 @@ def _run(options: Namespace) -> int:
         about={"data": Path(options.data).name},
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{options.model}.safetensors"
+    path = options.out / options.model
     if options.resume:
         trainer.load(path)
     elif path.exists() and not options.overwrite:

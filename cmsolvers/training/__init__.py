@@ -3,7 +3,12 @@
 from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate, doubling_discretization
 from cmsolvers.training.batches import Batch, batch_at
 from cmsolvers.training.captured_step import CapturedStep, capture_step
-from cmsolvers.training.checkpoint import read_checkpoint, write_checkpoint
+from cmsolvers.training.checkpoints import (
+    CheckpointError,
+    RunFolder,
+    read_checkpoint,
+    write_checkpoint,
+)
 from cmsolvers.training.ema import EMA, update_averages
 from cmsolvers.training.power_decay import PowerDecay, power_decay
 from cmsolvers.training.trainer import Trainer
@@ -13,7 +18,9 @@ __all__ = [
     "EMA",
     "Batch",
     "CapturedStep",
+    "CheckpointError",
     "PowerDecay",
+    "RunFolder",
     "Trainer",
     "TrainingSettings",
     "batch_at",

@@ -10,7 +10,7 @@ from torch import nn
 
 from cmsolvers import checks as check
 from cmsolvers.denoisers import EDM, ConsistencyFunction, Preconditioned
-from cmsolvers.training.checkpoint import read_checkpoint
+from cmsolvers.training.checkpoints import read_checkpoint
 from cmsolvers.training.ema import EMA
 from cmsolvers.training.images import SIGMA_DATA
 from cmsolvers.training.networks import build_network
@@ -91,7 +91,7 @@ def load_model(path: str | Path) -> Model:
     """The averaged network of a checkpoint.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such folder.
         ValueError: no checkpoint of a recipe.
     """
     groups, about = read_checkpoint(path)

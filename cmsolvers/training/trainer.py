@@ -18,11 +18,13 @@ from tqdm import tqdm
 
 from cmsolvers import checks as check
 from cmsolvers.training.batches import Batch, batch_at, torch_seed
-from cmsolvers.training.checkpoint import (
+from cmsolvers.training.checkpoints import (
     check_finite,
-    load_optimizer_tensors,
+    checked_optimizer_state,
+    describe_optimizer,
     optimizer_tensors,
     read_checkpoint,
+    set_optimizer_state,
     write_checkpoint,
 )
 from cmsolvers.training.ema import EMA, update_averages
@@ -98,9 +100,9 @@ class Trainer:
 
         Args:
             until: stop before this step.
-            checkpoint: file to write at the end, also when the run is interrupted: Ctrl-C lets the
-                step that is under way end first, a second one does not (and then leaves the file
-                as it was). A state that is not finite is never written.
+            checkpoint: folder to write at the end, also when the run is interrupted: Ctrl-C lets
+                the step that is under way end first, a second one does not (and then leaves the
+                folder as it was). A state that is not finite is never written.
             every: write it also every so many steps; 0: only at the end.
             progress: show a bar.
             description: its label.
@@ -143,7 +145,7 @@ class Trainer:
                         self.save(checkpoint)
                 self._read()
         except FloatingPointError:
-            checkpoint = None  # the file of an earlier step is worth more than this state
+            checkpoint = None  # the folder of an earlier step is worth more than this state
             raise
         finally:
             self.network.eval()
@@ -212,11 +214,11 @@ class Trainer:
             self.history.append(value)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write network, averages, optimiser, losses and step to a safetensors file.
+        """Write network, averages, optimiser, losses and step to a checkpoint's folder.
 
         Raises:
-            FloatingPointError: a loss, weight or entry of the optimiser is not finite; the file is
-                left as it was.
+            FloatingPointError: a loss, weight or entry of the optimiser is not finite; the
+                checkpoint is left as it was.
         """
         self._read()
         groups = {
@@ -232,6 +234,7 @@ class Trainer:
             {name: dict(m.named_buffers(remove_duplicate=False)) for name, m in modules.items()},
         )
         about = self.about | {"step": self.step, "settings": self._settings()}
+        about |= {"optimizer": describe_optimizer(self.optimizer)}
         write_checkpoint(path, groups, about)
 
     def _settings(self) -> dict[str, object]:
@@ -242,7 +245,7 @@ class Trainer:
         """Go on from a checkpoint written by a run with the same settings.
 
         Raises:
-            FileNotFoundError: no such file.
+            FileNotFoundError: no such folder.
             ValueError: no checkpoint, or one of another run; the text names what differs.
         """
         groups, about = read_checkpoint(path)
@@ -253,19 +256,25 @@ class Trainer:
             ours, theirs = wanted.get(name), settings.get(name)
             if ours != theirs:
                 raise ValueError(
-                    f"{path}: settings.{name} must be {ours} to resume; the file has {theirs}"
+                    f"{path}: settings.{name} must be {ours} to resume; the checkpoint has {theirs}"
                 )
         for name in self.about:
             if about.get(name) != self.about[name]:
                 raise ValueError(
                     f"{path}: {name} must be {self.about[name]} to resume; "
-                    f"the file has {about.get(name)}"
+                    f"the checkpoint has {about.get(name)}"
                 )
         try:
+            state = checked_optimizer_state(
+                self.optimizer,
+                groups.get("optimizer", {}),
+                about.get("optimizer"),
+                self.network,
+            )
             self.network.load_state_dict(groups["network"])
             for name, ema in self.averages.items():
                 ema.load_state_dict(groups[f"average.{name}"])
-            load_optimizer_tensors(self.optimizer, groups.get("optimizer", {}))
+            set_optimizer_state(self.optimizer, state)
             self._unread, self._failed = [], None
             self.history = groups["progress"]["history"].tolist()
             self.step = check.count("step", about["step"], least=0)

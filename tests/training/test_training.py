@@ -561,9 +561,7 @@ def test_a_step_does_not_wait_for_the_device():
 def test_checkpoints_of_another_run_are_refused(tmp_path: Path):
     path = tmp_path / "c"
     make("score").run(2, progress=False, checkpoint=path)
-    with pytest.raises(
-        ValueError, match=r"settings\.seed must be 1 to resume; .* has 0"
-    ):
+    with pytest.raises(ValueError, match=r"settings\.seed must be 1 to resume; .* has 0"):
         make("score", seed=1).load(path)
     with pytest.raises(ValueError, match="spec must be"):
         make("ct").load(path)

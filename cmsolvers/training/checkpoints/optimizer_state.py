@@ -82,7 +82,6 @@ def describe_optimizer(
         "shapes": shapes,
         "hyperparameters": groups,
         "moved": moved,
-        "rates": [_plain(group.get("lr")) for group in optimizer.param_groups],
         "entries": entries,
         "numbers": numbers,
     }

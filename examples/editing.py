@@ -102,7 +102,7 @@ class Models:
 def train(images: Images, out: Path, seed: int, steps: tuple[int, int], width: int) -> Models:
     """Both models, trained unless their checkpoints are in `out` already."""
     shape, about = tuple(images.train.shape[1:]), {"scale": asdict(images.scale)}
-    files = {kind: out / f"{kind}.safetensors" for kind in ("score", "cd")}
+    files = {kind: out / kind for kind in ("score", "cd")}
     for kind, count in zip(files, steps, strict=True):
         if files[kind].exists():
             continue
@@ -113,7 +113,7 @@ def train(images: Images, out: Path, seed: int, steps: tuple[int, int], width: i
         else:
             teacher = load_model(files["score"])
             trainer = distillation_trainer(spec, images.train, course, teacher, about=about)
-        trainer.run(checkpoint=files[kind], description=kind)
+        trainer.run(description=kind).save(files[kind])
     return Models(load_model(files["cd"]), load_model(files["score"]))
 
 

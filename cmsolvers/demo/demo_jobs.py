@@ -89,8 +89,7 @@ def _train(
     trainer: Trainer, files: Files, kind: str, progress: bool, label: str, position: int
 ) -> Outcome:
     start = time.perf_counter()
-    trainer.run(progress=progress, description=label, position=position)
-    trainer.save(files.model(kind))
+    trainer.run(progress=progress, description=label, position=position).save(files.model(kind))
     return {kind: {"losses": trainer.history, "seconds": time.perf_counter() - start}}
 
 

@@ -53,9 +53,9 @@ def evaluate_samples(
     results: dict[str, Mapping[str, object]]
     if data == digits.NAME:
         if classifier is None:
-            classifier = out / "classifier.safetensors"
+            classifier = out / "classifier"
             trainer = classifier_trainer(digits.load(), DemoSettings.classifier_steps, seed)
-            trainer.run(checkpoint=classifier, progress=progress, description="classifier")
+            trainer.run(progress=progress, description="classifier").save(classifier)
         judge = Judge.load(classifier, digits.load())
         with torch.no_grad():
             results = {"real": judge.baseline(), "samples": judge.numbers(x)}

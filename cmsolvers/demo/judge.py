@@ -77,7 +77,7 @@ class Judge:
         """A judge with the classifier of a checkpoint.
 
         Raises:
-            FileNotFoundError: no such file.
+            FileNotFoundError: no such folder.
             ValueError: a checkpoint of something else.
         """
         classifier = Classifier().eval().requires_grad_(False)

@@ -91,7 +91,7 @@ def load_model(path: str | Path) -> Model:
     """The averaged network of a checkpoint.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such folder.
         ValueError: no checkpoint of a recipe.
     """
     groups, about = read_checkpoint(path)

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from cmsolvers.training.trainer import Trainer
+from cmsolvers.training.training_settings import TrainingSettings
+
+
+class Training(Protocol):
+    """What a monitor may ask a `Trainer`."""
+
+    network: nn.Module
+    averages: dict[str, Any]
+    settings: TrainingSettings
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...
+    @property
+    def history(self) -> list[float]: ...
+    def stop(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,7 @@ class Monitor(Protocol):
     An OSError in one of these is a warning, and the run goes on; other errors end it.
     """
 
-    def started(self, trainer: Trainer) -> None:
+    def started(self, trainer: Training) -> None:
         """A call of `run` begins; `trainer.step` steps are done."""
 
     def stepped(self, report: StepReport) -> None:
@@ -53,5 +68,5 @@ class Monitor(Protocol):
     def saved(self, path: Path) -> None:
         """A checkpoint is whole."""
 
-    def ended(self, trainer: Trainer) -> None:
+    def ended(self, trainer: Training) -> None:
         """The call of `run` ends, for whatever reason."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,7 +167,7 @@ class Books:
         return put
 
 
-def _rows(about: Mapping[str, object]) -> list[list[object]]:
+def _rows(about: Mapping[str, object]) -> list[list[Any]]:
     rows = about.get("bad_in_a_row", [])
     if not isinstance(rows, list):
         raise TypeError(f"bad_in_a_row must be a list; got {check.describe(rows)}")

@@ -240,7 +240,7 @@ class SentSignals:
         """What was summed two steps ago; the same step in all processes."""
         held = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
         held.copy_(sums, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         self._under_way.append((held, event))
         if len(self._under_way) <= self.LAG:

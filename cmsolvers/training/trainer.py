@@ -250,12 +250,14 @@ class Trainer:
         place: RunFolder | None,
         every: int,
     ) -> None:
+        def signals() -> list[float]:
+            return [*interrupts.counts(), float(self._stop)]
+
         with self._batches(self.step) as batches:
             begun = time.perf_counter()
             while self.step < end:
                 if self.placement.world == 1 and (interrupts.wanted or self._stop):
                     break
-                signals = [*interrupts.counts(), float(self._stop)]
                 done = self._step(next(batches), self.step, signals)
                 now = time.perf_counter()
                 done.seconds, begun = now - begun, now
@@ -264,7 +266,7 @@ class Trainer:
                 if self.step % 50 == 0:
                     self._books.read()
                     bar.set_postfix_str(f"loss {self.history[-1]:.4g}", refresh=False)
-                if self.placement.world > 1 and any(done.signals):
+                if any(done.signals):
                     interrupts.agree(done.signals[:-1])
                     break
                 if place is not None and every and self.step % every == 0:

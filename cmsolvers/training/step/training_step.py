@@ -21,6 +21,7 @@ from cmsolvers.training.training_settings import TrainingSettings
 
 Loss = Callable[[nn.Module, Batch], object]
 """loss(model, batch): a tensor [] or a LossOutput."""
+Signals = Callable[[], Sequence[float]]
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Done:
             a float64 tensor [4] on a device. Skipped steps that are not bad are those in which
             float16 overflowed.
         terms: levels and terms of the loss of this process, float64 [2, B / world].
-        signals: what the processes were sent, summed; zeros where nothing had to be read for it.
+        signals: what the processes were sent, summed; empty where there is one process.
         seconds: that it took.
     """
 
@@ -91,13 +92,13 @@ class TrainingStep:
         self._weights = torch.zeros(len(averages), dtype=torch.float64, device=placement.device)
         self._sent = SentSignals()
 
-    def __call__(self, batch: Batch, k: int, signals: Sequence[float]) -> Done:
+    def __call__(self, batch: Batch, k: int, signals: Signals) -> Done:
         """One step on this process's share of a batch.
 
         Args:
             batch: the share.
             k: number of the step.
-            signals: numbers to be summed over the processes.
+            signals: numbers to be summed over the processes, asked for when they are.
         """
         rate = self.rates.set(k)
         self._buffers.keep()
@@ -149,14 +150,14 @@ class TrainingStep:
     # --- with a look at every step ------------------------------------------------------------
 
     def _now(
-        self, loss: Tensor, k: int, signals: Sequence[float]
+        self, loss: Tensor, k: int, signals: Signals
     ) -> tuple[Sequence[float], Sequence[float]]:
         found, norm = self._judged()
         value, world = float(loss), self.placement.world
         wrong, overflow = float(not math.isfinite(value)), float(found)
-        sent = signals
+        sent: Sequence[float] = ()
         if world > 1:
-            rows = [value / world, wrong, overflow, *signals]
+            rows = [value / world, wrong, overflow, *signals()]
             shared = torch.tensor(rows, dtype=torch.float64, device=self.placement.device)
             value, wrong, overflow, *sent = self.placement.sum(shared).tolist()
         scale = self.precision.scale
@@ -180,16 +181,17 @@ class TrainingStep:
     # --- without one --------------------------------------------------------------------------
 
     def _later(
-        self, loss: Tensor, k: int, signals: Sequence[float]
+        self, loss: Tensor, k: int, signals: Signals
     ) -> tuple[Tensor, Sequence[float]]:
         found, norm = self._judged()
         wrong, value = (~torch.isfinite(loss)).double(), loss.double()
         overflow = found.double().reshape(())
-        sent = signals
+        sent: Sequence[float] = ()
         if self.placement.world > 1:
             rows = torch.stack([value / self.placement.world, wrong, overflow])
-            more = torch.zeros(len(signals), dtype=torch.float64, device=loss.device)
-            for slot, number in zip(more.unbind(), signals, strict=True):
+            numbers = signals()
+            more = torch.zeros(len(numbers), dtype=torch.float64, device=loss.device)
+            for slot, number in zip(more.unbind(), numbers, strict=True):
                 slot.fill_(number)  # travels with the launch: no copy to wait for
             shared = self.placement.sum(torch.cat([rows, more]))
             value, wrong, overflow = shared[:3].unbind()

@@ -32,7 +32,7 @@ from cmsolvers.demo import picture_style as style
 from cmsolvers.tasks.chosen_sampler import Sampler
 from cmsolvers.tasks.editing import Colorize, Inpaint, Operator, SuperResolve, denoise, edit, stroke
 from cmsolvers.tasks.interpolation import interpolate
-from cmsolvers.training.images import Scale
+from cmsolvers.training.data import Scale
 from cmsolvers.training.models import Model, Spec, load_model
 from cmsolvers.training.recipes import (
     default_settings,
@@ -102,7 +102,7 @@ class Models:
 def train(images: Images, out: Path, seed: int, steps: tuple[int, int], width: int) -> Models:
     """Both models, trained unless their checkpoints are in `out` already."""
     shape, about = tuple(images.train.shape[1:]), {"scale": asdict(images.scale)}
-    files = {kind: out / f"{kind}.safetensors" for kind in ("score", "cd")}
+    files = {kind: out / kind for kind in ("score", "cd")}
     for kind, count in zip(files, steps, strict=True):
         if files[kind].exists():
             continue
@@ -113,7 +113,7 @@ def train(images: Images, out: Path, seed: int, steps: tuple[int, int], width: i
         else:
             teacher = load_model(files["score"])
             trainer = distillation_trainer(spec, images.train, course, teacher, about=about)
-        trainer.run(checkpoint=files[kind], description=kind)
+        trainer.run(description=kind).save(files[kind])
     return Models(load_model(files["cd"]), load_model(files["score"]))
 
 

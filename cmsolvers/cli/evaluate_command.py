@@ -12,7 +12,9 @@ def _options(parser: ArgumentParser) -> None:
     parser.add_argument("samples", type=Path, help="samples.npy of `cmsolvers sample`, or images")
     parser.add_argument("--data", default="digits", help="'digits' or an .npy/.npz file")
     parser.add_argument(
-        "--classifier", type=Path, help="digits: classifier.safetensors of a demo (default: train)"
+        "--classifier",
+        type=Path,
+        help="digits: the classifier in the folder of a demo (default: train)",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -43,6 +44,7 @@ def _options(parser: ArgumentParser) -> None:
 
 def _run(options: Namespace) -> int:
     from cmsolvers.demo.digits import load_data
+    from cmsolvers.training.checkpoints import RunFolder
     from cmsolvers.training.image_trainer import image_trainer
     from cmsolvers.training.models import load_model
 
@@ -62,24 +64,28 @@ def _run(options: Namespace) -> int:
         about={"data": Path(options.data).name},
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{options.model}.safetensors"
+    path = options.out / options.model
+    folder = RunFolder(options.out / f"{options.model}-run")
     if options.resume:
-        trainer.load(path)
-    elif path.exists() and not options.overwrite:
+        trainer.resume(folder)
+    elif options.overwrite:
+        shutil.rmtree(folder.path, ignore_errors=True)
+    elif path.exists() or folder.checkpoints():
         raise FileExistsError(
             f"--out must hold no checkpoint of this model; {path} is one: "
             "give --resume to go on from it or --overwrite to start anew"
         )
     try:
         trainer.run(
-            checkpoint=path,
+            folder=folder,
             every=options.every,
             progress=not options.quiet,
             description=f"training {options.model}",
         )
     except KeyboardInterrupt:
-        print(f"at step {trainer.step}; --resume goes on from {path}", file=sys.stderr)
+        print(f"at step {trainer.step}; --resume goes on from {folder.path}", file=sys.stderr)
         raise
+    trainer.save(path)
     print(f"{trainer.step} steps; checkpoint: {path}")
     return 0
 

@@ -89,9 +89,7 @@ def _train(
     trainer: Trainer, files: Files, kind: str, progress: bool, label: str, position: int
 ) -> Outcome:
     start = time.perf_counter()
-    trainer.run(
-        checkpoint=files.model(kind), progress=progress, description=label, position=position
-    )
+    trainer.run(progress=progress, description=label, position=position).save(files.model(kind))
     return {kind: {"losses": trainer.history, "seconds": time.perf_counter() - start}}
 
 

@@ -50,7 +50,7 @@ class Files:
 
     def model(self, kind: str) -> Path:
         """Checkpoint of "classifier", "score", "cd", "ct" or "ect"."""
-        return self.folder / f"{kind}.safetensors"
+        return self.folder / kind
 
     def picture(self, name: str) -> Path:
         """PNG with the picture of this name."""

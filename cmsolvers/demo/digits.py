@@ -1,20 +1,17 @@
-"""The 1,797 handwritten digits of scikit-learn, 8 x 8 pixels, with a fixed held-out part."""
+"""The digits as the demo uses them: training digits and held-out ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
-from cmsolvers import noise
-from cmsolvers.training.images import Scale, load_images
+from cmsolvers.training.data import Scale, TensorData, open_data
+from cmsolvers.training.data import digits as digit_data
 
 NAME = "digits"
 """What stands for these digits where a file of images may be named."""
-HELD_OUT = 360
-SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -39,17 +36,9 @@ class Digits:
 @lru_cache(maxsize=1)
 def load() -> Digits:
     """The digits; the split belongs to the data and does not depend on the demo's seed."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    pixels = torch.tensor(bunch.images, dtype=torch.float32)[:, None]
-    labels = torch.tensor(bunch.target, dtype=torch.int64)
-    order = noise.uniform((len(pixels), 1), SPLIT_SEED, stream=noise.OTHER, dtype=torch.float64)
-    chosen = order[:, 0].argsort(stable=True)
-    held, rest = chosen[:HELD_OUT], chosen[HELD_OUT:]
-    scale = Scale.of(pixels[rest])
-    x = scale.to_model(pixels)
-    return Digits(x[rest], labels[rest], x[held], labels[held], scale)
+    train, held = digit_data("train"), digit_data("held")
+    assert train.labels is not None and held.labels is not None and train.scale is not None
+    return Digits(train.x, train.labels, held.x, held.labels, train.scale)
 
 
 def load_data(name: str) -> tuple[Tensor, Scale]:
@@ -59,11 +48,9 @@ def load_data(name: str) -> tuple[Tensor, Scale]:
         name: "digits" for the training digits, else the path of an .npy or .npz file.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_images`.
+        FileNotFoundError, ValueError: as `open_data`; data that are no images in memory.
     """
-    if name == NAME:
-        data = load()
-        return data.train, data.scale
-    pixels = load_images(name)
-    scale = Scale.of(pixels)
-    return scale.to_model(pixels), scale
+    data = open_data(name)
+    if not isinstance(data, TensorData) or data.scale is None:
+        raise ValueError(f"data must be images in memory: 'digits', .npy or .npz; got {name}")
+    return data.x, data.scale

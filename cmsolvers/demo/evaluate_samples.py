@@ -13,7 +13,7 @@ from cmsolvers.demo import digits
 from cmsolvers.demo.demo_settings import DemoSettings
 from cmsolvers.demo.judge import Judge, classifier_trainer
 from cmsolvers.tasks import metrics
-from cmsolvers.training.images import load_images
+from cmsolvers.training.data import load_images
 
 
 def evaluate_samples(
@@ -53,9 +53,9 @@ def evaluate_samples(
     results: dict[str, Mapping[str, object]]
     if data == digits.NAME:
         if classifier is None:
-            classifier = out / "classifier.safetensors"
+            classifier = out / "classifier"
             trainer = classifier_trainer(digits.load(), DemoSettings.classifier_steps, seed)
-            trainer.run(checkpoint=classifier, progress=progress, description="classifier")
+            trainer.run(progress=progress, description="classifier").save(classifier)
         judge = Judge.load(classifier, digits.load())
         with torch.no_grad():
             results = {"real": judge.baseline(), "samples": judge.numbers(x)}

@@ -12,7 +12,7 @@ from cmsolvers import noise, ops
 from cmsolvers.demo.demo_results import Quality, RealQuality
 from cmsolvers.demo.digits import Digits
 from cmsolvers.tasks import metrics
-from cmsolvers.training import Batch, Trainer, TrainingSettings, read_checkpoint
+from cmsolvers.training import Batch, TensorData, Trainer, TrainingSettings, read_checkpoint
 
 
 class Classifier(nn.Module):
@@ -49,13 +49,14 @@ def classifier_trainer(data: Digits, steps: int, seed: int) -> Trainer:
         torch.manual_seed(seed)
         network = Classifier()
 
-    def loss(batch: Batch) -> Tensor:
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
         x = ops.add_noise(batch.x0, 0.05, seed=batch.key, stream=noise.TRAINING, draw=batch.step)
-        assert isinstance(x, Tensor)
-        return nn.functional.cross_entropy(network(x), data.train_labels[batch.index])
+        assert isinstance(x, Tensor) and batch.labels is not None
+        return nn.functional.cross_entropy(model(x), batch.labels)
 
     settings = TrainingSettings(steps, 64, 3e-3, weight_decay=0.02, seed=seed)
-    return Trainer(network, loss, data.train, settings, about={"kind": "classifier"})
+    labelled = TensorData(data.train, data.train_labels)
+    return Trainer(network, loss, labelled, settings, about={"kind": "classifier"})
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Judge:
         """A judge with the classifier of a checkpoint.
 
         Raises:
-            FileNotFoundError: no such file.
+            FileNotFoundError: no such folder.
             ValueError: a checkpoint of something else.
         """
         classifier = Classifier().eval().requires_grad_(False)

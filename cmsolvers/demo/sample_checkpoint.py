@@ -12,7 +12,7 @@ from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.demo import digit_pictures
 from cmsolvers.demo.compared_samplers import draw
-from cmsolvers.training.images import Scale
+from cmsolvers.training.data import Scale
 from cmsolvers.training.models import load_model
 
 
@@ -48,7 +48,7 @@ def sample_checkpoint(
     """Write samples.npy, pixels [count, C, H, W], and samples.png, a grid of them.
 
     Args:
-        checkpoint: file of `cmsolvers train` or of the demo.
+        checkpoint: folder of `cmsolvers train` or of the demo.
         out: folder for the results; it is made where it is missing.
         sampler: a name for `draw`; None is "heun" for score models, else "consistency".
         steps: of the sampler; not for consistency models.

@@ -1,11 +1,17 @@
-"""Training: curricula, levels, averages in float32, and a small loop that resumes bit for bit."""
+"""Training: curricula, levels, averages in float32, and a loop that resumes bit for bit."""
 
 from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate, doubling_discretization
-from cmsolvers.training.batches import Batch, batch_at
 from cmsolvers.training.captured_step import CapturedStep, capture_step
-from cmsolvers.training.checkpoint import read_checkpoint, write_checkpoint
+from cmsolvers.training.checkpoints import (
+    CheckpointError,
+    RunFolder,
+    read_checkpoint,
+    write_checkpoint,
+)
+from cmsolvers.training.data import Batch, TensorData, TrainingData, batch_at, user_batches
 from cmsolvers.training.ema import EMA, update_averages
 from cmsolvers.training.power_decay import PowerDecay, power_decay
+from cmsolvers.training.reports import Monitor, StepReport
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings
 
@@ -13,8 +19,14 @@ __all__ = [
     "EMA",
     "Batch",
     "CapturedStep",
+    "CheckpointError",
+    "Monitor",
     "PowerDecay",
+    "RunFolder",
+    "StepReport",
+    "TensorData",
     "Trainer",
+    "TrainingData",
     "TrainingSettings",
     "batch_at",
     "capture_step",
@@ -24,5 +36,6 @@ __all__ = [
     "power_decay",
     "read_checkpoint",
     "update_averages",
+    "user_batches",
     "write_checkpoint",
 ]

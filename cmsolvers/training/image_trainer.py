@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.training.images import Scale
+from cmsolvers.training.data import Scale
 from cmsolvers.training.models import KINDS, Model, Spec
 from cmsolvers.training.recipes import (
     consistency_trainer,

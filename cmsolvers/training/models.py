@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from cmsolvers.training.checkpoint import read_checkpoint
+from cmsolvers.training.checkpoints import (
+    CheckpointError,
+    RunFolder,
+    group_names,
+    read_checkpoint,
+)
 from cmsolvers.training.diffusers_folders import (
     export_network,
     is_diffusers_folder,
@@ -34,39 +40,71 @@ NETWORK = "network"
 
 
 def load_model(path: str | Path, average: str | None = None, *, kind: str | None = None) -> Model:
-    """The model of a checkpoint, or of a folder of diffusers, in evaluation mode.
+    """The model of a checkpoint, or of a folder of diffusers: in evaluation mode, no gradients.
 
     Args:
-        path: a checkpoint of this library, a pipeline or a model of diffusers.
+        path: a checkpoint of this library, the folder of a run (its newest valid checkpoint), a
+            pipeline or a model of diffusers.
         average: name of the average whose weights to take, "network" for the network itself; None
             is "ema" where there is one, else the network.
-        kind: of a folder of diffusers without a scheduler: what stands around the network.
+        kind: of a model of diffusers without a scheduler: what stands around the network.
 
     Raises:
-        OSError: no such file, or one that cannot be read.
-        ValueError: no checkpoint of a model, or no such average.
+        OSError: no such folder, or one that cannot be read.
+        ValueError: no checkpoint of a model, a damaged one, or no such average.
+
+    Warns:
+        UserWarning: newer checkpoints of a run are damaged.
     """
-    if is_diffusers_folder(path):
+    place = Path(path)
+    if is_diffusers_folder(place):
         if average not in (None, NETWORK):
             raise ValueError(f"average must be left out: {path} is of diffusers, with one network")
-        return read_folder(path, kind=kind)
-    groups, about = read_checkpoint(path)
-    if "spec" not in about or NETWORK not in groups:
-        raise ValueError(f"path must be a checkpoint of `cmsolvers train` or `demo`; got {path}")
-    averages = [name.removeprefix(AVERAGE) for name in groups if name.startswith(AVERAGE)]
+        return read_folder(place, kind=kind)
+    if kind is not None:
+        raise ValueError(f"kind must be left out: {path} is no folder of diffusers")
+    if not (place / "checkpoints").is_dir():
+        return _read(place, average)
+    damaged: list[str] = []
+    for step in reversed(RunFolder(place).checkpoints()):
+        try:
+            found = _read(step, average)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        if damaged:
+            warnings.warn(f"{step} is read; " + "; ".join(damaged), stacklevel=2)
+        return found
+    why = "; ".join(damaged) or "there is none"
+    raise CheckpointError(f"{place / 'checkpoints'} must hold an undamaged checkpoint; {why}")
+
+
+def _read(place: Path, average: str | None) -> Model:
+    """The model of one checkpoint."""
+    names = group_names(place)
+    averages = [name.removeprefix(AVERAGE) for name in names if name.startswith(AVERAGE)]
     if average is None:
         average = "ema" if "ema" in averages else NETWORK
     if average != NETWORK and average not in averages:
         raise ValueError(
-            f"average must be one of {', '.join([*averages, NETWORK])} in {path}; "
+            f"average must be one of {', '.join([*averages, NETWORK])} in {place}; "
             f"got {average!r}{nearest(average, averages)}"
+        )
+    group = NETWORK if average == NETWORK else AVERAGE + average
+    if group not in names:
+        raise CheckpointError(f"path must be a checkpoint of a model; {place} has no {group}")
+    groups, about = read_checkpoint(place, only=[group])
+    if "spec" not in about:
+        raise CheckpointError(
+            f"path must be a checkpoint of `cmsolvers train` or `demo`; {place} does not say what "
+            "its network is"
         )
     try:
         spec = Spec.read(about["spec"])
         network = spec.build(0)
-        load_network(network, groups[NETWORK if average == NETWORK else AVERAGE + average])
+        load_network(network, groups[group])
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"path must be an undamaged checkpoint; {path}: {error}") from error
+        raise CheckpointError(f"path must be a checkpoint of a model; {place}: {error}") from error
     network.requires_grad_(False).eval()
     return Model(spec, network, spec.wrap(network), about)
 

@@ -23,6 +23,7 @@ And for easy consistency tuning (700 steps):
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from hashlib import sha256
 
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from cmsolvers.losses import (
     DoublingPairs,
     ECTPairs,
     LogNormal,
+    LossOutput,
     UniformPairs,
     cd,
     dsm,
@@ -40,16 +42,17 @@ from cmsolvers.losses import (
     pseudo_huber,
 )
 from cmsolvers.schedules import karras_sigmas
-from cmsolvers.training.batches import Batch
+from cmsolvers.training.data import Batch, TrainingData, as_data
 from cmsolvers.training.ema import EMA
 from cmsolvers.training.models import KINDS, Model, Spec
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings
+from cmsolvers.training.wrappers import Function
 
 
 def score_trainer(
     spec: Spec,
-    data: Tensor,
+    data: Tensor | TrainingData,
     settings: TrainingSettings,
     about: Mapping[str, object] | None = None,
 ) -> Trainer:
@@ -59,26 +62,25 @@ def score_trainer(
         ValueError: data of another shape than the model's.
     """
     _check_shape(spec, data)
-    network = spec.build(settings.seed)
-    model = spec.wrap(network)
+    network, wrapped = spec.build(settings.seed), _wrapping(spec)
     levels = LogNormal(-1.0, 1.4, spec.sigma_min, spec.sigma_max)
 
-    def loss(batch: Batch) -> Tensor:
+    def loss(model: nn.Module, batch: Batch) -> LossOutput:
         return dsm(
-            model,
+            wrapped(model),
             batch.x0,
             key=batch.key,
             step=batch.step,
             times=levels,
             sigma_data=spec.sigma_data,
-        ).loss
+        )
 
     return _trainer(network, loss, spec, data, settings, about)
 
 
 def distillation_trainer(
     spec: Spec,
-    data: Tensor,
+    data: Tensor | TrainingData,
     settings: TrainingSettings,
     teacher: Model,
     *,
@@ -96,13 +98,13 @@ def distillation_trainer(
     network = _begun(spec, settings, "teacher", teacher)
     target = EMA(network, target_decay)
     target.module.train()  # Dropout must fall on the target as it falls on the student.
-    student, aim = spec.wrap(network), spec.wrap(target.module)
+    wrapped, aim = _wrapping(spec), spec.wrap(target.module)
     grid = karras_sigmas(levels, spec.sigma_min, spec.sigma_max, append_zero=False)
     pairs = UniformPairs(grid)
 
-    def loss(batch: Batch) -> Tensor:
+    def loss(model: nn.Module, batch: Batch) -> LossOutput:
         return cd(
-            student,
+            wrapped(model),
             batch.x0,
             key=batch.key,
             step=batch.step,
@@ -110,7 +112,7 @@ def distillation_trainer(
             target=aim,
             times=pairs,
             distance=pseudo_huber(),
-        ).loss
+        )
 
     course = {"levels": levels, "target_decay": target_decay, "teacher": _digest(teacher.network)}
     about = dict(about or {}) | {"course": course}
@@ -119,7 +121,7 @@ def distillation_trainer(
 
 def consistency_trainer(
     spec: Spec,
-    data: Tensor,
+    data: Tensor | TrainingData,
     settings: TrainingSettings,
     *,
     s0: int = 2,
@@ -132,13 +134,11 @@ def consistency_trainer(
         ValueError: data of another shape than the model's.
     """
     _check_shape(spec, data)
-    network = spec.build(settings.seed)
-    student = spec.wrap(network)
-
+    network, wrapped = spec.build(settings.seed), _wrapping(spec)
     pairs = DoublingPairs(settings.steps, s0, s1, spec.sigma_min, spec.sigma_max)
 
-    def loss(batch: Batch) -> Tensor:
-        return ict(student, batch.x0, key=batch.key, step=batch.step, times=pairs).loss
+    def loss(model: nn.Module, batch: Batch) -> LossOutput:
+        return ict(wrapped(model), batch.x0, key=batch.key, step=batch.step, times=pairs)
 
     about = dict(about or {}) | {"course": {"s0": s0, "s1": s1}}
     return _trainer(network, loss, spec, data, settings, about)
@@ -146,7 +146,7 @@ def consistency_trainer(
 
 def tuning_trainer(
     spec: Spec,
-    data: Tensor,
+    data: Tensor | TrainingData,
     settings: TrainingSettings,
     init: Model,
     *,
@@ -166,11 +166,11 @@ def tuning_trainer(
     """
     _check_shape(spec, data)
     network = _begun(spec, settings, "init", init)
-    student = spec.wrap(network)
+    wrapped = _wrapping(spec)
     pairs = ECTPairs(q=q, stage_steps=-(-settings.steps // check.count("stages", stages)))
 
-    def loss(batch: Batch) -> Tensor:
-        return ect(student, batch.x0, key=batch.key, step=batch.step, times=pairs).loss
+    def loss(model: nn.Module, batch: Batch) -> LossOutput:
+        return ect(wrapped(model), batch.x0, key=batch.key, step=batch.step, times=pairs)
 
     course = {"q": q, "stages": stages, "init": _digest(init.network)}
     about = dict(about or {}) | {"course": course}
@@ -195,12 +195,17 @@ def _begun(spec: Spec, settings: TrainingSettings, name: str, score: Model) -> n
     return network
 
 
-def _check_shape(spec: Spec, data: Tensor) -> None:
-    if tuple(check.state("data", data).shape[1:]) != tuple(spec.shape):
+def _check_shape(spec: Spec, data: Tensor | TrainingData) -> None:
+    shape = as_data(data).shape
+    if tuple(shape) != tuple(spec.shape):
         raise ValueError(
-            f"data must hold samples of the model's shape, {list(spec.shape)}; "
-            f"got {list(data.shape[1:])}"
+            f"data must hold samples of the model's shape, {list(spec.shape)}; got {list(shape)}"
         )
+
+
+def _wrapping(spec: Spec) -> Callable[[nn.Module], Function]:
+    """What makes the model of a network, which may be in DistributedDataParallel; made once."""
+    return lru_cache(maxsize=1)(spec.wrap)
 
 
 def _digest(network: nn.Module) -> str:
@@ -213,9 +218,9 @@ def _digest(network: nn.Module) -> str:
 
 def _trainer(
     network: nn.Module,
-    loss: Callable[[Batch], Tensor],
+    loss: Callable[[nn.Module, Batch], LossOutput],
     spec: Spec,
-    data: Tensor,
+    data: Tensor | TrainingData,
     settings: TrainingSettings,
     about: Mapping[str, object] | None,
     target: EMA[nn.Module] | None = None,

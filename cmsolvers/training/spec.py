@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cmsolvers import checks as check
-from cmsolvers.training.images import SIGMA_DATA
+from cmsolvers.training.data import SIGMA_DATA
 from cmsolvers.training.learned_weights import LearnedWeight
 from cmsolvers.training.named_options import check_options
 from cmsolvers.training.networks import Inputs, build_network

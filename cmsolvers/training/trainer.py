@@ -1,4 +1,4 @@
-"""A small training loop: AdamW, averages, progress, a resume that changes no bit.
+"""A training loop: micro-batches, averages, checkpoints, a resume that changes no bit.
 
 Everything random is a function of (seed, step) by the noise contract, so a checkpoint needs no
 generator's state.
@@ -6,89 +6,167 @@ generator's state.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from typing import Any, Self
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from cmsolvers import checks as check
-from cmsolvers.training.batches import Batch, batch_at, torch_seed
-from cmsolvers.training.checkpoint import (
-    check_finite,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    read_checkpoint,
-    write_checkpoint,
-)
-from cmsolvers.training.ema import EMA, update_averages
+from cmsolvers.training.checkpoints import RunFolder
+from cmsolvers.training.data import Batch, StepLoader, TrainingData, as_data, user_batches
+from cmsolvers.training.ema import EMA, check_averages
 from cmsolvers.training.interrupts import Interrupts
+from cmsolvers.training.reports import Monitor
+from cmsolvers.training.saving import Saves
+from cmsolvers.training.step.bookkeeping import Books
+from cmsolvers.training.step.optimizers import GivenOptimizer, Rates, Schedule
+from cmsolvers.training.step.placement import Placement
+from cmsolvers.training.step.training_step import Loss, TrainingStep
 from cmsolvers.training.training_settings import TrainingSettings
+from cmsolvers.training.training_state import TrainingState
 
-READ_EVERY = 50
-"""Losses on a GPU are read every so many steps: reading one waits for all work on the device."""
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Folder: TypeAlias = RunFolder | str | os.PathLike[str]
 
 
 class Trainer:
-    """Runs `loss(batch)` down on a network.
+    """Runs `loss(model, batch)` down on a network.
+
+    A step is: the mean gradient over micro-batches and processes, clipping, the optimiser, the
+    averages. A step whose loss or gradient is not finite anywhere is skipped everywhere, and
+    counted. Under torchrun, or with an accelerator, `settings.batch_size` is that of all processes
+    together, and each has its slice of the same batches with the same noise.
 
     Args:
-        network: trained in place.
-        loss: `loss(batch: Batch) -> scalar`; it closes over the network and whatever else it needs.
-        data: [n, ...] on the network's device.
+        network: trained in place; a network or a module around one, such as `EDM(net)`.
+        loss: `loss(model, batch: Batch)` -> a tensor [] or a `LossOutput`. `model` is the network,
+            in DistributedDataParallel where there are several processes.
+        data: samples [n, ...], a `TrainingData`, or batches of your own: a DataLoader or anything
+            else that can be iterated again and again (see `user_batches`).
         settings: the course of the run.
+        optimizer: over parameters of the network, or a function that makes one of them; None is
+            AdamW with the settings' lr, betas and weight_decay. Its state is kept in checkpoints.
+        schedule: schedule(step) -> factor of the learning rate (of each group of an optimiser of
+            yours); None is the rise and the cosine of the settings. As a function of the step it
+            needs no state.
         averages: name -> EMA of the network; all are updated after every step, in one pass, and
             kept in checkpoints.
         decays: name -> mu(step) for averages whose rate changes on the way.
-        about: what checkpoints say of the run; anything that JSON can hold.
+        about: what checkpoints say of the run; anything that JSON can hold. A run is resumed with
+            the same.
+        monitors: told of every step, in the first process.
+        accelerator: of accelerate, for its device, DistributedDataParallel or FSDP2; None is the
+            network's device, or under torchrun one that is made here.
+        workers: processes that read data which are not in memory.
 
     Attributes:
-        step: steps done.
-        history: the loss of every step, complete whenever `run` or `save` returns.
+        step: steps done, skipped ones too.
+        skipped: how many of them were skipped because something was not finite.
+        history: the loss of every step, complete whenever `run` or `save` returns; of a skipped
+            step it may be NaN or infinite.
 
     Raises:
-        TypeError, ValueError: arguments of the wrong kind; fewer samples than a batch.
+        TypeError, ValueError: arguments of the wrong kind; fewer samples than a batch, or a batch
+            that processes and micro-batches cannot share.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        loss: Callable[[Batch], Tensor],
-        data: Tensor,
+        loss: Loss,
+        data: Tensor | TrainingData | Iterable[object],
         settings: TrainingSettings,
         *,
+        optimizer: GivenOptimizer = None,
+        schedule: Schedule | None = None,
         averages: Mapping[str, EMA[nn.Module]] | None = None,
         decays: Mapping[str, Callable[[int], float]] | None = None,
         about: Mapping[str, object] | None = None,
+        monitors: Sequence[Monitor] = (),
+        accelerator: Accelerator | None = None,
+        workers: int = 0,
     ) -> None:
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network must be a torch.nn.Module; got {check.describe(network)}")
         self.network, self.loss = network, check.function("loss", loss)
-        self.data, self.settings = check.state("data", data), settings
+        self.settings, self.workers = settings, check.count("workers", workers, least=0)
         self.averages, self.decays = dict(averages or {}), dict(decays or {})
-        self.about = dict(about or {})
-        self.step = 0
-        self.history: list[float] = []
-        self._unread: list[Tensor] = []  # losses of the last steps, where they were computed
-        self._failed: Tensor | None = None  # 1.0 from the first loss on that is not finite
-        self._window = 1 if data.device.type == "cpu" else READ_EVERY
-        self._whole = True
-        batch_at(data[: settings.batch_size], 0, 1, settings.batch_size, 0)
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(),
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
+        self.about, self.monitors = dict(about or {}), list(monitors)
+        self.data: TrainingData | Iterable[object]
+        mine = isinstance(data, (Tensor, TrainingData))
+        self.data = as_data(data) if isinstance(data, (Tensor, TrainingData)) else data
+        for name in set(self.decays) - set(self.averages):
+            raise ValueError(f"decays must be of averages; there is no average {name!r}")
+        check_averages(list(self.averages.values()), network)
+        before = dict(network.named_parameters())
+        rates = Rates(optimizer, schedule, network, settings)
+        self.placement = Placement(accelerator, network, self.averages.values(), settings.precision)
+        after = dict(network.named_parameters())
+        rates.replace({p: after[name] for name, p in before.items()})
+        _check_shares(settings, self.placement.world)
+        if mine:
+            self._loader(0)
+        self.optimizer = rates.optimizer
+        self._step = TrainingStep(
+            network,
+            self._loss,
+            settings,
+            self.placement,
+            rates,
+            self.averages,
+            self.decays,
+            monitored=bool(self.monitors),
         )
+        state = TrainingState(
+            network, self.averages, self.optimizer, self._step.precision, settings
+        )
+        self._books = Books(self._step, self.monitors)
+        self._saves = Saves(
+            self.placement, state, self._books, self.about, self.data, settings.steps
+        )
+        self._stop = False
+
+    def _loss(self, model: nn.Module, batch: Batch) -> object:
+        return self.loss(model, batch)  # which may be replaced on the way
+
+    @property
+    def step(self) -> int:
+        """Steps done, skipped ones too."""
+        return self._books.step
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were skipped."""
+        return self._books.skipped
+
+    @property
+    def history(self) -> list[float]:
+        """The loss of every step."""
+        return self._books.history
+
+    def stop(self) -> None:
+        """End the run after the step that is under way, from a monitor or another thread.
+
+        `run` saves and returns. Of several processes one that asks is enough.
+        """
+        self._stop = True
+
+    # --- the loop -----------------------------------------------------------------------------
 
     def run(
         self,
         until: int | None = None,
         *,
-        checkpoint: str | os.PathLike[str] | None = None,
+        folder: Folder | None = None,
         every: int = 0,
         progress: bool = True,
         description: str = "training",
@@ -96,12 +174,18 @@ class Trainer:
     ) -> Self:
         """Train up to step `until` (None: to the end).
 
+        SIGINT, SIGTERM and SIGHUP let the step that is under way end, in all processes the same
+        one; then a checkpoint is written, and the run left by KeyboardInterrupt, or SystemExit with
+        status 143 (SIGTERM) or 129 (SIGHUP). A second signal does not wait. In a thread other than
+        the main one signals are its business: see `stop`.
+
+        A checkpoint that cannot be written on the way is a warning, and the last one stays.
+
         Args:
             until: stop before this step.
-            checkpoint: file to write at the end, also when the run is interrupted: Ctrl-C lets the
-                step that is under way end first, a second one does not (and then leaves the file
-                as it was). A state that is not finite is never written.
-            every: write it also every so many steps; 0: only at the end.
+            folder: of the run, for checkpoints at the end, also when the run is interrupted. One
+                that holds checkpoints must be resumed from first.
+            every: write one also every so many steps; 0: only at the end.
             progress: show a bar.
             description: its label.
             position: line of the bar, where several are shown.
@@ -110,170 +194,166 @@ class Trainer:
             The trainer itself.
 
         Raises:
-            TypeError, ValueError: until or every is no int, or negative.
-            FloatingPointError: the loss is not finite. Network, optimiser and `step` are left as
-                they were before that step, and the checkpoint as it was last written. On a device
-                it is noticed up to READ_EVERY steps later; averages may have moved on towards
-                that network. Or weights to be saved are not finite.
+            TypeError, ValueError: until or every is no int, or negative; a folder that another
+                trainer uses, or with checkpoints of another run.
+            FloatingPointError: loss or gradient were not finite in `settings.max_bad_steps` steps
+                in a row. Network, optimiser and averages are as before these steps, and no further
+                checkpoint is written. On a GPU it is noticed up to READ_EVERY steps later.
+            OSError: the folder cannot be written before the first step, or at the end.
         """
         every = check.count("every", every, least=0)
         end = self.settings.steps
         if until is not None:
             end = min(check.count("until", until, least=0), end)
-        devices = [self.data.device] if self.data.device.type == "cuda" else []
-        bar = tqdm(
-            total=self.settings.steps,
-            initial=self.step,
-            desc=description,
-            disable=not progress,
-            mininterval=0.5,
-            position=position,
-            unit="step",
-        )
-        self.network.train()
-        try:
-            with bar, torch.random.fork_rng(devices=devices), Interrupts() as interrupts:
-                while self.step < end and not interrupts.wanted:
-                    self._advance()
-                    bar.update()
-                    if self.step % 50 == 0:
-                        self._read()
-                        bar.set_postfix_str(f"loss {self.history[-1]:.4g}", refresh=False)
-                    if checkpoint is not None and every and self.step % every == 0:
-                        self.save(checkpoint)
-                self._read()
-        except FloatingPointError:
-            checkpoint = None  # the file of an earlier step is worth more than this state
-            raise
-        finally:
-            self.network.eval()
-            if checkpoint is not None and self._whole:
-                self.save(checkpoint)
+        place = folder if isinstance(folder, RunFolder) or folder is None else RunFolder(folder)
+        cuda = [self.placement.device] if self.placement.device.type == "cuda" else []
+        self._stop = False
+        with ExitStack() as stack:
+            interrupts = stack.enter_context(Interrupts())
+            if place is not None:
+                stack.enter_context(self._saves.held(place))
+            stack.enter_context(torch.random.fork_rng(devices=cuda))
+            bar = stack.enter_context(
+                tqdm(
+                    total=self.settings.steps,
+                    initial=self.step,
+                    desc=description,
+                    disable=not progress or self.placement.rank > 0,
+                    mininterval=0.5,
+                    position=position,
+                    unit="step",
+                )
+            )
+            self._books.tell(lambda monitor: monitor.started(self))
+            self.network.train()
+            good = True
+            try:
+                self._steps(end, interrupts, bar, place, every)
+            except FloatingPointError:
+                good = False  # the checkpoint of an earlier step is worth more than this state
+                raise
+            except BaseException:
+                good = self._step.whole and self.placement.world == 1
+                raise
+            finally:
+                self.network.eval()
+                if good and place is not None:
+                    self._saves.save_in(place)
+                self._books.tell(lambda monitor: monitor.ended(self))
         return self
 
-    def _advance(self) -> None:
-        settings, k = self.settings, self.step
-        batch = batch_at(self.data, k, settings.steps, settings.batch_size, settings.seed)
-        torch.manual_seed(torch_seed(k, settings.seed))
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.rate(k)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(batch)
-        # A copy: the loss may lie in memory that its owner uses again.
-        value = loss.detach().reshape(()).clone()
-        if self._window == 1:
-            _require_finite(float(value), k)
-        torch.autograd.backward(loss)
-        if settings.clip > 0:
-            nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
-        self._whole = False
-        self._update(value)
-        rates = [self.decays.get(name) for name in self.averages]
-        update_averages(
-            self.averages.values(),
-            self.network,
-            [rate if rate is None else rate(k) for rate in rates],
+    def _steps(
+        self,
+        end: int,
+        interrupts: Interrupts,
+        bar: tqdm[object],
+        place: RunFolder | None,
+        every: int,
+    ) -> None:
+        def signals() -> list[float]:
+            return [*interrupts.counts(), float(self._stop)]
+
+        with self._batches(self.step) as batches:
+            begun = time.perf_counter()
+            while self.step < end:
+                if self.placement.world == 1 and (interrupts.wanted or self._stop):
+                    break
+                done = self._step(next(batches), self.step, signals)
+                now = time.perf_counter()
+                done.seconds, begun = now - begun, now
+                self._books.add(done)
+                bar.update()
+                if self.step % 50 == 0:
+                    self._books.read()
+                    bar.set_postfix_str(f"loss {self.history[-1]:.4g}", refresh=False)
+                if any(done.signals):
+                    interrupts.agree(done.signals[:-1])
+                    break
+                if place is not None and every and self.step % every == 0:
+                    try:
+                        self._saves.save_in(place)
+                    except OSError as error:
+                        warnings.warn(
+                            f"no checkpoint could be written at step {self.step}, the run goes on: "
+                            f"{error}",
+                            RuntimeWarning,
+                            stacklevel=3,
+                        )
+            self._books.read()
+
+    @contextmanager
+    def _batches(self, first: int) -> Iterator[Iterator[Batch]]:
+        """This process's batches from a step on."""
+        place, settings = self.placement, self.settings
+        if isinstance(self.data, TrainingData):
+            with self._loader(first) as loader:
+                yield iter(loader)
+            return
+        yield user_batches(
+            self.data,
+            seed=settings.seed,
+            total=settings.steps,
+            first_step=first,
+            rank=place.rank,
+            world=place.world,
+            device=place.device,
         )
-        self._unread.append(value)
-        self.step += 1
-        self._whole = True
-        if len(self._unread) >= self._window:
-            self._read()
 
-    def _update(self, loss: Tensor) -> None:
-        """The optimiser's step; on a device it holds still from the first bad loss on.
+    def _loader(self, first: int) -> StepLoader:
+        assert isinstance(self.data, TrainingData)
+        return StepLoader(
+            self.data,
+            batch_size=self.settings.batch_size,
+            seed=self.settings.seed,
+            total=self.settings.steps,
+            first_step=first,
+            rank=self.placement.rank,
+            world=self.placement.world,
+            device=self.placement.device,
+            workers=self.workers,
+        )
 
-        Nothing is read for that: the fused kernels look at `found_inf`, as they do for
-        torch.amp.GradScaler, and change nothing where it is 1.
-        """
-        if self._window == 1:
-            self.optimizer.step()
-            return
-        failed = (~torch.isfinite(loss)).float()
-        self._failed = failed if self._failed is None else torch.maximum(self._failed, failed)
-        optimizer: Any = self.optimizer
-        optimizer.found_inf = self._failed
-        try:
-            optimizer.step()
-        finally:
-            del optimizer.found_inf
-
-    def _read(self) -> None:
-        """Read the losses that are still on the device; one that is not finite is an error."""
-        if not self._unread:
-            return
-        values = torch.stack(self._unread).tolist()
-        self._unread = []
-        first = self.step - len(values)
-        for k, value in enumerate(values, first):
-            if not math.isfinite(value):
-                self.step, self._failed = k, None  # where the optimiser stands
-            _require_finite(value, k)
-            self.history.append(value)
+    # --- checkpoints --------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write network, averages, optimiser, losses and step to a safetensors file.
+        """Write a checkpoint folder; all processes must call, the first one writes.
 
         Raises:
-            FloatingPointError: a loss, weight or entry of the optimiser is not finite; the file is
-                left as it was.
+            FloatingPointError: a weight, average or entry of the optimiser is not finite; what is
+                at the path stays.
+            OSError: it cannot be written.
         """
-        self._read()
-        groups = {
-            "network": self.network.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer),
-            "progress": {"history": torch.tensor(self.history, dtype=torch.float64)},
-        }
-        groups |= {f"average.{name}": ema.state_dict() for name, ema in self.averages.items()}
-        modules = {"network": self.network}
-        modules |= {f"average.{name}": ema.module for name, ema in self.averages.items()}
-        check_finite(
-            groups,
-            {name: dict(m.named_buffers(remove_duplicate=False)) for name, m in modules.items()},
-        )
-        about = self.about | {"step": self.step, "settings": self._settings()}
-        write_checkpoint(path, groups, about)
-
-    def _settings(self) -> dict[str, object]:
-        """The settings as JSON gives them back."""
-        return asdict(self.settings) | {"betas": list(self.settings.betas)}
+        self._saves.save(Path(path))
 
     def load(self, path: str | os.PathLike[str]) -> Self:
-        """Go on from a checkpoint written by a run with the same settings.
+        """Go on from a checkpoint folder of a run with the same data, network and settings.
+
+        See `TrainingSettings` for those that may differ. The number of processes, the micro-batches
+        and the kind of sharding may be others.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: no checkpoint, or one of another run; the text names what differs.
+            FileNotFoundError: no such folder.
+            ValueError: no checkpoint, a damaged one, or one of another run; the text names what
+                differs. The trainer is left as it was.
         """
-        groups, about = read_checkpoint(path)
-        settings, wanted = about.get("settings"), self._settings()
-        if not isinstance(settings, dict):
-            raise ValueError(f"path must be a checkpoint of a training run; got {path}")
-        for name in sorted({*wanted, *settings}):
-            ours, theirs = wanted.get(name), settings.get(name)
-            if ours != theirs:
-                raise ValueError(
-                    f"{path}: settings.{name} must be {ours} to resume; the file has {theirs}"
-                )
-        for name in self.about:
-            if about.get(name) != self.about[name]:
-                raise ValueError(
-                    f"{path}: {name} must be {self.about[name]} to resume; "
-                    f"the file has {about.get(name)}"
-                )
-        try:
-            self.network.load_state_dict(groups["network"])
-            for name, ema in self.averages.items():
-                ema.load_state_dict(groups[f"average.{name}"])
-            load_optimizer_tensors(self.optimizer, groups.get("optimizer", {}))
-            self._unread, self._failed = [], None
-            self.history = groups["progress"]["history"].tolist()
-            self.step = check.count("step", about["step"], least=0)
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise ValueError(f"path must be an undamaged checkpoint; {path}: {error}") from error
+        self._saves.load(Path(path))
+        return self
+
+    def resume(self, folder: Folder) -> Self:
+        """Go on from the newest valid checkpoint of a run's folder; `load` otherwise.
+
+        Raises:
+            FileNotFoundError: the folder holds no checkpoint.
+            ValueError: as `load`; or all checkpoints are damaged.
+        """
+        self._saves.resume(folder if isinstance(folder, RunFolder) else RunFolder(folder))
         return self
 
 
-def _require_finite(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss must stay finite; got {loss} at step {step}")
+def _check_shares(settings: TrainingSettings, world: int) -> None:
+    parts = world * settings.accumulate
+    if settings.batch_size % parts:
+        raise ValueError(
+            "batch_size must be a multiple of processes times accumulate, "
+            f"{world} x {settings.accumulate} = {parts}; got {settings.batch_size}"
+        )

@@ -14,7 +14,8 @@ from cmsolvers import cli, noise, training
 from cmsolvers.demo import DemoSettings, work_precision
 from cmsolvers.training import models, recipes
 from cmsolvers.training import trainer as loop
-from cmsolvers.training.images import Scale
+from cmsolvers.training.data import Scale
+from support.saved import content
 
 F64 = torch.float64
 
@@ -37,7 +38,7 @@ def train(data: Path, *options: object) -> int:
 
 
 def settings_of(folder: Path, model: str = "score") -> dict:
-    _, about = training.read_checkpoint(folder / f"{model}.safetensors")
+    _, about = training.read_checkpoint(folder / model)
     return about["settings"]
 
 
@@ -72,8 +73,8 @@ def test_a_rate_moves_the_weights_that_far(data):
     moved = []
     for rate in (1e-3, 2e-3):
         assert train(data, "--steps", 1, "--lr", rate, "--overwrite") == 0
-        groups, _ = training.read_checkpoint(data.parent / "score.safetensors")
-        begun = models.load_model(data.parent / "score.safetensors").spec.build(0).state_dict()
+        groups, _ = training.read_checkpoint(data.parent / "score")
+        begun = models.load_model(data.parent / "score").spec.build(0).state_dict()
         change = [(groups["network"][name] - begun[name]).abs().max() for name in begun]
         moved.append(float(max(change)))
     assert moved == pytest.approx([1e-3, 2e-3], rel=0.05)
@@ -102,7 +103,7 @@ def test_usual_options_of_a_training(data, monkeypatch):
     assert run("train", "--data", data, "--out", data.parent) == 0
     ((trainer, options),) = asked
     assert trainer.settings == training.TrainingSettings(2000, batch_size=24, lr=2e-3)
-    assert options.pop("checkpoint") == data.parent / "score.safetensors"
+    assert options.pop("checkpoint") == data.parent / "score"
     assert options == {"every": 500, "progress": True, "description": "training score"}
 
 
@@ -113,13 +114,13 @@ def test_the_network_is_the_one_that_was_asked_for(tmp_path, network, size):
     data = tmp_path / "data.npy"
     np.save(data, noise.normal((8, size, size), 3).numpy())
     assert train(data, "--steps", 1, "--network", network) == 0
-    assert models.load_model(tmp_path / "score.safetensors").spec.network == network
+    assert models.load_model(tmp_path / "score").spec.network == network
 
 
 def test_resume_goes_on_from_the_checkpoint(data, monkeypatch, capsys):
-    path = data.parent / "score.safetensors"
+    path = data.parent / "score"
     assert train(data) == 0
-    whole = path.read_bytes()
+    whole = content(path)
     original, made, last = loop.Trainer._advance, [], 3
 
     def advance(self):
@@ -135,15 +136,15 @@ def test_resume_goes_on_from_the_checkpoint(data, monkeypatch, capsys):
     last = None
     assert train(data, "--resume") == 0
     assert made == [0, 1, 2, 3, 4, 5, 6]  # a run from the start would have the same end
-    assert path.read_bytes() == whole
+    assert content(path) == whole
 
 
 def test_the_teacher_is_the_one_that_was_named(data, tmp_path):
     for seed in (1, 2):
         assert train(data, "--seed", seed, "--out", tmp_path / str(seed)) == 0
-    teacher = tmp_path / "2" / "score.safetensors"
+    teacher = tmp_path / "2" / "score"
     assert train(data, "--model", "cd", "--teacher", teacher) == 0
-    _, about = training.read_checkpoint(tmp_path / "cd.safetensors")
+    _, about = training.read_checkpoint(tmp_path / "cd")
     assert about["course"]["teacher"] == recipes._digest(models.load_model(teacher).network)
     assert about["data"] == "data.npy"
 
@@ -161,7 +162,7 @@ def test_the_teacher_is_the_one_that_was_named(data, tmp_path):
 def test_samples_are_those_of_the_options(data, tmp_path, options):
     pytest.importorskip("matplotlib")
     assert train(data, "--model", "ct") == 0
-    checkpoint = tmp_path / "ct.safetensors"
+    checkpoint = tmp_path / "ct"
     seed, count, offset, levels = options.values()
     given = ("--seed", seed, "--count", count, "--offset", offset, "--levels", *levels)
     assert run("sample", checkpoint, "--quiet", "--out", tmp_path, *given) == 0
@@ -186,7 +187,7 @@ def test_samples_are_those_of_the_options(data, tmp_path, options):
 def test_sampler_and_steps_are_those_of_the_options(data, tmp_path, options, sampler, steps):
     pytest.importorskip("matplotlib")
     assert train(data) == 0
-    checkpoint = tmp_path / "score.safetensors"
+    checkpoint = tmp_path / "score"
     given = ("--count", 2, "--quiet", "--out", tmp_path, *options)
     assert run("sample", checkpoint, *given) == 0
     model = models.load_model(checkpoint)

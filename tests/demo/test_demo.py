@@ -22,6 +22,7 @@ from cmsolvers import cli
 from cmsolvers.demo import DemoSettings, digits, run_demo
 from cmsolvers.demo.compared_samplers import BY_KEY, METHODS
 from cmsolvers.training.models import CONSISTENCY_KINDS, KINDS
+from support.saved import content
 
 SETTINGS = DemoSettings.tiny(seed=3)
 
@@ -35,12 +36,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_everything_is_there(folder: Path):
     names = {path.name for path in folder.iterdir()}
-    checkpoints = {f"{kind}.safetensors" for kind in ("classifier", "score", "cd", "ct", "ect")}
+    checkpoints = {"classifier", "score", "cd", "ct", "ect"}
     pictures = {"mixture", "strips", "samplers", "overview", "quality", "losses", "samples-real"}
     pictures |= {f"samples-{m.key}-{steps}" for m in METHODS for steps in m.steps}
     assert checkpoints | {f"{name}.png" for name in pictures} <= names
     assert {"metrics.json", "timings.json", "report.html"} <= names
-    assert not [name for name in names if name.endswith(".part")]
+    assert not [name for name in names if name.startswith(".")]
 
 
 def test_metrics_are_complete(folder: Path):
@@ -63,8 +64,9 @@ def test_two_runs_give_the_same_bytes(folder: Path, tmp_path: Path):
     """In other processes, side by side, and whatever the global generators hold."""
     torch.manual_seed(7)
     run_demo(tmp_path, SETTINGS, workers=2, progress=False, report=False)
-    for name in ("metrics.json", *(f"{kind}.safetensors" for kind in KINDS)):
-        assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
+    assert (folder / "metrics.json").read_bytes() == (tmp_path / "metrics.json").read_bytes()
+    for kind in KINDS:
+        assert content(folder / kind) == content(tmp_path / kind)
 
 
 class Page(HTMLParser):
@@ -122,7 +124,7 @@ def run(*arguments: object) -> int:
 
 
 def test_sample_is_independent_of_the_batch(folder: Path, tmp_path: Path, capsys):
-    common = ("sample", folder / "score.safetensors", "--quiet", "--steps", 4, "--sampler", "ddpm")
+    common = ("sample", folder / "score", "--quiet", "--steps", 4, "--sampler", "ddpm")
     assert run(*common, "--count", 6, "--out", tmp_path / "all") == 0
     assert "NFE 4" in capsys.readouterr().out
     assert run(*common, "--count", 2, "--offset", 3, "--out", tmp_path / "part") == 0
@@ -139,7 +141,7 @@ def test_sample_is_independent_of_the_batch(folder: Path, tmp_path: Path, capsys
     "sampler", ["heun", "euler", "ddim", "em", "dpmpp_2m", "dpmpp_sde", "rk_pf_ode"]
 )
 def test_every_sampler_of_the_command_line(folder: Path, tmp_path: Path, sampler: str):
-    path = folder / "score.safetensors"
+    path = folder / "score"
     arguments = ("sample", path, "--sampler", sampler, "--steps", 3, "--count", 2, "--quiet")
     assert run(*arguments, "--out", tmp_path) == 0
 
@@ -147,9 +149,9 @@ def test_every_sampler_of_the_command_line(folder: Path, tmp_path: Path, sampler
 @pytest.mark.parametrize("kind", ["ct", "ect"])
 def test_sample_and_evaluate_a_consistency_model(folder: Path, tmp_path: Path, capsys, kind: str):
     arguments = ("--levels", 1.0, 0.3, "--count", 30, "--quiet", "--out", tmp_path)
-    assert run("sample", folder / f"{kind}.safetensors", *arguments) == 0
+    assert run("sample", folder / kind, *arguments) == 0
     assert "NFE 3" in capsys.readouterr().out
-    classifier = ("--classifier", folder / "classifier.safetensors")
+    classifier = ("--classifier", folder / "classifier")
     samples = tmp_path / "samples.npy"
     assert run("evaluate", samples, *classifier, "--quiet", "--out", tmp_path) == 0
     results = json.loads((tmp_path / "metrics.json").read_text())
@@ -161,16 +163,16 @@ def test_train_resume_and_evaluate_on_a_file(tmp_path: Path):
     np.save(tmp_path / "data.npy", pixels)
     common = ("--data", tmp_path / "data.npy", "--batch", 16, "--steps", 6, "--quiet")
     assert run("train", *common, "--out", tmp_path / "a") == 0
-    score = tmp_path / "a" / "score.safetensors"
-    before = score.read_bytes()
+    score = tmp_path / "a" / "score"
+    before = content(score)
     assert run("train", *common, "--out", tmp_path / "a", "--resume") == 0
-    assert score.read_bytes() == before
+    assert content(score) == before
     cd = ("train", *common, "--model", "cd", "--teacher", score, "--out", tmp_path / "a")
     assert run(*cd) == 0
     assert run("train", *common, "--model", "ct", "--out", tmp_path / "a") == 0
     ect = ("train", *common, "--model", "ect", "--init", score, "--out", tmp_path / "a")
     assert run(*ect) == 0
-    model = tmp_path / "a" / "cd.safetensors"
+    model = tmp_path / "a" / "cd"
     assert run("sample", model, "--count", 9, "--quiet", "--out", tmp_path) == 0
     arguments = ("--data", tmp_path / "data.npy", "--quiet", "--out", tmp_path)
     assert run("evaluate", tmp_path / "samples.npy", *arguments) == 0
@@ -182,16 +184,16 @@ def test_train_overwrites_only_when_told_to(tmp_path: Path, capsys):
     common = ("train", "--data", tmp_path / "data.npy", "--batch", 16, "--steps", 2, "--quiet")
     common = (*common, "--out", tmp_path)
     assert run(*common) == 0
-    path = tmp_path / "score.safetensors"
-    before = path.read_bytes()
+    path = tmp_path / "score"
+    before = content(path)
     capsys.readouterr()
     assert run(*common, "--seed", 1) == 2
     error = capsys.readouterr().err
     assert str(path) in error and "--resume" in error and "--overwrite" in error
-    assert path.read_bytes() == before
+    assert content(path) == before
     assert run(*common, "--seed", 1, "--overwrite") == 0
-    assert path.read_bytes() != before
-    assert run(*common, "--model", "ct") == 0  # another model, another file
+    assert content(path) != before
+    assert run(*common, "--model", "ct") == 0  # another model, another folder
     with pytest.raises(SystemExit):
         run(*common, "--resume", "--overwrite")
 
@@ -239,11 +241,11 @@ def test_help(command: str, capsys):
 
 def test_bad_input_is_one_line_and_status_two(folder: Path, tmp_path: Path, capsys):
     (tmp_path / "file").touch()
-    one = folder / "ct.safetensors"
+    one = folder / "ct"
     assert run("sample", one, "--count", 1, "--quiet", "--out", tmp_path / "one") == 0
     capsys.readouterr()
     bad = [
-        ("sample", folder / "score.safetensors", "--levels", 1.0),
+        ("sample", folder / "score", "--levels", 1.0),
         ("evaluate", tmp_path / "one" / "samples.npy"),
         ("evaluate", tmp_path / "one" / "samples.npy", "--classifier", one),
         ("evaluate", tmp_path / "file"),
@@ -251,14 +253,14 @@ def test_bad_input_is_one_line_and_status_two(folder: Path, tmp_path: Path, caps
         ("train", "--sigma-max", "inf"),
         ("train", "--steps", 30, "--lr", 1e30, "--quiet"),
         ("train", "--steps", 2, "--out", tmp_path / "file"),
-        ("sample", tmp_path / "none.safetensors"),
-        ("sample", folder / "ct.safetensors", "--sampler", "heun"),
-        ("sample", folder / "score.safetensors", "--sampler", "consistency"),
-        ("sample", folder / "score.safetensors", "--sampler", "dpmpp_9m"),
-        ("sample", folder / "score.safetensors", "--steps", 0),
-        ("sample", folder / "score.safetensors", "--count", 0),
-        ("sample", folder / "ct.safetensors", "--levels", 30.0),
-        ("sample", folder / "classifier.safetensors"),
+        ("sample", tmp_path / "none"),
+        ("sample", folder / "ct", "--sampler", "heun"),
+        ("sample", folder / "score", "--sampler", "consistency"),
+        ("sample", folder / "score", "--sampler", "dpmpp_9m"),
+        ("sample", folder / "score", "--steps", 0),
+        ("sample", folder / "score", "--count", 0),
+        ("sample", folder / "ct", "--levels", 30.0),
+        ("sample", folder / "classifier"),
         ("train", "--data", tmp_path / "none.npy"),
         ("train", "--model", "cd"),
         ("train", "--model", "ect"),

@@ -16,7 +16,7 @@ from cmsolvers.tasks import metrics
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
-    path = tmp_path_factory.mktemp("judge") / "classifier.safetensors"
+    path = tmp_path_factory.mktemp("judge") / "classifier"
     classifier_trainer(digits.load(), 10, 0).run(progress=False, checkpoint=path)
     return Judge.load(path, digits.load())
 

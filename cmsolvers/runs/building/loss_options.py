@@ -129,13 +129,12 @@ def _gap(value: object, setting: Setting) -> object:
     return gap
 
 
-def _described(default: Distribution[Any]) -> dict[str, object]:
+def _described(default: Any) -> dict[str, object]:
     """A default of a recipe as plain data: what differs from its class's own defaults."""
     name = next(key for key, kind in names.DISTRIBUTIONS.items() if kind is type(default))
     if name in names.FROM_GRIDS:
         return {"name": name}
     usual = type(default)()
-    assert dataclasses.is_dataclass(default)
     own = [field.name for field in dataclasses.fields(default) if field.init]
     differing = {key: getattr(default, key) for key in own}
     return {"name": name} | {k: v for k, v in differing.items() if v != getattr(usual, k)}

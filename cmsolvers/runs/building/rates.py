@@ -72,6 +72,10 @@ class Cosine(Rise):
 
     last: float = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.non_negative("last", self.last)
+
     def share(self, step: int) -> float:
         fallen = 0.5 * (1.0 + math.cos(math.pi * self.progress(step)))
         return self.last + (1.0 - self.last) * fallen
@@ -82,6 +86,10 @@ class Linear(Rise):
     """A line from 1 down to `last`."""
 
     last: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.non_negative("last", self.last)
 
     def share(self, step: int) -> float:
         return 1.0 + (self.last - 1.0) * self.progress(step)

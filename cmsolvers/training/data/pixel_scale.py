@@ -1,14 +1,12 @@
-"""Images as training data: loading, and the scale in which models see them."""
+"""The scale in which models see pixels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from zipfile import BadZipFile
+from dataclasses import asdict, dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
+
+from cmsolvers import checks as check
 
 SIGMA_DATA = 0.5
 
@@ -22,6 +20,9 @@ class Scale:
         std: of all pixels of the training images.
         low: smallest pixel value.
         high: largest pixel value.
+
+    A fixed scale has the same form: [low, high] goes to [-1, 1] with mean (low + high) / 2 and std
+    (high - low) / 4, which is x / 127.5 - 1 for 8-bit pixels.
     """
 
     mean: float
@@ -40,6 +41,20 @@ class Scale:
         if not std > 0:
             raise ValueError(f"images must not all be of one colour; got standard deviation {std}")
         return Scale(float(pixels.double().mean()), std, float(pixels.min()), float(pixels.max()))
+
+    @staticmethod
+    def between(low: float, high: float) -> Scale:
+        """The scale in which models see pixels in [low, high] as [-1, 1].
+
+        Raises:
+            ValueError: low is not below high.
+        """
+        check.below("low", low, "high", high)
+        return Scale((low + high) / 2, (high - low) / 4, low, high)
+
+    def about(self) -> dict[str, float]:
+        """What JSON can hold of it; `read` is the inverse."""
+        return asdict(self)
 
     @staticmethod
     def read(about: object) -> Scale:
@@ -62,37 +77,3 @@ class Scale:
     def to_pixels(self, x: Tensor) -> Tensor:
         """What models return -> pixels in [low, high], float32."""
         return (x.double() / SIGMA_DATA * self.std + self.mean).clamp(self.low, self.high).float()
-
-
-def load_images(path: str | Path) -> Tensor:
-    """Images from a .npy file, or the first array of a .npz file, as float32 [n, C, H, W].
-
-    Accepts [n, H, W], [n, C, H, W] and [n, H, W, C] (1, 3 or 4 channels, fewer than rows);
-    integers or floats.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: another kind of file, another shape, entries that are no numbers or not finite.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"data must be an .npy or .npz file; there is none at {path}")
-    try:
-        array = np.load(path, allow_pickle=False)
-        if isinstance(array, np.lib.npyio.NpzFile):
-            array = array[array.files[0]]
-    except (ValueError, OSError, EOFError, IndexError, BadZipFile) as error:
-        raise ValueError(f"data must be an .npy or .npz file of numbers; {path} is not") from error
-    if array.dtype.kind not in "uif":
-        raise ValueError(f"images must be numbers; got dtype {array.dtype}")
-    if array.ndim == 3:
-        array = array[:, None]
-    elif array.ndim == 4 and array.shape[3] in (1, 3, 4) and array.shape[3] < array.shape[1]:
-        array = array.transpose(0, 3, 1, 2)
-    if array.ndim != 4 or 0 in array.shape:
-        raise ValueError(
-            f"images must have shape [n, H, W], [n, C, H, W] or [n, H, W, C]; got {array.shape}"
-        )
-    images = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    if not bool(images.isfinite().all()):
-        raise ValueError("images must be finite; got nan or inf")
-    return images

@@ -1,0 +1,1 @@
+"""What one training step is: micro-batches, mean gradient, decision, optimiser, averages."""

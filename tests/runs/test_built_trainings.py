@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from support.tiny_specs import samples, spec
 
 from cmsolvers.runs.building import (
     averages_of,
@@ -19,6 +18,7 @@ from cmsolvers.runs.building import (
 from cmsolvers.training import Trainer, TrainingSettings
 from cmsolvers.training.data import TensorData
 from cmsolvers.training.models import load_model
+from support.tiny_specs import samples, spec
 
 SETTINGS = TrainingSettings(steps=6, batch_size=4, lr=1e-3, seed=3)
 

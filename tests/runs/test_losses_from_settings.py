@@ -12,7 +12,7 @@ from cmsolvers import losses, noise
 from cmsolvers.losses import Distribution, loss_table
 from cmsolvers.losses.evaluation.decorator import loss as new_loss
 from cmsolvers.runs.building import RECIPES, loss_of, needs_of, usual_kind
-from cmsolvers.runs.building import catalogue as names
+from cmsolvers.runs.building import loss_names as names
 from cmsolvers.runs.building.recipe_losses import COMMON, own_options
 from cmsolvers.training.models import Model
 from cmsolvers.training.wrappers import WRAPPERS
@@ -305,6 +305,31 @@ def test_a_teacher_without_classes_gets_no_labels():
     teacher = model_of()
     _, out, _ = trained("cd", labels=LABELS, teacher=teacher)
     assert out.loss.isfinite()
+
+
+def test_a_guided_teacher():
+    """Of scale w: D_u + w (D_c - D_u), with the label that says nothing for D_u."""
+    teacher = model_of(classes=3)
+    x, null = samples(8), torch.full((8,), 3)
+    made, out, _ = trained("cd", labels=LABELS, teacher=teacher, teacher_guidance=2.5)
+    with_label = teacher.function(x, 0.7, labels=LABELS)
+    without = teacher.function(x, 0.7, labels=null)
+    torch.testing.assert_close(
+        made.teacher_function(x, 0.7, labels=LABELS),
+        without + 2.5 * (with_label - without),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    _, plain, _ = trained("cd", labels=LABELS, teacher=teacher)
+    assert not torch.equal(out.per_sample, plain.per_sample)
+    one = spec("consistency")
+    with pytest.raises(ValueError, match="teacher_guidance needs a teacher with labels"):
+        loss_of("cd", one, TOTAL, teacher=model_of(), teacher_guidance=2.0)
+    with pytest.raises(ValueError, match="teacher_guidance must be 1 without a teacher"):
+        loss_of("ict", one, TOTAL, teacher_guidance=2.0)
+    told = spec("consistency", classes=3, inputs=["w"])
+    with pytest.raises(ValueError, match="where the loss guides it itself; got 2"):
+        loss_of("lcm", told, TOTAL, teacher=teacher, teacher_guidance=2.0)
 
 
 @pytest.mark.parametrize(("name", "guidance"), GUIDANCE)

@@ -13,7 +13,7 @@ from cmsolvers import checks as check
 from cmsolvers import losses
 from cmsolvers.losses.times.distribution import Distribution
 from cmsolvers.processes import DDPM
-from cmsolvers.runs.building import catalogue as names
+from cmsolvers.runs.building import loss_names as names
 from cmsolvers.training.named_options import (
     IMPORT,
     called_with,

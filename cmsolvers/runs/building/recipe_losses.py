@@ -10,8 +10,8 @@ from cmsolvers import checks as check
 from cmsolvers.losses import LabelDropout
 from cmsolvers.losses.evaluation.bad_rows import BAD_ROWS
 from cmsolvers.losses.evaluation.decorator import Loss
-from cmsolvers.runs.building.catalogue import PRESETS, RECIPES
 from cmsolvers.runs.building.configured_loss import ConfiguredLoss
+from cmsolvers.runs.building.loss_names import PRESETS, RECIPES
 from cmsolvers.runs.building.loss_options import (
     LABELS,
     LEARNED,
@@ -52,6 +52,7 @@ def loss_of(
     *,
     times: object = None,
     teacher: Model | None = None,
+    teacher_guidance: float = 1.0,
     target: Function | None = None,
     label_dropout: float = 0.0,
     bad_rows: str = "raise",
@@ -70,6 +71,7 @@ def loss_of(
         times: the distribution of levels, a name or a table; None is the recipe's own. Either way
             with the levels and steps of the run, where it has options for these.
         teacher: where the recipe takes one.
+        teacher_guidance: scale of classifier-free guidance in the teacher; 1 is none.
         target: an average of the model; see `target_of`.
         label_dropout: probability with which labels are replaced by the one that says nothing.
         bad_rows: "raise", "keep" or "zero", what to do where a sample's loss is not finite.
@@ -95,6 +97,12 @@ def loss_of(
         found[option] = option_of(option, own[option], value, setting)
     _fill(recipe, own, found, setting)
     _check_teacher(recipe, teacher, spec)
+    scale = check.finite("teacher_guidance", teacher_guidance)
+    if scale != 1.0 and (teacher is None or found.get("null_args") is not None):
+        raise ValueError(
+            f"teacher_guidance must be 1 without a teacher, and where the loss guides it itself; "
+            f"got {scale:g}"
+        )
     _check_learned(found, name, spec)
     return ConfiguredLoss(
         recipe,
@@ -102,6 +110,7 @@ def loss_of(
         times_of(times, setting, given),
         found,
         teacher=teacher,
+        teacher_guidance=scale,
         target=target,
         label_dropout=_dropout(label_dropout, spec),
         bad_rows=check.choice("bad_rows", bad_rows, BAD_ROWS),

@@ -418,6 +418,37 @@ def test_label_dropout_is_checked():
         loss_of("dsm", spec("edm"), TOTAL, bad_rows="skip")
 
 
+@new_loss(
+    identity="score",
+    source="a test",
+    times=losses.LogNormal(),
+    coordinates="karras",
+    model="denoiser",
+)
+def own_loss(at, *, factor: float = 1.0, shift=0.0, off: int | None = None):
+    """Of a user.
+
+    Args:
+        factor: of the square.
+        shift: is added.
+        off: is not read.
+    """
+    (x,) = at.states(at.t)
+    return shift + factor * (at.student.clean(x) - at.x0).square_sum()
+
+
+def test_a_loss_of_the_user():
+    name = f"import:{__name__}:own_loss"
+    one, net = spec("edm"), shaken(spec("edm").build(0))
+    once = loss_of(name, one, TOTAL)(net, batch())
+    twice = loss_of(name, one, TOTAL, {"factor": 2.0, "shift": 1.0, "off": "none"})(net, batch())
+    torch.testing.assert_close(twice.per_sample, 1.0 + 2.0 * once.per_sample)
+    with pytest.raises(TypeError, match="did you mean 'factor'"):
+        loss_of(name, one, TOTAL, {"facto": 2.0})
+    with pytest.raises(TypeError, match=r"must be made by `cmsolvers\.losses\.loss`"):
+        loss_of(f"import:{__name__}:batch", one, TOTAL)
+
+
 def test_common_parameters_are_those_of_all_losses():
     """What `loss_of` takes beside options is what the decorator gives every loss."""
 

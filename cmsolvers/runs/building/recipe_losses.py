@@ -9,7 +9,7 @@ from typing import Any
 from cmsolvers import checks as check
 from cmsolvers.losses import LabelDropout
 from cmsolvers.losses.evaluation.bad_rows import BAD_ROWS
-from cmsolvers.losses.evaluation.decorator import Loss
+from cmsolvers.losses.evaluation.decorator import Loss, Recipe
 from cmsolvers.runs.building.configured_loss import ConfiguredLoss
 from cmsolvers.runs.building.loss_names import PRESETS, RECIPES
 from cmsolvers.runs.building.loss_options import (
@@ -22,7 +22,7 @@ from cmsolvers.runs.building.loss_options import (
     require_inputs,
     times_of,
 )
-from cmsolvers.training.named_options import check_options, known_name
+from cmsolvers.training.named_options import IMPORT, check_options, imported, known_name
 from cmsolvers.training.spec import Model, Spec
 from cmsolvers.training.wrappers import Function
 
@@ -61,7 +61,8 @@ def loss_of(
     """A recipe from plain settings.
 
     Args:
-        name: of a recipe of `cmsolvers.losses`.
+        name: of a recipe of `cmsolvers.losses`, or "import:package.module:name" of a loss that
+            `cmsolvers.losses.loss` has made.
         spec: of the model that is trained.
         total: training steps: schedules of the recipe and of its levels end there. A warm-up is
             that of the recipe, at most a fifth of the run, unless it is given.
@@ -81,7 +82,7 @@ def loss_of(
         ImportError, TypeError, ValueError: an unknown name or option, a value of the wrong kind, a
             teacher too many or missing.
     """
-    recipe = RECIPES[known_name("loss", name, RECIPES)]
+    recipe = recipe_of(name)
     setting = Setting(spec, check.count("total", total), None if teacher is None else teacher.spec)
     own = own_options(recipe)
     given = dict(options or {})
@@ -117,6 +118,20 @@ def loss_of(
     )
 
 
+def recipe_of(name: object) -> Loss:
+    """A loss by name.
+
+    Raises:
+        ImportError, TypeError, ValueError: no such loss.
+    """
+    if not (isinstance(name, str) and name.startswith(IMPORT)):
+        return RECIPES[known_name("loss", name, RECIPES)]
+    found: Loss = imported("loss", name)
+    if not isinstance(getattr(found, "recipe", None), Recipe):
+        raise TypeError(f"loss {name} must be made by `cmsolvers.losses.loss`; it is not")
+    return found
+
+
 def own_options(recipe: Loss) -> dict[str, inspect.Parameter]:
     """The options of a recipe besides what all losses take."""
     parameters = inspect.signature(recipe).parameters
@@ -128,7 +143,7 @@ def needs_of(
 ) -> dict[str, Any]:
     """Attributes of a `Spec` that a loss with these options needs: learned_weight and inputs."""
     given = dict(options or {})
-    own = own_options(RECIPES[known_name("loss", name, RECIPES)])
+    own = own_options(recipe_of(name))
     found: dict[str, Any] = {}
     if given.get("weight") == LEARNED and "weight" in own:
         found["learned_weight"] = 1 if "..." in str(own["weight"].annotation) else 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -323,6 +324,26 @@ def test_never_two_at_a_time(tmp_path: Path):
     children = [forked(count) for _ in range(4)]
     assert [ended(child) for child in children] == [0] * 4
     assert (tmp_path / "n").read_text() == "100"
+
+
+def test_a_lock_that_someone_removed_does_not_cost_the_next_one_his(tmp_path: Path):
+    path = tmp_path / "lock"
+    with lock(path):
+        path.unlink()
+        with lock(path):
+            pass
+        path.write_text("another's")
+    assert path.read_text() == "another's"
+
+
+def test_file_systems_without_locks_are_a_warning(tmp_path: Path, monkeypatch):
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    with pytest.warns(UserWarning, match="has no locks"), RunFolder(tmp_path / "run").locked():
+        pass
+    assert names_in(tmp_path / "run") == []
 
 
 def test_only_the_first_rank_takes_the_lock(tmp_path: Path, monkeypatch):

@@ -145,7 +145,7 @@ class Pictures:
     def _model_space(self, pixels: Array) -> Tensor:
         if pixels.dtype == np.uint8:
             return torch.from_numpy(self._seen[pixels])
-        return self.scale.to_model(torch.from_numpy(pixels))
+        return self.scale.to_model(torch.from_numpy(pixels.copy()))
 
     def _scale(self, kind: str) -> Scale:
         if kind != "data":

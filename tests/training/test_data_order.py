@@ -87,9 +87,7 @@ def test_ranks_share_the_batch_of_one(world):
     source, size, total = squares(flip=True), 8, 9
     alone = list(data.StepLoader(source, batch_size=size, seed=4, total=total))
     ranks = [
-        list(
-            data.StepLoader(source, batch_size=size, seed=4, total=total, rank=rank, world=world)
-        )
+        list(data.StepLoader(source, batch_size=size, seed=4, total=total, rank=rank, world=world))
         for rank in range(world)
     ]
     for step, whole in enumerate(alone):

@@ -75,7 +75,8 @@ def test_random_places_are_those_of_the_uniforms(tmp_path: Path):
             seen.add(left)
     assert len(seen) > 4
     assert torch.equal(
-        source.samples(index[2:3], seed=3, step=11)[0], source.samples(index, seed=3, step=11)[0][2:3]
+        source.samples(index[2:3], seed=3, step=11)[0],
+        source.samples(index, seed=3, step=11)[0][2:3],
     )
 
 
@@ -123,14 +124,18 @@ def test_modes(tmp_path: Path):
     assert torch.equal(pixels(tmp_path / "alpha"), colour)
     with_alpha = pixels(tmp_path / "rgb", channels=4)
     assert torch.equal(with_alpha[:3], colour) and bool((with_alpha[3] == 255).all())
-    assert torch.equal(pixels(tmp_path / "half", channels=4)[3, 0, :3], torch.tensor([0.0, 51, 255]))
+    assert torch.equal(
+        pixels(tmp_path / "half", channels=4)[3, 0, :3], torch.tensor([0.0, 51, 255])
+    )
     on_white = pixels(tmp_path / "half")
     assert on_white[:, 0, 0].tolist() == [255.0] * 3
     fifth = 0.2 * colour[:, 0, 1] + 0.8 * 255
     assert (on_white[:, 0, 1] - fifth).abs().max() <= 1
     assert torch.equal(on_white[:, 1:], colour[:, 1:])
     deep_want = torch.tensor(deep.astype(np.float64) / 257).float()
-    torch.testing.assert_close(pixels(tmp_path / "deep", channels=1)[0], deep_want, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        pixels(tmp_path / "deep", channels=1)[0], deep_want, atol=1e-4, rtol=0
+    )
     assert torch.equal(pixels(tmp_path / "deep")[0], pixels(tmp_path / "deep")[2])
     luma = pixels(tmp_path / "rgb", channels=1, grey=True)[0]
     exact = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
@@ -196,7 +201,7 @@ def test_statistics_of_a_part(tmp_path: Path, monkeypatch):
     assert source.scale.mean == pytest.approx(float(part.mean()), rel=1e-12)
 
 
-# --- what is in the folder -------------------------------------------------------------------------
+# --- what is in the folder -----------------------------------------------------------------------
 
 
 def test_classes_and_order(tmp_path: Path, monkeypatch):
@@ -261,7 +266,7 @@ def test_links_in_a_circle(tmp_path: Path):
 def test_folders_without_pictures(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"there is none at .*nowhere"):
         data.image_folder(tmp_path / "nowhere", 10)
-    with pytest.raises(ValueError, match="must hold pictures .* it has none$"):
+    with pytest.raises(ValueError, match=r"must hold pictures .* it has none$"):
         data.image_folder(tmp_path, 10)
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(ValueError, match="it has none, but 1 other files"):
@@ -289,7 +294,7 @@ def test_fingerprints_of_folders(tmp_path: Path):
     assert data.image_folder(tmp_path / "b", 10).fingerprint != first
 
 
-# --- bad pictures ----------------------------------------------------------------------------------
+# --- bad pictures --------------------------------------------------------------------------------
 
 
 def bomb(path: Path, side: int) -> None:
@@ -350,7 +355,7 @@ def test_colours_where_grey_is_wanted(tmp_path: Path):
     folder(tmp_path)
     with pytest.raises(ValueError, match=r"00\.png must be grey where channels is 1; it has col"):
         data.image_folder(tmp_path, 10, channels=1)
-    with pytest.raises(ValueError, match="channels must be 1 .* got 2"):
+    with pytest.raises(ValueError, match=r"channels must be 1 .* got 2"):
         data.image_folder(tmp_path, 10, channels=2)
     assert data.image_folder(tmp_path, 10, channels=1, grey=True).shape == (1, 10, 10)
     save(tmp_path / "grey" / "a.png", np.stack([np.eye(10, dtype=np.uint8)] * 3, axis=-1))

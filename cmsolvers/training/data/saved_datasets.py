@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cmsolvers.training.data.fingerprints import FilePart, of_files
-from cmsolvers.training.data.image_folder import require_pillow
+from cmsolvers.training.data.picture_folder import require_pillow
 from cmsolvers.training.data.pictures import Pictures
 from cmsolvers.training.data.pixel_scale import Scale
 

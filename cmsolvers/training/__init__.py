@@ -1,9 +1,17 @@
-"""Training: curricula, levels, averages in float32, and a small loop that resumes bit for bit."""
+"""Training: data, curricula, averages in float32, and a small loop that resumes bit for bit."""
 
 from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate, doubling_discretization
 from cmsolvers.training.captured_step import CapturedStep, capture_step
 from cmsolvers.training.checkpoint import read_checkpoint, write_checkpoint
-from cmsolvers.training.data import Batch, batch_at
+from cmsolvers.training.data import (
+    Batch,
+    StepLoader,
+    TensorData,
+    TrainingData,
+    batch_at,
+    open_data,
+    user_batches,
+)
 from cmsolvers.training.ema import EMA, update_averages
 from cmsolvers.training.power_decay import PowerDecay, power_decay
 from cmsolvers.training.trainer import Trainer
@@ -14,15 +22,20 @@ __all__ = [
     "Batch",
     "CapturedStep",
     "PowerDecay",
+    "StepLoader",
+    "TensorData",
     "Trainer",
+    "TrainingData",
     "TrainingSettings",
     "batch_at",
     "capture_step",
     "cm_discretization",
     "cm_ema_rate",
     "doubling_discretization",
+    "open_data",
     "power_decay",
     "read_checkpoint",
     "update_averages",
+    "user_batches",
     "write_checkpoint",
 ]

@@ -18,7 +18,7 @@ from cmsolvers.denoisers import FlowMap
 from cmsolvers.engine import catalogue
 from cmsolvers.processes import VP
 from cmsolvers.processes.coordinates import coordinates_of
-from cmsolvers.runs.sample import levels as grids
+from cmsolvers.runs.sample import level_grids as grids
 from cmsolvers.training.models import Model
 from cmsolvers.training.named_options import check_options, known_name
 from cmsolvers.training.wrappers import Function
@@ -159,7 +159,7 @@ def plan_of(
         steps: how many; None is 18 for a denoiser and 1 for a function that jumps.
         levels: the levels themselves, in the model's coordinates, in place of steps and schedule.
             A 0 is added at the end where the sampler wants one.
-        schedule: a name of `levels.SCHEDULES`; None is the usual one of the model.
+        schedule: a name of `level_grids.SCHEDULES`; None is the usual one of the model.
         options: of the sampler and of the schedule.
 
     Raises:

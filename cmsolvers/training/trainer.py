@@ -26,6 +26,7 @@ from cmsolvers.training.interrupts import Interrupts
 from cmsolvers.training.reports import Monitor
 from cmsolvers.training.saving import Saves
 from cmsolvers.training.step.bookkeeping import Books
+from cmsolvers.training.step.captured_training_step import CapturedTrainingStep, captures
 from cmsolvers.training.step.optimizers import GivenOptimizer, Rates, Schedule
 from cmsolvers.training.step.placement import Placement
 from cmsolvers.training.step.training_step import Loss, TrainingStep
@@ -67,6 +68,11 @@ class Trainer:
         accelerator: of accelerate, for its device, DistributedDataParallel or FSDP2; None is the
             network's device, or under torchrun one that is made here.
         workers: processes that read data which are not in memory.
+        capture: run steps as one CUDA graph (see `capture_step`), with the same bits: True, False,
+            or "auto": where the loss says that it can be, by an attribute `capturable` that is
+            True, and settings and optimiser allow. `batch.step` is then an int64 tensor [1], and
+            Python code of the loss runs in the first few steps only. On the CPU the same code runs
+            without a graph.
 
     Attributes:
         step: steps done, skipped ones too.
@@ -94,6 +100,7 @@ class Trainer:
         monitors: Sequence[Monitor] = (),
         accelerator: Accelerator | None = None,
         workers: int = 0,
+        capture: bool | str = "auto",
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"network must be a torch.nn.Module; got {check.describe(network)}")
@@ -107,7 +114,9 @@ class Trainer:
             raise ValueError(f"decays must be of averages; there is no average {name!r}")
         check_averages(list(self.averages.values()), network)
         before = dict(network.named_parameters())
-        rates = Rates(optimizer, schedule, network, settings)
+        alone = accelerator is None and int(os.environ.get("WORLD_SIZE", "1")) == 1
+        captured = captures(capture, self.loss, network, settings, optimizer, alone=alone)
+        rates = Rates(optimizer, schedule, network, settings, capturable=captured)
         self.placement = Placement(accelerator, network, self.averages.values(), settings.precision)
         after = dict(network.named_parameters())
         rates.replace({p: after[name] for name, p in before.items()})
@@ -115,7 +124,7 @@ class Trainer:
         if self._known is not None:
             self._loader(self._known, 0)  # says what does not fit
         self.optimizer = rates.optimizer
-        self._step = TrainingStep(
+        self._step = (CapturedTrainingStep if captured else TrainingStep)(
             network,
             self._loss,
             settings,
@@ -337,6 +346,7 @@ class Trainer:
                 differs. The trainer is left as it was.
         """
         self._saves.load(Path(path))
+        self._step.replaced()
         return self
 
     def resume(self, folder: Folder) -> Self:
@@ -347,6 +357,7 @@ class Trainer:
             ValueError: as `load`; or all checkpoints are damaged.
         """
         self._saves.resume(folder if isinstance(folder, RunFolder) else RunFolder(folder))
+        self._step.replaced()
         return self
 
 

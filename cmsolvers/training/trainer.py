@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from cmsolvers.training.interrupts import Interrupts
 from cmsolvers.training.reports import Monitor
 from cmsolvers.training.saving import Saves
 from cmsolvers.training.step.bookkeeping import Books
+from cmsolvers.training.step.captured_training_step import CapturedTrainingStep, captures
 from cmsolvers.training.step.optimizers import GivenOptimizer, Rates, Schedule
 from cmsolvers.training.step.placement import Placement
 from cmsolvers.training.step.training_step import Loss, TrainingStep
@@ -67,6 +68,11 @@ class Trainer:
         accelerator: of accelerate, for its device, DistributedDataParallel or FSDP2; None is the
             network's device, or under torchrun one that is made here.
         workers: processes that read data which are not in memory.
+        capture: run steps as one CUDA graph (see `capture_step`), with the same bits: True, False,
+            or "auto": where the loss says that it can be, by an attribute `capturable` that is
+            True, and settings and optimiser allow. `batch.step` is then an int64 tensor [1], and
+            Python code of the loss runs in the first few steps only. On the CPU the same code runs
+            without a graph.
 
     Attributes:
         step: steps done, skipped ones too.
@@ -94,6 +100,7 @@ class Trainer:
         monitors: Sequence[Monitor] = (),
         accelerator: Accelerator | None = None,
         workers: int = 0,
+        capture: bool | str = "auto",
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"network must be a torch.nn.Module; got {check.describe(network)}")
@@ -101,22 +108,23 @@ class Trainer:
         self.settings, self.workers = settings, check.count("workers", workers, least=0)
         self.averages, self.decays = dict(averages or {}), dict(decays or {})
         self.about, self.monitors = dict(about or {}), list(monitors)
-        self.data: TrainingData | Iterable[object]
-        mine = isinstance(data, (Tensor, TrainingData))
-        self.data = as_data(data) if isinstance(data, (Tensor, TrainingData)) else data
+        self.data = data
+        self._known = known_data(data)
         for name in set(self.decays) - set(self.averages):
             raise ValueError(f"decays must be of averages; there is no average {name!r}")
         check_averages(list(self.averages.values()), network)
         before = dict(network.named_parameters())
-        rates = Rates(optimizer, schedule, network, settings)
+        alone = accelerator is None and int(os.environ.get("WORLD_SIZE", "1")) == 1
+        captured = captures(capture, self.loss, network, settings, optimizer, alone=alone)
+        rates = Rates(optimizer, schedule, network, settings, capturable=captured)
         self.placement = Placement(accelerator, network, self.averages.values(), settings.precision)
         after = dict(network.named_parameters())
         rates.replace({p: after[name] for name, p in before.items()})
         _check_shares(settings, self.placement.world)
-        if mine:
-            self._loader(0)
+        if self._known is not None:
+            self._loader(self._known, 0)  # says what does not fit
         self.optimizer = rates.optimizer
-        self._step = TrainingStep(
+        self._step = (CapturedTrainingStep if captured else TrainingStep)(
             network,
             self._loss,
             settings,
@@ -131,7 +139,7 @@ class Trainer:
         )
         self._books = Books(self._step, self.monitors)
         self._saves = Saves(
-            self.placement, state, self._books, self.about, self.data, settings.steps
+            self.placement, state, self._books, self.about, self._known, settings.steps
         )
         self._stop = False
 
@@ -285,10 +293,11 @@ class Trainer:
     def _batches(self, first: int) -> Iterator[Iterator[Batch]]:
         """This process's batches from a step on."""
         place, settings = self.placement, self.settings
-        if isinstance(self.data, TrainingData):
-            with self._loader(first) as loader:
+        if self._known is not None:
+            with self._loader(self._known, first) as loader:
                 yield iter(loader)
             return
+        assert isinstance(self.data, Iterable)
         yield user_batches(
             self.data,
             seed=settings.seed,
@@ -299,10 +308,9 @@ class Trainer:
             device=place.device,
         )
 
-    def _loader(self, first: int) -> StepLoader:
-        assert isinstance(self.data, TrainingData)
+    def _loader(self, data: TrainingData, first: int) -> StepLoader:
         return StepLoader(
-            self.data,
+            data,
             batch_size=self.settings.batch_size,
             seed=self.settings.seed,
             total=self.settings.steps,
@@ -338,6 +346,7 @@ class Trainer:
                 differs. The trainer is left as it was.
         """
         self._saves.load(Path(path))
+        self._step.replaced()
         return self
 
     def resume(self, folder: Folder) -> Self:
@@ -348,7 +357,24 @@ class Trainer:
             ValueError: as `load`; or all checkpoints are damaged.
         """
         self._saves.resume(folder if isinstance(folder, RunFolder) else RunFolder(folder))
+        self._step.replaced()
         return self
+
+
+def known_data(data: object) -> TrainingData | None:
+    """Data whose order is ours; None for batches that somebody else's loader makes.
+
+    Raises:
+        TypeError: data that are neither.
+    """
+    if isinstance(data, Tensor) or callable(getattr(data, "samples", None)):
+        return as_data(cast("Tensor | TrainingData", data))
+    if not isinstance(data, Iterable):
+        raise TypeError(
+            "data must be a tensor [n, ...], have the methods of TrainingData, or be batches to "
+            f"iterate; got {check.describe(data)}"
+        )
+    return None
 
 
 def _check_shares(settings: TrainingSettings, world: int) -> None:

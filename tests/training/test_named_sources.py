@@ -72,7 +72,7 @@ def test_what_is_not_installed_is_named_where_it_is_needed(tmp_path: Path):
     )
     pictures, digits = done.stdout.splitlines()
     assert "with Pillow, which is not installed" in pictures
-    assert "with scikit-learn, which is not installed" in digits
+    assert "with sklearn (scikit-learn), which is not installed; the extra `demo`" in digits
 
 
 # --- saved data sets -----------------------------------------------------------------------------

@@ -8,16 +8,23 @@ that moves no size is not noticed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from cmsolvers.training.data.stream_places import fixed_sample
 
 WHOLE = 256 * 2**20
 """Tensors of up to so many bytes are digested whole."""
 ROWS = 4096
 """Rows of a larger one, or files of a larger folder, that are."""
+HEAD = 2**16
+"""Bytes of each such file."""
 
 
 def of_tensors(x: Tensor, labels: Tensor | None, options: Mapping[str, object]) -> str:
@@ -28,17 +35,39 @@ def of_tensors(x: Tensor, labels: Tensor | None, options: Mapping[str, object]) 
             continue
         rows = part.detach()
         if rows.nbytes > WHOLE:
-            rows = rows[spread(len(rows)).to(rows.device)]
+            rows = rows[fixed_sample(len(rows), ROWS).to(rows.device)]
         data = rows.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(data.data)
     return digest.hexdigest()[:16]
 
 
-def spread(n: int, count: int = ROWS) -> Tensor:
-    """At most `count` positions among n, evenly spread, the first and the last included."""
-    if n <= count:
-        return torch.arange(n)
-    return torch.arange(count) * (n - 1) // (count - 1)
+class FilePart(NamedTuple):
+    """A file: its name in the data set, its size in bytes, and where it is."""
+
+    name: str
+    size: int
+    path: Path
+
+
+def of_files(files: Iterable[FilePart]) -> Iterator[bytes]:
+    """Names and sizes of all files, and the beginnings of a fixed sample of them."""
+    files = list(files)
+    for file in files:
+        yield f"{file.size} {len(os.fsencode(file.name))} ".encode() + os.fsencode(file.name)
+    for i in fixed_sample(len(files), ROWS).tolist():
+        try:
+            with open(files[i].path, "rb") as content:
+                yield content.read(HEAD)
+        except OSError:
+            yield b"unreadable"  # whoever needs the file says so
+
+
+def of_parts(parts: Iterable[bytes]) -> str:
+    """Of bytes one after the other, each with its length."""
+    digest = sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:16]
 
 
 def text_of(value: object) -> bytes:

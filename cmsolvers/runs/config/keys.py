@@ -50,11 +50,12 @@ class Key:
 
     @property
     def range(self) -> str:
-        """The range of numbers, in words; empty where there is none."""
+        """The range of numbers, in words; empty where there is none that anybody would leave."""
+        most = None if self.most is None or self.most >= 10**12 else self.most
         parts = [
             (f"at least {self.least:g}" if self.least is not None else ""),
             (f"above {self.above:g}" if self.above is not None else ""),
-            (f"at most {self.most:g}" if self.most is not None else ""),
+            (f"at most {most:g}" if most is not None else ""),
             (f"below {self.below:g}" if self.below is not None else ""),
         ]
         return " and ".join(part for part in parts if part)
@@ -192,7 +193,8 @@ def _check_range(name: str, about: Key, value: object) -> None:
             or (about.below is not None and number >= about.below)
         )
         if outside:
-            raise ValueError(f"{name} must be {about.range}; got {check.describe(number)}")
+            wanted = about.range if about.most is None else f"{about.least:g} to {about.most:g}"
+            raise ValueError(f"{name} must be {wanted}; got {check.describe(number)}")
 
 
 def _shown(value: object) -> str:

@@ -92,7 +92,8 @@ def template(name: str | None = None) -> str:
         *about,
         f"Made by `cmsolvers train {init}`; `cmsolvers train FILE` runs it, and any key can be "
         "given after FILE: train.steps=500. Paths are relative to the folder where the command "
-        f"runs. Other presets: {', '.join(one for one in presets() if one != name)}.",
+        "runs. A run goes on with other values of keys that have (*), and of no others. Other "
+        f"presets: {', '.join(one for one in presets() if one != name)}.",
     ]
     lines = [line for text in head for line in _comment(text)]
     for section in section_names():
@@ -125,7 +126,7 @@ def _words(key: Key) -> str:
     if key.range:
         text += f" {key.range[0].upper()}{key.range[1:]}."
     if key.changes:
-        text += " May change when a run goes on."
+        text += " (*)"
     return text
 
 

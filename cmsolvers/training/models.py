@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from cmsolvers.training.diffusers_folders import (
     is_diffusers_folder,
     read_folder,
 )
-from cmsolvers.training.named_options import nearest
+from cmsolvers.training.named_options import IMPORT, nearest
 from cmsolvers.training.spec import CONSISTENCY_KINDS, KINDS, Model, Spec
 
 __all__ = [
@@ -39,7 +39,13 @@ NETWORK = "network"
 """The group of the network itself, and its name beside those of averages."""
 
 
-def load_model(path: str | Path, average: str | None = None, *, kind: str | None = None) -> Model:
+def load_model(
+    path: str | Path,
+    average: str | None = None,
+    *,
+    kind: str | None = None,
+    trusted: Collection[str] = (),
+) -> Model:
     """The model of a checkpoint, or of a folder of diffusers: in evaluation mode, no gradients.
 
     Args:
@@ -48,6 +54,8 @@ def load_model(path: str | Path, average: str | None = None, *, kind: str | None
         average: name of the average whose weights to take, "network" for the network itself; None
             is "ema" where there is one, else the network.
         kind: of a model of diffusers without a scheduler: what stands around the network.
+        trusted: names "import:package.module:Class" of networks that a checkpoint may have. Any
+            other one is refused, as reading somebody's checkpoint must not run code that it names.
 
     Raises:
         OSError: no such folder, or one that cannot be read.
@@ -64,11 +72,11 @@ def load_model(path: str | Path, average: str | None = None, *, kind: str | None
     if kind is not None:
         raise ValueError(f"kind must be left out: {path} is no folder of diffusers")
     if not (place / "checkpoints").is_dir():
-        return _read(place, average)
+        return _read(place, average, trusted)
     damaged: list[str] = []
     for step in reversed(RunFolder(place).checkpoints()):
         try:
-            found = _read(step, average)
+            found = _read(step, average, trusted)
         except CheckpointError as error:
             damaged.append(str(error))
             continue
@@ -79,7 +87,7 @@ def load_model(path: str | Path, average: str | None = None, *, kind: str | None
     raise CheckpointError(f"{place / 'checkpoints'} must hold an undamaged checkpoint; {why}")
 
 
-def _read(place: Path, average: str | None) -> Model:
+def _read(place: Path, average: str | None, trusted: Collection[str]) -> Model:
     """The model of one checkpoint."""
     names = group_names(place)
     averages = [name.removeprefix(AVERAGE) for name in names if name.startswith(AVERAGE)]
@@ -101,6 +109,14 @@ def _read(place: Path, average: str | None) -> Model:
         )
     try:
         spec = Spec.read(about["spec"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"path must be a checkpoint of a model; {place}: {error}") from error
+    if spec.network.startswith(IMPORT) and spec.network not in trusted:
+        raise ValueError(
+            f"{place}: its network is {spec.network!r}, which is imported only where it is named "
+            f"as trusted; got {sorted(trusted)}"
+        )
+    try:
         network = spec.build(0)
         load_network(network, groups[group])
     except (KeyError, TypeError, RuntimeError, ValueError) as error:

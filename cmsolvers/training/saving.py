@@ -116,14 +116,16 @@ class Saves:
         self._folder, self._step = place.path.absolute(), found.step
 
     def _take(self, path: Path, groups: Groups, about: Mapping[str, object]) -> None:
+        if not isinstance(about.get("settings"), dict):
+            raise ValueError(f"path must be a checkpoint of a training run; got {path}")
         for name, ours in self._described().items():
             if name == "fingerprint" and name not in about:
                 continue
             if about.get(name) != ours:
                 what = "data (their fingerprint)" if name == "fingerprint" else name
                 raise ValueError(f"{path}: {what} must be {about.get(name)} to resume; got {ours}")
-        put_books = self._books.checked(path, groups, about, self._steps)
         put_state = self._state.checked(path, groups, about)
+        put_books = self._books.checked(path, groups, about, self._steps)
         put_state()
         put_books()
         self._folder, self._step = None, -1

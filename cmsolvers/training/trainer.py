@@ -315,7 +315,7 @@ class Trainer:
 
     # --- checkpoints --------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str]) -> Self:
         """Write a checkpoint folder; all processes must call, the first one writes.
 
         Raises:
@@ -324,6 +324,7 @@ class Trainer:
             OSError: it cannot be written.
         """
         self._saves.save(Path(path))
+        return self
 
     def load(self, path: str | os.PathLike[str]) -> Self:
         """Go on from a checkpoint folder of a run with the same data, network and settings.

@@ -100,9 +100,9 @@ class TrainingState:
                 changed.
         """
         settings = about.get("settings")
-        if not isinstance(settings, dict):
-            raise ValueError(f"path must be a checkpoint of a training run; got {path}")
-        changed = _changed(path, self.settings.about(), settings)
+        changed = _changed(
+            path, self.settings.about(), settings if isinstance(settings, dict) else {}
+        )
         modules = {"network": self.network}
         modules |= {f"average.{name}": ema.module for name, ema in self.averages.items()}
         for group, module in modules.items():

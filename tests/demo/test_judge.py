@@ -17,7 +17,7 @@ from cmsolvers.tasks import metrics
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
     path = tmp_path_factory.mktemp("judge") / "classifier"
-    classifier_trainer(digits.load(), 10, 0).run(progress=False, checkpoint=path)
+    classifier_trainer(digits.load(), 10, 0).run(progress=False).save(path)
     return Judge.load(path, digits.load())
 
 

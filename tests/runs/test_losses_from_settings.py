@@ -12,7 +12,7 @@ from cmsolvers import losses, noise
 from cmsolvers.losses import Distribution, loss_table
 from cmsolvers.losses.evaluation.decorator import loss as new_loss
 from cmsolvers.runs.building import RECIPES, loss_of, needs_of, usual_kind
-from cmsolvers.runs.building import catalogue as names
+from cmsolvers.runs.building import loss_names as names
 from cmsolvers.runs.building.recipe_losses import COMMON, own_options
 from cmsolvers.training.models import Model
 from cmsolvers.training.wrappers import WRAPPERS
@@ -307,6 +307,31 @@ def test_a_teacher_without_classes_gets_no_labels():
     assert out.loss.isfinite()
 
 
+def test_a_guided_teacher():
+    """Of scale w: D_u + w (D_c - D_u), with the label that says nothing for D_u."""
+    teacher = model_of(classes=3)
+    x, null = samples(8), torch.full((8,), 3)
+    made, out, _ = trained("cd", labels=LABELS, teacher=teacher, teacher_guidance=2.5)
+    with_label = teacher.function(x, 0.7, labels=LABELS)
+    without = teacher.function(x, 0.7, labels=null)
+    torch.testing.assert_close(
+        made.teacher_function(x, 0.7, labels=LABELS),
+        without + 2.5 * (with_label - without),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    _, plain, _ = trained("cd", labels=LABELS, teacher=teacher)
+    assert not torch.equal(out.per_sample, plain.per_sample)
+    one = spec("consistency")
+    with pytest.raises(ValueError, match="teacher_guidance needs a teacher with labels"):
+        loss_of("cd", one, TOTAL, teacher=model_of(), teacher_guidance=2.0)
+    with pytest.raises(ValueError, match="teacher_guidance must be 1 without a teacher"):
+        loss_of("ict", one, TOTAL, teacher_guidance=2.0)
+    told = spec("consistency", classes=3, inputs=["w"])
+    with pytest.raises(ValueError, match="where the loss guides it itself; got 2"):
+        loss_of("lcm", told, TOTAL, teacher=teacher, teacher_guidance=2.0)
+
+
 @pytest.mark.parametrize(("name", "guidance"), GUIDANCE)
 def test_guidance_needs_labels(name, guidance):
     one = spec(usual_kind(name), inputs=("w", "omega", "t_min", "t_max"))
@@ -391,6 +416,37 @@ def test_label_dropout_is_checked():
         loss_of("dsm", spec("edm", classes=3), TOTAL, label_dropout=1.5)
     with pytest.raises(ValueError, match="bad_rows"):
         loss_of("dsm", spec("edm"), TOTAL, bad_rows="skip")
+
+
+@new_loss(
+    identity="score",
+    source="a test",
+    times=losses.LogNormal(),
+    coordinates="karras",
+    model="denoiser",
+)
+def own_loss(at, *, factor: float = 1.0, shift=0.0, off: int | None = None):
+    """Of a user.
+
+    Args:
+        factor: of the square.
+        shift: is added.
+        off: is not read.
+    """
+    (x,) = at.states(at.t)
+    return shift + factor * (at.student.clean(x) - at.x0).square_sum()
+
+
+def test_a_loss_of_the_user():
+    name = f"import:{__name__}:own_loss"
+    one, net = spec("edm"), shaken(spec("edm").build(0))
+    once = loss_of(name, one, TOTAL)(net, batch())
+    twice = loss_of(name, one, TOTAL, {"factor": 2.0, "shift": 1.0, "off": "none"})(net, batch())
+    torch.testing.assert_close(twice.per_sample, 1.0 + 2.0 * once.per_sample)
+    with pytest.raises(TypeError, match="did you mean 'factor'"):
+        loss_of(name, one, TOTAL, {"facto": 2.0})
+    with pytest.raises(TypeError, match=r"must be made by `cmsolvers\.losses\.loss`"):
+        loss_of(f"import:{__name__}:batch", one, TOTAL)
 
 
 def test_common_parameters_are_those_of_all_losses():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cmsolvers.runs.building import averages_of, optimizer_of, schedule_of
-from cmsolvers.runs.building.optimizers import OPTIMIZERS
+from cmsolvers.runs.building.named_optimizers import OPTIMIZERS
 from cmsolvers.runs.building.rates import RATES
 from cmsolvers.training.power_decay import power_decay
 

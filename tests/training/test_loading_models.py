@@ -73,6 +73,23 @@ def test_of_a_run_it_is_the_newest_valid_checkpoint(tmp_path):
         load_model(tmp_path / "run")
 
 
+def test_code_that_a_checkpoint_names_is_not_run(tmp_path):
+    name = "import:support.tiny_specs:OwnNet"
+    one = spec(network=name)
+    net = one.build(0)
+    write_checkpoint(tmp_path / "own", {"network": net.state_dict()}, {"spec": one.about()})
+    with pytest.raises(ValueError, match="imported only where it is named as trusted"):
+        load_model(tmp_path / "own")
+    found = load_model(tmp_path / "own", trusted=[name])
+    assert torch.equal(found.network.first.weight, net.first.weight)
+    planted = one.about() | {"network": "import:pathlib:Path.touch", "options": {}}
+    planted["options"] = {"self": str(tmp_path / "it_ran")}
+    write_checkpoint(tmp_path / "planted", {"network": net.state_dict()}, {"spec": planted})
+    with pytest.raises(ValueError, match="named as trusted"):
+        load_model(tmp_path / "planted", trusted=[name])
+    assert not (tmp_path / "it_ran").exists()
+
+
 def test_what_is_no_model(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is none"):
         load_model(tmp_path / "nothing")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from cmsolvers import losses, noise, training
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.training import EMA, image_trainer, models, recipes, update_averages
-from cmsolvers.training import trainer as loop
 from cmsolvers.training.data import Scale, torch_seed
+from cmsolvers.training.step import training_step
 from cmsolvers.training.trainer import Trainer
 
 LOSSES = {"score": "dsm", "cd": "cd", "ct": "ict", "ect": "ect"}
@@ -253,7 +253,7 @@ def moved(trainer: Trainer, name: str) -> list[tuple[Tensor, Tensor, Tensor]]:
         seen.append((before, given, weights[0].clone()))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "update_averages", update)
+        patch.setattr(training_step, "update_averages", update)
         trainer.run(progress=False)
     assert len(seen) == trainer.settings.steps
     return seen
@@ -298,7 +298,7 @@ def test_dropout_is_another_one_in_every_step(kind, tmp_path):
 
     whole, other = masks_of(new()), masks_of(new(6))
     assert len({tuple(mask.flatten().tolist()) for mask in whole + other}) == 8
-    new().run(2, progress=False, checkpoint=tmp_path / "c")
+    new().run(2, progress=False).save(tmp_path / "c")
     torch.manual_seed(11)
     assert all(map(torch.equal, masks_of(new().load(tmp_path / "c")), whole[2:]))
 
@@ -324,7 +324,7 @@ def test_the_optimiser_has_the_settings_of_the_run():
         20, batch_size=4, lr=0.3, warmup=0.25, weight_decay=0.07, betas=(0.6, 0.8)
     )
     net = nn.Linear(2, 2)
-    trainer = Trainer(net, lambda b: net(b.x0).square().mean(), torch.ones(8, 2), settings)
+    trainer = Trainer(net, lambda m, b: m(b.x0).square().mean(), torch.ones(8, 2), settings)
     (group,) = trainer.optimizer.param_groups
     seen = []
     trainer.optimizer.register_step_pre_hook(lambda *_: seen.append(group["lr"]))

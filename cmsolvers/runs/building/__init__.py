@@ -1,9 +1,9 @@
 """From plain settings to what a training is made of: losses, targets, teachers, optimisers."""
 
 from cmsolvers.runs.building.averages import averages_of
-from cmsolvers.runs.building.catalogue import RECIPES, usual_kind, usual_target
 from cmsolvers.runs.building.configured_loss import ConfiguredLoss
-from cmsolvers.runs.building.optimizers import optimizer_of
+from cmsolvers.runs.building.loss_names import RECIPES, usual_kind, usual_target
+from cmsolvers.runs.building.named_optimizers import optimizer_of
 from cmsolvers.runs.building.rates import schedule_of
 from cmsolvers.runs.building.recipe_losses import loss_of, needs_of
 from cmsolvers.runs.building.targets import Target, target_of

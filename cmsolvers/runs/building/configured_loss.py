@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from cmsolvers import noise
-from cmsolvers.denoisers import FlowMap, Preconditioned
+from cmsolvers.denoisers import FlowMap, Preconditioned, guided
 from cmsolvers.losses import LabelDropout, LossOutput
 from cmsolvers.losses.evaluation.decorator import Loss
 from cmsolvers.losses.evaluation.model_views import unwrapped
@@ -47,6 +47,7 @@ class ConfiguredLoss:
         options: its own options.
         spec: of the model that is trained.
         teacher: or None.
+        teacher_function: its function, guided or as it is.
         target: what stands on the other side; None is the model itself.
     """
 
@@ -58,6 +59,7 @@ class ConfiguredLoss:
         options: Mapping[str, Any],
         *,
         teacher: Model | None = None,
+        teacher_guidance: float = 1.0,
         target: Function | None = None,
         label_dropout: LabelDropout | None = None,
         bad_rows: str = "raise",
@@ -65,6 +67,9 @@ class ConfiguredLoss:
         self.recipe, self.spec, self.times, self.options = recipe, spec, times, dict(options)
         self.teacher, self.target = teacher, target
         self.label_dropout, self.bad_rows = label_dropout, bad_rows
+        self.teacher_function: nn.Module | None = None
+        if teacher is not None:
+            self.teacher_function = guided_teacher(teacher, teacher_guidance)
         self._wrapped: tuple[object, Function] | None = None
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:
@@ -88,7 +93,7 @@ class ConfiguredLoss:
             given["extra_args"] = {LABELS: batch.labels}
             given["label_dropout"] = self.label_dropout
         if self.teacher is not None:
-            given["teacher"] = self.teacher.function
+            given["teacher"] = self.teacher_function
             if self.teacher.spec.classes is None and self.spec.classes is not None:
                 given["teacher_args"] = {}
         return self.recipe(
@@ -117,6 +122,22 @@ class ConfiguredLoss:
         if found.get("balance") == ADAPTIVE:
             found["balance"] = last_weight(model)
         return found
+
+
+def guided_teacher(teacher: Model, scale: float) -> nn.Module:
+    """A teacher's function with guidance of a fixed scale; 1 is none.
+
+    Raises:
+        ValueError: a teacher that has no label which says nothing.
+    """
+    if scale == 1.0:
+        return teacher.function
+    if teacher.spec.null is None:
+        raise ValueError(
+            f"teacher_guidance needs a teacher with labels, one of which says nothing; this one "
+            f"has classes = {teacher.spec.classes}, null_label = {teacher.spec.null_label}"
+        )
+    return guided(teacher.function, scale, unconditional={LABELS: None}, batched=False)
 
 
 def learned_weight(model: nn.Module) -> LearnedWeight:

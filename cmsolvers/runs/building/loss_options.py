@@ -13,7 +13,7 @@ from cmsolvers import checks as check
 from cmsolvers import losses
 from cmsolvers.losses.times.distribution import Distribution
 from cmsolvers.processes import DDPM
-from cmsolvers.runs.building import catalogue as names
+from cmsolvers.runs.building import loss_names as names
 from cmsolvers.training.named_options import (
     IMPORT,
     called_with,
@@ -146,7 +146,7 @@ def option_of(name: str, parameter: inspect.Parameter, value: object, setting: S
     Raises:
         ImportError, TypeError, ValueError: a value of the wrong kind, an unknown name.
     """
-    text = str(parameter.annotation)
+    text = _annotation(parameter)
     kinds = [part.strip() for part in text.split(" | ")]
     if value == NONE and "None" in kinds:
         return None
@@ -170,6 +170,14 @@ def option_of(name: str, parameter: inspect.Parameter, value: object, setting: S
             return imported(name, value)
         return check.choice(name, value, ("euler", "heun"))
     return _plain(name, text, kinds, value)
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    """An annotation as it is written; without one, the type of the default."""
+    given = parameter.annotation
+    if isinstance(given, str):
+        return given
+    return inspect.formatannotation(type(parameter.default) if given is parameter.empty else given)
 
 
 _TABLES: dict[str, names.Table] = {

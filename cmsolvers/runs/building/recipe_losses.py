@@ -9,9 +9,9 @@ from typing import Any
 from cmsolvers import checks as check
 from cmsolvers.losses import LabelDropout
 from cmsolvers.losses.evaluation.bad_rows import BAD_ROWS
-from cmsolvers.losses.evaluation.decorator import Loss
-from cmsolvers.runs.building.catalogue import PRESETS, RECIPES
+from cmsolvers.losses.evaluation.decorator import Loss, Recipe
 from cmsolvers.runs.building.configured_loss import ConfiguredLoss
+from cmsolvers.runs.building.loss_names import PRESETS, RECIPES
 from cmsolvers.runs.building.loss_options import (
     LABELS,
     LEARNED,
@@ -22,7 +22,7 @@ from cmsolvers.runs.building.loss_options import (
     require_inputs,
     times_of,
 )
-from cmsolvers.training.named_options import check_options, known_name
+from cmsolvers.training.named_options import IMPORT, check_options, imported, known_name
 from cmsolvers.training.spec import Model, Spec
 from cmsolvers.training.wrappers import Function
 
@@ -52,6 +52,7 @@ def loss_of(
     *,
     times: object = None,
     teacher: Model | None = None,
+    teacher_guidance: float = 1.0,
     target: Function | None = None,
     label_dropout: float = 0.0,
     bad_rows: str = "raise",
@@ -60,7 +61,8 @@ def loss_of(
     """A recipe from plain settings.
 
     Args:
-        name: of a recipe of `cmsolvers.losses`.
+        name: of a recipe of `cmsolvers.losses`, or "import:package.module:name" of a loss that
+            `cmsolvers.losses.loss` has made.
         spec: of the model that is trained.
         total: training steps: schedules of the recipe and of its levels end there. A warm-up is
             that of the recipe, at most a fifth of the run, unless it is given.
@@ -70,6 +72,7 @@ def loss_of(
         times: the distribution of levels, a name or a table; None is the recipe's own. Either way
             with the levels and steps of the run, where it has options for these.
         teacher: where the recipe takes one.
+        teacher_guidance: scale of classifier-free guidance in the teacher; 1 is none.
         target: an average of the model; see `target_of`.
         label_dropout: probability with which labels are replaced by the one that says nothing.
         bad_rows: "raise", "keep" or "zero", what to do where a sample's loss is not finite.
@@ -79,7 +82,7 @@ def loss_of(
         ImportError, TypeError, ValueError: an unknown name or option, a value of the wrong kind, a
             teacher too many or missing.
     """
-    recipe = RECIPES[known_name("loss", name, RECIPES)]
+    recipe = recipe_of(name)
     setting = Setting(spec, check.count("total", total), None if teacher is None else teacher.spec)
     own = own_options(recipe)
     given = dict(options or {})
@@ -95,6 +98,12 @@ def loss_of(
         found[option] = option_of(option, own[option], value, setting)
     _fill(recipe, own, found, setting)
     _check_teacher(recipe, teacher, spec)
+    scale = check.finite("teacher_guidance", teacher_guidance)
+    if scale != 1.0 and (teacher is None or found.get("null_args") is not None):
+        raise ValueError(
+            f"teacher_guidance must be 1 without a teacher, and where the loss guides it itself; "
+            f"got {scale:g}"
+        )
     _check_learned(found, name, spec)
     return ConfiguredLoss(
         recipe,
@@ -102,10 +111,25 @@ def loss_of(
         times_of(times, setting, given),
         found,
         teacher=teacher,
+        teacher_guidance=scale,
         target=target,
         label_dropout=_dropout(label_dropout, spec),
         bad_rows=check.choice("bad_rows", bad_rows, BAD_ROWS),
     )
+
+
+def recipe_of(name: object) -> Loss:
+    """A loss by name.
+
+    Raises:
+        ImportError, TypeError, ValueError: no such loss.
+    """
+    if not (isinstance(name, str) and name.startswith(IMPORT)):
+        return RECIPES[known_name("loss", name, RECIPES)]
+    found: Loss = imported("loss", name)
+    if not isinstance(getattr(found, "recipe", None), Recipe):
+        raise TypeError(f"loss {name} must be made by `cmsolvers.losses.loss`; it is not")
+    return found
 
 
 def own_options(recipe: Loss) -> dict[str, inspect.Parameter]:
@@ -119,7 +143,7 @@ def needs_of(
 ) -> dict[str, Any]:
     """Attributes of a `Spec` that a loss with these options needs: learned_weight and inputs."""
     given = dict(options or {})
-    own = own_options(RECIPES[known_name("loss", name, RECIPES)])
+    own = own_options(recipe_of(name))
     found: dict[str, Any] = {}
     if given.get("weight") == LEARNED and "weight" in own:
         found["learned_weight"] = 1 if "..." in str(own["weight"].annotation) else 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +26,7 @@ def teacher_of(
     *,
     average: str | None = None,
     kind: str | None = None,
+    trusted: Collection[str] = (),
     device: torch.device | str | None = None,
 ) -> Model:
     """A teacher: in evaluation mode, without gradients.
@@ -33,12 +35,13 @@ def teacher_of(
         path: a checkpoint of this library, or a folder of diffusers.
         average: as `load_model`.
         kind: as `load_model`.
+        trusted: as `load_model`.
         device: where to.
 
     Raises:
         OSError, ValueError: as `load_model`.
     """
-    found = load_model(path, average, kind=kind)
+    found = load_model(path, average, kind=kind, trusted=trusted)
     found.network.requires_grad_(False).eval()
     found.function.eval()
     if device is not None:

@@ -38,6 +38,7 @@ class Books:
         self.history: list[float] = []
         self.window = READ_EVERY if runner.later else 1
         self._unread: list[Done] = []
+        self._warned: set[int] = set()
         self._bad: list[tuple[int, float, str]] = []  # (step, loss, levels) of the last in a row
 
     def add(self, done: Done) -> None:
@@ -108,13 +109,16 @@ class Books:
         self.tell(lambda monitor: monitor.stepped(report))
 
     def tell(self, what: Callable[[Monitor], None]) -> None:
-        """Tell all monitors, in the first process; one that cannot write is a warning."""
+        """Tell all monitors, in the first process; one that cannot write is one warning."""
         if self._runner.placement.rank > 0:
             return
         for monitor in self._monitors:
             try:
                 what(monitor)
             except OSError as error:
+                if id(monitor) in self._warned:
+                    continue
+                self._warned.add(id(monitor))
                 name = type(monitor).__name__
                 warnings.warn(
                     f"{name} failed at step {self.step}, the run goes on: {error}",

@@ -16,11 +16,19 @@ Terms = tuple[Tensor, Tensor]
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
-    """A process's batch as `count` contiguous parts, in order; ids of noise stay the samples'."""
+    """A process's batch as `count` contiguous parts, in order; ids of noise stay the samples'.
+
+    Raises:
+        ValueError: parts would be of different sizes, and their mean not that of the batch.
+    """
     if count == 1:
         yield batch
         return
-    size = len(batch.x0) // count
+    size, rest = divmod(len(batch.x0), count)
+    if rest or not size:
+        raise ValueError(
+            f"a batch of {len(batch.x0)} samples must be a multiple of settings.accumulate, {count}"
+        )
     for first in range(0, size * count, size):
         yield batch.part(first, first + size)
 

@@ -199,8 +199,8 @@ class TrainingStep:
         if scale is not None:
             bad = torch.maximum((wrong > 0).float(), skipped * (scale <= 1.0))
             self.precision.update((overflow > 0).float())
+        self._buffers.restore(skipped)  # before averages read them
         self._move(skipped, k)
-        self._buffers.restore(skipped)
         norm = skipped.new_tensor(-1.0) if norm is None else norm
         return torch.stack([value, skipped.double(), bad.double(), norm.double()]), sent
 
@@ -223,7 +223,10 @@ class TrainingStep:
         self.whole = True
 
     def not_counted(self, steps: int) -> None:
-        """Take back that averages counted steps that were skipped, once that is known."""
+        """Take back that averages counted steps that were skipped, once that is known.
+
+        Until then a mu that is a function of the number of updates counts them too.
+        """
         for ema in self.averages.values():
             ema.steps -= steps
 

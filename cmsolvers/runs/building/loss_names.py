@@ -9,6 +9,7 @@ from cmsolvers import losses
 from cmsolvers.losses import loss_table
 from cmsolvers.losses.evaluation.decorator import Loss
 from cmsolvers.schedules import karras_sigmas
+from cmsolvers.training.named_options import known_name
 
 Table = Mapping[str, Callable[..., Any]]
 """Name -> what makes it, called with options."""
@@ -151,8 +152,12 @@ OTHER_KINDS = {"flow_matching": "flow", "reflow": "flow", "imf": "velocity_heads
 
 
 def usual_kind(name: str) -> str:
-    """The kind of model (of `training.wrappers.WRAPPERS`) that a recipe trains as a rule."""
-    about = RECIPES[name].recipe
+    """The kind of model (of `training.wrappers.WRAPPERS`) that a recipe trains as a rule.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    about = RECIPES[known_name("loss", name, RECIPES)].recipe
     return OTHER_KINDS.get(name, KINDS[about.model, about.coordinates])
 
 

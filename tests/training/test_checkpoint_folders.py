@@ -35,6 +35,10 @@ DTYPES = [
 ]
 
 
+class Sharded(torch.Tensor):
+    """A part of a tensor, as distributed ones are."""
+
+
 def there_and_back(tmp_path: Path, groups):
     write_checkpoint(tmp_path / "c", groups, {})
     found, _ = read_checkpoint(tmp_path / "c")
@@ -153,6 +157,7 @@ def test_files_are_on_the_disk_before_the_folder_has_its_name(tmp_path: Path):
         ({"a": {"w": 1.0}}, TypeError, "a/w must be a tensor; got an object of type float"),
         ({"a": {"w": torch.ones(2, 2).to_sparse()}}, TypeError, "a/w must be a plain strided"),
         ({"a": {"w": torch.ones(2, device="meta")}}, ValueError, "a/w must be on a device"),
+        ({"a": {"w": torch.ones(2).as_subclass(Sharded)}}, TypeError, "got a Sharded: gather"),
         (
             {"a": {"w": torch.ones(2).to(torch.float8_e4m3fnuz)}},
             TypeError,

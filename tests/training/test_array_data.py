@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cmsolvers.training import data
-from cmsolvers.training.data import array_headers, array_images
+from cmsolvers.training.data import array_headers, fingerprints
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 5, 6, 3), dtype=np.uint8)
 LABELS = np.arange(20) % 3
@@ -108,10 +108,10 @@ def test_rows_that_are_read_at_each_step(tmp_path: Path, dtype, flip: bool):
 
 
 def test_statistics_of_a_large_file_are_those_of_a_part(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(array_images, "ROWS", 5)
+    monkeypatch.setattr(fingerprints, "ROWS", 5)
     path = saved(tmp_path / "x.npy", PIXELS)
     found = data.array_file(path, in_memory=0)
-    rows = array_images.fixed_sample(20, 5)
+    rows = fingerprints.fixed_sample(20, 5)
     part = data.Scale.of(torch.from_numpy(PIXELS[rows.numpy()].astype(np.float32)))
     assert len(rows) <= 5
     assert (found.scale.mean, found.scale.std) == pytest.approx((part.mean, part.std), rel=1e-12)
@@ -129,7 +129,7 @@ def test_numbers_that_are_not_finite(tmp_path: Path, monkeypatch):
     path = saved(tmp_path / "x.npy", array)
     with pytest.raises(ValueError, match="images must be finite"):
         data.array_file(path)
-    monkeypatch.setattr(array_images, "ROWS", 2)
+    monkeypatch.setattr(fingerprints, "ROWS", 2)
     apart = data.array_file(path, in_memory=0)
     apart.samples(torch.tensor([6, 8]), seed=0, step=0)
     with pytest.raises(ValueError, match=r"x\.npy, among rows \[6, 7\]"):

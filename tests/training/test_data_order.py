@@ -58,8 +58,8 @@ def test_no_two_uses_share_a_value():
         assert len(mine) == uses[name].numel()
         assert all(not mine & other for key, other in values.items() if key != name)
     seeds = {stream_places.torch_seed(k, 3) for k in range(64)}
-    passes = {stream_places.pass_seed(k, 3) for k in range(64)}
-    assert len(seeds | passes) == 128
+    reading = {stream_places.reading_seed(k, 3) for k in range(64)}
+    assert len(seeds | reading) == 128
     # The control: two epochs' keys with a draw in common do share values.
     assert values["order"] & set(stream_places.order_keys(64, 3, 2).tolist())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from cmsolvers.training import data
+from support import ROOT
 from support.picture_files import folder, gradient, save
 
 
@@ -44,6 +47,32 @@ def test_options_that_are_none(tmp_path: Path):
         data.open_data(tmp_path)
     with pytest.raises(ValueError, match="name is no option of data toy:spirals, which takes n, s"):
         data.open_data("toy:spirals", name="two_moons")
+
+
+WITHOUT = """
+import sys
+for name in ("PIL", "datasets", "sklearn", "accelerate", "diffusers"):
+    sys.modules[name] = None
+from cmsolvers.training import open_data
+for source in (sys.argv[1], "digits"):
+    try:
+        open_data(source, **({"size": 8} if source != "digits" else {}))
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+
+
+def test_what_is_not_installed_is_named_where_it_is_needed(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    pictures, digits = done.stdout.splitlines()
+    assert "with Pillow, which is not installed" in pictures
+    assert "with sklearn (scikit-learn), which is not installed; the extra `demo`" in digits
 
 
 # --- saved data sets -----------------------------------------------------------------------------

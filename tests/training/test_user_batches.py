@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
@@ -79,6 +81,35 @@ def test_a_resumed_run_sees_what_it_would_have_seen(name, make):
     if name != "iterable":
         assert not torch.equal(*orders) and torch.equal(*(o.sort(0).values for o in orders))
         assert not torch.equal(torch.cat([b.x0 for b in own(make(), seed=6)[:3]]), orders[0])
+
+
+def test_passes_that_were_trained_on_are_not_read_again():
+    class Counted(TensorDataset):
+        def __getitem__(self, i):
+            read.append(i)
+            return super().__getitem__(i)
+
+    read: list[int] = []
+    for drop_last in (False, True):
+        make = partial(DataLoader, Counted(X, Y), 4, shuffle=True, drop_last=drop_last)
+        whole = own(make(), total=9)
+        read.clear()
+        rest = own(make(), total=9, first_step=7)
+        assert len(read) == (10 if not drop_last else 12)
+        for batch in rest:
+            same = whole[batch.step]
+            assert torch.equal(batch.x0, same.x0) and torch.equal(batch.index, same.index)
+
+
+def test_augmentation_by_torch_s_generator():
+    class Noisy(TensorDataset):
+        def __getitem__(self, i):
+            return X[i] + torch.rand(2)
+
+    whole = own(DataLoader(Noisy(X), batch_size=4))
+    torch.rand(3)
+    (last,) = own(DataLoader(Noisy(X), batch_size=4), first_step=6)
+    assert torch.equal(last.x0, whole[6].x0) and not torch.equal(last.x0, whole[3].x0)
 
 
 def test_set_epoch_is_called_with_the_pass():

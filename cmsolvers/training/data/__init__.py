@@ -2,6 +2,7 @@
 
 from cmsolvers.training.data.array_images import array_file, load_images
 from cmsolvers.training.data.batches import Batch, as_data, batch_at
+from cmsolvers.training.data.data_protocol import TrainingData, describe
 from cmsolvers.training.data.digit_data import digits
 from cmsolvers.training.data.named_sources import open_data
 from cmsolvers.training.data.order import batch_indices
@@ -12,7 +13,6 @@ from cmsolvers.training.data.step_loader import StepLoader
 from cmsolvers.training.data.stream_places import torch_seed
 from cmsolvers.training.data.tensor_data import TensorData
 from cmsolvers.training.data.toy_points import toys
-from cmsolvers.training.data.training_data import TrainingData, describe
 from cmsolvers.training.data.user_loaders import user_batches
 
 __all__ = [

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.training.data.array_headers import Header, headers, read
-from cmsolvers.training.data.fingerprints import ROWS, of_parts
-from cmsolvers.training.data.labels import checked_labels
+from cmsolvers.training.data.class_labels import checked_labels
+from cmsolvers.training.data.fingerprints import of_parts, sample_of
 from cmsolvers.training.data.pixel_scale import Scale
-from cmsolvers.training.data.stream_places import augmentation, fixed_sample
+from cmsolvers.training.data.stream_places import augmentation
 from cmsolvers.training.data.tensor_data import TensorData, flipped
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -40,8 +40,8 @@ def array_file(
             whose samples are the first other one.
         labels: an .npy file of integers [n], for samples in an .npy file.
         scale: "data", mean 0 and deviation 0.5 over all values (of a large .npy file: of at most
-            4,096 rows); "minus_one_to_one": 0 to 255 for 8 bits, 0 to 65,535 for 16, and for
-            floats [-1, 1] or [0, 1], whichever holds them; or a `Scale`.
+            4,096 rows and 64 MiB); "minus_one_to_one": 0 to 255 for 8 bits, 0 to 65,535 for 16, and
+            for floats [-1, 1] or [0, 1], whichever holds them; or a `Scale`.
         flip: mirror images left to right at random.
         in_memory: an .npy file with more bytes is not read into memory; each step reads its rows.
 
@@ -99,13 +99,13 @@ class ArrayFile:
         self.flip = check.flag("flip", flip)
         self.labels, self.classes = checked_labels(labels, len(self))
         if not isinstance(scale, Scale):
-            rows = self._rows(fixed_sample(len(self), ROWS))
+            rows = self._rows(sample_of(len(self), header.bytes))
             scale = _scale(scale, rows, header.dtype, whole=len(rows) == len(self))
         self.scale = scale
         self.shape = tuple(self._rows(torch.zeros(1, dtype=torch.int64)).shape[1:])
         if flip and len(self.shape) != 3:
             raise ValueError(f"flip must be False unless data are images; got {list(self.shape)}")
-        some = self._array[fixed_sample(len(self), ROWS).numpy()]
+        some = self._array[sample_of(len(self), header.bytes).numpy()]
         parts = [repr((header, self.scale, flip)).encode(), some.tobytes()]
         if self.labels is not None:
             parts.append(self.labels.numpy().tobytes())

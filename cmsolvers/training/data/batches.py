@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
+from cmsolvers.training.data.data_protocol import TrainingData
 from cmsolvers.training.data.order import batch_indices, rank_rows
 from cmsolvers.training.data.tensor_data import TensorData
-from cmsolvers.training.data.training_data import TrainingData
 
 
 @dataclass(frozen=True)

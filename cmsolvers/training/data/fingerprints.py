@@ -1,7 +1,7 @@
 """Digests that tell one data set from another, cheap enough for every start of a run.
 
 Small data are digested whole. Of large data a fixed part is: the shape, and 4,096 rows (arrays) or
-the names and sizes of all files and the first 64 KiB of 4,096 of them (folders). A change elsewhere
+the names and sizes of all files and the first 16 KiB of 4,096 of them (folders). A change elsewhere
 that moves no size is not noticed.
 """
 
@@ -23,8 +23,10 @@ WHOLE = 256 * 2**20
 """Tensors of up to so many bytes are digested whole."""
 ROWS = 4096
 """Rows of a larger one, or files of a larger folder, that are."""
-HEAD = 2**16
+HEAD = 2**14
 """Bytes of each such file."""
+PART = 2**26
+"""Bytes of such rows."""
 
 
 def of_tensors(x: Tensor, labels: Tensor | None, options: Mapping[str, object]) -> str:
@@ -35,10 +37,15 @@ def of_tensors(x: Tensor, labels: Tensor | None, options: Mapping[str, object]) 
             continue
         rows = part.detach()
         if rows.nbytes > WHOLE:
-            rows = rows[fixed_sample(len(rows), ROWS).to(rows.device)]
+            rows = rows[sample_of(rows.shape[0], rows.nbytes).to(rows.device)]
         data = rows.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(data.data)
     return digest.hexdigest()[:16]
+
+
+def sample_of(n: int, nbytes: int) -> Tensor:
+    """Fixed positions among n rows of nbytes in all: at most 4,096, and 64 MiB but 16 rows."""
+    return fixed_sample(n, min(ROWS, max(16, PART * n // max(nbytes, 1))))
 
 
 class FilePart(NamedTuple):

@@ -10,11 +10,11 @@ from typing import Any
 
 from cmsolvers import checks as check
 from cmsolvers.training.data.array_images import array_file
+from cmsolvers.training.data.data_protocol import TrainingData
 from cmsolvers.training.data.digit_data import digits
 from cmsolvers.training.data.picture_folder import image_folder
 from cmsolvers.training.data.saved_datasets import arrow_folder, is_arrow_folder
 from cmsolvers.training.data.toy_points import TOYS, toys
-from cmsolvers.training.data.training_data import TrainingData
 
 TOY = "toy:"
 DIGITS = "digits"

@@ -12,6 +12,7 @@ import torch
 
 from cmsolvers import checks as check
 from cmsolvers.training.data.fingerprints import FilePart, of_files
+from cmsolvers.training.data.missing_packages import missing
 from cmsolvers.training.data.picture_decoding import ENDINGS
 from cmsolvers.training.data.pictures import Pictures
 from cmsolvers.training.data.pixel_scale import Scale
@@ -133,9 +134,7 @@ def require_pillow() -> None:
     try:
         import PIL  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "pictures are read with Pillow, which is not installed: pip install cmsolvers[train]"
-        ) from error
+        raise missing("pictures", "Pillow", "train") from error
 
 
 def _pictures(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import IO, Protocol, TypeVar
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.training.data.class_labels import checked_labels
 from cmsolvers.training.data.fingerprints import of_parts
-from cmsolvers.training.data.labels import checked_labels
 from cmsolvers.training.data.picture_decoding import Array, View
 from cmsolvers.training.data.pixel_scale import Scale
 from cmsolvers.training.data.stream_places import augmentation, fixed_sample
@@ -99,12 +100,16 @@ class Pictures:
         self.scale = scale if isinstance(scale, Scale) else self._scale(scale)
         # The value that models see for each 8-bit pixel.
         self._seen = self.scale.to_model(torch.arange(256)).numpy()
-        options = (self.view, self.crop, self.flip, self.scale, self.class_names)
-        labels_bytes = b"" if self.labels is None else self.labels.numpy().tobytes()
-        self.fingerprint = of_parts((repr(options).encode(), labels_bytes, *self.gallery.parts()))
 
     def __len__(self) -> int:
         return len(self.gallery)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the gallery, the labels, and how pictures are seen."""
+        options = (self.view, self.crop, self.flip, self.scale, self.class_names)
+        labels = b"" if self.labels is None else self.labels.numpy().tobytes()
+        return of_parts((repr(options).encode(), labels, *self.gallery.parts()))
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cmsolvers.training.data.fingerprints import FilePart, of_files
+from cmsolvers.training.data.missing_packages import missing
 from cmsolvers.training.data.picture_folder import require_pillow
 from cmsolvers.training.data.pictures import Pictures
 from cmsolvers.training.data.pixel_scale import Scale
@@ -137,10 +138,7 @@ def _loaded(root: Path) -> Any:
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "such folders are read with datasets, which is not installed: "
-            "pip install cmsolvers[train]"
-        ) from error
+        raise missing("such folders", "datasets", "train") from error
     try:
         return datasets.load_from_disk(str(root))
     except Exception as error:  # of pyarrow, json and datasets

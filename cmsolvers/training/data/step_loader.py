@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cmsolvers import checks as check
 from cmsolvers.training.data.batches import Batch, as_data, assembled, batch_at
+from cmsolvers.training.data.data_protocol import TrainingData
 from cmsolvers.training.data.order import batch_indices, rank_rows
 from cmsolvers.training.data.tensor_data import TensorData
-from cmsolvers.training.data.training_data import TrainingData
 
 Place: TypeAlias = "tuple[int, np.ndarray[Any, np.dtype[np.int64]]]"
 """A step and the positions of its samples."""

@@ -7,7 +7,7 @@ A value of the contract has a place (seed, sample id, stream, draw, element). Wi
 | order of a pass | position in the data set | number of the pass | 0 |
 | flip, crop row, crop column | position in the data set | training step | 4, 5, 6 (7: free) |
 | seed of torch's generators | 2^55 | training step | 0, 1 |
-| the same while a user's loader begins a pass | 2^55 + 1 | number of the pass | 0, 1 |
+| the same while a user's loader is read | 2^55 + 1 | training step | 0, 1 |
 | points of the 2-D toys, with the toy's own seed | number of the point | 2^32 - 1 | 0 to 3 |
 | a fixed sample of a large data set, with the seed 0 | number | 2^32 - 2 | 0 |
 | held-out digits, with the seed 0 | position among all digits | 0 | 0 |
@@ -56,9 +56,9 @@ def torch_seed(step: int, seed: int) -> int:
     return _whole(seed, step, GENERATOR_ID)
 
 
-def pass_seed(epoch: int, seed: int) -> int:
-    """A seed for torch's generator where a user's loader begins a pass over its data."""
-    return _whole(seed, epoch, GENERATOR_ID + 1)
+def reading_seed(step: int, seed: int) -> int:
+    """A seed for torch's generator while a user's loader is asked for the batch of this step."""
+    return _whole(seed, step, GENERATOR_ID + 1)
 
 
 def _whole(seed: int, draw: int, place: int) -> int:

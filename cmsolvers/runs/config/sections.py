@@ -219,6 +219,9 @@ class Init(Section):
     kind: str | None = key(
         None, "A model of diffusers without a scheduler: what it is (see model.kind).", example="v"
     )
+    trusted: tuple[str, ...] = key(
+        (), "Networks 'import:package.module:Class' that it may have: others are not run."
+    )
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,10 @@ class Teacher(Section):
     kind: str | None = key(
         None, "A model of diffusers without a scheduler: what it is (see model.kind).", example="v"
     )
+    trusted: tuple[str, ...] = key(
+        (), "Networks 'import:package.module:Class' that it may have: others are not run."
+    )
+    guidance: float = key(1.0, "Scale of classifier-free guidance in the teacher; 1 is none.")
 
 
 @dataclass(frozen=True)
@@ -249,7 +256,11 @@ class LossKeys(Section):
     section = "loss"
     about = "The loss, a recipe of `cmsolvers losses`."
 
-    name: str = key("dsm", "Name of the recipe.")
+    name: str = key(
+        "dsm",
+        "Name of the recipe, or 'import:package.module:name' of one that `cmsolvers.losses.loss` "
+        "has made.",
+    )
     preset: str | None = key(
         None, "Published settings of alpha_flow, meanflow and soflow.", example="cifar"
     )

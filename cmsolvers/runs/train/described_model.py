@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from cmsolvers.runs.building import (
-    RECIPES,
     needs_of,
     spec_like,
     teacher_of,
@@ -18,7 +17,7 @@ from cmsolvers.runs.config import AUTO, Config
 from cmsolvers.runs.config.sections import Init, Teacher
 from cmsolvers.training.data import Scale
 from cmsolvers.training.models import Model, Spec
-from cmsolvers.training.named_options import known_name
+from cmsolvers.training.named_options import IMPORT
 
 SMALL = 16
 """Images of fewer rows and columns get the mlp, others the unet."""
@@ -70,14 +69,12 @@ def _loaded(name: str, path: str, keys: Init | Teacher) -> Model:
     if not Path(path).exists():
         raise FileNotFoundError(f"{name}.path must be a model; there is none at {path}")
     try:
-        return teacher_of(path, average=keys.average, kind=keys.kind)
+        return teacher_of(path, average=keys.average, kind=keys.kind, trusted=keys.trusted)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from error
 
 
-def spec_of(
-    config: Config, shape: tuple[int, ...], classes: int | None, sources: Sources
-) -> Spec:
+def spec_of(config: Config, shape: tuple[int, ...], classes: int | None, sources: Sources) -> Spec:
     """The spec of the model that a configuration trains.
 
     Args:
@@ -91,7 +88,8 @@ def spec_of(
             another shape.
     """
     keys, loss = config.model, config.loss
-    known_name("loss.name", loss.name, RECIPES)
+    if keys.kind == AUTO and loss.name.startswith(IMPORT):
+        raise ValueError("model.kind must be named for a loss of your own; it is 'auto'")
     if keys.class_conditional and classes is None:
         raise ValueError("model.class_conditional must be false: the data have no labels")
     told = classes if keys.class_conditional else None

@@ -67,14 +67,12 @@ def accelerator_of(config: Config, device: torch.device) -> Accelerator | None:
                 "`torchrun --nproc-per-node N -m cmsolvers train ...`"
             )
         return None
+    if sharded and device.type == "cpu":
+        raise ValueError("train.sharding must be 'none' on CPUs; 'fsdp2' is for GPUs")
     from accelerate import Accelerator
     from accelerate.utils import FullyShardedDataParallelPlugin
 
     given: dict[str, Any] = {}
     if sharded:
-        # Accelerate shards by this plugin alone where the environment says so, too.
-        os.environ["ACCELERATE_USE_FSDP"] = "true"
         given["fsdp_plugin"] = FullyShardedDataParallelPlugin(fsdp_version=2)
-    return Accelerator(
-        cpu=device.type == "cpu", mixed_precision=config.train.precision, **given
-    )
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=config.train.precision, **given)

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from cmsolvers.runs.building import (
-    RECIPES,
     ConfiguredLoss,
     averages_of,
     loss_of,
@@ -20,6 +19,7 @@ from cmsolvers.runs.building import (
     usual_target,
 )
 from cmsolvers.runs.building.loss_options import described_times
+from cmsolvers.runs.building.recipe_losses import recipe_of
 from cmsolvers.runs.config import AUTO, Config
 from cmsolvers.runs.train.described_model import Sources
 from cmsolvers.training import TrainingSettings
@@ -27,7 +27,6 @@ from cmsolvers.training.named_options import (
     IMPORT,
     check_options,
     imported,
-    known_name,
     option_names,
 )
 from cmsolvers.training.networks import enable_gradient_checkpointing
@@ -95,7 +94,7 @@ def times_value(config: Config) -> object:
     keys = config.loss
     if not isinstance(keys.times, Mapping) or "name" in keys.times:
         return keys.times
-    own = inspect.signature(RECIPES[keys.name]).parameters["times"].default
+    own = inspect.signature(recipe_of(keys.name)).parameters["times"].default
     if own is inspect.Parameter.empty or own is None or keys.preset is not None:
         raise ValueError(
             "loss.times must have a name: there is no distribution of the recipe's own to change"
@@ -111,7 +110,6 @@ def configured_loss(config: Config, spec: Spec, sources: Sources) -> ConfiguredL
     """
     keys = config.loss
     with of_section("loss"):
-        known_name("loss.name", keys.name, RECIPES)
         return loss_of(
             keys.name,
             spec,
@@ -119,6 +117,7 @@ def configured_loss(config: Config, spec: Spec, sources: Sources) -> ConfiguredL
             keys.options,
             times=times_value(config),
             teacher=sources.teacher,
+            teacher_guidance=config.teacher.guidance,
             label_dropout=keys.label_dropout,
             bad_rows=keys.bad_rows,
             preset=keys.preset,

@@ -1,4 +1,4 @@
-"""Training: curricula, levels, averages in float32, and a loop that resumes bit for bit."""
+"""Training: data, curricula, averages in float32, and a loop that resumes bit for bit."""
 
 from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate, doubling_discretization
 from cmsolvers.training.captured_step import CapturedStep, capture_step
@@ -31,8 +31,8 @@ __all__ = [
     "Monitor",
     "PowerDecay",
     "RunFolder",
-    "StepLoader",
     "StepReport",
+    "StepLoader",
     "TensorData",
     "Trainer",
     "TrainingData",

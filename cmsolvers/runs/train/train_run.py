@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,6 +164,8 @@ def _planned(
         if process() == 0:
             # Before the lock, which makes the folder: a refusal leaves nothing behind.
             records.plan_of(config, folder, overwrite=overwrite)
+            if not folder.path.exists():
+                held.callback(_remove_empty, folder.path)
             held.enter_context(folder.locked())
             plan = records.plan_of(config, folder, overwrite=overwrite)
     goes_on = _told(float(plan.begun is not None), accelerator)
@@ -195,6 +197,12 @@ def _all_or_none(accelerator: Accelerator | None) -> Iterator[None]:
             raise AnotherProcessFailed(2)
     if failure is not None:
         raise failure
+
+
+def _remove_empty(path: Path) -> None:
+    """Leave nothing behind of a run that did not begin."""
+    with suppress(OSError):
+        path.rmdir()
 
 
 def _told(number: float, accelerator: Accelerator | None) -> float:

@@ -118,7 +118,7 @@ def homes(key: str) -> list[str]:
         return same
     names = sorted({one.split(".")[1] for one in every})
     near = get_close_matches(key, names, n=2, cutoff=0.75)
-    return [one for one in every if one.split(".")[1] in near]
+    return [one for name in near for one in every if one.split(".")[1] == name]
 
 
 def _question(names: list[str]) -> str:

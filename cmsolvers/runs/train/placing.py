@@ -52,27 +52,42 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % there)
 
 
+def check_sharding(config: Config, device: torch.device) -> None:
+    """Check that there is something to share out.
+
+    Raises:
+        ValueError: a single process, or CPUs.
+    """
+    if config.train.sharding == "none":
+        return
+    if processes() == 1:
+        raise ValueError(
+            "train.sharding must be 'none' for one process; several are started by "
+            "`torchrun --nproc-per-node N -m cmsolvers train ...`"
+        )
+    if device.type == "cpu":
+        raise ValueError("train.sharding must be 'none' on CPUs; 'fsdp2' is for GPUs")
+
+
 def accelerator_of(config: Config, device: torch.device) -> Accelerator | None:
-    """What joins several processes; None for one process without shards.
+    """What joins several processes; None for one.
 
     Raises:
         ModuleNotFoundError: accelerate is not installed.
-        ValueError: shards in a single process.
+        ValueError: as `check_sharding`.
     """
-    sharded = config.train.sharding != "none"
+    check_sharding(config, device)
     if processes() == 1:
-        if sharded:
-            raise ValueError(
-                "train.sharding must be 'none' for one process; several are started by "
-                "`torchrun --nproc-per-node N -m cmsolvers train ...`"
-            )
         return None
-    if sharded and device.type == "cpu":
-        raise ValueError("train.sharding must be 'none' on CPUs; 'fsdp2' is for GPUs")
-    from accelerate import Accelerator
-    from accelerate.utils import FullyShardedDataParallelPlugin
-
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import FullyShardedDataParallelPlugin
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "several processes need accelerate, which is not installed; the extra `train` brings "
+            'it: pip install --no-build-isolation ".[train]"'
+        ) from error
     given: dict[str, Any] = {}
-    if sharded:
+    if config.train.sharding != "none":
         given["fsdp_plugin"] = FullyShardedDataParallelPlugin(fsdp_version=2)
     return Accelerator(cpu=device.type == "cpu", mixed_precision=config.train.precision, **given)

@@ -17,7 +17,7 @@ from cmsolvers.runs.train.data_outline import opened_data, outlined_classes, out
 from cmsolvers.runs.train.described_model import Sources, sources_of, spec_of
 from cmsolvers.runs.train.dry_run import chosen_of, summary
 from cmsolvers.runs.train.loss_log import monitors_of
-from cmsolvers.runs.train.placing import accelerator_of, device_of, process, processes
+from cmsolvers.runs.train.placing import accelerator_of, check_sharding, device_of, process, processes
 from cmsolvers.runs.train.rehearsal import rehearse
 from cmsolvers.training import RunFolder, Trainer
 from cmsolvers.training.data import TrainingData, describe
@@ -106,6 +106,7 @@ def dry_run(config: Config, *, overwrite: bool = False) -> str:
         OSError, TypeError, ValueError, ImportError: as `train`. Nothing is written either way.
     """
     device = device_of(config.run.device)
+    check_sharding(config, device)
     plan = records.plan_of(config, RunFolder(config.run.out), overwrite=overwrite)
     sources = sources_of(config, begun=plan.begun is not None)
     rehearse(config, _outlined(config, plan, sources), sources)

@@ -72,7 +72,12 @@ def wait_for(path, process, seconds=120):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, started, number, status, capfd):
     """From a working folder that has nothing to do with the code."""
@@ -120,6 +125,7 @@ def test_two_processes_are_one_run(tmp_path, started, capfd):
         assert newest("two")[1]["step"] == 7
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_once_by_two_processes(tmp_path, started):
     pytest.importorskip("accelerate")
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

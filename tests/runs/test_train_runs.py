@@ -290,7 +290,7 @@ def test_other_data_are_noticed(here, capsys):
     assert run(*words, "data.source=moved.npy", "train.steps=5") == 0
     np.save("data.npy", pixels[::-1])
     assert run(*words, "train.steps=6") == 2
-    assert "data (their fingerprint) must be" in capsys.readouterr().err
+    assert "data must be those that the run began with" in capsys.readouterr().err
 
 
 # --- what reaches the training ------------------------------------------------------------------
@@ -299,7 +299,12 @@ def test_other_data_are_noticed(here, capsys):
 def test_labels_averages_and_the_rest(here):
     words = written("digits-score", "model.class_conditional=true", "loss.label_dropout=0.2")
     words += ("averages.ema.decay=0.5", "averages.wide.sigma_rel=0.2", "optimizer.name=nadam")
-    words += ("optimizer.options={}", "optimizer.lr=0.01", "schedule.name=linear", "schedule.options.last=0.5")
+    words += (
+        "optimizer.options={}",
+        "optimizer.lr=0.01",
+        "schedule.name=linear",
+        "schedule.options.last=0.5",
+    )
     words += ("train.accumulate=2", "network.gradient_checkpointing=true", "run.seed=7")
     assert run(*words, "--quiet") == 0
     groups, about = newest("digits-score")
@@ -356,7 +361,7 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be(here, capsys):
     assert size <= told <= 1.5 * size
     capsys.readouterr()
     assert run(*words, "train.steps=5", "--dry-run") == 0
-    assert "goes on from step 4 (train.steps was 4 and is 5)" in capsys.readouterr().out
+    assert "goes on from step 4 (train.steps was 4 and is 5; " in capsys.readouterr().out
     assert run(*words, "run.seed=5", "--dry-run") == 2
 
 

@@ -55,6 +55,11 @@ def trainer_of(
     Raises:
         ImportError, TypeError, ValueError: parts that do not fit together.
     """
+    if begun is not None and begun.get("fingerprint") != data.fingerprint:
+        raise ValueError(
+            "data must be those that the run began with, whose fingerprint is "
+            f"{begun.get('fingerprint')}; these have {data.fingerprint}"
+        )
     check_scales(data.scale, sources)
     if tuple(data.shape) != tuple(spec.shape):
         raise ValueError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from cmsolvers.runs.config import AUTO, Config
-from cmsolvers.runs.train.placing import processes
+from cmsolvers.runs.train.placing import name_of, processes
 from cmsolvers.runs.train.rehearsal import target_value
 from cmsolvers.runs.train.run_records import Plan
 from cmsolvers.training import Trainer
@@ -12,11 +14,11 @@ from cmsolvers.training.data import TrainingData
 from cmsolvers.training.spec import Spec
 
 
-def chosen_of(config: Config, spec: Spec, device: object) -> dict[str, object]:
+def chosen_of(config: Config, spec: Spec, device: torch.device) -> dict[str, object]:
     """What stands for keys that are "auto" or unset: key with section -> value."""
     found: dict[str, object] = {}
     if config.run.device == AUTO:
-        found["run.device"] = str(device)
+        found["run.device"] = name_of(device)
     if config.model.kind == AUTO:
         found["model.kind"] = spec.kind
     for name in ("sigma_min", "sigma_max", "sigma_data"):
@@ -52,7 +54,7 @@ def summary(
     per_pass = len(data) // batch
     classes = "" if data.classes is None else f", {data.classes} classes"
     told = " (told to the network)" if spec.classes is not None else ""
-    device, count = trainer.placement.device, processes()
+    device, count = name_of(trainer.placement.device), processes()
     several = f", {count} processes" if count > 1 else ""
     lines = [
         f"data: {len(data):,} samples {list(data.shape)}{classes}{told}, fingerprint "

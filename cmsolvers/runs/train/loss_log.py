@@ -16,7 +16,7 @@ COLUMNS = ("step", "loss", "lr", "grad_norm", "seconds", "skipped")
 
 
 def monitors_of(config: Config, out: Path) -> list[Monitor]:
-    """Who follows the training of a configuration."""
+    """Who follows the training of a configuration: in all processes the same, told in the first."""
     found: list[Monitor] = []
     if config.logging.csv:
         found.append(LossLog(out / "log.csv", config.logging.every))

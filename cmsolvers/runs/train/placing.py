@@ -52,6 +52,11 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % there)
 
 
+def name_of(device: torch.device) -> str:
+    """A device's name: of CPUs there is one."""
+    return "cpu" if device.type == "cpu" else str(device)
+
+
 def check_sharding(config: Config, device: torch.device) -> None:
     """Check that there is something to share out.
 

@@ -17,7 +17,14 @@ from cmsolvers.runs.train.data_outline import opened_data, outlined_classes, out
 from cmsolvers.runs.train.described_model import Sources, sources_of, spec_of
 from cmsolvers.runs.train.dry_run import chosen_of, summary
 from cmsolvers.runs.train.loss_log import monitors_of
-from cmsolvers.runs.train.placing import accelerator_of, check_sharding, device_of, process, processes
+from cmsolvers.runs.train.placing import (
+    accelerator_of,
+    check_sharding,
+    device_of,
+    name_of,
+    process,
+    processes,
+)
 from cmsolvers.runs.train.rehearsal import rehearse
 from cmsolvers.training import RunFolder, Trainer
 from cmsolvers.training.data import TrainingData, describe
@@ -85,7 +92,7 @@ def train(
             sources,
             device,
             accelerator=accelerator,
-            monitors=monitors_of(config, folder.path) if process() == 0 else (),
+            monitors=monitors_of(config, folder.path),
             begun=plan.begun,
         )
         if process() == 0:
@@ -248,7 +255,7 @@ def _write(
         records.clear_start(folder)
     device = trainer.placement.device
     about = {
-        "device": str(device),
+        "device": name_of(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "processes": processes(),
         "working_folder": os.getcwd(),

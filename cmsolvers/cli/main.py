@@ -44,10 +44,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 for a missed target and 2 for bad input."""
-    options = parser().parse_args(argv)
-    run = next(command.run for command in COMMANDS if command.name == options.command)
+    top = parser()
+    options, rest = top.parse_known_args(argv)
+    command = next(command for command in COMMANDS if command.name == options.command)
+    if command.rest is not None and not any(word.startswith("-") for word in rest):
+        getattr(options, command.rest).extend(rest)
+    elif rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return run(options)
+        return command.run(options)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         print(f"cmsolvers {options.command}: {error}", file=sys.stderr)
         return 2
@@ -56,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "pip install" not in text:
             text += '; the extra `demo` brings it: pip install --no-build-isolation ".[demo]"'
         print(f"cmsolvers {options.command}: {text}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f"cmsolvers {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -124,7 +124,7 @@ def test_another_prediction_would_be_noticed(tmp_path):
     alpha, sigma = float(process.alpha(500.0)), float(process.sigma(500.0))
     scheduler.set_timesteps(1000)
     expected = scheduler.step(unet(x_t, torch.tensor(t)).sample, t, x_t).pred_original_sample
-    assert float((found.function(x_t / alpha, sigma / alpha) - expected).abs().max()) > 0.1
+    assert (found.function(x_t / alpha, sigma / alpha) - expected).abs().max().item() > 0.1
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

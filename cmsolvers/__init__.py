@@ -20,6 +20,11 @@ More: `cmsolvers.noise`, `losses`, `training`, `tasks` (editing, likelihoods, me
 `help(cmsolvers.heun_pf_ode)` documents a sampler completely.
 """
 
+# The command is stopped in one line while the rest, torch before all, is imported.
+from cmsolvers import starting as _starting
+
+_starting.quiet_interrupts()
+
 # Without __all__ help(cmsolvers) does not print every function's own help.
 from cmsolvers.denoisers import EDM as EDM
 from cmsolvers.denoisers import AverageVelocity as AverageVelocity

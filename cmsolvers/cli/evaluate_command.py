@@ -64,4 +64,11 @@ def _run(options: Namespace) -> int:
     return 0
 
 
-COMMAND = Command("evaluate", "measure samples against data", _options, _run, out="evaluate-output")
+COMMAND = Command(
+    "evaluate",
+    "measure samples against data",
+    _options,
+    _run,
+    out="evaluate-output",
+    rest="options",
+)

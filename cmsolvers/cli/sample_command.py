@@ -86,9 +86,7 @@ def _run(options: Namespace) -> int:
     )
     command = shlex.join(["cmsolvers", *sys.argv[1:]])
     made = sample(settings, options.out, progress=not options.quiet, command=command)
-    from cmsolvers.runs.sample.team import Team
-
-    if not Team().is_first:
+    if not made.is_first:
         return 0
     if made.nfe is None:
         print(f"all {made.num:,} samples were there already: {made.out}")
@@ -109,5 +107,10 @@ def _run(options: Namespace) -> int:
 
 
 COMMAND = Command(
-    "sample", "sample a checkpoint to PNG files or .npz", _options, _run, out="sample-output"
+    "sample",
+    "sample a checkpoint to PNG files or .npz",
+    _options,
+    _run,
+    out="sample-output",
+    rest="options",
 )

@@ -99,6 +99,7 @@ class Sampled:
         nfe: evaluations of the model per sample, the mean; None where nothing was made.
         seconds: of this run.
         out: the folder.
+        is_first: whether this is the process that speaks for all.
     """
 
     num: int
@@ -107,6 +108,7 @@ class Sampled:
     nfe: float | None
     seconds: float
     out: Path
+    is_first: bool = True
 
 
 class _Autocast(nn.Module):
@@ -325,7 +327,7 @@ def sample(
         bad = team.together(
             lambda: _finished(job, store, out, made, nfe, seconds, team, command), first_only=True
         )
-        return Sampled(given.num, made, bad or 0, nfe, seconds, out)
+        return Sampled(given.num, made, bad or 0, nfe, seconds, out, team.is_first)
 
 
 def _settings(job: _Job) -> Mapping[str, object]:

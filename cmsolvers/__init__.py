@@ -20,10 +20,10 @@ More: `cmsolvers.noise`, `losses`, `training`, `tasks` (editing, likelihoods, me
 `help(cmsolvers.heun_pf_ode)` documents a sampler completely.
 """
 
-# The command is stopped in one line while the rest, torch before all, is imported.
-from cmsolvers import starting as _starting
+# Before all others: Ctrl-C while torch is imported ends the command in one line.
+from cmsolvers import starting as starting
 
-_starting.quiet_interrupts()
+# isort: split
 
 # Without __all__ help(cmsolvers) does not print every function's own help.
 from cmsolvers.denoisers import EDM as EDM

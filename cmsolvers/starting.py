@@ -33,6 +33,9 @@ def quiet_interrupts() -> None:
         signal.signal(signal.SIGINT, _stop)
 
 
+quiet_interrupts()
+
+
 def restore_interrupts() -> None:
     """From here on Ctrl-C is a KeyboardInterrupt again."""
     main = threading.current_thread() is threading.main_thread()

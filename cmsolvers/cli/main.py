@@ -20,6 +20,7 @@ from cmsolvers.cli import (
     train_command,
 )
 from cmsolvers.cli.one_command import Command
+from cmsolvers.engine.adaptive import SolverError
 from cmsolvers.starting import INTERRUPTED, restore_interrupts
 
 COMMANDS = (
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(name, f"{error}{hint}")
     except MemoryError as error:
         return _failed(name, f"not enough memory: {error}" if str(error) else "not enough memory")
-    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError, SolverError) as error:
         return _failed(name, str(error))
     except RuntimeError as error:
         if not _is_memory(error):

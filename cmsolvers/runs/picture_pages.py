@@ -23,9 +23,9 @@ CHANNELS = (1, 3, 4)
 
 
 def pixels_of(x: Tensor, scale: Scale) -> Pixels:
-    """Images [n, C, H, W] as models see them -> 8 bits [n, H, W, C]: 0 and 255 are the scale's ends.
+    """Images [n, C, H, W] as models see them -> 8 bits [n, H, W, C].
 
-    Values beyond the ends are cut off; nan must not be among them.
+    0 and 255 are the ends of the scale. Values beyond them are cut off; nan must not be among them.
     """
     shares = (scale.to_pixels(x).double() - scale.low) / (scale.high - scale.low)
     pixels = (255.0 * shares).round_().to(torch.uint8).permute(0, 2, 3, 1)

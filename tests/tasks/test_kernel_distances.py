@@ -22,7 +22,10 @@ def gaussian(n: int, d: int, seed: int, mean: float = 0.0, std: float = 1.0) -> 
 def loop_mmd(a: np.ndarray, b: np.ndarray, kernel) -> float:
     def mean(x, y, same):
         pairs = [
-            kernel(x[i], y[j]) for i in range(len(x)) for j in range(len(y)) if not (same and i == j)
+            kernel(x[i], y[j])
+            for i in range(len(x))
+            for j in range(len(y))
+            if not (same and i == j)
         ]
         return sum(pairs) / len(pairs)
 

@@ -133,12 +133,8 @@ def _held(given: EvaluationSettings) -> TrainingData | None:
     return digits("held") if given.data == DIGITS and part == "train" else None
 
 
-def _features(
-    given: EvaluationSettings, data: TrainingData, out: Path, progress: bool
-) -> Features:
-    name = given.features or (
-        extractors.CLASSIFIER if given.data == DIGITS else extractors.PIXELS
-    )
+def _features(given: EvaluationSettings, data: TrainingData, out: Path, progress: bool) -> Features:
+    name = given.features or (extractors.CLASSIFIER if given.data == DIGITS else extractors.PIXELS)
     if given.weights is not None and name != extractors.INCEPTION:
         raise ValueError(f"weights must be left out for features {name!r}")
     if given.classifier is not None and name != extractors.CLASSIFIER:

@@ -47,7 +47,7 @@ class Features:
             ValueError: another shape, or values that are not finite.
         """
         made = self.of(x)
-        if not isinstance(made, Tensor) or not made.is_floating_point():
+        if not _is_floating(made):
             raise TypeError(
                 f"features {self.name} must return a floating tensor [b, d]; got "
                 f"{check.describe(made)}"
@@ -59,6 +59,10 @@ class Features:
         if not bool(made.isfinite().all()):
             raise ValueError(f"features {self.name} must be finite; got nan or inf")
         return made.float().cpu()
+
+
+def _is_floating(made: object) -> bool:
+    return isinstance(made, Tensor) and made.is_floating_point()
 
 
 def pixels() -> Features:

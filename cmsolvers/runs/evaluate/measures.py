@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ from cmsolvers import noise
 from cmsolvers.runs.evaluate.features import Features
 from cmsolvers.tasks import kernel_distances, metrics
 from cmsolvers.tasks.neighbours import nearest_neighbours, precision_recall
+
+Rows: TypeAlias = dict[str, dict[str, object]]
+"""Results by the name of the measure."""
+Measure: TypeAlias = Callable[[Tensor, Tensor], float]
 
 PAIRED = 10_000
 """Points of each set, at most, in measures whose work grows with the product of the sizes."""
@@ -46,7 +51,9 @@ def order(n: int, seed: int) -> Tensor:
     return u.argsort(stable=True)
 
 
-def bootstrap(measure: Callable[[Tensor], float], x: Tensor, seed: int, work: float) -> float | None:
+def bootstrap(
+    measure: Callable[[Tensor], float], x: Tensor, seed: int, work: float
+) -> float | None:
     """Standard deviation of a measure over resamples of x; None where it would take long.
 
     Source: Efron, "Bootstrap Methods: Another Look at the Jackknife" (1979).
@@ -60,12 +67,12 @@ def bootstrap(measure: Callable[[Tensor], float], x: Tensor, seed: int, work: fl
     return float(torch.tensor(found, dtype=torch.float64).std())
 
 
-def all_measures(sets: Sets, features: Features) -> dict[str, dict[str, object]]:
+def all_measures(sets: Sets, features: Features) -> Rows:
     """Every measure of samples against data, and of held-out data against data beside it.
 
     Where no data are held out, "halves" has one random half of the data against the other.
     """
-    measured: dict[str, dict[str, object]] = {}
+    measured: Rows = {}
     x, data, d = sets.samples, sets.data, sets.samples.shape[1]
     if sets.held is not None:
         other, real, beside = sets.held, data, "held_out"
@@ -75,7 +82,9 @@ def all_measures(sets: Sets, features: Features) -> dict[str, dict[str, object]]
         beside = "halves"
     floor = min(len(other), len(real)) >= 2
 
-    def entered(name: str, measure: Callable[[Tensor, Tensor], float], most: int, work: int) -> None:
+    def entered(
+        name: str, measure: Callable[[Tensor, Tensor], float], most: int, work: int
+    ) -> None:
         target = sets.some(data, most)
         some = sets.some(x, most)
         row: dict[str, object] = {"value": measure(some, target)}
@@ -91,7 +100,9 @@ def all_measures(sets: Sets, features: Features) -> dict[str, dict[str, object]]
     h = kernel_distances.median_bandwidth(sets.some(data, 1000))
     kernel = kernel_distances.gaussian_kernel(h)
     pairs = min(len(x), IN_KERNEL) * min(len(data), IN_KERNEL)
-    entered("mmd2", lambda a, b: kernel_distances.mmd(a, b, kernel), IN_KERNEL, 3 * pairs * (d + 32))
+    entered(
+        "mmd2", lambda a, b: kernel_distances.mmd(a, b, kernel), IN_KERNEL, 3 * pairs * (d + 32)
+    )
     measured["mmd2"] |= {"kernel": f"exp(-|a - b|^2 / (2 h^2)), h = {h:.6g}, unbiased"}
     value, error = kernel_distances.kernel_distance(x, data, seed=sets.seed)
     row: dict[str, object] = {"value": value, "standard_error": error}
@@ -103,7 +114,7 @@ def all_measures(sets: Sets, features: Features) -> dict[str, dict[str, object]]
     return measured
 
 
-def _frechet_to(data: Tensor) -> Callable[[Tensor, Tensor], float]:
+def _frechet_to(data: Tensor) -> Measure:
     """The Frechet distance, which knows the Gaussian of the data once and for all."""
     known = metrics.gaussian_fit(data)
 
@@ -118,7 +129,9 @@ def _sliced(a: Tensor, b: Tensor) -> float:
     return metrics.sliced_wasserstein(a[:count], b[:count])
 
 
-def _manifolds(sets: Sets, other: Tensor, real: Tensor, beside: str) -> dict[str, dict[str, object]]:
+def _manifolds(
+    sets: Sets, other: Tensor, real: Tensor, beside: str
+) -> dict[str, dict[str, object]]:
     """Precision and recall, of as many samples as data; none where there are too few."""
     count = min(len(sets.samples), len(sets.data), PAIRED)
     if count <= NEIGHBOUR:
@@ -130,7 +143,7 @@ def _manifolds(sets: Sets, other: Tensor, real: Tensor, beside: str) -> dict[str
     floor = None
     if least > NEIGHBOUR:
         floor = precision_recall(sets.some(real, least), sets.some(other, least), k=NEIGHBOUR)
-    rows: dict[str, dict[str, object]] = {}
+    rows: Rows = {}
     for i, name in enumerate(("precision", "recall")):
         share = found[i]
         rows[name] = {"value": share, "standard_error": math.sqrt(share * (1 - share) / count)}

@@ -110,5 +110,3 @@ def _check_sizes(path: Path, height: int, width: int) -> None:
             )
 
     in_threads(check, range(len(files)))
-
-

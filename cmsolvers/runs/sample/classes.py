@@ -59,8 +59,7 @@ class ClassRule:
             found = _RANGE.fullmatch(part.strip())
             if found is None:
                 raise ValueError(
-                    "classes must be such as '0-9', '3,5', 'uniform' or 'none'; "
-                    f"got {text!r}"
+                    f"classes must be such as '0-9', '3,5', 'uniform' or 'none'; got {text!r}"
                 )
             first, last = int(found[1]), int(found[2] or found[1])
             if last >= classes or first > last:

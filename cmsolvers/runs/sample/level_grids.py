@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -113,7 +114,7 @@ def checked_levels(levels: Sequence[float]) -> list[float]:
         TypeError, ValueError: they are not.
     """
     found = [check.non_negative("levels", level) for level in levels]
-    for one, two in zip(found, found[1:], strict=False):
+    for one, two in pairwise(found):
         if not two < one:
             raise ValueError(f"levels must be strictly descending; got {two:g} after {one:g}")
     if not found or found[0] == 0:

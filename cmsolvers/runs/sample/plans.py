@@ -33,10 +33,10 @@ SHORT = {
 }
 """Short names of samplers."""
 
-OF_THE_RUN = (
-    "seed noise_sampler extra_args callback progress return_info check check_nan trajectory grad "
-    "start stop log_prob history"
-).split()
+OF_THE_RUN = frozenset(
+    {"seed", "noise_sampler", "extra_args", "callback", "progress", "return_info", "check", "grad"}
+    | {"check_nan", "trajectory", "start", "stop", "log_prob", "history"}
+)
 """Options of samplers that the command decides on."""
 
 STEPS = 18
@@ -238,6 +238,3 @@ def option_values(given: Sequence[str]) -> dict[str, object]:
         except ValueError:
             found[name] = {"True": True, "False": False, "None": None}.get(value, value)
     return found
-
-
-

@@ -176,7 +176,7 @@ class _Job:
         elif w is not None and w != 1.0:
             null = torch.full_like(extra["labels"], int(spec.null or 0))
             function = guided(
-                self.model.function,  # type: ignore[arg-type]
+                self.model.function,
                 w,
                 conditional={"labels": extra.pop("labels")},
                 unconditional={"labels": null},
@@ -386,8 +386,8 @@ def _work(
                 if shown is not None:
                     shown.update(count)
     except KeyboardInterrupt:
-        kept = int(there.sum()) + made
-        of = f"{kept:,} of {total:,} samples" + (" of process 1" if team.world > 1 else "")
+        written = int(there.sum()) + made
+        of = f"{written:,} of {total:,} samples" + (" of process 1" if team.world > 1 else "")
         raise KeyboardInterrupt(f"{of} are written; the same command goes on") from None
     except Exception as caught:
         error = caught
@@ -418,7 +418,7 @@ def _finished(
     about: dict[str, object] = {"complete": True, "command": command, **job.about}
     about["nfe"] = nfe if nfe is not None else old.get("nfe")
     about["not_finite"] = {"count": len(bad), "ids": bad[:LISTED]}
-    run = {"made": made, "seconds": round(seconds, 3), "processes": team.world}
+    run: dict[str, object] = {"made": made, "seconds": round(seconds, 3), "processes": team.world}
     run |= {"batch": job.settings.batch, "device": str(job.device)}
     about["last_run"] = run if made else old.get("last_run", run)
     some = store.first(SHOWN)

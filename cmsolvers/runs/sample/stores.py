@@ -192,10 +192,12 @@ class ArrayStore:
         finite = np.zeros(num, bool)
         for first, end, path in parts:
             if first != at:
-                raise ValueError(f"{self.folder} must hold samples {at} ... {first - 1}; it does not")
+                raise ValueError(
+                    f"{self.folder} must hold samples {at} ... {first - 1}; it does not"
+                )
             finite[first:end], at = _part(path)[1], end
         if at != num:
-            raise ValueError(f"{self.folder} must hold samples {at} ... {num - 1}; it does not")
+            raise ValueError(f"{self.folder} must hold {num} samples; it holds {at}")
         ids = np.flatnonzero(finite)
         partial = disk.name_beside(self.file, "partial")
         try:
@@ -246,7 +248,7 @@ def _part(path: Path) -> tuple[Array, Array]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """A file that is there whole or not at all; without waiting for the disk, as it can be redone."""
+    """A file that is there whole or not at all, without waiting for the disk."""
     partial = disk.name_beside(path, "partial")
     try:
         partial.write_bytes(data)

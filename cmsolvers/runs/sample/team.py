@@ -63,7 +63,7 @@ class Team(AbstractContextManager["Team"]):
         if device.type == "cuda":
             if not torch.cuda.is_available():
                 raise ValueError("device must be 'cpu': this torch has no GPU; got " + repr(name))
-            if device.index is None:
+            if ":" not in name:
                 device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             if device.index >= torch.cuda.device_count():
                 raise ValueError(
@@ -82,14 +82,14 @@ class Team(AbstractContextManager["Team"]):
         Raises:
             SystemExit: another process failed; it says why.
         """
+        if self.world == 1:
+            return work()
         error: Exception | None = None
         made = None
         if self.is_first or not first_only:
             try:
                 made = work()
             except Exception as caught:
-                if self.world == 1:
-                    raise
                 error = caught
         failed = self.sums([float(r == self.rank and error is not None) for r in range(self.world)])
         if error is not None and not any(failed[: self.rank]):

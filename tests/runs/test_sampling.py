@@ -292,7 +292,9 @@ def test_precision_narrows_the_network_alone(tmp_path):
     given = {"spec": one.about(), "scale": SCALE.about()}
     write_checkpoint(tmp_path / "c", {"network": state}, given)
     found = [
-        np.load(made(tmp_path / "c", tmp_path / p, num=2, format="npz", precision=p) / "samples.npz")
+        np.load(
+            made(tmp_path / "c", tmp_path / p, num=2, format="npz", precision=p) / "samples.npz"
+        )
         for p in ("no", "bf16")
     ]
     apart = np.abs(found[0]["arr_0"].astype(int) - found[1]["arr_0"].astype(int))

@@ -198,7 +198,7 @@ def test_points(tmp_path):
 
 
 def brightness(x: Tensor) -> Tensor:
-    assert x.dtype == torch.float32 and 0 <= float(x.min()) and float(x.max()) <= 1
+    assert x.dtype == torch.float32 and float(x.min()) >= 0 and float(x.max()) <= 1
     return torch.stack((x.flatten(1).mean(1), x.flatten(1).std(1)), dim=1)
 
 

@@ -229,7 +229,7 @@ def test_other_settings_for_the_same_folder(score, tmp_path, changed, name):
 def test_another_checkpoint_for_the_same_folder(score, tmp_path):
     out = made(score, tmp_path / "out", num=4)
     other = checkpoint(tmp_path / "other", sigma_data=0.25)
-    with pytest.raises(ValueError, match="^checkpoint must be"):
+    with pytest.raises(ValueError, match=r"^checkpoint must be"):
         made(other, out, num=4)
     copied = checkpoint(tmp_path / "copy")  # the same weights elsewhere
     assert sample(settings(copied, num=4), out, progress=False).made == 0
@@ -283,9 +283,8 @@ def test_every_kind_of_model(tmp_path, kind, shape, sampler, nfe):
 def test_precision_narrows_the_network_alone(tmp_path):
     """bfloat16 has 8 bits: results move a little, and are float32."""
     pytest.importorskip("diffusers")
-    from support.tiny_specs import shaken, spec
-
     from cmsolvers.training import write_checkpoint
+    from support.tiny_specs import shaken, spec
 
     one = spec("edm", "unet")
     state = shaken(one.build(0)).state_dict()

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 import cmsolvers as cm
-from cmsolvers import cli, noise, training
+from cmsolvers import cli, noise
 from cmsolvers.demo import DemoSettings, work_precision
-from cmsolvers.training import models, recipes
-from cmsolvers.training import trainer as loop
+from cmsolvers.runs.config import template
+from cmsolvers.training import models
 from cmsolvers.training.data import Scale
-from support.saved import content
 
 F64 = torch.float64
 
@@ -32,121 +31,13 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def train(data: Path, *options: object) -> int:
-    common = ("--data", data, "--out", data.parent, "--steps", 7, "--batch", 8, "--quiet")
-    return run("train", *common, *options)
-
-
-def settings_of(folder: Path, model: str = "score") -> dict:
-    _, about = training.read_checkpoint(folder / model)
-    return about["settings"]
-
-
-# --- train --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "name"),
-    [
-        ("--lr", 0.25, "lr"),
-        ("--lr", 1e-5, "lr"),
-        ("--steps", 3, "steps"),
-        ("--batch", 5, "batch_size"),
-        ("--seed", 9, "seed"),
-    ],
-)
-def test_options_that_are_settings_of_a_training(data, option, value, name):
-    assert train(data) == 0
-    usual = settings_of(data.parent)
-    assert train(data, option, value, "--overwrite") == 0
-    assert settings_of(data.parent) == usual | {name: value}
-
-
-def test_the_rate_of_the_digits_is_the_default(data):
-    for model, rate in (("score", 2e-3), ("ct", 1e-3)):
-        assert train(data, "--model", model) == 0
-        assert settings_of(data.parent, model)["lr"] == rate
-
-
-def test_a_rate_moves_the_weights_that_far(data):
-    """AdamW's first step moves each weight by the rate, whatever the gradient."""
-    moved = []
-    for rate in (1e-3, 2e-3):
-        assert train(data, "--steps", 1, "--lr", rate, "--overwrite") == 0
-        groups, _ = training.read_checkpoint(data.parent / "score")
-        begun = models.load_model(data.parent / "score").spec.build(0).state_dict()
-        change = [(groups["network"][name] - begun[name]).abs().max() for name in begun]
-        moved.append(float(max(change)))
-    assert moved == pytest.approx([1e-3, 2e-3], rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("options", "steps"),
-    [
-        (("--every", 3), [3, 6, 7]),
-        (("--every", 1), [1, 2, 3, 4, 5, 6, 7, 7]),
-        (("--every", 7), [7, 7]),
-        (("--every", 0), [7]),
-        ((), [7]),
-    ],
-)
-def test_a_checkpoint_is_written_every_so_many_steps(data, monkeypatch, options, steps):
-    written = []
-    monkeypatch.setattr(loop, "write_checkpoint", lambda p, g, about: written.append(about["step"]))
-    assert train(data, *options) == 0
-    assert written == steps
-
-
-def test_usual_options_of_a_training(data, monkeypatch):
-    asked = []
-    monkeypatch.setattr(loop.Trainer, "run", lambda self, **options: asked.append((self, options)))
-    assert run("train", "--data", data, "--out", data.parent) == 0
-    ((trainer, options),) = asked
-    assert trainer.settings == training.TrainingSettings(2000, batch_size=24, lr=2e-3)
-    assert options.pop("checkpoint") == data.parent / "score"
-    assert options == {"every": 500, "progress": True, "description": "training score"}
-
-
-@pytest.mark.parametrize(("network", "size"), [("mlp", 4), ("mlp", 16), ("unet", 8)])
-def test_the_network_is_the_one_that_was_asked_for(tmp_path, network, size):
-    if network == "unet":
-        pytest.importorskip("diffusers")
-    data = tmp_path / "data.npy"
-    np.save(data, noise.normal((8, size, size), 3).numpy())
-    assert train(data, "--steps", 1, "--network", network) == 0
-    assert models.load_model(tmp_path / "score").spec.network == network
-
-
-def test_resume_goes_on_from_the_checkpoint(data, monkeypatch, capsys):
-    path = data.parent / "score"
-    assert train(data) == 0
-    whole = content(path)
-    original, made, last = loop.Trainer._advance, [], 3
-
-    def advance(self):
-        if self.step == last:
-            raise KeyboardInterrupt
-        made.append(self.step)
-        original(self)
-
-    monkeypatch.setattr(loop.Trainer, "_advance", advance)
-    assert train(data, "--overwrite") == 130
-    assert f"at step 3; --resume goes on from {path}" in capsys.readouterr().err
-    assert training.read_checkpoint(path)[1]["step"] == 3
-    last = None
-    assert train(data, "--resume") == 0
-    assert made == [0, 1, 2, 3, 4, 5, 6]  # a run from the start would have the same end
-    assert content(path) == whole
-
-
-def test_the_teacher_is_the_one_that_was_named(data, tmp_path):
-    for seed in (1, 2):
-        assert train(data, "--seed", seed, "--out", tmp_path / str(seed)) == 0
-    teacher = tmp_path / "2" / "score"
-    assert train(data, "--model", "cd", "--teacher", teacher) == 0
-    _, about = training.read_checkpoint(tmp_path / "cd")
-    assert about["course"]["teacher"] == recipes._digest(models.load_model(teacher).network)
-    assert about["data"] == "data.npy"
+def train(data: Path, model: str = "score") -> int:
+    """Train a preset of the digits on other data, into the folder of its name."""
+    config = data.parent / f"{model}.toml"
+    config.write_text(template(f"digits-{model}"), encoding="utf-8")
+    out = data.parent / model
+    keys = [f"data.source={data}", f"run.out={out}", "train.steps=7", "train.batch_size=8"]
+    return run("train", config, *keys, "--quiet")
 
 
 # --- sample -------------------------------------------------------------------------------------
@@ -161,7 +52,7 @@ def test_the_teacher_is_the_one_that_was_named(data, tmp_path):
 )
 def test_samples_are_those_of_the_options(data, tmp_path, options):
     pytest.importorskip("matplotlib")
-    assert train(data, "--model", "ct") == 0
+    assert train(data, "ct") == 0
     checkpoint = tmp_path / "ct"
     seed, count, offset, levels = options.values()
     given = ("--seed", seed, "--count", count, "--offset", offset, "--levels", *levels)

@@ -155,7 +155,7 @@ def test_tables_that_make_no_configuration(tables, text):
 
 def test_none_unsets_a_key_that_may_be_unset():
     assert Config.of({"data": {"size": "none"}, "init": {"path": "none"}}) == Config()
-    with pytest.raises(TypeError, match="train.steps"):
+    with pytest.raises(TypeError, match=r"train\.steps must be an integer"):
         Config.of({"train": {"steps": "none"}})
 
 

@@ -166,7 +166,7 @@ def test_rows_that_a_killed_run_wrote_after_its_checkpoint_go(here):
     with open("digits-score/log.csv", "a") as file:
         file.write("5,0.1,0.1,,0.1,0\n6,0.1,0.")
     assert run(*words, "train.steps=5", "--quiet") == 0
-    rows = list(csv.DictReader(open("digits-score/log.csv")))
+    rows = list(csv.DictReader((here / "digits-score" / "log.csv").open()))
     assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5"]
     assert float(rows[4]["loss"]) > 0.2
 

@@ -82,13 +82,18 @@ def default_of(field: dataclasses.Field[Any]) -> object:
     return field.default
 
 
-@cache
 def kinds_of(section: type, name: str) -> tuple[Any, ...]:
     """The types that a key may have, one or several."""
-    hint = typing.get_type_hints(section)[name]
+    hint = _hints(section)[name]
     if typing.get_origin(hint) in (Union, types.UnionType):
         return typing.get_args(hint)
     return (hint,)
+
+
+@cache
+def _hints(section: Any) -> dict[str, Any]:
+    """The types of a section's keys, which are written as text."""
+    return typing.get_type_hints(section)
 
 
 WORDS = {

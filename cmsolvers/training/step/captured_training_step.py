@@ -13,7 +13,7 @@ from cmsolvers import noise
 from cmsolvers.training.captured_step import CapturedStep
 from cmsolvers.training.data import Batch, torch_seed
 from cmsolvers.training.ema import move_averages
-from cmsolvers.training.step.parts import joined, seed_generators, unpacked
+from cmsolvers.training.step.micro_batches import joined, seed_generators, unpacked
 from cmsolvers.training.step.training_step import Done, Signals, TrainingStep
 from cmsolvers.training.training_settings import TrainingSettings
 

@@ -23,6 +23,7 @@ from cmsolvers.demo import DemoSettings, digits, run_demo
 from cmsolvers.demo.compared_samplers import BY_KEY, METHODS
 from cmsolvers.runs.config import template
 from cmsolvers.training.models import CONSISTENCY_KINDS, KINDS
+from support.saved import content
 
 SETTINGS = DemoSettings.tiny(seed=3)
 

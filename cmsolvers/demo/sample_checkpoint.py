@@ -65,13 +65,14 @@ def sample_checkpoint(
     model = load_model(checkpoint)
     spec = model.spec
     check.count("count", count)
-    if levels and spec.kind == "score":
+    score = spec.row.model == "denoiser"
+    if levels and score:
         raise ValueError("levels are for consistency models; this is a score model (see steps)")
     if "scale" not in model.about:
         raise ValueError(f"checkpoint must hold the scale of its images; {checkpoint} has none")
     scale = Scale.read(model.about["scale"])
     x, nfe = draw(
-        sampler or ("heun" if spec.kind == "score" else "consistency"),
+        sampler or ("heun" if score else "consistency"),
         model,
         noise.normal((count, *spec.shape), seed, offset=offset),
         steps,

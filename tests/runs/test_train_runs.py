@@ -188,6 +188,39 @@ def test_what_may_change_and_what_may_not(here, capsys):
     assert newest("digits-score")[1]["step"] == 5
 
 
+def test_a_resume_that_is_refused_changes_nothing(here, capsys):
+    words = written("digits-score")
+    assert run(*words, "--quiet") == 0
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    assert run(*words, "train.steps=3") == 2
+    assert "at least the 4 steps that were done" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("every", "steps"), [(3, [3, 6, 7]), (7, [7]), (0, [7])])
+def test_a_checkpoint_is_written_every_so_many_steps(here, monkeypatch, every, steps):
+    made, save = [], RunFolder.save
+    monkeypatch.setattr(RunFolder, "save", lambda *a: (made.append(a[1]), save(*a))[1])
+    words = written("digits-score", "train.steps=7", f"checkpoints.every={every}", "--quiet")
+    assert run(*words, "checkpoints.keep=2") == 0
+    assert made == steps
+    kept = [
+        int(path.name.removeprefix("step-")) for path in RunFolder("digits-score").checkpoints()
+    ]
+    assert kept == steps[-2:]
+
+
+def test_a_rate_moves_the_weights_that_far(here):
+    """AdamW's first step moves each weight by the rate, whatever the gradient."""
+    for rate in (1e-3, 2e-3):
+        words = written("digits-score", "train.steps=1", f"optimizer.lr={rate}", "--overwrite")
+        assert run(*words, "optimizer.options={}", "--quiet") == 0
+        groups, _ = newest("digits-score")
+        begun = load_model("digits-score").spec.build(0).state_dict()
+        moved = max(float((groups["network"][name] - begun[name]).abs().max()) for name in begun)
+        assert moved == pytest.approx(rate, rel=0.05)
+
+
 def test_overwriting_keeps_what_was_there(here, capsys):
     words = written("digits-score", "--quiet")
     assert run(*words) == 0

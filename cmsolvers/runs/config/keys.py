@@ -20,6 +20,12 @@ Table = Mapping[str, object]
 NONE = "none"
 """What unsets a key that may be unset: TOML has no word for it."""
 
+AUTO = "auto"
+"""What is chosen where the run begins."""
+
+MOST = 10**12
+"""Largest number of anything that is counted."""
+
 INFO = "key"
 """Where a field's `Key` lies in its metadata."""
 
@@ -51,7 +57,7 @@ class Key:
     @property
     def range(self) -> str:
         """The range of numbers, in words; empty where there is none that anybody would leave."""
-        most = None if self.most is None or self.most >= 10**12 else self.most
+        most = None if self.most is None or self.most >= MOST else self.most
         parts = [
             (f"at least {self.least:g}" if self.least is not None else ""),
             (f"above {self.above:g}" if self.above is not None else ""),

@@ -95,13 +95,13 @@ def train(
             monitors=monitors_of(config, folder.path),
             begun=plan.begun,
         )
+        if plan.begun is not None:
+            trainer.resume(folder)  # which may refuse: the records must still be the run's then
         if process() == 0:
             _write(config, folder, plan, trainer, spec, data, held, arguments)
         _together(accelerator)
         for line in summary(config, trainer, spec, data, plan):
             tell(line)
-        if plan.begun is not None:
-            trainer.resume(folder)
         _run(config, folder, trainer, tell)
     return trainer
 

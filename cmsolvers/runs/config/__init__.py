@@ -2,7 +2,7 @@
 
 from cmsolvers.runs.config.changes import Change, changes
 from cmsolvers.runs.config.configuration import Config
-from cmsolvers.runs.config.keys import AUTO
+from cmsolvers.runs.config.config_keys import AUTO
 from cmsolvers.runs.config.presets import preset, presets
 from cmsolvers.runs.config.reading import overridden, read_config, read_tables
 from cmsolvers.runs.config.toml_text import config_text, template, toml_value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmsolvers.runs.config.keys import AUTO, MOST, Section, key
+from cmsolvers.runs.config.config_keys import AUTO, MOST, Section, key
 from cmsolvers.training.training_settings import PRECISIONS
 
 

@@ -15,7 +15,7 @@ from cmsolvers.runs.config.configuration import (
     Config,
     section_names,
 )
-from cmsolvers.runs.config.keys import Key, key_of
+from cmsolvers.runs.config.config_keys import Key, key_of
 from cmsolvers.runs.config.presets import preset, presets
 from cmsolvers.runs.config.sections import SECTIONS
 

@@ -1,6 +1,14 @@
 """Training: curricula, levels, averages in float32, and a loop that resumes bit for bit."""
 
 from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate, doubling_discretization
+from cmsolvers.training.averages import (
+    EMA,
+    PowerDecay,
+    Reconstruction,
+    power_decay,
+    reconstruct_average,
+    update_averages,
+)
 from cmsolvers.training.captured_step import CapturedStep, capture_step
 from cmsolvers.training.checkpoints import (
     CheckpointError,
@@ -9,8 +17,6 @@ from cmsolvers.training.checkpoints import (
     write_checkpoint,
 )
 from cmsolvers.training.data import Batch, TensorData, TrainingData, batch_at, user_batches
-from cmsolvers.training.ema import EMA, update_averages
-from cmsolvers.training.power_decay import PowerDecay, power_decay
 from cmsolvers.training.reports import Monitor, StepReport
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings
@@ -22,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "Monitor",
     "PowerDecay",
+    "Reconstruction",
     "RunFolder",
     "StepReport",
     "TensorData",
@@ -35,6 +42,7 @@ __all__ = [
     "doubling_discretization",
     "power_decay",
     "read_checkpoint",
+    "reconstruct_average",
     "update_averages",
     "user_batches",
     "write_checkpoint",

@@ -12,7 +12,7 @@ from cmsolvers import checks as check
 from cmsolvers.denoisers import EDM, ConsistencyFunction, Preconditioned
 from cmsolvers.training.checkpoints import read_checkpoint
 from cmsolvers.training.data import SIGMA_DATA
-from cmsolvers.training.ema import EMA
+from cmsolvers.training.averages import EMA
 from cmsolvers.training.networks import build_network
 
 CONSISTENCY_KINDS = ("cd", "ct", "ect")

@@ -18,7 +18,7 @@ from cmsolvers.training.checkpoints import (
     optimizer_tensors,
     set_optimizer_state,
 )
-from cmsolvers.training.ema import EMA
+from cmsolvers.training.averages import EMA
 from cmsolvers.training.step.placement import placed_like, whole
 from cmsolvers.training.step.precision import Precision
 from cmsolvers.training.training_settings import COURSE, FIXED, TrainingSettings

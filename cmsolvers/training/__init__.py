@@ -1,4 +1,4 @@
-"""Training: curricula, levels, averages in float32, and a loop that resumes bit for bit."""
+"""Training: data, curricula, averages in float32, and a loop that resumes bit for bit."""
 
 from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate, doubling_discretization
 from cmsolvers.training.averages import (
@@ -16,7 +16,15 @@ from cmsolvers.training.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from cmsolvers.training.data import Batch, TensorData, TrainingData, batch_at, user_batches
+from cmsolvers.training.data import (
+    Batch,
+    StepLoader,
+    TensorData,
+    TrainingData,
+    batch_at,
+    open_data,
+    user_batches,
+)
 from cmsolvers.training.reports import Monitor, StepReport
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings
@@ -31,6 +39,7 @@ __all__ = [
     "Reconstruction",
     "RunFolder",
     "StepReport",
+    "StepLoader",
     "TensorData",
     "Trainer",
     "TrainingData",
@@ -40,6 +49,7 @@ __all__ = [
     "cm_discretization",
     "cm_ema_rate",
     "doubling_discretization",
+    "open_data",
     "power_decay",
     "read_checkpoint",
     "reconstruct_average",

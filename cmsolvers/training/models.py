@@ -10,9 +10,9 @@ from torch import nn
 
 from cmsolvers import checks as check
 from cmsolvers.denoisers import EDM, ConsistencyFunction, Preconditioned
+from cmsolvers.training.averages import EMA
 from cmsolvers.training.checkpoints import read_checkpoint
 from cmsolvers.training.data import SIGMA_DATA
-from cmsolvers.training.averages import EMA
 from cmsolvers.training.networks import build_network
 
 CONSISTENCY_KINDS = ("cd", "ct", "ect")

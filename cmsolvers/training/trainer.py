@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cmsolvers import checks as check
+from cmsolvers.training.averages import EMA, check_averages
 from cmsolvers.training.checkpoints import RunFolder
 from cmsolvers.training.data import Batch, StepLoader, TrainingData, as_data, user_batches
-from cmsolvers.training.averages import EMA, check_averages
 from cmsolvers.training.interrupts import Interrupts
 from cmsolvers.training.reports import Monitor
 from cmsolvers.training.saving import Saves

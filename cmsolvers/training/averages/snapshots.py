@@ -131,13 +131,13 @@ def reconstruct_average(
     while snapshots:
         try:
             return reconstruct(snapshots, sigma_rel, step)
-        except _Damaged as error:
+        except _DamagedError as error:
             warnings.warn(f"{error}; going on without it", RuntimeWarning, stacklevel=2)
             snapshots = [s for s in snapshots if s.step != error.step]
     raise CheckpointError(f"{place.path} must hold an undamaged snapshot; there is none")
 
 
-class _Damaged(CheckpointError):
+class _DamagedError(CheckpointError):
     def __init__(self, step: int, text: str) -> None:
         super().__init__(text)
         self.step = step
@@ -165,7 +165,7 @@ def _read(place: Path, step: int, name: str) -> Mapping[str, Tensor]:
     try:
         return read_checkpoint(place, [group])[0][group]
     except (CheckpointError, FileNotFoundError) as error:
-        raise _Damaged(step, str(error)) from error
+        raise _DamagedError(step, str(error)) from error
 
 
 def narrowed(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -41,10 +41,10 @@ def test_overlaps_are_integrals_of_products(one: Profile, other: Profile):
     end = min(one.end, other.end)
     s, weights = end * (nodes + 1) / 2, end * weights / 2
     integral = float(np.sum(weights * values(one, s) * values(other, s)))
-    assert overlap(one, other) == pytest.approx(integral, rel=1e-6)
+    assert overlap(one, other) == pytest.approx(integral, rel=1e-6, abs=0.0)
     assert overlap(other, one) == overlap(one, other)
     wrong = Profile(one.gamma + 0.1, one.end)  # negative control
-    assert overlap(wrong, other) != pytest.approx(integral, rel=1e-3, abs=0.0)
+    assert overlap(wrong, other) != pytest.approx(integral, rel=5e-5, abs=0.0)
 
 
 @pytest.mark.parametrize("end", [90.0, 100.0, 75.0])
@@ -176,7 +176,7 @@ def test_an_earlier_step():
     assert off <= bound(0.08, made.error, TOTAL // 2) + 1e-12 and made.error < 0.01
     assert made.updates == made.step == TOTAL // 2
     at_the_end = float(reconstruct(snapshots(32), 0.08).tensors["value"])  # negative control
-    assert abs(at_the_end - tracked(0.08, TOTAL // 2)) > 4 * bound(0.08, made.error, TOTAL // 2)
+    assert abs(at_the_end - tracked(0.08, TOTAL // 2)) > 2 * bound(0.08, made.error, TOTAL // 2)
 
 
 def test_between_snapshots_it_is_said_to_be_worse():
@@ -327,13 +327,13 @@ def test_what_float16_cannot_hold():
 @pytest.mark.parametrize("file", ["average.short.safetensors", "about.json"])
 def test_a_damaged_snapshot_is_passed_over(file: str, tmp_path: Path):
     write(tmp_path)
-    broken = SnapshotFolder(tmp_path).paths()[3] / file
+    broken = SnapshotFolder(tmp_path).paths()[6] / file
     data = bytearray(broken.read_bytes())
     data[-3] ^= 1
     broken.write_bytes(data)
     with pytest.warns(RuntimeWarning, match=rf"{file} is damaged.*going on without it"):
         made = reconstruct_average(tmp_path, 0.07)
-    others = [s for s in snapshots(8) if s.step != 512]
+    others = [s for s in snapshots(8) if s.step != 896]
     torch.testing.assert_close(made.tensors, reconstruct(others, 0.07).tensors, rtol=1e-9, atol=0)
     assert made.error > 1.01 * reconstruct(snapshots(8), 0.07).error  # negative control
 

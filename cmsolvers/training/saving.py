@@ -63,6 +63,18 @@ class Saves:
             path = place.checkpoints()[-1]
             self._books.tell(lambda monitor: monitor.saved(path))
 
+    def save_on_the_way(self, place: RunFolder) -> None:
+        """`save_in`, where a disk that takes nothing is a warning: the last checkpoint stays."""
+        try:
+            self.save_in(place)
+        except OSError as error:
+            warnings.warn(
+                f"no checkpoint could be written at step {self._books.step}, the run goes on: "
+                f"{error}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
     def _write(self, write: Callable[[Groups, Mapping[str, object]], object]) -> None:
         self._books.read()
         first = self._placement.rank == 0

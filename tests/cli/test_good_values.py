@@ -14,7 +14,9 @@ from cmsolvers import cli, noise, training
 from cmsolvers.demo import DemoSettings, work_precision
 from cmsolvers.training import models, recipes
 from cmsolvers.training import trainer as loop
+from cmsolvers.training.checkpoints import RunFolder
 from cmsolvers.training.data import Scale
+from cmsolvers.training.step import training_step
 from support.saved import content
 
 F64 = torch.float64
@@ -84,15 +86,16 @@ def test_a_rate_moves_the_weights_that_far(data):
     ("options", "steps"),
     [
         (("--every", 3), [3, 6, 7]),
-        (("--every", 1), [1, 2, 3, 4, 5, 6, 7, 7]),
-        (("--every", 7), [7, 7]),
+        (("--every", 1), [1, 2, 3, 4, 5, 6, 7]),
+        (("--every", 7), [7]),
         (("--every", 0), [7]),
         ((), [7]),
     ],
 )
 def test_a_checkpoint_is_written_every_so_many_steps(data, monkeypatch, options, steps):
     written = []
-    monkeypatch.setattr(loop, "write_checkpoint", lambda p, g, about: written.append(about["step"]))
+    original = RunFolder.save
+    monkeypatch.setattr(RunFolder, "save", lambda *a: (written.append(a[1]), original(*a))[1])
     assert train(data, *options) == 0
     assert written == steps
 
@@ -100,10 +103,11 @@ def test_a_checkpoint_is_written_every_so_many_steps(data, monkeypatch, options,
 def test_usual_options_of_a_training(data, monkeypatch):
     asked = []
     monkeypatch.setattr(loop.Trainer, "run", lambda self, **options: asked.append((self, options)))
+    monkeypatch.setattr(loop.Trainer, "save", lambda self, path: asked.append(path))
     assert run("train", "--data", data, "--out", data.parent) == 0
-    ((trainer, options),) = asked
+    (trainer, options), path = asked
     assert trainer.settings == training.TrainingSettings(2000, batch_size=24, lr=2e-3)
-    assert options.pop("checkpoint") == data.parent / "score"
+    assert (options.pop("folder").path, path) == (data.parent / "score-run", data.parent / "score")
     assert options == {"every": 500, "progress": True, "description": "training score"}
 
 
@@ -121,18 +125,19 @@ def test_resume_goes_on_from_the_checkpoint(data, monkeypatch, capsys):
     path = data.parent / "score"
     assert train(data) == 0
     whole = content(path)
-    original, made, last = loop.Trainer._advance, [], 3
+    original, made, last = training_step.TrainingStep.__call__, [], 3
 
-    def advance(self):
-        if self.step == last:
+    def advance(self, batch, k, signals):
+        if k == last:
             raise KeyboardInterrupt
-        made.append(self.step)
-        original(self)
+        made.append(k)
+        return original(self, batch, k, signals)
 
-    monkeypatch.setattr(loop.Trainer, "_advance", advance)
+    monkeypatch.setattr(training_step.TrainingStep, "__call__", advance)
     assert train(data, "--overwrite") == 130
-    assert f"at step 3; --resume goes on from {path}" in capsys.readouterr().err
-    assert training.read_checkpoint(path)[1]["step"] == 3
+    folder = data.parent / "score-run"
+    assert f"at step 3; --resume goes on from {folder}" in capsys.readouterr().err
+    assert RunFolder(folder).newest().step == 3
     last = None
     assert train(data, "--resume") == 0
     assert made == [0, 1, 2, 3, 4, 5, 6]  # a run from the start would have the same end

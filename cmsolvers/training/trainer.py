@@ -64,7 +64,8 @@ class Trainer:
         decays: name -> mu(step) for averages whose rate changes on the way.
         about: what checkpoints say of the run; anything that JSON can hold. A run is resumed with
             the same.
-        monitors: told of every step, in the first process; see `Monitor` and `PeriodicMonitor`.
+        monitors: told of every step, in the first process, but given to all of them; see `Monitor`
+            and `PeriodicMonitor`.
         accelerator: of accelerate, for its device, DistributedDataParallel or FSDP2; None is the
             network's device, or under torchrun one that is made here.
         workers: processes that read data which are not in memory.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,4 +138,4 @@ class LevelBins:
 
 def level_name(bin: Bin) -> str:
     """A bin's name, such as "0.1 to 0.18"."""
-    return "0" if bin.high <= 0 or math.isclose(bin.low, 0.0) else f"{bin.low:.2g} to {bin.high:.2g}"
+    return f"{bin.low:.2g} to {bin.high:.2g}" if bin.low else "0"

@@ -23,7 +23,7 @@ CHANNELS = (1, 3, 4)
 
 
 def pixels_of(x: Tensor, scale: Scale) -> Pixels:
-    """Images [n, C, H, W] as models see them -> 8 bits [n, H, W, C]: 0 and 255 are the scale's ends.
+    """Images [n, C, H, W] as models see them -> 8 bits [n, H, W, C], 0 and 255 the scale's ends.
 
     Values beyond the ends are cut off; nan must not be among them.
     """

@@ -18,7 +18,8 @@ POINTS = 1500
 """More steps than that are drawn as the range of so many stretches."""
 SMOOTHING = 0.02
 """Share of the steps over which the dark line is a mean."""
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, object] = {
+    "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -127,12 +128,13 @@ def _draw_levels(figure: Any, axes: Axes, levels: Columns) -> None:
     bounds = np.unique(np.concatenate([first, steps]))
     edges = np.unique(np.concatenate([low, high]))
     table = np.full((len(edges) - 1, len(bounds) - 1), np.nan)
-    rows, begin, end = (np.searchsorted(a, v) for a, v in ((edges, low), (bounds, first), (bounds, steps)))  # fmt: skip
-    for row, left, right, value in zip(rows, begin, end, loss, strict=True):
+    begin, end = np.searchsorted(bounds, first), np.searchsorted(bounds, steps)
+    for row, left, right, value in zip(np.searchsorted(edges, low), begin, end, loss, strict=True):
         table[row, left:right] = value
     known = table[np.isfinite(table)]
     least, most = np.quantile(known, [0.01, 0.99]) if len(known) else (0.0, 1.0)
-    norm = LogNorm(least, most) if 0 < least < most else Normalize(least, most)
+    logarithmic = bool(0 < least < most)
+    norm = LogNorm(least, most) if logarithmic else Normalize(least, most)
     mesh = axes.pcolormesh(
         bounds, edges, np.ma.masked_invalid(table), norm=norm, cmap="viridis", rasterized=True
     )
@@ -141,6 +143,8 @@ def _draw_levels(figure: Any, axes: Axes, levels: Columns) -> None:
     axes.set_ylabel("level")
     bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=14, extend="both")
     bar.outline.set_visible(False)
+    if logarithmic:
+        _plain_ticks(bar.ax)
     bar.set_label("loss")
 
 
@@ -154,24 +158,26 @@ def _draw_rate(axes: Axes, log: Columns) -> None:
 
 
 def _plain_ticks(axes: Axes) -> None:
-    """0.1 rather than 10^-1, and names for minor ticks where there are few others."""
-    from matplotlib.ticker import LogFormatter, LogLocator
+    """Write 0.1 rather than 10^-1, and more than powers of ten where few of them are in sight."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = axes.get_ylim()
     decades = np.log10(high / low)
-    subs = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0)
+    subs = [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0]
+    if decades > 0.8:
+        subs = [1.0, 2.0, 5.0] if decades < 1.5 else [1.0, 3.0] if decades < 3.0 else [1.0]
     axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
-    axes.yaxis.set_major_formatter(_Plain())
-    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=True, minor_thresholds=(0, 0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean over a window around each value, which gets shorter at the ends."""
+    """The mean over a window around each value, of which the part that is there counts."""
     half = max(1, round(len(values) * SMOOTHING / 2))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(place, len(values) - 1 - place))
-    return np.asarray((sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1))
+    begin, end = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
+    return np.asarray((sums[end] - sums[begin]) / (end - begin))
 
 
 def stretches(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

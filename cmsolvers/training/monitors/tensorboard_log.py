@@ -53,9 +53,7 @@ class TensorBoardLog:
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
-            str(self.path), purge_step=trainer.step + 1
-        )
+        self._writer = SummaryWriter(str(self.path), purge_step=trainer.step + 1)
         self._window, self._skipped = Window(self.every), trainer.skipped
         self._levels.clear()
 
@@ -72,14 +70,14 @@ class TensorBoardLog:
         """Have everything in the file."""
         self._write()
         if self._writer is not None:
-            self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.flush()
 
     def ended(self, trainer: Training) -> None:
         """Close the file."""
         self._write()
         self._write_levels(trainer.step)
         if self._writer is not None:
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()
             self._writer = None
 
     def _write(self) -> None:
@@ -103,4 +101,4 @@ class TensorBoardLog:
 
     def _value(self, name: str, value: float, step: int) -> None:
         if self._writer is not None:
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)

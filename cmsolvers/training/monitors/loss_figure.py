@@ -51,6 +51,7 @@ def loss_figure(log: Columns, levels: Columns, title: str = "") -> bytes:
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     has_levels = len(levels.get("step", ())) > 0
     with matplotlib.rc_context(STYLE):
@@ -65,6 +66,7 @@ def loss_figure(log: Columns, levels: Columns, title: str = "") -> bytes:
         steps = log["step"]
         if len(steps):
             rows[-1].set_xlim(0.0, max(float(steps[-1]), 1.0))
+        rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         if title:
             figure.suptitle(title, fontsize=11)
         file = BytesIO()
@@ -105,8 +107,9 @@ def _draw_loss(axes: Axes, log: Columns) -> None:
             label=f"skipped: {count} {'step' if count == 1 else 'steps'}",
         )  # fmt: skip
     if len(loss):
-        axes.legend(loc="upper right", fontsize=8)
+        axes.legend(loc="upper right", fontsize=8, frameon=True, framealpha=0.85, edgecolor="none")
     axes.grid(color="#e6e9ef", linewidth=0.6)
+    axes.set_axisbelow(True)
 
 
 def _frame(axes: Axes, smooth: np.ndarray, loss: np.ndarray) -> None:

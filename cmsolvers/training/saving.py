@@ -15,7 +15,7 @@ from cmsolvers.training.checkpoints import (
 )
 from cmsolvers.training.data import TrainingData
 from cmsolvers.training.step.bookkeeping import Books
-from cmsolvers.training.step.placement import Placement
+from cmsolvers.training.step.training_step import TrainingStep
 from cmsolvers.training.training_state import Groups, TrainingState
 
 
@@ -23,25 +23,24 @@ class Saves:
     """Writes and reads the checkpoints of a run.
 
     Args:
-        placement: where the run is.
-        state: of network, averages and optimiser.
+        step: of the run: its network, averages, optimiser and placement.
         books: of steps and losses.
         about: what a resumed run must have as it was.
         data: of the run, whose fingerprint a resumed run must have; None: of somebody's loader.
-        steps: of the whole run.
     """
 
     def __init__(
         self,
-        placement: Placement,
-        state: TrainingState,
+        step: TrainingStep,
         books: Books,
         about: Mapping[str, object],
         data: TrainingData | None,
-        steps: int,
     ) -> None:
-        self._placement, self._state, self._books = placement, state, books
-        self._about, self._data, self._steps = about, data, steps
+        self._placement, self._books = step.placement, books
+        self._about, self._data, self._steps = about, data, step.settings.steps
+        self._state = TrainingState(
+            step.network, step.averages, step.rates.optimizer, step.precision, step.settings
+        )
         self._folder: Path | None = None  # of which the run's checkpoints are
         self._step = -1  # of the newest one in it
 

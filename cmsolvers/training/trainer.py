@@ -31,7 +31,6 @@ from cmsolvers.training.step.optimizers import GivenOptimizer, Rates, Schedule
 from cmsolvers.training.step.placement import Placement
 from cmsolvers.training.step.training_step import Loss, TrainingStep
 from cmsolvers.training.training_settings import TrainingSettings
-from cmsolvers.training.training_state import TrainingState
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,14 +71,12 @@ class Trainer:
         capture: run steps as one CUDA graph (see `capture_step`), with the same bits: True, False,
             or "auto": where the loss says that it can be, by an attribute `capturable` that is
             True, and settings and optimiser allow. `batch.step` is then an int64 tensor [1], and
-            Python code of the loss runs in the first few steps only. On the CPU the same code runs
-            without a graph.
+            Python code of the loss runs in the first few steps only; on the CPU in all of them.
 
     Attributes:
         step: steps done, skipped ones too.
         skipped: how many of them were skipped because something was not finite.
-        history: the loss of every step, complete whenever `run` or `save` returns; of a skipped
-            step it may be NaN or infinite.
+        history: the loss of every step; of a skipped one it may be NaN or infinite.
 
     Raises:
         TypeError, ValueError: arguments of the wrong kind; fewer samples than a batch, or a batch
@@ -106,10 +103,9 @@ class Trainer:
         if not isinstance(network, nn.Module):
             raise TypeError(f"network must be a torch.nn.Module; got {check.describe(network)}")
         self.network, self.loss = network, check.function("loss", loss)
-        self.settings = settings
+        self.settings, self.data = settings, data
         self.averages, self.decays = dict(averages or {}), dict(decays or {})
         self.about, self.monitors = dict(about or {}), list(monitors)
-        self.data = data
         for name in set(self.decays) - set(self.averages):
             raise ValueError(f"decays must be of averages; there is no average {name!r}")
         check_averages(list(self.averages.values()), network)
@@ -132,13 +128,8 @@ class Trainer:
             self.decays,
             monitored=bool(self.monitors),
         )
-        state = TrainingState(
-            network, self.averages, self.optimizer, self._step.precision, settings
-        )
         self._books = Books(self._step, self.monitors)
-        self._saves = Saves(
-            self.placement, state, self._books, self.about, self._batches.known, settings.steps
-        )
+        self._saves = Saves(self._step, self._books, self.about, self._batches.known)
         self._stop = False
 
     @property

@@ -25,7 +25,7 @@ from cmsolvers.training.data import (
     open_data,
     user_batches,
 )
-from cmsolvers.training.reports import Monitor, StepReport
+from cmsolvers.training.reports import Monitor, PeriodicMonitor, StepReport
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings
 
@@ -35,6 +35,7 @@ __all__ = [
     "CapturedStep",
     "CheckpointError",
     "Monitor",
+    "PeriodicMonitor",
     "PowerDecay",
     "Reconstruction",
     "RunFolder",

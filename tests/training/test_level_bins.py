@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmsolvers.training.monitors import LevelBins
+from cmsolvers.training.monitors import LevelBins, level_bins
 from cmsolvers.training.monitors.level_bins import LevelSums, level_name
 from cmsolvers.training.reports import StepReport
 from support.monitored import BATCH, STEPS, Killed, Silent, loss, poisoned, trainer
@@ -69,8 +69,9 @@ def test_what_is_not_finite_or_was_skipped_does_not_count():
     assert [b[2:] for b in sums.bins()] == [(1, 2.0)]
 
 
-@pytest.mark.parametrize("late", [0, 9])
-def test_rows_are_means_over_windows(tmp_path: Path, late: int):
+@pytest.mark.parametrize(("late", "at_once"), [(0, 1 << 16), (9, 1 << 16), (0, 20)])
+def test_rows_are_means_over_windows(tmp_path: Path, late: int, at_once: int, monkeypatch):
+    monkeypatch.setattr(level_bins, "_AT_ONCE", at_once)
     path, reports = tmp_path / "levels.csv", Reports()
     made = trainer(LevelBins(path, 8, 3), reports, loss=poisoned(2), late=late)
     made.run(progress=False)

@@ -10,7 +10,7 @@ from cmsolvers.training.averages.ema import (
 from cmsolvers.training.averages.post_hoc import Reconstruction, Snapshot, reconstruct
 from cmsolvers.training.averages.power_decay import PowerDecay, power_decay
 from cmsolvers.training.averages.profiles import Fit, Profile, fit, overlap
-from cmsolvers.training.averages.snapshots import (
+from cmsolvers.training.averages.snapshot_folder import (
     STORED,
     SnapshotFolder,
     narrowed,

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.training.monitors.row_file import RowFile
@@ -16,6 +18,8 @@ from cmsolvers.training.reports import StepReport, Training
 COLUMNS = ("step", "first", "low", "high", "samples", "loss")
 _DECADES = 12
 """Levels beyond 1e-12 and 1e12 count to the outermost bins."""
+_AT_ONCE = 1 << 16
+"""Samples that are kept before they are counted."""
 
 
 class Bin(NamedTuple):
@@ -42,18 +46,31 @@ class LevelSums:
         """Forget all samples."""
         size = 2 * _DECADES * self.per_decade + 1
         self._counts, self._sums = np.zeros(size, np.int64), np.zeros(size)
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._samples = 0  # of those that are pending
 
     def add(self, report: StepReport) -> None:
         """Count the samples of a step whose terms are finite; those of a skipped step do not."""
         if report.skipped or report.levels is None or report.per_sample is None:
             return
-        levels = report.levels.double().numpy().reshape(-1)
-        losses = report.per_sample.double().numpy().reshape(-1)
+        # Many steps at once: a single one costs as much as hundreds.
+        self._pending.append((report.levels, report.per_sample))
+        self._samples += report.levels.numel()
+        if self._samples >= _AT_ONCE:
+            self._count()
+
+    def _count(self) -> None:
+        if not self._pending:
+            return
+        pending, self._pending, self._samples = self._pending, [], 0
+        levels, losses = (
+            torch.cat([pair[k].reshape(-1).double() for pair in pending]).numpy() for k in (0, 1)
+        )
         good = np.isfinite(levels) & np.isfinite(losses)
         levels, losses = levels[good], losses[good]
         above = levels > 0
         with np.errstate(divide="ignore", invalid="ignore"):
-            # A grid of floats of its own would put levels that are edges on either side.
+            # The small number: rounding would put levels that are edges on either side.
             place = np.floor(np.log10(levels) * self.per_decade + 1e-9)
         place = np.where(above, place, 0.0) + _DECADES * self.per_decade
         inside = np.clip(place, 0, len(self._counts) - 2).astype(np.int64)
@@ -63,6 +80,7 @@ class LevelSums:
 
     def bins(self) -> Iterator[Bin]:
         """Mean losses of the bins that are not empty, from low levels to high ones."""
+        self._count()
         for index in np.flatnonzero(self._counts):
             low, high = self.edge(int(index)), self.edge(int(index) + 1)
             count = int(self._counts[index])

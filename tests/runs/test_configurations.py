@@ -21,8 +21,8 @@ from cmsolvers.runs.config import (
     template,
     toml_value,
 )
-from cmsolvers.runs.config.data_keys import Data
 from cmsolvers.runs.config.config_keys import key_of
+from cmsolvers.runs.config.data_keys import Data
 from cmsolvers.runs.config.sections import SECTIONS
 from cmsolvers.runs.train.data_outline import OWN
 from cmsolvers.training.data import array_file, arrow_folder, digits, image_folder, toys

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from cmsolvers.runs.config.data_keys import Data
 from cmsolvers.runs.config.config_keys import Section, Table
+from cmsolvers.runs.config.data_keys import Data
 from cmsolvers.runs.config.loss_keys import LossKeys, OptimizerKeys, ScheduleKeys
 from cmsolvers.runs.config.model_keys import Init, ModelKeys, Network, Teacher
 from cmsolvers.runs.config.run_keys import Checkpoints, Logging, Run, Train

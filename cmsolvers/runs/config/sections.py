@@ -6,8 +6,8 @@ and what a run may go on with are made from that.
 
 from __future__ import annotations
 
-from cmsolvers.runs.config.data_keys import Data
 from cmsolvers.runs.config.config_keys import Section
+from cmsolvers.runs.config.data_keys import Data
 from cmsolvers.runs.config.loss_keys import LossKeys, OptimizerKeys, ScheduleKeys
 from cmsolvers.runs.config.model_keys import Init, ModelKeys, Network, Teacher
 from cmsolvers.runs.config.run_keys import Checkpoints, Logging, Run, Train

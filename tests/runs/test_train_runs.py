@@ -26,6 +26,7 @@ from cmsolvers.training.spec import Spec
 from support import picture_files
 
 TINY = ["network.options.width=16", "network.options.blocks=1", "train.batch_size=16"]
+TINY += ["logging.picture_every=0"]
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +116,7 @@ def test_presets_of_digits_are_the_recipes_of_the_demo(here, name, teacher):
 
 
 def test_what_a_folder_holds(here):
-    words = written("digits-score", "logging.every=3", "checkpoints.every=2")
+    words = written("digits-score", "logging.every=3", "logging.picture_every=500")
     assert run(*words, "--quiet") == 0
     out = here / "digits-score"
     assert sorted(path.name for path in out.iterdir()) == [
@@ -379,7 +380,7 @@ def read(words):
 def test_what_follows_a_run(here):
     words = written("digits-score", "model.class_conditional=true", "logging.tensorboard=true")
     words += ("averages.short.sigma_rel=0.05", "averages.long.sigma_rel=0.1")
-    words += ("checkpoints.snapshots=2", "sampling.every=2", "sampling.count=4")
+    words += ("logging.picture_every=2", "checkpoints.snapshots=2", "sampling.every=2", "sampling.count=4")
     words += ("sampling.average=long", "sampling.sampler=euler", "sampling.steps=2")
     assert run(*words, "logging.levels_every=2", "--quiet") == 0
     out = here / "digits-score"

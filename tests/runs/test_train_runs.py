@@ -380,7 +380,12 @@ def read(words):
 def test_what_follows_a_run(here):
     words = written("digits-score", "model.class_conditional=true", "logging.tensorboard=true")
     words += ("averages.short.sigma_rel=0.05", "averages.long.sigma_rel=0.1")
-    words += ("logging.picture_every=2", "checkpoints.snapshots=2", "sampling.every=2", "sampling.count=4")
+    words += (
+        "logging.picture_every=2",
+        "checkpoints.snapshots=2",
+        "sampling.every=2",
+        "sampling.count=4",
+    )
     words += ("sampling.average=long", "sampling.sampler=euler", "sampling.steps=2")
     assert run(*words, "logging.levels_every=2", "--quiet") == 0
     out = here / "digits-score"

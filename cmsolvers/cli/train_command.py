@@ -100,7 +100,9 @@ def _trained(options: Namespace, config: Config) -> int:
         try:
             train(config, overwrite=options.overwrite, tell=tell, arguments=sys.argv[1:])
         except KeyboardInterrupt:
-            return 130
+            if _process() > 0:
+                return 130
+            raise
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"the device has too little memory; a smaller train.batch_size, a larger "

@@ -1,4 +1,4 @@
-"""`python -m cmsolvers train` in processes of its own: signals, several processes, other folders."""
+"""`python -m cmsolvers train` in processes of its own: signals, several of them, other folders."""
 
 import os
 import re

@@ -257,6 +257,24 @@ def test_what_cannot_be_captured_is_named(options):
         make(capture="always")
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_step_does_not_wait_for_the_device(clip: float):
+    """Nor does one that is skipped."""
+    trainer = make(poisoned("loss", 4), device="cuda", data=DATA.cuda(), clip=clip)
+    trainer.run(2, progress=False)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with trainer._batches.from_step(2) as batches:
+            for k in range(2, 6):
+                trainer._books.add(trainer._step(next(batches), k, list))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    trainer.run(progress=False)
+    assert len(trainer.history) == STEPS and trainer.skipped == 1
+
+
 def still(model, batch):
     """A loss without dropout and statistics, which see micro-batches."""
     model.eval()
@@ -797,7 +815,9 @@ def test_reports_hold_levels_terms_and_the_norm_of_the_gradient(accumulate: int)
 
 
 def test_a_monitor_that_cannot_write_is_a_warning():
-    with pytest.warns(RuntimeWarning, match="Told failed at step 1, the run goes on: ") as told:
+    with pytest.warns(
+        RuntimeWarning, match="Told failed at step 1, the run goes on without it: "
+    ) as told:
         trainer = make(monitors=[Told(broken=True)]).run(progress=False)
     assert len(told) == 1
     assert trainer.step == STEPS

@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from cmsolvers.runs.config import sections
-from cmsolvers.runs.config.keys import Section, Table
+from cmsolvers.runs.config.config_keys import Section, Table
+from cmsolvers.runs.config.data_keys import Data
+from cmsolvers.runs.config.loss_keys import LossKeys, OptimizerKeys, ScheduleKeys
+from cmsolvers.runs.config.model_keys import Init, ModelKeys, Network, Teacher
+from cmsolvers.runs.config.run_keys import Checkpoints, Logging, Run, Sampling, Train
+from cmsolvers.runs.config.sections import SECTIONS
 from cmsolvers.training.named_options import nearest
 
 AVERAGES = "averages"
@@ -39,19 +43,20 @@ class Config:
         TypeError, ValueError: a value of the wrong type or out of range; the text names the key.
     """
 
-    run: sections.Run = field(default_factory=sections.Run)
-    data: sections.Data = field(default_factory=sections.Data)
-    model: sections.ModelKeys = field(default_factory=sections.ModelKeys)
-    network: sections.Network = field(default_factory=sections.Network)
-    init: sections.Init = field(default_factory=sections.Init)
-    teacher: sections.Teacher = field(default_factory=sections.Teacher)
-    loss: sections.LossKeys = field(default_factory=sections.LossKeys)
-    optimizer: sections.OptimizerKeys = field(default_factory=sections.OptimizerKeys)
-    schedule: sections.ScheduleKeys = field(default_factory=sections.ScheduleKeys)
+    run: Run = field(default_factory=Run)
+    data: Data = field(default_factory=Data)
+    model: ModelKeys = field(default_factory=ModelKeys)
+    network: Network = field(default_factory=Network)
+    init: Init = field(default_factory=Init)
+    teacher: Teacher = field(default_factory=Teacher)
+    loss: LossKeys = field(default_factory=LossKeys)
+    optimizer: OptimizerKeys = field(default_factory=OptimizerKeys)
+    schedule: ScheduleKeys = field(default_factory=ScheduleKeys)
     averages: Mapping[str, Table] = field(default_factory=dict)
-    train: sections.Train = field(default_factory=sections.Train)
-    checkpoints: sections.Checkpoints = field(default_factory=sections.Checkpoints)
-    logging: sections.Logging = field(default_factory=sections.Logging)
+    train: Train = field(default_factory=Train)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    logging: Logging = field(default_factory=Logging)
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         if not isinstance(self.averages, Mapping):
@@ -73,7 +78,7 @@ class Config:
         """
         made: dict[str, Any] = {}
         for name, values in tables.items():
-            known = sections.SECTIONS.get(name)
+            known = SECTIONS.get(name)
             if known is None and name != AVERAGES:
                 raise ValueError(_unknown_section(name, values))
             if not isinstance(values, Mapping):
@@ -112,7 +117,7 @@ def key_names(section: type[Section]) -> list[str]:
 
 def homes(key: str) -> list[str]:
     """The keys of that name with their sections; else the nearest ones of all sections."""
-    every = [f"{name}.{own}" for name, kind in sections.SECTIONS.items() for own in key_names(kind)]
+    every = [f"{name}.{own}" for name, kind in SECTIONS.items() for own in key_names(kind)]
     same = [one for one in every if one.split(".")[1] == key]
     if same:
         return same
@@ -135,7 +140,7 @@ def _unknown_section(name: str, value: object) -> str:
 
 
 def _unknown_key(section: str, key: str) -> str:
-    own = key_names(sections.SECTIONS[section])
+    own = key_names(SECTIONS[section])
     elsewhere = [one for one in homes(key) if one.split(".")[1] == key]
     near = _question(elsewhere) or nearest(key, own) or _question(homes(key))
     if not near and "options" in own:

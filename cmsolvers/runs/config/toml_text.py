@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Mapping
 
+from cmsolvers.runs.config.config_keys import Key, key_of
 from cmsolvers.runs.config.configuration import (
     AVERAGES,
     AVERAGES_EXAMPLE,
@@ -15,7 +16,6 @@ from cmsolvers.runs.config.configuration import (
     Config,
     section_names,
 )
-from cmsolvers.runs.config.keys import Key, key_of
 from cmsolvers.runs.config.presets import preset, presets
 from cmsolvers.runs.config.sections import SECTIONS
 
@@ -92,8 +92,9 @@ def template(name: str | None = None) -> str:
         *about,
         f"Made by `cmsolvers train {init}`; `cmsolvers train FILE` runs it, and any key can be "
         "given after FILE: train.steps=500. Paths are relative to the folder where the command "
-        "runs. A run goes on with other values of keys that have (*), and of no others. Other "
-        f"presets: {', '.join(one for one in presets() if one != name)}.",
+        "runs. A run goes on with other values of keys that have (*), and of no others. "
+        f"{'P' if name is None else 'Other p'}resets: "
+        f"{', '.join(one for one in presets() if one != name)}.",
     ]
     lines = [line for text in head for line in _comment(text)]
     for section in section_names():

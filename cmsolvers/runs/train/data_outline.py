@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from cmsolvers.runs.config.sections import Data
+from cmsolvers.runs.config.data_keys import Data
 from cmsolvers.training.data import TrainingData, open_data
 from cmsolvers.training.data.array_headers import headers
 from cmsolvers.training.data.array_images import LABELS, layout

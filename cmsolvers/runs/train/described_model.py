@@ -14,7 +14,7 @@ from cmsolvers.runs.building import (
     usual_kind,
 )
 from cmsolvers.runs.config import AUTO, Config
-from cmsolvers.runs.config.sections import Init, Teacher
+from cmsolvers.runs.config.model_keys import Init, Teacher
 from cmsolvers.training.data import Scale
 from cmsolvers.training.models import Model, Spec
 from cmsolvers.training.named_options import IMPORT

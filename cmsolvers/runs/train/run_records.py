@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from cmsolvers.ops import build_info
-from cmsolvers.runs.config import AUTO, Change, Config, changes, config_text, read_config
+from cmsolvers.runs.config import Change, Config, changes, config_text, read_config
 from cmsolvers.training.checkpoints import CheckpointError, RunFolder, replace_file
 
 CONFIG, VERSIONS = "config.toml", "versions.json"
@@ -185,8 +185,3 @@ def move_aside(out: Path, aside: Path) -> None:
     """Move a folder that is locked here; the lock's file goes."""
     os.rename(out, aside)
     (aside / "lock").unlink(missing_ok=True)
-
-
-def is_auto(value: object) -> bool:
-    """Whether something was left to be chosen."""
-    return value is None or value == AUTO

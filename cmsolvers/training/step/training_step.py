@@ -10,11 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmsolvers.training.averages import EMA, move_averages, update_averages
 from cmsolvers.training.data import Batch, torch_seed
-from cmsolvers.training.ema import EMA, move_averages, update_averages
 from cmsolvers.training.step.kept_buffers import KeptBuffers
+from cmsolvers.training.step.micro_batches import (
+    Terms,
+    joined,
+    micro_batches,
+    seed_generators,
+    unpacked,
+)
 from cmsolvers.training.step.optimizers import Rates
-from cmsolvers.training.step.parts import Terms, joined, micro_batches, seed_generators, unpacked
 from cmsolvers.training.step.placement import Placement, local, whole
 from cmsolvers.training.step.precision import Precision
 from cmsolvers.training.training_settings import TrainingSettings

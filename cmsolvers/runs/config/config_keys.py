@@ -20,6 +20,12 @@ Table = Mapping[str, object]
 NONE = "none"
 """What unsets a key that may be unset: TOML has no word for it."""
 
+AUTO = "auto"
+"""What is chosen where the run begins."""
+
+MOST = 10**12
+"""Largest number of anything that is counted."""
+
 INFO = "key"
 """Where a field's `Key` lies in its metadata."""
 
@@ -51,7 +57,7 @@ class Key:
     @property
     def range(self) -> str:
         """The range of numbers, in words; empty where there is none that anybody would leave."""
-        most = None if self.most is None or self.most >= 10**12 else self.most
+        most = None if self.most is None or self.most >= MOST else self.most
         parts = [
             (f"at least {self.least:g}" if self.least is not None else ""),
             (f"above {self.above:g}" if self.above is not None else ""),
@@ -82,13 +88,18 @@ def default_of(field: dataclasses.Field[Any]) -> object:
     return field.default
 
 
-@cache
 def kinds_of(section: type, name: str) -> tuple[Any, ...]:
     """The types that a key may have, one or several."""
-    hint = typing.get_type_hints(section)[name]
+    hint = _hints(section)[name]
     if typing.get_origin(hint) in (Union, types.UnionType):
         return typing.get_args(hint)
     return (hint,)
+
+
+@cache
+def _hints(section: Any) -> dict[str, Any]:
+    """The types of a section's keys, which are written as text."""
+    return typing.get_type_hints(section)
 
 
 WORDS = {
@@ -100,12 +111,15 @@ WORDS = {
 }
 
 
+_PLURALS = {str: "texts", int: "integers", float: "numbers"}
+
+
 def _word(kind: Any) -> str:
     if kind in WORDS:
         return WORDS[kind]
     if typing.get_origin(kind) is tuple:
         entry = typing.get_args(kind)[0]
-        return "a list of texts" if entry is str else "a list of integers"
+        return f"a list of {_PLURALS[entry]}"
     return "a table {name = ...}"
 
 
@@ -171,8 +185,9 @@ def _list(kind: Any, value: object) -> object:
     entries = typing.get_args(kind)
     if entries[-1] is not Ellipsis and len(entries) != len(value):
         return None
-    fits = all(isinstance(v, entries[0]) and not isinstance(v, bool) for v in value)
-    return tuple(value) if fits else None
+    wanted = (int, float) if entries[0] is float else entries[0]
+    fits = all(isinstance(v, wanted) and not isinstance(v, bool) for v in value)
+    return tuple(map(entries[0], value)) if fits else None
 
 
 def _check_range(name: str, about: Key, value: object) -> None:

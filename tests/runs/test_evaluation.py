@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cmsolvers import noise
-from cmsolvers.runs.evaluate import EvaluationSettings, evaluate, measures
+from cmsolvers.runs.evaluate import EvaluationSettings, evaluate
 from cmsolvers.runs.evaluate import features as extractors
+from cmsolvers.runs.evaluate import sample_measures as measures
 from cmsolvers.runs.evaluate.sample_reading import open_samples
 from cmsolvers.runs.sample import SampleSettings, sample
 from cmsolvers.tasks import metrics
@@ -298,7 +299,7 @@ def test_inception_without_torch_fidelity(images, tmp_path, monkeypatch):
 
 def test_the_classifier_of_the_digits_is_trained_once(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
-    from cmsolvers.runs.evaluate import evaluation
+    from cmsolvers.runs.evaluate import sample_evaluation as evaluation
 
     monkeypatch.setattr(evaluation, "STEPS", 3)
     held = digits("held")

@@ -95,6 +95,29 @@ def test_files_do_not_depend_on_the_processes(labelled, tmp_path):
     assert processes(2, *words, "--seed", 1, "--out", tmp_path / "two") == [2, 2]
 
 
+@pytest.mark.slow
+def test_torchrun_starts_the_command(labelled, tmp_path):
+    one = made(labelled, tmp_path / "one", num=23, sampler="ddim")
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[1])]),
+        "OMP_NUM_THREADS": "1",
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "3",
+        "-m",
+    ]
+    words += ["cmsolvers", "sample", str(labelled), "--count", "23", "--sampler", "ddim"]
+    words += ["--steps", "3", "--out", str(tmp_path / "three"), "--trust", NETWORK, "--quiet"]
+    done = subprocess.run([*words, "--device", "cpu"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("23 samples (23 made in ")
+    assert files_of(one) == files_of(tmp_path / "three")
+
+
 def test_samples_are_those_of_the_library(score, tmp_path):
     out = made(score, tmp_path / "out", num=6, seed=3, sampler="dpmpp_sde", steps=4, format="npz")
     model = load_model(score, trusted=[NETWORK])

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.denoisers import guided
-from cmsolvers.runs.picture_pages import CHANNELS, LARGEST, pixels_of, scatter, tiles, write_png
 from cmsolvers.runs.sample import sidecar
 from cmsolvers.runs.sample.classes import ClassRule
 from cmsolvers.runs.sample.plans import Plan, plan_of
@@ -30,6 +29,7 @@ from cmsolvers.training.checkpoints.lock import lock
 from cmsolvers.training.data import Scale
 from cmsolvers.training.data.array_headers import sized
 from cmsolvers.training.models import Model, load_model
+from cmsolvers.training.picture_pages import CHANNELS, LARGEST, pixels_of, scatter, tiles, write_png
 
 FORMATS = ("png", "npz")
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -249,6 +249,12 @@ def test_other_settings_for_the_same_folder(score, tmp_path, changed, name):
     assert files_of(out) == before
 
 
+def test_usual_settings_may_be_written_out(score, tmp_path):
+    out = made(score, tmp_path / "out", num=4, steps=None)
+    usual = {"steps": 18, "schedule": "karras", "sampler": "heun_pf_ode", "format": "png"}
+    assert sample(settings(score, num=4, **usual), out, progress=False).made == 0
+
+
 def test_another_checkpoint_for_the_same_folder(score, tmp_path):
     out = made(score, tmp_path / "out", num=4)
     other = checkpoint(tmp_path / "other", sigma_data=0.25)

@@ -221,7 +221,7 @@ def _prepared(given: SampleSettings, team: Team) -> _Job:
         "sampler": plan.sampler,
         "schedule": plan.schedule,
         "levels": list(plan.levels),
-        "steps": given.steps,
+        "steps": plan.steps,
         "options": dict(plan.options),
         "classes": None if rule is None else rule.text,
         "guidance": given.guidance,

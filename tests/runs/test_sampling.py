@@ -19,9 +19,11 @@ from PIL import Image
 import cmsolvers as cm
 from cmsolvers import cli, denoisers, noise
 from cmsolvers.runs.sample import SampleSettings, sample, sampling
+from cmsolvers.training import write_checkpoint
 from cmsolvers.training.data import Scale
 from cmsolvers.training.models import load_model
 from support.sampled_models import NETWORK, Elementwise, checkpoint, files_of
+from support.tiny_specs import UNET, shaken, spec
 
 SCALE = Scale.between(0.0, 255.0)
 
@@ -331,8 +333,6 @@ def test_precision_narrows_the_network_alone(tmp_path):
 
 def test_a_pipeline_of_diffusers(tmp_path):
     diffusers = pytest.importorskip("diffusers")
-    from support.tiny_specs import UNET
-
     torch.manual_seed(0)
     net = diffusers.UNet2DModel(8, 3, 3, **{**UNET, "attention_head_dim": 8})
     diffusers.DDPMPipeline(net, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "pipeline")
@@ -347,3 +347,45 @@ def test_the_grid_keeps_a_reasonable_size(tmp_path):
     assert Image.open(out / "grid.png").size == (2000, 400)
     small = made(checkpoint(tmp_path / "small"), tmp_path / "b", num=130)
     assert 300 < max(Image.open(small / "grid.png").size) < 600
+
+
+def test_a_network_that_reads_w_is_told_one_less(tmp_path):
+    """Guidance W is D_u + W (D_c - D_u); w counts from D_c: D_c + w (D_c - D_u)."""
+    one = spec("consistency", shape=(1, 4, 4), inputs=("w",))
+    network = shaken(one.build(0)).eval()
+    with torch.no_grad():  # at first nothing depends on w
+        for parameter in network.parameters():
+            parameter.add_(0.05)
+    given = {"spec": one.about(), "scale": SCALE.about()}
+    write_checkpoint(tmp_path / "c", {"network": network.state_dict()}, given)
+    out = made(tmp_path / "c", tmp_path / "out", num=4, steps=1, guidance=4.0, format="npz")
+    pixels = []
+    for w in (3.0, 4.0):
+        x = cm.consistency_sample(
+            one.wrap(network),
+            about(out)["settings"]["levels"][0] * noise.normal((4, 1, 4, 4), 0),
+            about(out)["settings"]["levels"],
+            extra_args={"w": torch.full((4,), w)},
+        )
+        pixels.append(SCALE.to_pixels(x).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(np.load(out / "samples.npz")["arr_0"], pixels[0])
+    assert (pixels[0] != pixels[1]).any()
+    with pytest.raises(ValueError, match="guidance must be given"):
+        made(tmp_path / "c", tmp_path / "other", num=4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "text"),
+    [
+        ("score", {}, "no classes with an empty label"),
+        ("score", {"classes": 3, "null_label": False}, "no classes with an empty label"),
+        ("consistency", {"classes": 3}, "whose network has no input w"),
+    ],
+)
+def test_guidance_that_a_model_cannot_have(tmp_path, kind, given, text):
+    path = checkpoint(tmp_path / "c", kind, **given)
+    steps = None if kind == "consistency" else 2
+    with pytest.raises(ValueError, match=text):
+        made(path, tmp_path / "out", num=2, steps=steps, guidance=2.0)
+    assert not (tmp_path / "out").exists()
+    assert made(path, tmp_path / "none", num=2, steps=steps, guidance=1.0).is_dir()

@@ -115,7 +115,7 @@ def evaluate(given: EvaluationSettings, out: Path, *, progress: bool = True) -> 
     results: dict[str, Any] = {
         "samples": {"path": str(given.samples), "count": len(x), "shape": list(samples.shape)},
         "data": {"source": given.data, "count": len(real), "fingerprint": data.fingerprint},
-        "held_out": None if held is None else {"count": len(held)},
+        "held_out": None if rows["held"] is None else {"count": len(rows["held"])},
         "features": {"name": features.name, "dimension": x.shape[1], **features.about},
         "metrics": measured,
         "nearest": {"space": space, **memory},

@@ -231,9 +231,11 @@ class Trainer:
                 raise
             finally:
                 self.network.eval()
-                if good and place is not None:
-                    self._saves.save_in(place)
-                self._books.tell(lambda monitor: monitor.ended(self))
+                try:
+                    if good and place is not None:
+                        self._saves.save_in(place)
+                finally:
+                    self._books.tell(lambda monitor: monitor.ended(self))
         return self
 
     def _bar(self, progress: bool, description: str, position: int) -> tqdm[object]:

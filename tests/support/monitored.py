@@ -122,6 +122,11 @@ def compare():
             found[f"{kind}, log"] = (at / "log.csv").read_text().splitlines()
         distributed.barrier()
 
+        try:
+            trainer(*[Silent()] * (1 - rank), accelerator=accelerator(kind == "fsdp2")).run(2)
+        except ValueError as error:
+            found[f"{kind}, different"] = str(error)
+
         # One that cannot write leaves the others at work, in all processes.
         broken = Snapshots(folder / f"{kind} broken", 5)
         (folder / f"{kind} broken").write_text("")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmsolvers.training import RunFolder
 from cmsolvers.training.monitors import CSVLog
 from cmsolvers.training.monitors.logged_table import LoggedTable
 from support.monitored import STEPS, Killed, Silent, poisoned, trainer
@@ -53,19 +54,19 @@ def test_rows_of_several_steps(tmp_path: Path):
     assert [int(row[5]) for row in found] == [2, 0, 0, 0]
 
 
+@pytest.mark.parametrize("broken", ["12,0.5,0.0", "1"])
 @pytest.mark.parametrize("every", [1, 6])
-def test_a_killed_run_goes_on_with_each_step_once(tmp_path: Path, every: int):
+def test_a_killed_run_goes_on_with_each_step_once(tmp_path: Path, every: int, broken: str):
     run, left = tmp_path / "run", tmp_path / "left"
     killed = Killed(run, 11, left)
     trainer(CSVLog(run / "log.csv", every), killed).run(progress=False, folder=run, every=8)
     assert int(rows(left / "log.csv")[-1][0]) == (11 if every == 1 else 8)
     with open(left / "log.csv", "a") as file:
-        file.write("12,0.5,0.0")  # a row that a kill broke off
+        file.write(broken)  # a row that a kill broke off
     again = trainer(CSVLog(left / "log.csv", every)).resume(left)
     assert again.step == 8
     again.run(progress=False, folder=left, every=8)
     assert timeless(left / "log.csv") == timeless(run / "log.csv")
-    # Negative control: without cutting back, steps stand twice.
     steps = [int(row[0]) for row in rows(left / "log.csv")]
     assert len(steps) == len(set(steps)) and steps == sorted(steps)
 
@@ -147,6 +148,18 @@ def test_a_disk_that_gets_full_is_one_warning(tmp_path: Path, monkeypatch):
     assert len(rows(tmp_path / "log.csv")) == 10
     trainer(CSVLog(tmp_path / "log.csv"), steps=22).load(tmp_path / "saved").run(progress=False)
     assert [float(row[1]) for row in rows(tmp_path / "log.csv")][:STEPS] == made.history
+
+
+def test_a_run_that_cannot_save_at_its_end_closes_its_log(tmp_path: Path, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "save", full)
+    log = CSVLog(tmp_path / "log.csv", 100)
+    with pytest.raises(OSError, match="No space left"):
+        trainer(log).run(7, progress=False, folder=tmp_path)
+    assert [row[0] for row in rows(tmp_path / "log.csv")] == ["7"]
+    assert log._rows._descriptor is None
 
 
 def test_bad_arguments(tmp_path: Path):

@@ -38,3 +38,9 @@ def test_one_process_logs(found, kind):
 @KINDS
 def test_one_that_cannot_write_is_left_out_everywhere(found, kind):
     assert found[f"{kind}, whole"] == 4
+
+
+@KINDS
+def test_all_processes_must_have_them(found, kind):
+    text = "monitors must be given to all processes, the same ones; this one has 1, all 2 have 1"
+    assert found[f"{kind}, different"] == text

@@ -37,7 +37,17 @@ class Audience:
             Exception: of a monitor, in the first process; but not that a file cannot be written or
                 a package is missing.
             OSError: in other processes, where the first one failed.
+            ValueError: processes have different numbers of monitors.
         """
+        if self._placement.world > 1:
+            # They exchange reports for monitors: a process without any would never answer.
+            count = torch.tensor([float(len(self))], device=self._placement.device)
+            total, world = int(self._placement.sum(count)), self._placement.world
+            if total != world * len(self):
+                raise ValueError(
+                    "monitors must be given to all processes, the same ones; "
+                    f"this one has {len(self)}, all {world} have {total}"
+                )
         with self._placement.together():
             if self._placement.rank > 0:
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,8 +19,9 @@ from PIL import Image
 
 import cmsolvers as cm
 from cmsolvers import cli, denoisers, noise
-from cmsolvers.runs.sample import SampleSettings, sample, sampling
+from cmsolvers.runs.sample import SampleSettings, sample, sampling, stores
 from cmsolvers.training import write_checkpoint
+from cmsolvers.training.checkpoints.lock import lock
 from cmsolvers.training.data import Scale
 from cmsolvers.training.models import load_model
 from support.sampled_models import NETWORK, Elementwise, checkpoint, files_of
@@ -389,3 +391,29 @@ def test_guidance_that_a_model_cannot_have(tmp_path, kind, given, text):
         made(path, tmp_path / "out", num=2, steps=steps, guidance=2.0)
     assert not (tmp_path / "out").exists()
     assert made(path, tmp_path / "none", num=2, steps=steps, guidance=1.0).is_dir()
+
+
+def test_a_full_disk_ends_a_run_that_goes_on_later(score, tmp_path, monkeypatch, capsys):
+    out, given = tmp_path / "out", {"num": 20, "batch": 4}
+    want = files_of(made(score, tmp_path / "whole", **given))
+    original, room = stores._write, [10]
+
+    def write(path, data):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        original(path, data)
+
+    monkeypatch.setattr(stores, "_write", write)
+    with pytest.raises(OSError, match="No space left"):
+        made(score, out, **given)
+    assert 8 <= len(list(out.rglob("*.png"))) <= 12
+    monkeypatch.setattr(stores, "_write", original)
+    assert sample(settings(score, **given), out, progress=False).num == 20
+    assert files_of(out) == want
+
+
+def test_one_run_at_a_time_writes_to_a_folder(score, tmp_path):
+    out = made(score, tmp_path / "out", num=4)
+    with lock(out / "lock"), pytest.raises(ValueError, match=r"^out must be free; process \d+ on"):
+        made(score, out, num=4)

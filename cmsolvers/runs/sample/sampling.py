@@ -24,7 +24,7 @@ from cmsolvers.runs.sample.classes import ClassRule
 from cmsolvers.runs.sample.plans import Plan, plan_of
 from cmsolvers.runs.sample.stores import Array, ArrayStore, PictureStore, Store
 from cmsolvers.runs.sample.team import Team
-from cmsolvers.training.checkpoints import disk
+from cmsolvers.training.checkpoints import FolderInUseError, disk
 from cmsolvers.training.checkpoints.lock import lock
 from cmsolvers.training.data import Scale
 from cmsolvers.training.data.array_headers import sized
@@ -315,7 +315,11 @@ def sample(
 
         def prepare() -> None:
             disk.make_folders(out)
-            held.enter_context(lock(out / "lock"))
+            try:
+                held.enter_context(lock(out / "lock"))
+            except FolderInUseError as error:
+                who = str(error).rpartition("in use by ")[2]
+                raise ValueError(f"out must be free; {who} writes samples to {out}") from error
             store.clean()
             if sidecar.read(out) is None:
                 sidecar.write(out, {"complete": False, "command": command, **job.about})

@@ -334,3 +334,20 @@ def test_a_run_says_what_its_pixels_stand_for(tmp_path, kind):
     grey = 20 / 255  # of 8 bits
     torch.testing.assert_close(data.scale.to_pixels(x), want, rtol=0, atol=0.51 * grey)
     assert float(want.max() - want.min()) > 20 * grey
+
+
+def test_folders_of_pictures(tmp_path):
+    """The same pictures are the data; their negatives are not, and their distance is known."""
+    data = pictures(tmp_path / "data", *[(6, 5)] * 30)
+    found = measured(data, data, tmp_path / "a", options={"size": [5, 6]})
+    assert found["metrics"]["frechet"]["value"] == pytest.approx(0.0, abs=1e-9)
+    assert found["samples"]["shape"] == [3, 5, 6] and found["nearest"]["samples"]["mean"] == 0.0
+    (tmp_path / "negatives").mkdir()
+    for i in range(30):
+        pixels = np.asarray(Image.open(data / f"{i}.png"))
+        Image.fromarray(255 - pixels).save(tmp_path / "negatives" / f"{i}.png")
+    rows = np.stack([np.asarray(Image.open(data / f"{i}.png")) for i in range(30)]) / 127.5 - 1
+    found = measured(tmp_path / "negatives", data, tmp_path / "b", options={"size": [5, 6]})
+    apart = 4 * (rows.mean(0) ** 2).sum()  # the covariance is the same
+    assert found["metrics"]["frechet"]["value"] == pytest.approx(apart, rel=1e-4)
+    assert found["nearest"]["samples"]["smallest"] > 1.0

@@ -115,6 +115,11 @@ class FlowMap(nn.Module, ABC):
         return self.c_noise(t), self.c_noise(s) if self.second == "end" else t - s
 
     @property
+    def kind(self) -> str:
+        """What errors call it."""
+        return "consistency function" if self.second is None else "flow map"
+
+    @property
     def numbers(self) -> tuple[float, ...]:
         """What the coefficients depend on besides the coordinates."""
         return ()
@@ -197,7 +202,7 @@ class FlowMap(nn.Module, ABC):
         level = check.level(name, value, check.state("x", x), zero=True)
         if isinstance(level, Tensor):
             return level.double().expand(x.shape[0])
-        self.coordinates.check_levels(name, (level,))
+        self.coordinates.check_levels(name, (level,), self.kind)
         return torch.full((x.shape[0],), level, dtype=torch.float64, device=x.device)
 
 
@@ -237,6 +242,16 @@ def end_of(model: object) -> float | None:
         inner.append(model.func if isinstance(model, partial) else None)
         model = next((found for found in inner if callable(found)), None)
     return None
+
+
+def kind_of(model: object, otherwise: str) -> str:
+    """What errors call a model: `otherwise` where its type, inside of wrappers, does not say it."""
+    for _ in range(4):
+        if isinstance(model, (FlowMap, Preconditioned)):
+            return model.kind
+        inner = (getattr(model, name, None) for name in ("func", "module", "_orig_mod"))
+        model = next((found for found in inner if callable(found)), None)
+    return otherwise
 
 
 def require_two_times(name: str, called: Callable[..., object]) -> None:

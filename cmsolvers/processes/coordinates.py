@@ -145,13 +145,13 @@ class Coordinates:
         # sqrt(b^2 - a^2) without the cancellation
         return kept, self.alpha(high) * math.sqrt((b - a) * (b + a))
 
-    def check_levels(self, name: str, levels: Sequence[float]) -> None:
-        """ValueError for levels that are no times of the process."""
+    def check_levels(self, name: str, levels: Sequence[float], kind: str = "denoiser") -> None:
+        """ValueError for levels of a kind of model that are no times of the process."""
         largest = max(levels)
         if largest > self.max_level:
             at = f" at index {levels.index(largest)}" if len(levels) > 1 else ""
             raise ValueError(
-                f"{name} must lie in [0, {self.max_level:g}] for a denoiser in {self}; got "
+                f"{name} must lie in [0, {self.max_level:g}] for a {kind} in {self}; got "
                 f"{largest:g}{at}"
             )
 
@@ -205,7 +205,7 @@ def coordinates_of(denoiser: object) -> Coordinates:
     for _ in range(4):
         named = getattr(denoiser, "coordinates", None)
         if named is not None and not isinstance(named, Tensor):
-            return coordinates("coordinates of a denoiser", named)
+            return coordinates("coordinates of a model", named)
         if isinstance(denoiser, partial):
             denoiser = denoiser.func
         else:

@@ -308,7 +308,7 @@ BAD = {
     "t outside": (
         lambda: map_of("flow")(X, 1.5, 0.0),
         ValueError,
-        "t must lie in [0, 1] for a denoiser in flow coordinates; got 1.5",
+        "t must lie in [0, 1] for a flow map in flow coordinates; got 1.5",
     ),
     "s outside": (lambda: map_of("trigflow")(X, 0.5, 1.6), ValueError, "s must lie in [0, 1.56"),
     "s negative": (lambda: map_of("karras")(X, 0.5, -0.1), ValueError, "s must not be negative"),

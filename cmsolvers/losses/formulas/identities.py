@@ -23,6 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from cmsolvers import checks as check
 from cmsolvers.denoisers.flow_maps import AverageVelocity, FlowMap
 from cmsolvers.losses.derivatives.derivative_check import checked_derivative
 from cmsolvers.losses.derivatives.inner_modules import around_inner
@@ -100,9 +101,10 @@ def raw_derivative(
 
     def raw(state: Tensor, t: Tensor, s: Tensor) -> Tensor:
         if through and view.model is not inner:
-            made: Tensor = view.model(state, t, s, output=RAW, **view.extra)
-            return made
-        return called.raw(state, t, s, **view.extra)
+            made: object = view.model(state, t, s, output=RAW, **view.extra)
+        else:
+            made = called.raw(state, t, s, **view.extra)
+        return check.model_output(view.name, made, state)
 
     stop = x.level if end is None else end
     bounds = (None, (stop, at.path.max_level), (0.0, x.level))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ def raw_derivative(
     x: State,
     end: Tensor | None,
     tangents: tuple[Any, Any, Any],
-    derivative: str,
+    derivative: Method,
     *,
     through: bool = False,
     full_precision: bool = False,
@@ -108,14 +108,13 @@ def raw_derivative(
 
     stop = x.level if end is None else end
     bounds = (None, (stop, at.path.max_level), (0.0, x.level))
-    method = cast(Method, derivative)
     kind = x.x.device.type
     outside = full_precision and torch.is_autocast_enabled(kind)
     state = x.x.to(torch.promote_types(x.x.dtype, torch.float32)) if outside else x.x
     points = (state, x.level, stop)
     with view.passing(), torch.autocast(kind, enabled=False) if outside else nullcontext():
         found, ratio = checked_derivative(
-            raw, points, tangents, model=inner, method=method, bounds=bounds, through=through
+            raw, points, tangents, model=inner, method=derivative, bounds=bounds, through=through
         )
     if ratio is not None:
         at.diagnostics["derivative_ratio"] = ratio
@@ -134,7 +133,7 @@ def eulerian(
     end: Tensor,
     velocity: Tensor | Combination,
     *,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
     view: ModelView | None = None,
     scale: float | Tensor = 1.0,
     full_precision: bool = False,
@@ -165,7 +164,7 @@ def eulerian(
 
 
 def end_rate(
-    at: Evaluation, x: State, end: Tensor, *, derivative: str = "jvp", through: bool = False
+    at: Evaluation, x: State, end: Tensor, *, derivative: Method = "jvp", through: bool = False
 ) -> tuple[Combination, Combination]:
     """(d/ds f_{t->s}(x), f_{t->s}(x)): a_s x + b_s F + b dF/ds, and where the map is.
 
@@ -194,7 +193,7 @@ def lagrangian(
     end: Tensor,
     velocity: ModelView,
     *,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
     through: bool = False,
 ) -> Combination:
     """d/ds f_{t->s}(x) - v(f^-, s), with gradient through the derivative in s.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,11 +24,14 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.denoisers import Preconditioned
 from cmsolvers.denoisers.flow_maps import FlowMap
-from cmsolvers.losses.derivatives.total_derivative import total_derivative
+from cmsolvers.losses.derivatives.total_derivative import Method, total_derivative
 from cmsolvers.losses.evaluation.combination import Combination, Weight, of
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.formulas.identities import flow_map_of, raw_derivative
+
+StartMethod: TypeAlias = Literal["jvp", "finite_difference", "discrete"]
+"""How dF/dt is found along a trajectory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,7 @@ def start_motion(
     end: Tensor,
     velocity: Tensor,
     *,
-    derivative: str = "jvp",
+    derivative: StartMethod = "jvp",
     gap: float = 1e-4,
 ) -> Motion:
     """d/dt f_{t->s}(x_t) along a velocity [B, ...].
@@ -98,7 +101,7 @@ def start_motion(
     )
 
 
-def end_motion(at: Evaluation, x: State, end: Tensor, *, derivative: str = "jvp") -> Motion:
+def end_motion(at: Evaluation, x: State, end: Tensor, *, derivative: Method = "jvp") -> Motion:
     """d/ds f_{t->s}(x) - v(f, s), with the teacher's velocity.
 
     Args:
@@ -127,7 +130,7 @@ def end_motion(at: Evaluation, x: State, end: Tensor, *, derivative: str = "jvp"
 
 
 def map_rate(
-    at: Evaluation, x: State, velocity: Tensor, *, derivative: str = "jvp"
+    at: Evaluation, x: State, velocity: Tensor, *, derivative: Method = "jvp"
 ) -> tuple[Combination, Combination]:
     """f_{t->0}(x), with gradient, and d/dt f^-_{t->0}(x_t) without, for any consistency function.
 
@@ -161,7 +164,7 @@ def map_rate(
             whole,
             (x.x, x.level),
             (velocity, 1.0),
-            method=derivative,  # type: ignore[arg-type]
+            method=derivative,
             bounds=(None, (low, at.path.max_level)),
         )
     if found.error is not None:

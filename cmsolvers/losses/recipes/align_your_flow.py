@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cmsolvers.losses.derivatives.total_derivative import Method
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.formulas.identities import two_times_of
@@ -33,7 +34,7 @@ def ayf_emd(
     tangent: TangentRule = normalised,
     weight: PairWeight = one,
     distance: Norm = mean_square,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
 ) -> Tensor:
     """Eulerian map distillation: w sign(t - s) f^T sg(df^-_{t->s}/dt) along the teacher's ODE.
 
@@ -73,7 +74,7 @@ def ayf_lmd(
     tangent: TangentRule = unchanged,
     weight: PairWeight = one,
     distance: Norm = mean_square,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
 ) -> Tensor:
     """Lagrangian map distillation: w sign(s - t) f^T sg(df^-_{t->s}/ds - v(f^-, s)), v the teacher.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.losses.derivatives.total_derivative import Method
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
@@ -131,7 +132,7 @@ def alpha_flow(
     square: Norm = mean_square,
     clip: float | None = None,
     guidance: Guidance | None = None,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
     full_precision: bool = True,
     smallest: float = 5e-3,
 ) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.losses.derivatives.total_derivative import Method
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
@@ -35,7 +36,7 @@ def lsd(
     stop_gradient: str = "target",
     distance: Norm = mean_square,
     weight: Callable[[Tensor, Tensor], Tensor] | None = None,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
 ) -> Tensor:
     """Lagrangian self-distillation: d/ds f_{t->s}(x_t) = v(f, s), v the map's own diagonal.
 

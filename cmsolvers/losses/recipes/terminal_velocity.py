@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.losses.derivatives.total_derivative import Method
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
@@ -80,7 +81,7 @@ def tvm(
     guidance: ScaledVelocity | None = None,
     through: bool = True,
     matching: Quantile = LogitNormalQuantile(),  # noqa: B008
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
 ) -> Tensor:
     """Terminal velocity matching: |d/ds f_{t->s}(x_t) - v^-(f, s)|^2 and flow matching at s'.
 

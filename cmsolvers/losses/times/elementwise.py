@@ -1,11 +1,13 @@
 """Functions of levels whose bits do not depend on a sample's place in the batch.
 
-`torch.sigmoid` and torch's power compute the last entries of a CPU tensor by other code than the
-first ones, so that sample i of a smaller batch could get a level one ULP away. Exponentials and
-logarithms are free of that.
+`torch.sigmoid`, `exp2`, `sinh`, `cosh` and torch's power compute the last entries of a CPU tensor
+by other code than the first ones, so that sample i of a smaller batch could get a level one ULP
+away. exp, log, tan, asinh, ndtri and ndtr are free of that.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -19,3 +21,11 @@ def logistic(z: Tensor) -> Tensor:
 def power(x: Tensor, exponent: float) -> Tensor:
     """x^exponent for x >= 0 and a positive exponent."""
     return torch.exp(exponent * torch.log(x))
+
+
+def exp2(x: Tensor) -> Tensor:
+    """2^x for float64 x in [-1022, 1024), exact for whole ones; below that next to 0."""
+    whole = x.round().clamp_min(-1022.0)
+    # The bits of a power of two are its exponent.
+    scale = ((whole.to(torch.int64) + 1023) << 52).view(torch.float64)
+    return torch.exp((x - whole).clamp_min(-0.5) * math.log(2.0)) * scale

@@ -47,8 +47,7 @@ class Spec:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}; got {self.kind!r}")
         check.positive("sigma_data", self.sigma_data)
-        low = check.positive("sigma_min", self.sigma_min)
-        check.below("sigma_min", low, "sigma_max", check.positive("sigma_max", self.sigma_max))
+        check.sigma_range(self.sigma_min, self.sigma_max)
 
     def build(self, seed: int) -> nn.Module:
         """A network with fresh weights, which depend on `seed` alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -56,13 +57,6 @@ def sizes_that_differ(times: Distribution[Any]) -> list[int]:
 @pytest.mark.parametrize("times", TIMES, ids=lambda times: type(times).__name__)
 def test_levels_do_not_depend_on_the_size_of_the_batch(times: Distribution[Any]) -> None:
     assert sizes_that_differ(times) == []
-
-
-@pytest.mark.parametrize("quantile", [losses.LogNormalQuantile(), losses.LogitNormalQuantile()])
-def test_further_levels_do_not_depend_on_the_size_of_the_batch(quantile: Any) -> None:
-    u = (torch.arange(MOST, dtype=torch.float64) * 0.377 + 0.01) % 1.0
-    whole = quantile(u)
-    assert all(torch.equal(quantile(u[:size]), whole[:size]) for size in range(MOST))
 
 
 MANY = (torch.arange(4099, dtype=torch.float64) * 0.6180339887498949 + 0.01) % 1.0
@@ -128,9 +122,10 @@ def test_stages_are_the_same_for_a_step_on_a_device(q: float) -> None:
     times = losses.ECTPairs(q=q, stage_steps=10)
     for step in (0, 9, 10, 35, 4000):
         found = times.lower(MANY, torch.tensor([step]))
-        torch.testing.assert_close(found, times.lower(MANY, step), rtol=1e-14, atol=1e-15)
-        if q != 3.0:
-            assert torch.equal(found, times.lower(MANY, step))
+        assert torch.equal(found, times.lower(MANY, step))
+        assert elementwise.exp2(-math.log2(q) * (step // 10 + 1)) == pytest.approx(
+            q ** -(step // 10 + 1), rel=1e-13, abs=1e-300
+        )
 
 
 def test_levels_that_know_their_batch_are_found() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cmsolvers import noise
 from cmsolvers.denoisers import AverageVelocity, TrajectoryFunction
-from cmsolvers.losses import LogNormalQuantile, RhoPairs, ctm, square_sum
+from cmsolvers.losses import LogitNormal, LogNormal, RhoPairs, UniformTimes, ctm, square_sum
 from support.loss_cases import SmallNet
 from support.loss_formulas import F64, SEED, STEP, X0, Masked, U, Z, assert_same, column, small
 from support.stationary import exact_denoiser, exact_map, expected_gradient
@@ -156,8 +156,43 @@ def test_distributions_of_levels() -> None:
     root, low, high = t ** (1 / 7), 0.002 ** (1 / 7), 80.0 ** (1 / 7)
     assert abs(float(root.mean()) - (low + high) / 2) < 0.01
     assert abs(float((s ** (1 / 7) / root).mean()) - 0.5) < 0.01
-    half = torch.tensor([0.5], dtype=F64)
-    assert float(LogNormalQuantile()(half)) == pytest.approx(2.718281828459045**-1.2)
+
+
+def test_the_denoising_levels_are_those_of_their_distribution() -> None:
+    """Quantiles of the same uniform number, carried over: other ones give another loss."""
+    model = AverageVelocity(small().eval())
+    options: dict[str, Any] = {"key": SEED, "step": STEP, "levels": (0.9, 0.4)}
+    default = ctm(model, X0, **options).diagnostics["denoising"]
+    same = ctm(model, X0, denoising=LogNormal(-1.2, 1.2), **options).diagnostics["denoising"]
+    assert torch.equal(same, default)
+    flow = ctm(model, X0, denoising=LogitNormal(), **options).diagnostics["denoising"]
+    assert not torch.isclose(flow, default)
+
+    class Named(LogitNormal):
+        coordinates = "flow"
+
+    named = ctm(model, X0, denoising=Named(), **options).diagnostics["denoising"]
+    assert torch.equal(named, flow)
+
+    class Elsewhere(LogitNormal):
+        coordinates = "karras"
+
+    other = ctm(model, X0, denoising=Elsewhere(), **options).diagnostics["denoising"]
+    assert not torch.isclose(other, flow)
+
+
+@pytest.mark.parametrize(
+    ("denoising", "error", "text"),
+    [
+        (UniformTimes(), ValueError, "single levels, of one uniform number each; got UniformTimes"),
+        (RhoPairs(), ValueError, "got RhoPairs"),
+        (lambda u: u, TypeError, "denoising must be a Distribution of levels"),
+    ],
+)
+def test_bad_distributions(denoising: Any, error: type[Exception], text: str) -> None:
+    model = AverageVelocity(small().eval())
+    with pytest.raises(error, match=text):
+        ctm(model, X0, key=SEED, step=STEP, levels=(0.9, 0.4), denoising=denoising)
 
 
 @pytest.mark.parametrize(

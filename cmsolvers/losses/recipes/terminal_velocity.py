@@ -17,7 +17,9 @@ from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.formulas.identities import lagrangian
 from cmsolvers.losses.formulas.trajectories import further_level
 from cmsolvers.losses.formulas.weights import mean_square
-from cmsolvers.losses.times.trajectory_times import GapPairs, LogitNormalQuantile, Quantile
+from cmsolvers.losses.times.basic_times import LogitNormal
+from cmsolvers.losses.times.distribution import Distribution
+from cmsolvers.losses.times.trajectory_times import GapPairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ def tvm(
     *,
     guidance: ScaledVelocity | None = None,
     through: bool = True,
-    matching: Quantile = LogitNormalQuantile(),  # noqa: B008
+    matching: Distribution[Tensor] = LogitNormal(-0.4, 1.0),  # noqa: B008
     derivative: Method = "jvp",
 ) -> Tensor:
     """Terminal velocity matching: |d/ds f_{t->s}(x_t) - v^-(f, s)|^2 and flow matching at s'.
@@ -92,10 +94,10 @@ def tvm(
     Args:
         guidance: a `ScaledVelocity`, for a model of guided velocities; None is that of the pair.
         through: whether the gradient goes through dF/ds too, or through F alone.
-        matching: distribution of s'.
+        matching: distribution of s', a `Distribution` of single levels and one uniform number.
         derivative: "jvp" or "finite_difference".
     """
-    level = further_level(at, matching, at.uniform()[:, 0])
+    level = further_level(at, matching, at.uniform()[:, 0], "matching")
     y, x = at.states(level, at.t, velocity=True)
     assert y.velocity is not None
     w = 1.0 if guidance is None else guidance.weight(at)

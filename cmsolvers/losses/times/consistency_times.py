@@ -203,11 +203,8 @@ class ECTPairs(Distribution[Pair]):
     def lower(self, t: Tensor, step: int | Tensor = 0) -> Tensor:
         """r(t) [B] at a training step."""
         begun = 0 if self.stage_steps is None else step // self.stage_steps
-        share: float | Tensor
-        if isinstance(begun, Tensor):
-            share = exp2(-math.log2(self.q) * (begun + 1).double())
-        else:
-            share = self.q ** -(begun + 1.0)
+        stage = begun.double() if isinstance(begun, Tensor) else float(begun)
+        share = exp2(-math.log2(self.q) * (stage + 1.0))
         return (t * (1.0 - share * (1.0 + self.k * logistic(-self.b * t)))).clamp_min(0.0)
 
     def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:

@@ -8,6 +8,7 @@ away. exp, log, tan, asinh, ndtri and ndtr are free of that.
 from __future__ import annotations
 
 import math
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -23,8 +24,22 @@ def power(x: Tensor, exponent: float) -> Tensor:
     return torch.exp(exponent * torch.log(x))
 
 
-def exp2(x: Tensor) -> Tensor:
-    """2^x for float64 x in [-1022, 1024), exact for whole ones; below that next to 0."""
+@overload
+def exp2(x: float) -> float: ...
+
+
+@overload
+def exp2(x: Tensor) -> Tensor: ...
+
+
+def exp2(x: float | Tensor) -> float | Tensor:
+    """2^x for float64 x in [-1022, 1024), exact for whole ones; below that next to 0.
+
+    A number and a tensor that holds it give the same.
+    """
+    if not isinstance(x, Tensor):
+        power_of_two = max(round(x), -1022)
+        return math.ldexp(math.exp(max(x - power_of_two, -0.5) * math.log(2.0)), power_of_two)
     whole = x.round().clamp_min(-1022.0)
     # The bits of a power of two are its exponent.
     scale = ((whole.to(torch.int64) + 1023) << 52).view(torch.float64)

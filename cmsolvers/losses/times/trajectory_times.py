@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.losses.times.basic_times import LogNormal
 from cmsolvers.losses.times.distribution import Distribution, Pair
 from cmsolvers.losses.times.elementwise import logistic, power
 from cmsolvers.processes.coordinates import FLOW, KARRAS
@@ -111,59 +112,5 @@ class RhoPairs(Distribution[Pair]):
         return power(root, self.rho), power(u[:, 1] * root, self.rho)
 
 
-class Quantile(Protocol):
-    """A distribution of one further level: the level below which a share u of them lies.
-
-    Its attribute `coordinates` (Karras ones where it has none) says what the levels are.
-    """
-
-    def __call__(self, u: Tensor) -> Tensor:
-        """Levels for shares in (0, 1), float64 [B] both."""
-
-
-@dataclass(frozen=True)
-class LogNormalQuantile:
-    """ln sigma ~ N(mean, std^2) in Karras coordinates.
-
-    Raises:
-        ValueError: std is not positive.
-
-    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
-        (2022), section 5.
-    """
-
-    mean: float = -1.2
-    std: float = 1.2
-    coordinates = KARRAS
-
-    def __post_init__(self) -> None:
-        check.finite("mean", self.mean)
-        check.positive("std", self.std)
-
-    def __call__(self, u: Tensor) -> Tensor:
-        """Levels for shares in (0, 1), float64 [B] both."""
-        return torch.exp(self.mean + self.std * torch.special.ndtri(u))
-
-
-@dataclass(frozen=True)
-class LogitNormalQuantile:
-    """logit t ~ N(mean, std^2) in flow coordinates.
-
-    Raises:
-        ValueError: std is not positive.
-
-    Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis"
-        (2024), eq. 19.
-    """
-
-    mean: float = -0.4
-    std: float = 1.0
-    coordinates = FLOW
-
-    def __post_init__(self) -> None:
-        check.finite("mean", self.mean)
-        check.positive("std", self.std)
-
-    def __call__(self, u: Tensor) -> Tensor:
-        """Times for shares in (0, 1), float64 [B] both."""
-        return logistic(self.mean + self.std * torch.special.ndtri(u))
+Quantile: TypeAlias = Distribution[Tensor]
+LogNormalQuantile = LogNormal

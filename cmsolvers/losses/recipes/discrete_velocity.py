@@ -111,7 +111,8 @@ SOFLOW: dict[str, dict[str, Any]] = {
         "eps": 1e-3,
     },
 }
-"""The two published settings of `soflow`; the distribution of the times is MeanFlow's."""
+"""The two published settings of `soflow`. That the times have MeanFlow's distribution is
+unconfirmed; logit-normal they are."""
 
 
 @loss(

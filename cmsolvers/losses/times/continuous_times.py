@@ -44,7 +44,9 @@ class Intervals(Distribution[Pair]):
     Raises:
         ValueError: std is not positive.
 
-    Source: Sabour et al., "Align Your Flow" (2025), appendix.
+    Source: Sabour et al., "Align Your Flow" (2025), appendix, for mean and std. That s is uniform
+        is unconfirmed: one independent implementation orders two times of this logit-normal
+        instead, `LogitNormalPairs(mean=-0.8, equal=0.0)`.
     """
 
     mean: float = -0.8

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cmsolvers.denoisers import AverageVelocity, TrajectoryFunction
 from cmsolvers.losses import Combination, ctm, lsd
-from support.loss_formulas import X0, column, small
+from support.columns import column
+from support.loss_formulas import X0, small
 
 A, B = torch.randn(3, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
 W = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)

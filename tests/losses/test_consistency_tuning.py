@@ -30,16 +30,13 @@ from cmsolvers.losses import (
     norm,
     tcm,
 )
+from support.columns import column
 from support.orders import slope
 from support.stationary import MOVES, STILL, exact_denoiser, exact_map, expected_gradient
 
 F64 = torch.float64
 SD, END = 0.5, 0.002
 X0 = SD * noise.normal((8, 3), 1, dtype=F64)
-
-
-def column(t: Tensor) -> Tensor:
-    return t[:, None]
 
 
 class Net(nn.Module):

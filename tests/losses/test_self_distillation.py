@@ -22,6 +22,7 @@ from cmsolvers.losses import (
     square_sum,
     tvm,
 )
+from support.columns import column
 from support.loss_cases import SmallNet
 from support.loss_formulas import (
     F64,
@@ -35,7 +36,6 @@ from support.loss_formulas import (
     V,
     Z,
     assert_same,
-    column,
     small,
 )
 from support.stationary import MOVES, STILL, exact_map, expected_gradient

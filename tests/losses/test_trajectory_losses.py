@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from cmsolvers import noise
 from cmsolvers.denoisers import AverageVelocity, TrajectoryFunction
 from cmsolvers.losses import LogNormalQuantile, RhoPairs, ctm, square_sum
+from support.columns import column
 from support.loss_cases import SmallNet
-from support.loss_formulas import F64, SEED, STEP, X0, Masked, U, Z, assert_same, column, small
+from support.loss_formulas import F64, SEED, STEP, X0, Masked, U, Z, assert_same, small
 from support.stationary import exact_denoiser, exact_map, expected_gradient
 
 HIGH = torch.tensor([40.0, 5.0, 1.0, 0.6, 0.2, 2.0], dtype=F64)

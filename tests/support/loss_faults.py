@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cmsolvers.losses.evaluation.evaluation import Evaluation
@@ -154,8 +153,3 @@ def given(**changed: Any) -> Fault:
 
     fault.__name__ = "given " + " ".join(changed)
     return fault
-
-
-def same(level: Tensor) -> Tensor:
-    """Ones: the missing weight of a level."""
-    return torch.ones_like(level)

@@ -52,7 +52,10 @@ class ExactNet(nn.Module):
         made = torch.randn(DIRECTIONS, 6, 3, dtype=torch.float64, generator=generator)
         self.register_buffer("mixing", made)
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, s: Tensor | None = None, *, w: Tensor | None = None
+    ) -> Tensor:
+        """`w` is what a guided student is told; this one stands for a single scale."""
         end = torch.zeros_like(t) if s is None else s
         squashed = column(t) / (1.0 + column(t)), column(end) / (1.0 + column(end))
         seen = torch.cat([x, *squashed, torch.ones_like(squashed[0])], dim=1)

@@ -69,8 +69,8 @@ class GaussianFlow:
         """F of a flow map that is exact, of what its network gets: c_in x and times as they are."""
         path, x = model.coordinates, x_in / column(model.c_in(t), x_in)
         a, b = (column(weight, x) for weight in model.skip_out(t, s))
-        # On the diagonal F is given by the velocity; next to it the quotient is 0 / 0. Its derivative
-        # in t there is that along the diagonal: every identity multiplies it by b = 0.
+        # On the diagonal F is given by the velocity; next to it the quotient is 0 / 0. Its rate in
+        # t there is that along the diagonal: every identity multiplies it by b = 0.
         near = column((t - s).abs() < 1e-7, x) > 0
         apart = torch.where(near, torch.ones_like(x), b * torch.ones_like(x))
         away = (self.carried(path, x, t, s) - a * x) / apart

@@ -53,8 +53,12 @@ class Case:
         return f"{self.loss.__name__} of {kind}"
 
 
+@dataclass(frozen=True, eq=False)
 class Exactly(Case):
     """0 in every batch."""
+
+    batches: int = 8
+    size: int = 128
 
 
 class OnAverage(Case):

@@ -111,6 +111,7 @@ PAIRS: list[Case] = [
         TAUGHT,
         (*TAUGHT_WELL, given(halfway=halfway_level), given(turn=0.5 * STEP), faults.wrong_map),
         call=in_steps,
+        size=len(HIGH),
     ),
     Falling(
         recipes.progressive_distillation,

@@ -87,7 +87,8 @@ def test_models_in_half_precision_get_levels_in_float32(dtype: torch.dtype):
     losses.cd(model, x0, teacher=model, **given)
     losses.dsm(model, x0, key=1, step=0, levels=high)
     rounded = {torch.tensor(v).item() for v in (high, low)}
-    assert set(seen) == rounded
+    looked = torch.tensor(SIGMA_MIN).item()  # once in a process: is it a consistency function?
+    assert set(seen) - {looked} == rounded
 
 
 # --- bad input -----------------------------------------------------------------------------------

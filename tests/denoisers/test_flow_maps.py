@@ -13,7 +13,8 @@ from torch import nn
 import cmsolvers as cm
 from cmsolvers.denoisers import AverageVelocity, FlowMap, TrajectoryFunction, TrigFlowMap
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
-from support.flow_maps import SD, carried, column, exact_maps, velocity
+from support.columns import column
+from support.flow_maps import SD, carried, exact_maps, velocity
 
 F64 = torch.float64
 X = torch.tensor([[-1.0, 0.2], [0.4, 0.9], [1.3, -0.3], [0.1, 0.6]], dtype=F64)

@@ -16,13 +16,13 @@ from cmsolvers.denoisers import (
     guided,
 )
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates, coordinates_of, in_karras
+from support.columns import column
 from support.flows import (
     DATA,
     FLOWING,
     TRIG,
     X,
     clean,
-    column,
     velocity,
 )
 from support.orders import F64

@@ -27,6 +27,7 @@ from cmsolvers.losses.times.flow_times import AnglePairs, DyadicPairs
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
 from cmsolvers.processes.flows import TrigFlow
 from cmsolvers.schedules import karras_sigmas
+from support.columns import column
 from support.orders import slope
 from support.stationary import exact_denoiser, exact_map
 from support.velocities import (
@@ -34,7 +35,6 @@ from support.velocities import (
     NULL,
     VelocityNet,
     batch,
-    column,
     pairs,
     same_gradient,
     z_of,

@@ -21,6 +21,7 @@ from cmsolvers.losses import (
     square_sum,
     tvm,
 )
+from support.columns import column
 from support.loss_cases import SmallNet
 from support.loss_formulas import (
     F64,
@@ -34,10 +35,8 @@ from support.loss_formulas import (
     V,
     Z,
     assert_same,
-    column,
     small,
 )
-from support.stationary import MOVES, STILL, exact_map, expected_gradient
 
 
 def rate_of_end(net: nn.Module, x: Tensor, **extra: Any) -> tuple[Tensor, Tensor]:
@@ -218,36 +217,6 @@ def test_tvm_with_the_scale_as_a_number() -> None:
     assert not torch.allclose(values[0], values[2])
     plain = tvm(net, X0, key=SEED, step=STEP, levels=(T, S), extra_args=extra).per_sample
     torch.testing.assert_close(values[2], plain)
-
-
-# --- at the exact map ----------------------------------------------------------------------------
-
-QUICK = {"batches": 16, "size": 192}
-STATIONARY = [
-    (lsd, "average velocity", {}),
-    (lsd, "trigflow pair", {"stop_gradient": "none"}),
-    (lsd, "trajectory", {"levels": (2.0, 0.5)}),
-    (psd, "length", {}),
-    (psd, "trigflow pair", {"between": "midpoint", "stop_gradient": "none"}),
-    (psd, "trajectory", {"levels": (2.0, 0.5)}),
-    (tvm, "average velocity", {}),
-    (tvm, "trigflow pair", {"through": False}),
-]
-
-
-@pytest.mark.parametrize(("recipe", "kind", "options"), STATIONARY)
-def test_the_exact_map_is_stationary(recipe: Any, kind: str, options: dict[str, Any]) -> None:
-    found = expected_gradient(recipe, exact_map(kind), **QUICK, **options)
-    assert found.worst < STILL or found.size < 1e-15  # 0 for every sample
-
-
-@pytest.mark.parametrize("recipe", [lsd, psd, tvm])
-def test_a_wrong_map_is_not(recipe: Any) -> None:
-    model = exact_map("average velocity")
-    raw = model.net.raw
-    model.net.raw = lambda x, t, s: raw(x, t, s) + 0.3 * (t - s)[:, None]
-    options = {} if recipe is tvm else {"times": UniformTimes(0.0)}
-    assert expected_gradient(recipe, model, **QUICK, **options).worst > MOVES
 
 
 # --- times, options, bad input -------------------------------------------------------------------

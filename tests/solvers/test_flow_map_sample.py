@@ -13,8 +13,9 @@ from cmsolvers import noise
 from cmsolvers.denoisers import clipped
 from cmsolvers.engine import Step
 from cmsolvers.processes.coordinates import coordinates_of
+from support.columns import column
 from support.exact import assert_same_bits
-from support.flow_maps import MEAN, SD, carried, column, exact_maps
+from support.flow_maps import MEAN, SD, carried, exact_maps
 from support.formulas import sampler_of
 
 F64 = torch.float64

@@ -138,7 +138,6 @@ def test_only_the_range_above_is_trained_and_dropout_falls_alike() -> None:
     assert all(p.grad is None for p in first.parameters())
 
 
-<<<<<<< HEAD
 def test_levels_below_the_start_are_an_error() -> None:
     """The start of times of their own must be told to the loss."""
     model, x0 = ConsistencyFunction(lambda x, c: 0.0 * x), torch.ones(8, 3)
@@ -151,20 +150,6 @@ def test_levels_below_the_start_are_an_error() -> None:
         tcm(model, x0, levels=(0.7, 0.3), **given)
 
 
-def test_tcm_is_stationary_where_both_models_are_exact() -> None:
-    times = TruncatedPairs(sigma_max=3.0, scale=3.0, freedom=5.0, gap=ECTPairs(q=400.0, k=0.0))
-    from cmsolvers.losses import square_sum
-
-    model, first = exact_map("consistency"), exact_map("consistency", seed=1)
-    options = {"times": times, "distance": square_sum, "batches": 24}
-    assert expected_gradient(tcm, model, teacher=first, **options).worst < STILL
-    raw = first.net.raw
-    first.net.raw = lambda x, t, s: 1.5 * raw(x, t, s)  # a wrong boundary
-    assert expected_gradient(tcm, model, teacher=first, **options).worst > MOVES
-
-
-=======
->>>>>>> s16-proof
 # --- latent --------------------------------------------------------------------------------------
 
 CHAIN = DDPM(schedule="scaled_linear")

@@ -11,12 +11,8 @@ from torch import Tensor, nn
 
 from cmsolvers import noise
 from cmsolvers.denoisers import AverageVelocity, TrajectoryFunction
-<<<<<<< HEAD
 from cmsolvers.losses import LogitNormal, LogNormal, RhoPairs, UniformTimes, ctm, square_sum
-=======
-from cmsolvers.losses import LogNormalQuantile, RhoPairs, ctm, square_sum
 from support.columns import column
->>>>>>> s16-proof
 from support.loss_cases import SmallNet
 from support.loss_formulas import F64, SEED, STEP, X0, Masked, U, Z, assert_same, small
 from support.stationary import exact_denoiser

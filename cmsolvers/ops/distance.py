@@ -221,20 +221,21 @@ class _Recorded(torch.autograd.Function):
     def forward(ctx: Any, weights: Tensor, kind: int, c: float, *inputs: Tensor) -> Tensor:
         value = plain_distance(inputs, weights, kind, c)
         ctx.save_for_backward(weights, value, *inputs)
-        ctx.size = kind, c
+        ctx.kind, ctx.c = kind, c
         return value
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         weights, value, *inputs = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:]
-        made = iter(plain_backward(grad, inputs, weights, value, *ctx.size, wanted))
+        made = iter(plain_backward(grad, inputs, weights, value, ctx.kind, ctx.c, wanted))
         return None, None, None, *[next(made) if is_wanted else None for is_wanted in wanted]
 
 
 def _plain_autograd(inputs: Sequence[Tensor], weights: Tensor, kind: int, c: float) -> Tensor:
     """Without the binary, what csrc/loss/distance_autograd.cpp does."""
-    tangents = any(forward_ad.unpack_dual(m).tangent is not None for m in inputs)
+    unpacked: Any = forward_ad.unpack_dual
+    tangents = any(unpacked(m).tangent is not None for m in inputs)
     if tangents or torch._C._are_functorch_transforms_active():
         return plain_distance(inputs, weights, kind, c)
     found: Tensor = _Recorded.apply(weights, kind, c, *inputs)  # type: ignore[no-untyped-call]

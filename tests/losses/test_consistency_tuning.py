@@ -20,6 +20,7 @@ from cmsolvers.denoisers import (
 from cmsolvers.losses import (
     AnnealedPairs,
     LabelDropout,
+    TruncatedPairs,
     cd,
     ect,
     ict,

@@ -123,6 +123,41 @@ def test_the_balance_is_clamped_and_checked() -> None:
         ctm(model, X0, balance=nn.Parameter(torch.ones(3)), **call)
 
 
+@pytest.mark.parametrize("which", ["teacher", "target"])
+def test_the_balance_is_that_of_the_samples_that_are_not_left_out(which: str) -> None:
+    """One bad sample leaves itself out, and not by its ratio all of them."""
+    model = TrajectoryFunction(small().eval(), 0.5)
+    last, others = model.net.last.weight, [0, 1, 3, 4, 5]
+    call: dict[str, Any] = {"key": SEED, "step": STEP, "levels": (HIGH, LOW), "reduction": "none"}
+    call |= {"steps": 2, "teacher": exact_denoiser}
+    target = TrajectoryFunction(copy.deepcopy(model.net), 0.5)
+
+    def spoilt(x: Tensor, *times: Tensor) -> Tensor:
+        made = exact_denoiser(x, *times) if which == "teacher" else target.net(x, *times)
+        return torch.where(torch.arange(6)[:, None] == 2, torch.nan, made)
+
+    value = ctm(model, X0, balance=0.0, target=target, **call).loss
+    both = ctm(model, X0, balance=1.0, target=target, **call).loss
+    sizes = []
+    for term in (value, both - value):
+        (rate,) = torch.autograd.grad(term[others].sum() / 6, last, retain_graph=True)
+        sizes.append(rate.norm())
+    factor = float(sizes[0] / (sizes[1] + 1e-4))
+    bad = {"teacher": spoilt} if which == "teacher" else {"target": TrajectoryFunction(spoilt, 0.5)}
+    given = call | {"target": target} | bad
+    found = ctm(model, X0, balance=last, bad_rows="zero", **given)
+    assert int(found.diagnostics["bad_rows"]) == 1 and float(found.per_sample[2]) == 0.0
+    torch.testing.assert_close(float(found.diagnostics["balance"]), factor, rtol=1e-6, atol=0)
+    want = (value + factor * (both - value))[others]
+    torch.testing.assert_close(found.loss[others], want, rtol=1e-6, atol=0)
+    weights = [*model.net.first.parameters(), *model.net.last.parameters()]
+    grads = torch.autograd.grad(found.loss.sum(), weights)
+    right = torch.autograd.grad(want.sum(), weights)
+    torch.testing.assert_close(grads, right, rtol=1e-6, atol=1e-9)
+    kept = ctm(model, X0, balance=last, bad_rows="keep", **given)
+    assert kept.loss[others].isfinite().all() and kept.loss[2].isnan()
+
+
 # --- times, options, bad input -------------------------------------------------------------------
 
 

@@ -84,7 +84,10 @@ def _inner_product(
 ) -> Tensor:
     made, rate = map_rate(at, x, velocity, derivative=derivative)
     w = (power_law_rate() if weight is None else weight)(at.path.ratio(at.t))
-    return made.dot((rate * ratio_rate(at, at.t)).tensor()) * w
+    constant = (rate * ratio_rate(at, at.t)).tensor()
+    if at.left_out is not None:
+        constant = at.left_out.without_bad(constant)
+    return made.dot(constant) * w
 
 
 SCM = "Lu & Song, 'Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models' (2025)"

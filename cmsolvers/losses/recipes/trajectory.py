@@ -74,6 +74,8 @@ def ctm(
     (noisy,) = at.states(level)
     weight = edm_weight() if denoising_weight is None else denoising_weight
     clean = mean_square(at.student.again().clean(noisy) - at.x0) * weight(at.path.ratio(level))
+    if at.left_out is not None:  # before a gradient is asked for
+        at.left_out.add(~(value + clean).detach().isfinite())
     factor = balanced(value, clean, balance)
     at.diagnostics |= {"trajectory": value.mean(), "denoising": clean.mean(), "balance": factor}
     return value + factor * clean
@@ -85,6 +87,7 @@ def balanced(
     """The factor of `other` beside `value`, [B] both: a number, or the ratio of their gradients.
 
     For a parameter p that is |d mean(value) / dp| / (|d mean(other) / dp| + 1e-4), at most `most`.
+    Samples of which one of them is not finite have no part in the means.
 
     Raises:
         TypeError: neither a number nor a parameter.
@@ -100,9 +103,10 @@ def balanced(
             f"balance must be a number or a parameter of the last layer; got "
             f"{check.describe(balance)} without gradient"
         )
-    sizes = []
+    sizes, fit = [], (value + other).detach().isfinite()
     for term in (value, other):
-        (rate,) = torch.autograd.grad(term.mean(), balance, retain_graph=True, allow_unused=True)
+        mean = torch.where(fit, term, 0.0).mean()
+        (rate,) = torch.autograd.grad(mean, balance, retain_graph=True, allow_unused=True)
         if rate is None:
             raise ValueError("balance must be a parameter of the model; the loss does not read it")
         sizes.append(rate.double().norm())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmsolvers import ConsistencyFunction
 from cmsolvers.denoisers.flow_maps import TrigFlowMap
-from cmsolvers.losses.evaluation.decorator import Loss
+from cmsolvers.losses.evaluation.recipe import Loss
 from cmsolvers.losses.formulas.tangents import Clamped, Normalised, unchanged
 from cmsolvers.losses.formulas.weights import inverse_gap, norm, one, square_sum
 from cmsolvers.losses.recipes.align_your_flow import ayf_emd, ayf_lmd

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from cmsolvers.losses.evaluation.decorator import Loss, loss
+from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.recipe import Loss
 from cmsolvers.losses.formulas.identities import eulerian
 from cmsolvers.losses.formulas.weights import mean_square
 from cmsolvers.losses.recipes.average_velocity import meanflow

@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cmsolvers.losses.evaluation.combination import Combination, Factor, of
+from cmsolvers.losses.evaluation.combination import Combination, of
+
+
+class Form(NamedTuple):
+    """f = sign (table[first] x + table[first + 1] F), as a kernel wrote it with a state.
+
+    With `scaled` in place of x where a state has that alone.
+    """
+
+    table: Tensor
+    first: int
+    sign: float
+
+
+class Remade(NamedTuple):
+    """How the only tensor of a state was made: make(table[row : row + 1]), which holds c_in x.
+
+    `table` is float64 [J, 2, B], (c_in alpha, c_in sigma) in each row, with alpha = 1.
+    """
+
+    make: Callable[[Tensor], Tensor]
+    table: Tensor
+    row: int
+
+    def c_in(self) -> Tensor:
+        """The factor of x, float64 [B]."""
+        return self.table[self.row, 0]
+
+    def again(self) -> Tensor:
+        """The same tensor once more."""
+        return self.make(self.table[self.row : self.row + 1])
 
 
 class State:
@@ -17,22 +48,19 @@ class State:
         x: [B, ...].
         level: of each sample, float64 [B].
         scaled: c_in(level) x in the dtype of the student's network, where it was made with x.
-        velocity: alpha' x_0 + sigma' z, the velocity of the pair that x was made of, where asked.
-        form: weights of `carrier` and of the student's raw output in f or D, where they were made
-            with x.
+        form: f or D of the student's raw output, where its weights were made with x.
         scaled_for: the model whose c_in that is; others with other scalings scale x themselves.
     """
 
     __slots__ = (
-        "_c_in",
-        "_remake",
+        "_remade",
         "_told",
+        "_velocity",
         "_x",
         "form",
         "level",
         "scaled",
         "scaled_for",
-        "velocity",
     )
 
     def __init__(
@@ -40,29 +68,41 @@ class State:
         x: Tensor | None,
         level: Tensor,
         scaled: Tensor | None = None,
-        velocity: Tensor | None = None,
-        form: tuple[Factor, Factor] | None = None,
         scaled_for: object = None,
-        c_in: Factor | None = None,
+        form: Form | None = None,
         told: Tensor | None = None,
-        remake: Callable[[], Tensor] | None = None,
+        remade: Remade | None = None,
+        velocity: Tensor | None = None,
     ) -> None:
-        """`x` may be None where `scaled`, `c_in` and `remake`, which makes `scaled`, are given.
+        """`x` may be None where `scaled` and `remade`, which says how that was made, are given.
 
         `told` is what the network of `scaled_for` gets beside `scaled`.
         """
-        self._told = told
-        self._x, self.level, self.scaled, self.velocity = x, level, scaled, velocity
-        self.form, self.scaled_for, self._c_in = form, scaled_for, c_in
-        self._remake = remake
+        self._x, self.level, self.scaled, self.scaled_for = x, level, scaled, scaled_for
+        self.form, self._told, self._remade, self._velocity = form, told, remade, velocity
 
     @property
     def x(self) -> Tensor:
         """[B, ...]."""
         if self._x is None:
-            assert self.scaled is not None and self._c_in is not None
-            self._x = (of(self.scaled) / self._c_in).tensor().to(self.scaled.dtype)
+            assert self.scaled is not None and self._remade is not None
+            self._x = (of(self.scaled) / self._remade.c_in()).tensor(self.scaled.dtype)
         return self._x
+
+    @property
+    def velocity(self) -> Tensor:
+        """alpha' x_0 + sigma' z, the velocity of the pair that x was made of, [B, ...].
+
+        Raises:
+            ValueError: it was not made; `at.states(level, velocity=True)` makes it.
+        """
+        if self._velocity is None:
+            raise ValueError("velocity must be made with the state: states(t, velocity=True)")
+        return self._velocity
+
+    def at(self, made: Combination, level: Tensor) -> State:
+        """The state that was made of this one at another level, [B], in the same dtype."""
+        return State(made.tensor(self.x.dtype), level)
 
     def take_told(self, model: object) -> Tensor | None:
         """What a model's network is told, once: the network may write to it. Else None."""
@@ -78,13 +118,12 @@ class State:
 
     def forget_scaled(self) -> None:
         """To be called where a network wrote to `scaled`: it is made anew, or where next wanted."""
-        self.scaled = self._remake() if self._x is None and self._remake is not None else None
+        self.scaled = self._remade.again() if self._x is None and self._remade else None
 
 
 def moved_along(x: State, velocity: Combination, end: Tensor) -> State:
     """x + (s - t) velocity at s = `end`, [B]."""
-    moved = of(x.x) + velocity * (end - x.level)
-    return State(moved.tensor().to(x.x.dtype), end)
+    return x.at(of(x.x) + velocity * (end - x.level), end)
 
 
 def version_of(x: Tensor) -> int | None:

@@ -202,6 +202,9 @@ def coordinates_of(denoiser: object) -> Coordinates:
     Raises:
         TypeError, ValueError: as `coordinates`.
     """
+    own = getattr(denoiser, "coordinates", None)
+    if isinstance(own, Coordinates):
+        return own
     for layer in layers(denoiser, partials=True):
         named = getattr(layer, "coordinates", None)
         if named is not None and not isinstance(named, Tensor):

@@ -37,7 +37,6 @@ class Evaluation:
         t: the levels of the student, float64 [B].
         s: where its map ends, or the second level of a pair; likewise.
         path: coordinates of states and levels.
-        size: elements per sample.
         student: the model, with gradient.
         frozen: the model without gradient, on the same random numbers.
         target: the argument `target` without gradient; `frozen` where it was None.
@@ -75,13 +74,17 @@ class Evaluation:
         if teacher is not None:
             own = self.extra if teacher_extra is None else teacher_extra
             self._teacher = ModelView("teacher", teacher, own, same, False, self.path)
-        self.size = math.prod(x0.shape[1:])
         self.t = self.s = _NO_LEVELS
         self.diagnostics: dict[str, Any] = {}
         self.progress = 1.0
         self.left_out: LeftOut | None = None
         self.dropped: Tensor | None = None
         self.ends_clean: bool | None = None
+
+    @property
+    def size(self) -> int:
+        """Elements per sample."""
+        return math.prod(self.x0.shape[1:])
 
     @property
     def teacher(self) -> ModelView:

@@ -14,7 +14,7 @@ from cmsolvers.denoisers.flow_maps import FlowMap
 from cmsolvers.losses.evaluation.combination import Combination, Weight, of
 from cmsolvers.losses.evaluation.network_calls import Model, NetworkCalls
 from cmsolvers.losses.evaluation.randomness import SameRandomness
-from cmsolvers.losses.evaluation.states import State, version_of, written
+from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.evaluation.table_combination import TableCombination
 from cmsolvers.processes.coordinates import Coordinates
 
@@ -145,13 +145,9 @@ class ModelView(NetworkCalls):
         told = at.take_told(inner)
         if told is None:
             told = inner.told(at.level, carrier)
-        before = version_of(scaled)
-        with self.passing():
-            made = inner.network(scaled, told, **self.extra)
-        if written(scaled, before) and scaled is at.scaled:
-            at.forget_scaled()
-            carrier = at.carrier
-        made = self._checked(made, carrier)
+        made = self._checked(self._network(inner, at, scaled, told), carrier)
+        if carrier is scaled:
+            carrier = at.carrier  # another one, where the network wrote to its input
         if form is not None:
             return TableCombination((carrier, made), *form)
         return Combination([(carrier, c_skip), (made, c_out)])

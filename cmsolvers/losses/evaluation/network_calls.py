@@ -23,7 +23,7 @@ from cmsolvers.denoisers.velocity_heads import VelocityHeads
 from cmsolvers.losses.evaluation.bad_rows import LeftOut
 from cmsolvers.losses.evaluation.plain_checkpoints import plain_checkpoints
 from cmsolvers.losses.evaluation.randomness import SameRandomness, same_statistics
-from cmsolvers.losses.evaluation.states import State, version_of, written
+from cmsolvers.losses.evaluation.states import State, version_of
 from cmsolvers.ops.pair_rows import alike
 from cmsolvers.processes.coordinates import Coordinates, coordinates_of
 from cmsolvers.processes.wrappers import layers
@@ -85,6 +85,7 @@ class NetworkCalls:
         self.inner = model if self.preconditioned is not None else unwrapped(model)
         self.own: Coordinates = coordinates_of(model)
         self._first = True
+        self._traced = torch.compiler.is_compiling()
         self._alike: tuple[object, bool] | None = None
         self.left_out: LeftOut | None = None
 
@@ -166,8 +167,14 @@ class NetworkCalls:
 
     def raw(self, at: State, end: Tensor | None = None) -> Tensor:
         """F of a flow map at a state."""
-        with self.passing():
-            return self._raw(at, end)
+        inner = self.flow_map()
+        if inner is not self.model:
+            made = self._run(self.model, at.x, at.level, end, output=RAW)
+        elif (scaled := self._scaled(at)) is not None:
+            made = self._network(inner, at, scaled, at.level, end)
+        else:
+            made = self._run(inner.raw, at.x, at.level, end)
+        return self._checked(made, at.x)
 
     def raw_of_state(self, at: State, end: Tensor) -> Tensor:
         """F of a flow map with gradient by the state alone: parameters count as constants.
@@ -205,8 +212,7 @@ class NetworkCalls:
     def called(self, at: State) -> Tensor:
         """What the model itself returns at a state and its level."""
         dtype = torch.promote_types(at.x.dtype, torch.float32)
-        with self.passing():
-            return self._checked(self.model(at.x, at.level.to(dtype), **self.extra), at.x)
+        return self._checked(self._run(self.model, at.x, at.level.to(dtype)), at.x)
 
     def scales_as(self, other: Preconditioned) -> bool:
         """Whether it is a preconditioned network that gets the input of another at every state."""
@@ -216,18 +222,24 @@ class NetworkCalls:
             return False
         return self._reads_as(other)
 
-    def _raw(self, at: State, end: Tensor | None) -> Tensor:
-        inner = self.flow_map()
-        if inner is not self.model:
-            made = self.model(at.x, at.level, end, output=RAW, **self.extra)
-        elif (scaled := self._scaled(at)) is not None:
-            before = version_of(scaled)
-            made = inner.network(scaled, at.level, end, **self.extra)
-            if written(scaled, before):
-                at.forget_scaled()
-        else:
-            made = inner.raw(at.x, at.level, end, **self.extra)
-        return self._checked(made, at.x)
+    def _run(self, called: Callable[..., object], *inputs: object, **more: object) -> object:
+        """One of its passes."""
+        if self._gradient and self._first and not self._traced:
+            return called(*inputs, **self.extra, **more)
+        with self.passing():
+            return called(*inputs, **self.extra, **more)
+
+    def _network(
+        self, inner: FlowMap | Preconditioned, at: State, scaled: Tensor, *told: Tensor | None
+    ) -> object:
+        """A pass of the network inside, which may write to the input that a state holds."""
+        if self._traced:
+            return self._run(inner.network, scaled, *told)
+        before = version_of(scaled)
+        made = self._run(inner.network, scaled, *told)
+        if (before is None or scaled._version != before) and scaled is at.scaled:
+            at.forget_scaled()
+        return made
 
     def _checked(self, made: object, x: Tensor) -> Tensor:
         """An output of the network for a state x, checked and followed."""

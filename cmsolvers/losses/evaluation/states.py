@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from cmsolvers.losses.evaluation.combination import Combination, of
@@ -128,11 +127,4 @@ def moved_along(x: State, velocity: Combination, end: Tensor) -> State:
 
 def version_of(x: Tensor) -> int | None:
     """Counts what is written to a tensor in place; None in inference mode, which does not count."""
-    if torch.compiler.is_compiling():
-        return 0
     return None if x.is_inference() else x._version
-
-
-def written(x: Tensor, before: int | None) -> bool:
-    """Whether a tensor was perhaps written to since `version_of`."""
-    return before is None or version_of(x) != before

@@ -45,7 +45,7 @@ class TableCombination(Combination):
             and other._table is self._table
             and other._first == self._first + len(self._tensors)
             and other._sign == -self._sign
-            and not any(mine is theirs for mine in self._tensors for theirs in other._tensors)
+            and not _shared(self._tensors, other._tensors)
         ):
             return TableCombination(
                 self._tensors + other._tensors, self._table, self._first, self._sign
@@ -68,3 +68,12 @@ class TableCombination(Combination):
     def _passed(self) -> tuple[tuple[Tensor, ...], Tensor]:
         whole = self._sign > 0 and len(self._tensors) == len(self._table)
         return self._tensors, self._table if whole else self._rows()
+
+
+def _shared(some: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
+    """Whether a tensor is among both."""
+    for tensor in some:
+        for other in others:
+            if tensor is other:
+                return True
+    return False

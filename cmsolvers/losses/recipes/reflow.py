@@ -77,4 +77,4 @@ def paired(at: Evaluation, noise: Tensor | None, steps: int, solver: str | Teach
     alpha_rate, sigma_rate = at.path.pair_rates(at.t)
     pair = (at.path.alpha(at.t), at.path.sigma(at.t)), (alpha_rate, sigma_rate)
     x, v = (Combination([(at.x0, a), (z, b)]).tensor(at.x0.dtype) for a, b in pair)
-    return State(x, at.t, None, v)
+    return State(x, at.t, velocity=v)

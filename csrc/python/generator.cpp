@@ -7,6 +7,7 @@
 
 #include <cstring>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <type_traits>
 
@@ -20,7 +21,7 @@ struct GeneratorState {
   std::optional<float> next_float;
   std::optional<double> next_double;
 };
-static_assert(std::is_trivially_copyable_v<GeneratorState>);
+static_assert(std::is_trivially_copyable_v<GeneratorState> && alignof(GeneratorState) <= 8);
 
 // Python: see STATE in cmsolvers/ops/generator.py.
 PyObject* cpu_generator_state(PyObject*, PyObject*) {
@@ -30,9 +31,8 @@ PyObject* cpu_generator_state(PyObject*, PyObject*) {
   PyObject* const bytes = PyBytes_FromStringAndSize(nullptr, sizeof(GeneratorState));
   if (bytes == nullptr) return nullptr;
   const std::lock_guard<std::mutex> lock(found->mutex_);
-  const GeneratorState state{found->engine(), found->next_float_normal_sample(),
-                             found->next_double_normal_sample()};
-  std::memcpy(PyBytes_AS_STRING(bytes), &state, sizeof(state));
+  new (PyBytes_AS_STRING(bytes)) GeneratorState{found->engine(), found->next_float_normal_sample(),
+                                                found->next_double_normal_sample()};
   return bytes;
   END_HANDLE_TH_ERRORS
 }

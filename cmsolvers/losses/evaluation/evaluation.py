@@ -20,7 +20,7 @@ from cmsolvers.losses.evaluation.combination import Weight, of
 from cmsolvers.losses.evaluation.model_views import ModelView
 from cmsolvers.losses.evaluation.network_calls import Model
 from cmsolvers.losses.evaluation.randomness import SameRandomness
-from cmsolvers.losses.evaluation.states import Form, Remade, State, moved_along
+from cmsolvers.losses.evaluation.states import Pair, State, moved_along
 from cmsolvers.processes.coordinates import Coordinates
 
 EXTRA = 8
@@ -176,18 +176,12 @@ class Evaluation:
             draw=self.draw,
             dtypes=None if lean else (own, own, of_net, of_net),
         )
-        weights, told = rows[1], rows[2:] or (None, None)
-        first, second = Form(weights, 0, 1.0), Form(weights, 2, -1.0)
-        if not lean:
-            x, y, x_in, y_in = made
-            return (
-                State(x, high, x_in, inner, first, told[0]),
-                State(y, low, y_in, inner, second, told[1]),
-            )
-        again = self._one_form
+        x, y, x_in, y_in = (None, None, *made) if lean else made
+        told = rows[2:] or (None, None)
+        pair = Pair(rows[1], rows[0], self._one_form)
         return (
-            State(None, high, made[0], inner, first, told[0], Remade(again, rows[0], 0)),
-            State(None, low, made[1], inner, second, told[1], Remade(again, rows[0], 1)),
+            State(x, high, x_in, inner, pair, 0, told[0]),
+            State(y, low, y_in, inner, pair, 1, told[1]),
         )
 
     def _one_form(self, weights: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from cmsolvers.losses.evaluation.combination import Combination, Weight, of
 from cmsolvers.losses.evaluation.network_calls import Model, NetworkCalls
 from cmsolvers.losses.evaluation.randomness import SameRandomness
 from cmsolvers.losses.evaluation.states import State
-from cmsolvers.losses.evaluation.table_combination import TableCombination
 from cmsolvers.processes.coordinates import Coordinates
 
 
@@ -135,9 +134,10 @@ class ModelView(NetworkCalls):
         return at.at(of(at.x) * scale, level)
 
     def _preconditioned(self, inner: Preconditioned, at: State) -> Combination:
-        scaled, form, carrier = self._scaled(at), at.form, at.carrier
-        if scaled is None or form is None:
-            form, carrier = None, at.x
+        scaled, carrier = self._scaled(at), at.carrier
+        known = scaled is not None and at.known
+        if scaled is None or not known:
+            carrier = at.x
             c_skip, c_out, c_in, _ = inner.coefficients(at.level)
             if scaled is None:
                 scaled = (of(at.x) * c_in).tensor()
@@ -146,8 +146,6 @@ class ModelView(NetworkCalls):
         if told is None:
             told = inner.told(at.level, carrier)
         made = self._checked(self._network(inner, at, scaled, told), carrier)
-        if carrier is scaled:
-            carrier = at.carrier  # another one, where the network wrote to its input
-        if form is not None:
-            return TableCombination((carrier, made), *form)
+        if known:
+            return at.mapped(made)
         return Combination([(carrier, c_skip), (made, c_out)])

@@ -8,36 +8,22 @@ from typing import NamedTuple
 from torch import Tensor
 
 from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.table_combination import TableCombination
 
 
-class Form(NamedTuple):
-    """f = sign (table[first] x + table[first + 1] F), as a kernel wrote it with a state.
+class Pair(NamedTuple):
+    """What the two states of a consistency pair were made with, by one kernel.
 
-    With `scaled` in place of x where a state has that alone.
+    Attributes:
+        outputs: float64 [4, B], the weights of f(x, t) - f(y, s): of x, F, y and F, with the inputs
+            of the networks in place of the states where these are all that is stored.
+        inputs: float64 [2, 2, B], (c_in, c_in sigma) of both states, which make these inputs.
+        make: makes tensors of such weights.
     """
 
-    table: Tensor
-    first: int
-    sign: float
-
-
-class Remade(NamedTuple):
-    """How the only tensor of a state was made: make(table[row : row + 1]), which holds c_in x.
-
-    `table` is float64 [J, 2, B], (c_in alpha, c_in sigma) in each row, with alpha = 1.
-    """
-
+    outputs: Tensor
+    inputs: Tensor
     make: Callable[[Tensor], Tensor]
-    table: Tensor
-    row: int
-
-    def c_in(self) -> Tensor:
-        """The factor of x, float64 [B]."""
-        return self.table[self.row, 0]
-
-    def again(self) -> Tensor:
-        """The same tensor once more."""
-        return self.make(self.table[self.row : self.row + 1])
 
 
 class State:
@@ -47,16 +33,15 @@ class State:
         x: [B, ...].
         level: of each sample, float64 [B].
         scaled: c_in(level) x in the dtype of the student's network, where it was made with x.
-        form: f or D of the student's raw output, where its weights were made with x.
         scaled_for: the model whose c_in that is; others with other scalings scale x themselves.
     """
 
     __slots__ = (
-        "_remade",
+        "_pair",
+        "_row",
         "_told",
         "_velocity",
         "_x",
-        "form",
         "level",
         "scaled",
         "scaled_for",
@@ -68,24 +53,25 @@ class State:
         level: Tensor,
         scaled: Tensor | None = None,
         scaled_for: object = None,
-        form: Form | None = None,
+        pair: Pair | None = None,
+        row: int = 0,
         told: Tensor | None = None,
-        remade: Remade | None = None,
         velocity: Tensor | None = None,
     ) -> None:
-        """`x` may be None where `scaled` and `remade`, which says how that was made, are given.
+        """Of a pair, state number `row`; its x may be None where `scaled` is given.
 
         `told` is what the network of `scaled_for` gets beside `scaled`.
         """
         self._x, self.level, self.scaled, self.scaled_for = x, level, scaled, scaled_for
-        self.form, self._told, self._remade, self._velocity = form, told, remade, velocity
+        self._pair, self._row, self._told, self._velocity = pair, row, told, velocity
 
     @property
     def x(self) -> Tensor:
         """[B, ...]."""
         if self._x is None:
-            assert self.scaled is not None and self._remade is not None
-            self._x = (of(self.scaled) / self._remade.c_in()).tensor(self.scaled.dtype)
+            assert self.scaled is not None and self._pair is not None
+            c_in = self._pair.inputs[self._row, 0]
+            self._x = (of(self.scaled) / c_in).tensor(self.scaled.dtype)
         return self._x
 
     @property
@@ -112,12 +98,24 @@ class State:
 
     @property
     def carrier(self) -> Tensor:
-        """The tensor that `form` takes for the state: x, or `scaled` where there is no other."""
+        """The tensor that `mapped` takes for the state: x, or `scaled` where there is no other."""
         return self.x if self._x is not None or self.scaled is None else self.scaled
+
+    @property
+    def known(self) -> bool:
+        """Whether the weights of f were made with the state, for `mapped`."""
+        return self._pair is not None
+
+    def mapped(self, made: Tensor) -> Combination:
+        """f or D of the raw output of a network that scales as `scaled_for`."""
+        assert self._pair is not None
+        sign = -1.0 if self._row else 1.0
+        return TableCombination((self.carrier, made), self._pair.outputs, 2 * self._row, sign)
 
     def forget_scaled(self) -> None:
         """To be called where a network wrote to `scaled`: it is made anew, or where next wanted."""
-        self.scaled = self._remade.again() if self._x is None and self._remade else None
+        pair, row = self._pair, self._row
+        self.scaled = pair.make(pair.inputs[row : row + 1]) if self._x is None and pair else None
 
 
 def moved_along(x: State, velocity: Combination, end: Tensor) -> State:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cmsolvers import ConsistencyFunction, losses, noise
 from cmsolvers.losses.evaluation import drawn_levels, loss_reduction
 from cmsolvers.losses.evaluation.combination import Combination
+from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.evaluation.table_combination import TableCombination
 from cmsolvers.ops import pair_rows
 
@@ -109,3 +110,17 @@ def test_a_table_without_gradient() -> None:
     assert fixed.detach() is fixed
     found = TableCombination((x, free), table).detach()
     assert not found.tensor().requires_grad and found.terms[0][0] is x
+
+
+def test_a_state_without_velocity_says_how_to_get_it() -> None:
+    state = State(X0, HIGH)
+    with pytest.raises(ValueError, match="velocity must be made with the state"):
+        _ = state.velocity
+    assert State(X0, HIGH, velocity=X0).velocity is X0
+
+
+def test_a_state_of_another_keeps_the_dtype() -> None:
+    half = State(X0.half(), HIGH)
+    other = half.at(Combination([(half.x, 0.5), (X0, 0.5)]), 2.0 * HIGH)
+    assert other.x.dtype is torch.float16 and torch.equal(other.level, 2.0 * HIGH)
+    assert torch.equal(other.x, ((half.x.float() + X0) * 0.5).half())

@@ -14,7 +14,6 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, cast
 
 import torch
@@ -33,6 +32,7 @@ from cmsolvers.denoisers.second_time import SecondTime
 from cmsolvers.denoisers.signature import CALLED, signature_of
 from cmsolvers.processes.coordinates import Coordinates
 from cmsolvers.processes.elementary import broadcastable
+from cmsolvers.processes.wrappers import wrapped_in
 
 Pair: TypeAlias = tuple[Scalar, Scalar]
 Second: TypeAlias = "Literal['end', 'length'] | SecondTime | None"
@@ -237,9 +237,8 @@ def end_of(model: object) -> float | None:
         if isinstance(model, Preconditioned):
             return model.sigma_min
         sides = getattr(model, "sides", None)
-        inner = [getattr(model, name, None) for name in ("inner", "module", "_orig_mod")]
+        inner = [getattr(model, "inner", None), wrapped_in(model, partials=True)]
         inner.append(sides[0] if isinstance(sides, (list, tuple, nn.ModuleList)) else None)
-        inner.append(model.func if isinstance(model, partial) else None)
         model = next((found for found in inner if callable(found)), None)
     return None
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from cmsolvers.processes.continuous import Karras
 from cmsolvers.processes.elementary import Time, broadcastable, exact, maths, ratio
 from cmsolvers.processes.flows import RectifiedFlow, TrigFlow
 from cmsolvers.processes.sde import Process
+from cmsolvers.processes.wrappers import layers
 
 
 @dataclass(frozen=True)
@@ -202,16 +202,13 @@ def coordinates_of(denoiser: object) -> Coordinates:
     Raises:
         TypeError, ValueError: as `coordinates`.
     """
-    for _ in range(4):
-        named = getattr(denoiser, "coordinates", None)
+    own = getattr(denoiser, "coordinates", None)
+    if isinstance(own, Coordinates):
+        return own
+    for layer in layers(denoiser, partials=True):
+        named = getattr(layer, "coordinates", None)
         if named is not None and not isinstance(named, Tensor):
             return coordinates("coordinates of a model", named)
-        if isinstance(denoiser, partial):
-            denoiser = denoiser.func
-        else:
-            denoiser = getattr(denoiser, "module", getattr(denoiser, "_orig_mod", None))
-        if denoiser is None:
-            break
     return KARRAS
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cmsolvers.denoisers import EDM
-from cmsolvers.losses.evaluation.decorator import Loss
+from cmsolvers.losses.evaluation.recipe import Loss
 from support.loss_cases import SmallNet, losses, model_for, options_of, teacher_for
 
 X0 = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(8, 3)

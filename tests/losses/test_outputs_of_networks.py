@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmsolvers.losses.evaluation.decorator import Loss
+from cmsolvers.losses.evaluation.recipe import Loss
 from support.loss_cases import SmallNet, evaluated, losses, model_for
 
 X0 = torch.linspace(-1, 1, 12).reshape(4, 3)

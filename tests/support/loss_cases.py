@@ -12,7 +12,7 @@ from cmsolvers import ConsistencyFunction
 from cmsolvers.denoisers import EDM, from_flow
 from cmsolvers.denoisers.flow_maps import AverageVelocity, TrajectoryFunction, TrigFlowMap
 from cmsolvers.losses import recipes
-from cmsolvers.losses.evaluation.decorator import Loss, Recipe
+from cmsolvers.losses.evaluation.recipe import Loss, Recipe
 from cmsolvers.losses.times.flow_times import DyadicPairs
 from cmsolvers.losses.times.truncated_times import TruncatedPairs
 

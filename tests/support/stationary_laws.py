@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cmsolvers.losses.evaluation.decorator import Loss
+from cmsolvers.losses.evaluation.recipe import Loss
 from support import loss_faults as faults
 from support.loss_faults import Fault, Options
 from support.stationary import exact_denoiser, exact_map

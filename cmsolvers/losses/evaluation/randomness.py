@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from cmsolvers.losses.evaluation.norm_layers import norm_layers
+from cmsolvers.ops.generator import PUT_STATE, STATE
 
-_CPU = torch.default_generator
 _NOTHING = nullcontext()
 
 
@@ -47,7 +47,7 @@ class SameRandomness:
             return
         if not isinstance(device, torch.device):
             device = torch.device(device)
-        self._cpu = _CPU.get_state()
+        self._cpu = STATE()
         self._type = device.type
         self._device: tuple[int, torch.Tensor] | None = None
         if device.type not in ("cpu", "meta"):
@@ -91,19 +91,19 @@ class SameRandomness:
         finally:
             self.put(now)
 
-    def rewind(self) -> tuple[Tensor, Tensor | None]:
+    def rewind(self) -> tuple[object, Tensor | None]:
         """Let the generators start where they stood; where they are now, for `put`."""
         # By hand: `torch.random.fork_rng` takes several times as long.
-        now = _CPU.get_state()
+        now = STATE()
         there = None if self._device is None else self._of_device()
-        _CPU.set_state(self._cpu)
+        PUT_STATE(self._cpu)
         if self._device is not None:
             self._to_device(self._device[1])
         return now, there
 
-    def put(self, states: tuple[Tensor, Tensor | None]) -> None:
+    def put(self, states: tuple[object, Tensor | None]) -> None:
         """Set the generators."""
-        _CPU.set_state(states[0])
+        PUT_STATE(states[0])
         if states[1] is not None:
             self._to_device(states[1])
 

@@ -30,22 +30,9 @@ from cmsolvers.losses.derivatives.inner_modules import around_inner
 from cmsolvers.losses.derivatives.total_derivative import Derivative, Method
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.evaluation import Evaluation
-from cmsolvers.losses.evaluation.model_views import RAW, ModelView
+from cmsolvers.losses.evaluation.model_views import ModelView
+from cmsolvers.losses.evaluation.network_calls import RAW
 from cmsolvers.losses.evaluation.states import State
-
-
-def flow_map_of(view: ModelView) -> FlowMap:
-    """The flow map of a view.
-
-    Raises:
-        ValueError: another kind of model.
-    """
-    if not isinstance(view.inner, FlowMap):
-        raise ValueError(
-            f"{view.name} must be a flow map, such as AverageVelocity(net) or TrigFlowMap(net); "
-            f"got {type(view.inner).__name__}"
-        )
-    return view.inner
 
 
 def two_times_of(view: ModelView) -> FlowMap:
@@ -54,7 +41,7 @@ def two_times_of(view: ModelView) -> FlowMap:
     Raises:
         ValueError: another kind of model, or a network of one time, which cannot know where to go.
     """
-    inner = flow_map_of(view)
+    inner = view.flow_map()
     if inner.second is None:
         made = type(inner).__name__
         raise ValueError(
@@ -71,10 +58,7 @@ def average_velocity_of(view: ModelView) -> AverageVelocity:
         ValueError: another kind of model.
     """
     if not isinstance(view.inner, AverageVelocity):
-        raise ValueError(
-            f"{view.name} must be an average velocity, AverageVelocity(net); "
-            f"got {type(view.inner).__name__}"
-        )
+        raise view.refused("an average velocity, AverageVelocity(net)")
     return view.inner
 
 
@@ -150,8 +134,8 @@ def eulerian(
         scale: of the part with dF/dt, for a warm-up, a number or [B].
         full_precision: whether the derivative's pass runs outside of autocast.
     """
-    inner = flow_map_of(at.student)
-    along = velocity.tensor().to(x.x.dtype) if isinstance(velocity, Combination) else velocity
+    inner = at.student.flow_map()
+    along = velocity.tensor(x.x.dtype) if isinstance(velocity, Combination) else velocity
     view = at.frozen if view is None else view
     tangents = (along, 1.0, 0.0)
     found = raw_derivative(at, view, x, end, tangents, derivative, full_precision=full_precision)
@@ -177,7 +161,7 @@ def end_rate(
         derivative: "jvp" or "finite_difference".
         through: whether the gradient goes through dF/ds too, or through F alone.
     """
-    inner = flow_map_of(at.student)
+    inner = at.student.flow_map()
     a, b = inner.skip_out(x.level, end)
     a_rate, b_rate = inner.end_rates(x.level, end)
     view = at.student if through else at.frozen
@@ -207,5 +191,5 @@ def lagrangian(
         through: whether the gradient goes through dF/ds too, or through b_s F alone.
     """
     moving, reached = end_rate(at, x, end, derivative=derivative, through=through)
-    state = State(reached.detach().tensor().to(x.x.dtype), end)
+    state = x.at(reached.detach(), end)
     return moving - velocity.velocity(state).detach()

@@ -28,7 +28,7 @@ from cmsolvers.losses.derivatives.total_derivative import Method, total_derivati
 from cmsolvers.losses.evaluation.combination import Combination, Weight, of
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.states import State
-from cmsolvers.losses.formulas.identities import flow_map_of, raw_derivative
+from cmsolvers.losses.formulas.identities import raw_derivative
 
 StartMethod: TypeAlias = Literal["jvp", "finite_difference", "discrete"]
 """How dF/dt is found along a trajectory."""
@@ -77,8 +77,8 @@ def start_motion(
         ValueError: another kind of model, an unknown derivative.
     """
     check.choice("derivative", derivative, ("jvp", "finite_difference", "discrete"))
-    student, view = flow_map_of(at.student), at.target
-    inner = flow_map_of(view)
+    student, view = at.student.flow_map(), at.target
+    inner = view.flow_map()
     made = at.student.raw(x, end)
     fixed = moving = made.detach()
     if derivative == "discrete":
@@ -113,8 +113,8 @@ def end_motion(at: Evaluation, x: State, end: Tensor, *, derivative: Method = "j
     Raises:
         ValueError: another kind of model, no teacher.
     """
-    student, view = flow_map_of(at.student), at.target
-    inner = flow_map_of(view)
+    student, view = at.student.flow_map(), at.target
+    inner = view.flow_map()
     made = at.student.raw(x, end)
     fixed = moving = made.detach()
     found = raw_derivative(at, view, x, end, (None, 0.0, 1.0), derivative)
@@ -122,8 +122,7 @@ def end_motion(at: Evaluation, x: State, end: Tensor, *, derivative: Method = "j
         moving = found.value
     a, b = inner.skip_out(x.level, end)
     a_rate, b_rate = inner.end_rates(x.level, end)
-    reached = Combination([(x.x, a), (moving, b)]).tensor().to(x.x.dtype)
-    slope = at.teacher_velocity(State(reached, end))
+    slope = at.teacher_velocity(x.at(Combination([(x.x, a), (moving, b)]), end))
     straight = Combination([(moving, b_rate), (slope, -1.0)]) + of(x.x) * a_rate
     sign = _sign(student.end_rates(x.level, x.level)[1])
     return Motion(made, fixed, sign, straight, of(found.derivative) * b)
@@ -189,8 +188,8 @@ def _along_the_circle(
     """
     h = x.level.clamp(max=gap)
     level = x.level - h
-    moved = Combination([(x.x, h.cos()), (velocity, -h.sin())]).tensor().to(x.x.dtype)
-    before = at.target.raw(State(moved, level), torch.minimum(end, level))
+    moved = x.at(Combination([(x.x, h.cos()), (velocity, -h.sin())]), level)
+    before = at.target.raw(moved, torch.minimum(end, level))
     sine = h.sin().clamp_min(torch.finfo(torch.float64).tiny)
     return Combination([(made, h.cos() / sine), (before, -1.0 / sine)])
 

@@ -75,7 +75,7 @@ def ddim_clean(
         path: coordinates of the state and the levels.
     """
     first = _ddim(path, x, view.clean(x).detach(), between)
-    middle = State(first.tensor().to(x.x.dtype), between)
+    middle = x.at(first, between)
     last = _ddim(path, middle, view.clean(middle).detach(), end)
     kept, added = _ddim_weights(path, x.level, end)
     return (last - of(x.x) * kept) / added

@@ -206,11 +206,10 @@ class GuidanceInputs:
 
 def learned_velocity(at: Evaluation, x: State, guidance: Guidance | None) -> Tensor:
     """The velocity of the pair that `x` was made of, guided or not, [B, ...]."""
-    assert x.velocity is not None
     if guidance is None:
         return x.velocity
     null_is_trained(at)
-    return guidance.velocity(at, x, x.velocity).tensor().to(x.velocity.dtype)
+    return guidance.velocity(at, x, x.velocity).tensor(x.velocity.dtype)
 
 
 def null_is_trained(at: Evaluation) -> None:

@@ -117,12 +117,11 @@ def imf(
     """
     inner = average_velocity_of(at.student)
     (x,) = at.states(at.t, velocity=True)
-    assert x.velocity is not None
     if guidance is None:
         v, tangent = of(x.velocity), instantaneous(at.frozen, x)
     else:
         v, tangent = guidance.velocities(at, x, at.s, x.velocity)
-    along = tangent.tensor().to(x.x.dtype)
+    along = tangent.tensor(x.x.dtype)
     found = raw_derivative(
         at, at.frozen, x, at.s, (along, 1.0, 0.0), derivative, full_precision=full_precision
     )

@@ -51,7 +51,6 @@ def continuous_ct(
         derivative: "jvp" or "finite_difference".
     """
     (x,) = at.states(at.t, velocity=True)
-    assert x.velocity is not None
     return _inner_product(at, x, x.velocity, weight, derivative)
 
 
@@ -133,7 +132,6 @@ def sct(
         gap: between the two angles of "discrete".
     """
     (x,) = at.states(at.t, velocity=True)
-    assert x.velocity is not None
     motion = _on_circle(at, x, x.velocity, derivative, gap)
     return _weighted(at, motion, _scm_tangent(at, motion), tangent, weight, prior, distance)
 

@@ -16,7 +16,7 @@ from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.states import State
-from cmsolvers.losses.formulas.identities import average_velocity_of, eulerian, flow_map_of
+from cmsolvers.losses.formulas.identities import average_velocity_of, eulerian
 from cmsolvers.losses.formulas.velocity_guidance import Guidance, learned_velocity
 from cmsolvers.losses.formulas.weights import Norm, adaptive, mean_square
 from cmsolvers.losses.times.basic_times import LogitNormalPairs
@@ -242,7 +242,7 @@ def soflow(
         guidance: a `MixedGuidance` or `Guidance` in the velocity, with `label_dropout`.
         least: t - l at least; l is not below 0.
     """
-    inner = flow_map_of(at.student)
+    inner = at.student.flow_map()
     schedule = ExponentialSchedule() if ratio is None else ratio
     rho = schedule(at.progress) if callable(schedule) else check.positive("ratio", schedule)
     at.diagnostics["ratio"] = rho

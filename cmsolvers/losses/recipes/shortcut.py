@@ -77,14 +77,12 @@ def _require_share(at: Evaluation, first: Tensor, count: int, share: float) -> N
 def _noised(at: Evaluation, floor: float) -> tuple[State, Tensor]:
     """The state at t of a path that keeps some noise at t = 0, and the pair's velocity."""
     (x,) = at.states(at.t, velocity=True)
-    assert x.velocity is not None
     if floor == 0.0:
         return x, x.velocity
     z = at.noise()
-    dtype = x.x.dtype
-    noisier = Combination([(x.x, 1.0), (z, floor * (1.0 - at.t))]).tensor().to(dtype)
-    slower = Combination([(x.velocity, 1.0), (z, -floor)]).tensor().to(dtype)
-    return State(noisier, at.t), slower
+    noisier = Combination([(x.x, 1.0), (z, floor * (1.0 - at.t))])
+    slower = Combination([(x.velocity, 1.0), (z, -floor)]).tensor(x.x.dtype)
+    return x.at(noisier, at.t), slower
 
 
 def _two_steps(at: Evaluation, x: State, end: Tensor, clip: float | None) -> Tensor:

@@ -65,7 +65,6 @@ class ScaledVelocity:
 
     def velocity(self, at: Evaluation, y: State) -> Combination:
         """The velocity of the pair that y was made of, guided, without gradient."""
-        assert y.velocity is not None
         w, nothing = self.weight(at), at.target.given(self.unconditional)
         return of(y.velocity) * w + nothing.velocity(y).detach() * (1.0 - w)
 
@@ -99,7 +98,6 @@ def tvm(
     """
     level = further_level(at, matching, at.uniform()[:, 0], "matching")
     y, x = at.states(level, at.t, velocity=True)
-    assert y.velocity is not None
     w = 1.0 if guidance is None else guidance.weight(at)
     through = check.flag("through", through)
     residual = lagrangian(at, x, at.s, at.target, derivative=derivative, through=through)

@@ -10,7 +10,6 @@ from cmsolvers.losses.evaluation.combination import Combination
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.states import State
-from cmsolvers.losses.formulas.identities import flow_map_of
 from cmsolvers.losses.formulas.teacher_steps import TeacherStep, stepped
 from cmsolvers.losses.formulas.trajectories import further_level
 from cmsolvers.losses.formulas.weights import LevelWeight, Norm, edm_weight, mean_square
@@ -133,9 +132,9 @@ def _solved(
 
 def _carried(at: Evaluation, f: Combination, end: float) -> Combination:
     """A state at s carried on to `end` by the target, with gradient by the state alone."""
-    inner, there = flow_map_of(at.target), at.s <= end
+    inner, there = at.target.flow_map(), at.s <= end
     start = torch.where(there, at.t, at.s)  # of those that stay: a level that the network knows
-    state, stop = State(f.tensor().to(at.x0.dtype), start), torch.full_like(start, end)
+    state, stop = State(f.tensor(at.x0.dtype), start), torch.full_like(start, end)
     a, b = inner.skip_out(start, torch.minimum(stop, start))
     made = at.target.raw_of_state(state, torch.minimum(stop, start))
     one = torch.ones_like(start)

@@ -21,6 +21,7 @@ from cmsolvers.losses.evaluation.loss_reduction import reduced
 from cmsolvers.losses.evaluation.network_calls import Model
 from cmsolvers.losses.evaluation.output import LossOutput
 from cmsolvers.losses.evaluation.recipe import Loss, Need, Recipe
+from cmsolvers.losses.evaluation.teacher_look import look_at_teacher
 from cmsolvers.ops.pair_rows import alike
 
 Formula: TypeAlias = "Callable[..., Tensor | terms.Weighted]"
@@ -136,6 +137,8 @@ def loss(
                 at.progress = progress(clock, options.get(clock, own[clock].default), step)
             at.t, at.s = levels_of(at, times, levels, pair, drawn_pairs)
             found = formula(at, **options)
+            if teacher is not None:
+                look_at_teacher(at)
             whole, per_sample = reduced(
                 name, found, x0, at.left_out, reduction, bad_rows, at.diagnostics
             )

@@ -27,7 +27,9 @@ ARGUMENTS = """\
     label_dropout: a `LabelDropout`, for classifier-free guidance.
     bad_rows: what to do where a sample's loss is not finite: "raise" (on a CPU; elsewhere as
         "keep"), "keep", or "zero": their loss is 0, without gradient, and they are counted in
-        `diagnostics["bad_rows"]`; a mean is still over the whole batch."""
+        `diagnostics["bad_rows"]`; a mean is still over the whole batch. Under torch.compile a NaN
+        of a teacher or target reaches no weight either, but one that begins inside the target of
+        `ctm`, or goes through a weight made of the loss itself, does."""
 
 TEACHERS = {
     "required": "denoiser or flow map that gives the velocity, in evaluation mode, in any "

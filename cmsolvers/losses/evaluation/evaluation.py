@@ -76,7 +76,7 @@ class Evaluation:
             self._teacher = ModelView("teacher", teacher, own, same, False, self.path)
         self.t = self.s = _NO_LEVELS
         self.diagnostics: dict[str, Any] = {}
-        self.progress = 1.0
+        self.progress: float | Tensor = 1.0
         self.left_out: LeftOut | None = None
         self.dropped: Tensor | None = None
         self.ends_clean: bool | None = None

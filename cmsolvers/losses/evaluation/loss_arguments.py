@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def _numbered(seed: int) -> noise.Key:
     return noise.key(seed, 1)
 
 
-def progress(clock: str, total: int | None, step: int | Tensor) -> Any:
+def progress(clock: str, total: int | None, step: int | Tensor) -> float | Tensor:
     """step / total, at most 1; 1 without a total: where the schedule ends."""
     if total is None:
         return 1.0

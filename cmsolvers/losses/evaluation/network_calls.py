@@ -233,8 +233,8 @@ class NetworkCalls:
         self, inner: FlowMap | Preconditioned, at: State, scaled: Tensor, *told: Tensor | None
     ) -> object:
         """A pass of the network inside, which may write to the input that a state holds."""
-        if self._traced:
-            return self._run(inner.network, scaled, *told)
+        if self._traced:  # what it writes cannot be seen: a copy, which compilers leave out
+            return self._run(inner.network, scaled.clone(), *told)
         before = version_of(scaled)
         made = self._run(inner.network, scaled, *told)
         if (before is None or scaled._version != before) and scaled is at.scaled:

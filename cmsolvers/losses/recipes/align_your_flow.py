@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from cmsolvers.losses.derivatives.total_derivative import Method
@@ -54,7 +52,7 @@ def ayf_emd(
     (x,) = at.states(at.t)
     two_times_of(at.student)
     motion = start_motion(at, x, at.s, at.teacher_velocity(x), derivative=derivative)
-    r: Any = at.progress
+    r = at.progress
     r = r.clamp(max=limit) if isinstance(r, Tensor) else min(r, limit)
     g = motion.straight + motion.turning * r
     return distance(pull(motion, tangent(at, g))) * weight(at.t, at.s)

@@ -211,7 +211,7 @@ def rcm(
     """
     (x,) = at.states(at.t)
     motion = _on_circle(at, x, at.teacher_velocity(x), derivative, gap)
-    r: Any = at.progress
+    r = at.progress
     flat = torch.sqrt(1.0 - (r * at.t.sin()) ** 2)
     g = motion.straight * flat + motion.turning * (r * at.t.cos())
     return distance(pull(motion, tangent(at, g)))

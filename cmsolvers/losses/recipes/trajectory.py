@@ -13,8 +13,10 @@ from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.formulas.teacher_steps import TeacherStep, stepped
 from cmsolvers.losses.formulas.trajectories import further_level
 from cmsolvers.losses.formulas.weights import LevelWeight, Norm, edm_weight, mean_square
+from cmsolvers.losses.times.basic_times import LogNormal
+from cmsolvers.losses.times.distribution import Distribution
 from cmsolvers.losses.times.elementwise import power
-from cmsolvers.losses.times.trajectory_times import LogNormalQuantile, Quantile, RhoPairs
+from cmsolvers.losses.times.trajectory_times import RhoPairs
 
 _RHO = 7.0
 
@@ -36,7 +38,7 @@ def ctm(
     steps: int = 17,
     distance: Norm = mean_square,
     balance: float | Tensor = 1.0,
-    denoising: Quantile = LogNormalQuantile(),  # noqa: B008
+    denoising: Distribution[Tensor] = LogNormal(),  # noqa: B008
     denoising_weight: LevelWeight | None = None,
 ) -> Tensor:
     """Consistency trajectory: f_{t->s}(x_t) and f^-_{u->s}(Solver(x_t, t -> u)) have one end.

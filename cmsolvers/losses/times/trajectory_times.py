@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
-from cmsolvers.losses.times.basic_times import LogNormal
 from cmsolvers.losses.times.distribution import Distribution, Pair
 from cmsolvers.losses.times.elementwise import logistic, power
 from cmsolvers.processes.coordinates import FLOW, KARRAS
@@ -110,7 +108,3 @@ class RhoPairs(Distribution[Pair]):
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         root = low + u[:, 0] * (high - low)
         return power(root, self.rho), power(u[:, 1] * root, self.rho)
-
-
-Quantile: TypeAlias = Distribution[Tensor]
-LogNormalQuantile = LogNormal

@@ -47,7 +47,7 @@ def fresh_noise(patch: Any, model: Any, options: Options) -> Options:
         at.draw += AFTER
         first, *others = again()
         at.draw -= AFTER
-        found[0].velocity = first.velocity
+        found[0]._velocity = first._velocity
         return (found[0], *others)
 
     _through(patch, change)
@@ -58,8 +58,7 @@ def reversed_velocity(patch: Any, model: Any, options: Options) -> Options:
     """The sign: the pair moves towards the data."""
 
     def change(at: Evaluation, again: Any, found: tuple[State, ...]) -> tuple[State, ...]:
-        assert found[0].velocity is not None
-        found[0].velocity = -found[0].velocity
+        found[0]._velocity = -found[0].velocity
         return found
 
     _through(patch, change)

@@ -484,7 +484,7 @@ def test_models_in_half_precision_get_levels_in_float32(dtype: torch.dtype):
     losses.cd(model, x0, teacher=model, **given)
     losses.dsm(model, x0, key=1, step=0, levels=high)
     rounded = {torch.tensor(v).item() for v in (high, low)}
-    assert set(seen) == rounded
+    assert {level for level in seen if level > 1} == rounded  # the looks at models are below
 
 
 # --- the clean sample as target ---------------------------------------------------------------

@@ -180,6 +180,11 @@ def _annotation(parameter: inspect.Parameter) -> str:
     return inspect.formatannotation(type(parameter.default) if given is parameter.empty else given)
 
 
+SINGLE_LEVELS: names.Table = {
+    name: kind for name, kind in names.DISTRIBUTIONS.items() if not name.endswith(("pairs", "ends"))
+}
+"""Distributions of the level of a further term; one that gives pairs is refused by the loss."""
+
 _TABLES: dict[str, names.Table] = {
     "Between": names.DISTANCES,
     "Norm": names.NORMS,
@@ -187,7 +192,7 @@ _TABLES: dict[str, names.Table] = {
     "PairWeight": names.PAIR_WEIGHTS,
     "TangentRule": names.TANGENTS,
     "Schedule": names.SCHEDULES,
-    "Quantile": names.QUANTILES,
+    "Distribution[Tensor]": SINGLE_LEVELS,
     "Halfway": names.HALFWAY,
 }
 

@@ -87,8 +87,8 @@ def test_models_in_half_precision_get_levels_in_float32(dtype: torch.dtype):
     losses.cd(model, x0, teacher=model, **given)
     losses.dsm(model, x0, key=1, step=0, levels=high)
     rounded = {torch.tensor(v).item() for v in (high, low)}
-    looked = torch.tensor(SIGMA_MIN).item()  # once in a process: is it a consistency function?
-    assert set(seen) - {looked} == rounded
+    # Small levels are looks, once in a process: is it a consistency function, is it a denoiser?
+    assert {level for level in seen if level > 1.0} == rounded
 
 
 # --- bad input -----------------------------------------------------------------------------------

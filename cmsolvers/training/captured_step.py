@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cmsolvers import checks as check
 from cmsolvers.engine.nests import check_like, tensors_in, with_tensors
 from cmsolvers.engine.run import keeping_programs
-from cmsolvers.training.ema import EMA, check_averages, move_averages
+from cmsolvers.training.averages import EMA, check_averages, move_averages
 from cmsolvers.training.step_arguments import (
     check_loss,
     checked_step,

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cmsolvers import checks as check
+from cmsolvers.training.averages import EMA, check_averages
 from cmsolvers.training.checkpoints import RunFolder
 from cmsolvers.training.data import TrainingData
-from cmsolvers.training.ema import EMA, check_averages
 from cmsolvers.training.interrupts import Interrupts
 from cmsolvers.training.process_batches import ProcessBatches
 from cmsolvers.training.reports import Monitor
@@ -63,7 +63,8 @@ class Trainer:
         decays: name -> mu(step) for averages whose rate changes on the way.
         about: what checkpoints say of the run; anything that JSON can hold. A run is resumed with
             the same.
-        monitors: told of every step, in the first process.
+        monitors: told of every step, in the first process, but given to all of them; see `Monitor`
+            and `PeriodicMonitor`.
         accelerator: of accelerate, for its device, DistributedDataParallel or FSDP2; None is the
             network's device, or under torchrun one that is made here.
         workers: processes that read data which are not in memory.
@@ -146,6 +147,16 @@ class Trainer:
         """The loss of every step."""
         return self._books.history
 
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return self.placement.rank
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a shard of every weight."""
+        return self.placement.sharded
+
     def stop(self) -> None:
         """End the run after the step that is under way, from a monitor or another thread.
 
@@ -207,7 +218,7 @@ class Trainer:
                 stack.enter_context(self._saves.held(place))
             stack.enter_context(torch.random.fork_rng(devices=cuda))
             bar = stack.enter_context(self._bar(progress, description, position))
-            self._books.tell(lambda monitor: monitor.started(self))
+            self._books.audience.started(self)
             self.network.train()
             good = True
             try:
@@ -220,9 +231,11 @@ class Trainer:
                 raise
             finally:
                 self.network.eval()
-                if good and place is not None:
-                    self._saves.save_in(place)
-                self._books.tell(lambda monitor: monitor.ended(self))
+                try:
+                    if good and place is not None:
+                        self._saves.save_in(place)
+                finally:
+                    self._books.tell(lambda monitor: monitor.ended(self))
         return self
 
     def _bar(self, progress: bool, description: str, position: int) -> tqdm[object]:
@@ -257,6 +270,10 @@ class Trainer:
                 done.seconds, begun = now - begun, now
                 self._books.add(done)
                 bar.update()
+                last = self.step == self.settings.steps
+                if self._books.audience.is_due(self.step, last):
+                    self._books.read()
+                    self._books.audience.reached(self, last)
                 if self.step % 50 == 0:
                     self._books.read()
                     bar.set_postfix_str(f"loss {self.history[-1]:.4g}", refresh=False)

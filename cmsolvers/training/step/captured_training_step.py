@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from cmsolvers import checks as check
 from cmsolvers import noise
+from cmsolvers.training.averages import move_averages
 from cmsolvers.training.captured_step import CapturedStep
 from cmsolvers.training.data import Batch, torch_seed
-from cmsolvers.training.ema import move_averages
 from cmsolvers.training.step.micro_batches import joined, seed_generators, unpacked
 from cmsolvers.training.step.training_step import Done, Signals, TrainingStep
 from cmsolvers.training.training_settings import TrainingSettings

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmsolvers.training.averages import EMA, move_averages, update_averages
 from cmsolvers.training.data import Batch, torch_seed
-from cmsolvers.training.ema import EMA, move_averages, update_averages
 from cmsolvers.training.step.kept_buffers import KeptBuffers
 from cmsolvers.training.step.micro_batches import (
     Terms,

@@ -21,8 +21,8 @@ from cmsolvers.runs.config import (
     template,
     toml_value,
 )
+from cmsolvers.runs.config.config_keys import key_of
 from cmsolvers.runs.config.data_keys import Data
-from cmsolvers.runs.config.keys import key_of
 from cmsolvers.runs.config.sections import SECTIONS
 from cmsolvers.runs.train.data_outline import OWN
 from cmsolvers.training.data import array_file, arrow_folder, digits, image_folder, toys
@@ -122,7 +122,7 @@ def test_toml_has_no_form_for_other_things():
     [
         ({"trian": {}}, "there is no section 'trian' (did you mean 'train'"),
         ({"optimiser": {}}, "did you mean 'optimizer'"),
-        ({"steps": 4}, "'steps' is in none (did you mean train.steps?)"),
+        ({"steps": 4}, "'steps' is in none (did you mean train.steps or sampling.steps?)"),
         ({"train": {"lr": 1e-3}}, "there is no key train.lr (did you mean optimizer.lr?)"),
         ({"train": {"stpes": 1}}, "there is no key train.stpes (did you mean 'steps'?)"),
         ({"train": {"sigma_mx": 1}}, "did you mean model.sigma_max"),
@@ -146,6 +146,8 @@ def test_toml_has_no_form_for_other_things():
         ({"loss": {"label_dropout": 1.5}}, "loss.label_dropout must be 0 to 1; got 1.5"),
         ({"loss": {"times": 4}}, "loss.times must be a text or a table"),
         ({"model": {"inputs": [1]}}, "model.inputs must be a list of texts"),
+        ({"sampling": {"levels": ["a"]}}, "sampling.levels must be a list of numbers"),
+        ({"sampling": {"levels": [1, -1]}}, "sampling.levels must be above 0; got -1.0"),
         ({"averages": {"ema": 0.9}}, "averages.ema must be a table such as {decay = 0.999}"),
     ],
 )
@@ -235,7 +237,7 @@ def test_later_overrides_win_and_names_become_tables(tmp_path):
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("steps=3", "did you mean train.steps?"),
+        ("steps=3", "did you mean train.steps or sampling.steps?"),
         ("trian.steps=3", "there is no section 'trian' (did you mean 'train'"),
         ("train=5", "train is a section"),
         ("train.stpes=5", "did you mean 'steps'"),

@@ -10,16 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from cmsolvers import cli, noise
+from cmsolvers import cli, heun_pf_ode, karras_sigmas, noise
 from cmsolvers.runs.config import Config, preset, presets, template
-from cmsolvers.runs.train import train, train_run
-from cmsolvers.training import RunFolder, TrainingSettings, read_checkpoint, recipes
+from cmsolvers.runs.train import following, train, train_run
+from cmsolvers.training import (
+    RunFolder,
+    TrainingSettings,
+    read_checkpoint,
+    recipes,
+    reconstruct_average,
+)
 from cmsolvers.training.data import digits
 from cmsolvers.training.models import load_model
 from cmsolvers.training.spec import Spec
 from support import picture_files
 
 TINY = ["network.options.width=16", "network.options.blocks=1", "train.batch_size=16"]
+TINY += ["logging.picture_every=0"]
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +73,7 @@ def test_presets_run(here, name, teacher, capsys):
         words = [word for word in words if not word.startswith("network")]
         words += ["network.options={channels=[8, 8]}", "data.size=16", "data.workers=0"]
         words += ["train.batch_size=4", "train.precision=no", "train.steps=2"]
+        words += ["sampling.count=2", "sampling.steps=2"]
     assert run(*words) == 0
     out = preset(name).run.out
     text = capsys.readouterr().out
@@ -108,13 +116,15 @@ def test_presets_of_digits_are_the_recipes_of_the_demo(here, name, teacher):
 
 
 def test_what_a_folder_holds(here):
-    words = written("digits-score", "logging.every=3", "checkpoints.every=2")
+    words = written("digits-score", "logging.every=3", "logging.picture_every=500")
     assert run(*words, "--quiet") == 0
     out = here / "digits-score"
     assert sorted(path.name for path in out.iterdir()) == [
         "checkpoints",
         "config.toml",
+        "levels.csv",
         "log.csv",
+        "losses.png",
         "versions.json",
     ]
     config = Config.of(tomllib.loads((out / "config.toml").read_text()))
@@ -367,6 +377,43 @@ def read(words):
     return read_config(words[0], [*words[1:], "logging.progress=false"])
 
 
+def test_what_follows_a_run(here):
+    words = written("digits-score", "model.class_conditional=true", "logging.tensorboard=true")
+    words += ("averages.short.sigma_rel=0.05", "averages.long.sigma_rel=0.1")
+    words += (
+        "logging.picture_every=2",
+        "checkpoints.snapshots=2",
+        "sampling.every=2",
+        "sampling.count=4",
+    )
+    words += ("sampling.average=long", "sampling.sampler=euler", "sampling.steps=2")
+    assert run(*words, "logging.levels_every=2", "--quiet") == 0
+    out = here / "digits-score"
+    assert sorted(path.name for path in (out / "samples").iterdir()) == [
+        "step-00000002.png",
+        "step-00000004.png",
+    ]
+    assert len(list((out / "tensorboard").iterdir())) == 1
+    assert (out / "losses.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader((out / "levels.csv").open()))
+    assert {row["step"] for row in rows} == {"2", "4"}
+    made = reconstruct_average(out, sigma_rel=0.07)
+    assert made.step == 4 and set(made.tensors) == set(newest(out)[0]["network"])
+
+
+def test_samples_on_the_way_are_those_of_the_command(here):
+    """From the same noise, with the same sampler: heun with 2 steps from sigma_max."""
+    words = written("digits-score", "model.sigma_max=5.0")
+    assert run(*words, "--quiet") == 0
+    model = load_model("digits-score")
+    config = read([*words, "sampling.every=1", "sampling.steps=2"])
+    z = noise.normal((3, 1, 8, 8), 1)
+    found = following.Drawing(config, model.spec)(model.network, z)
+    expected = heun_pf_ode(model.function, 5.0 * z, karras_sigmas(2, 0.002, 5.0))
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(found, heun_pf_ode(model.function, 5.0 * z, karras_sigmas(3, 0.002, 5)))
+
+
 def test_bad_steps_are_skipped_and_end_the_run(here, capsys):
     words = written("digits-score", "optimizer.lr=1e30", "train.steps=40", "--quiet")
     assert run(*words, "train.max_bad_steps=3") == 2
@@ -429,6 +476,10 @@ BEFORE_DATA = [
     ("teacher.path=nowhere", "there is none at nowhere"),
     ("init.path=teacher", "only where teacher.path is given"),
     ("init.path=nowhere", "there is none at nowhere"),
+    ("sampling.sampler=heum", "did you mean 'heun'"),
+    ("sampling.options.s_chrun=1", "did you mean 's_churn'"),
+    ("sampling.average=emma", "sampling.average must be one of ema, network"),
+    ("checkpoints.snapshots=5", "averages that have sigma_rel"),
     ("data.source=toy:two_mons", "did you mean 'two_moons'"),
     ("data.source=nowhere", "there is nothing at nowhere"),
     ("data.source=.", "data.size must be given"),
@@ -443,7 +494,7 @@ def test_what_is_noticed_before_data_are_read(here, override, text, monkeypatch,
     monkeypatch.setattr(train_run, "opened_data", opened)
     words = written("digits-score")
     for dry in ((), ("--dry-run",)):
-        assert run(*words, override, *dry) == 2
+        assert run(*words, "sampling.every=1", override, *dry) == 2
         error = capsys.readouterr().err
         assert text in error and error.count("\n") == 1
         assert error.startswith("cmsolvers train: ")

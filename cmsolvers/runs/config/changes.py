@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from cmsolvers.runs.config.config_keys import key_of
 from cmsolvers.runs.config.configuration import AVERAGES, Config
-from cmsolvers.runs.config.keys import key_of
 from cmsolvers.runs.config.sections import SECTIONS
 from cmsolvers.runs.config.toml_text import toml_value
 

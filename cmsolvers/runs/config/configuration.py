@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from cmsolvers.runs.config.config_keys import Section, Table
 from cmsolvers.runs.config.data_keys import Data
-from cmsolvers.runs.config.keys import Section, Table
 from cmsolvers.runs.config.loss_keys import LossKeys, OptimizerKeys, ScheduleKeys
 from cmsolvers.runs.config.model_keys import Init, ModelKeys, Network, Teacher
-from cmsolvers.runs.config.run_keys import Checkpoints, Logging, Run, Train
+from cmsolvers.runs.config.run_keys import Checkpoints, Logging, Run, Sampling, Train
 from cmsolvers.runs.config.sections import SECTIONS
 from cmsolvers.training.named_options import nearest
 
@@ -56,6 +56,7 @@ class Config:
     train: Train = field(default_factory=Train)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     logging: Logging = field(default_factory=Logging)
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         if not isinstance(self.averages, Mapping):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmsolvers.runs.config.keys import MOST, Section, key
+from cmsolvers.runs.config.config_keys import MOST, Section, key
 
 
 @dataclass(frozen=True)

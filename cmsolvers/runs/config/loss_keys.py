@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cmsolvers.losses.evaluation.bad_rows import BAD_ROWS
-from cmsolvers.runs.config.keys import AUTO, Section, Table, key
+from cmsolvers.runs.config.config_keys import AUTO, Section, Table, key
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmsolvers.runs.config.keys import AUTO, Section, Table, key
+from cmsolvers.runs.config.config_keys import AUTO, Section, Table, key
 
 
 @dataclass(frozen=True)

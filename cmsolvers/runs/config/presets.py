@@ -79,6 +79,7 @@ _PRESETS: dict[str, tuple[str, Mapping[str, Mapping[str, object]]]] = {
             "averages": {"ema": {"decay": 0.9999, "warmup": True}},
             "train": {"steps": 200_000, "batch_size": 256, "precision": "bf16"},
             "checkpoints": {"every": 5000},
+            "sampling": {"every": 5000},
         },
     ),
     "toy": (

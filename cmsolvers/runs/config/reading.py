@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from cmsolvers.runs.config.config_keys import kinds_of
 from cmsolvers.runs.config.configuration import (
     AVERAGES,
     Config,
@@ -14,7 +15,6 @@ from cmsolvers.runs.config.configuration import (
     key_names,
     section_names,
 )
-from cmsolvers.runs.config.keys import kinds_of
 from cmsolvers.runs.config.sections import SECTIONS
 from cmsolvers.training.named_options import nearest
 

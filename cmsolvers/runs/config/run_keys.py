@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmsolvers.runs.config.keys import AUTO, MOST, Section, key
+from cmsolvers.runs.config.config_keys import AUTO, MOST, Section, Table, key
 from cmsolvers.training.training_settings import PRECISIONS
 
 
@@ -92,6 +92,14 @@ class Checkpoints(Section):
     every: int = key(
         500, "Steps between checkpoints; 0: only at the end.", least=0, most=MOST, changes=True
     )
+    snapshots: int = key(
+        0,
+        "Steps between snapshots of averages with sigma_rel, of which averages of any width can be "
+        "made afterwards (training.reconstruct_average); 0: none.",
+        least=0,
+        most=MOST,
+        changes=True,
+    )
     keep: int = key(3, "How many of the newest valid ones stay.", least=1, most=MOST, changes=True)
 
 
@@ -109,3 +117,64 @@ class Logging(Section):
     every: int = key(
         10, "Steps per row of the log; the loss is their mean.", least=1, most=MOST, changes=True
     )
+    levels_every: int = key(
+        500,
+        "Steps over which OUT/levels.csv has the mean loss by noise level; 0: none.",
+        least=0,
+        most=MOST,
+        changes=True,
+    )
+    picture_every: int = key(
+        500,
+        "Steps between drawings of OUT/losses.png, which the log is needed for; 0: none.",
+        least=0,
+        most=MOST,
+        changes=True,
+    )
+    tensorboard: bool = key(False, "The same for TensorBoard, in OUT/tensorboard.", changes=True)
+
+
+@dataclass(frozen=True)
+class Sampling(Section):
+    """What is drawn on the way."""
+
+    section = "sampling"
+    about = "Samples on the way, in OUT/samples, always from the same noise."
+
+    every: int = key(0, "Steps between pictures; 0: none.", least=0, most=MOST, changes=True)
+    count: int = key(
+        64,
+        "Samples in a picture. With labels each row of 8 has a class.",
+        least=1,
+        most=65536,
+        changes=True,
+    )
+    average: str | None = key(
+        None,
+        "Which average is sampled, or 'network'. Unset: the first.",
+        changes=True,
+        example="ema",
+    )
+    sampler: str | None = key(
+        None,
+        "A name of `cmsolvers solvers`. Unset: heun for denoisers, one jump for functions that "
+        "jump to clean data.",
+        changes=True,
+        example="dpmpp_2m",
+    )
+    steps: int | None = key(
+        None,
+        "Of the sampler. Unset: 18, or 1 for functions that jump.",
+        least=1,
+        most=10_000,
+        changes=True,
+        example=18,
+    )
+    levels: tuple[float, ...] | None = key(
+        None,
+        "The levels themselves, in place of steps.",
+        above=0,
+        changes=True,
+        example=(20.0, 0.8),
+    )
+    options: Table = key({}, "Options of the sampler, such as {s_churn = 10.0}.", changes=True)

@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Mapping
 
+from cmsolvers.runs.config.config_keys import Key, key_of
 from cmsolvers.runs.config.configuration import (
     AVERAGES,
     AVERAGES_EXAMPLE,
@@ -15,7 +16,6 @@ from cmsolvers.runs.config.configuration import (
     Config,
     section_names,
 )
-from cmsolvers.runs.config.keys import Key, key_of
 from cmsolvers.runs.config.presets import preset, presets
 from cmsolvers.runs.config.sections import SECTIONS
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
 from cmsolvers.runs.building import (
     ConfiguredLoss,
@@ -22,6 +21,7 @@ from cmsolvers.runs.building.loss_options import described_times
 from cmsolvers.runs.building.recipe_losses import recipe_of
 from cmsolvers.runs.config import AUTO, Config
 from cmsolvers.runs.train.described_model import Sources
+from cmsolvers.runs.train.stand_in import StandIn
 from cmsolvers.training import TrainingSettings
 from cmsolvers.training.named_options import (
     IMPORT,
@@ -136,7 +136,7 @@ def rehearse(config: Config, spec: Spec, sources: Sources) -> None:
         ImportError, TypeError, ValueError: an unknown name or option, or one that does not fit.
     """
     settings_of(config)
-    total, stand_in = config.train.steps, nn.Linear(1, 1)
+    total, stand_in = config.train.steps, StandIn()
     with of_section("optimizer"):
         optimizer_of(optimizer_table(config), stand_in, config.optimizer.lr)
     with of_section("schedule"):

@@ -16,7 +16,7 @@ from cmsolvers.runs.train.assembling import trainer_of
 from cmsolvers.runs.train.data_outline import opened_data, outlined_classes, outlined_shape
 from cmsolvers.runs.train.described_model import Sources, sources_of, spec_of
 from cmsolvers.runs.train.dry_run import chosen_of, summary
-from cmsolvers.runs.train.loss_log import monitors_of
+from cmsolvers.runs.train.following import monitors_of, rehearse_following
 from cmsolvers.runs.train.placing import (
     accelerator_of,
     check_sharding,
@@ -82,7 +82,7 @@ def train(
         plan = _planned(config, folder, overwrite, held, accelerator)
         with _all_or_none(accelerator):
             sources = sources_of(config, begun=plan.begun is not None)
-            rehearse(config, _outlined(config, plan, sources), sources)
+            _rehearse(config, plan, sources)
             data = opened_data(config.data)
             spec = _spec(config, plan, sources, data)
         trainer = trainer_of(
@@ -92,7 +92,7 @@ def train(
             sources,
             device,
             accelerator=accelerator,
-            monitors=monitors_of(config, folder.path),
+            monitors=monitors_of(config, folder.path, spec, data.scale),
             begun=plan.begun,
         )
         if plan.begun is not None:
@@ -116,7 +116,7 @@ def dry_run(config: Config, *, overwrite: bool = False) -> str:
     check_sharding(config, device)
     plan = records.plan_of(config, RunFolder(config.run.out), overwrite=overwrite)
     sources = sources_of(config, begun=plan.begun is not None)
-    rehearse(config, _outlined(config, plan, sources), sources)
+    _rehearse(config, plan, sources)
     data = opened_data(config.data)
     spec = _spec(config, plan, sources, data)
     trainer = trainer_of(config, spec, data, sources, device, begun=plan.begun)
@@ -125,6 +125,13 @@ def dry_run(config: Config, *, overwrite: bool = False) -> str:
 
 
 # --- what is trained ---------------------------------------------------------------------------
+
+
+def _rehearse(config: Config, plan: records.Plan, sources: Sources) -> None:
+    """Try everything that can be tried before data are read."""
+    spec = _outlined(config, plan, sources)
+    rehearse(config, spec, sources)
+    rehearse_following(config, spec)
 
 
 def _outlined(config: Config, plan: records.Plan, sources: Sources) -> Spec:

@@ -111,12 +111,15 @@ WORDS = {
 }
 
 
+_PLURALS = {str: "texts", int: "integers", float: "numbers"}
+
+
 def _word(kind: Any) -> str:
     if kind in WORDS:
         return WORDS[kind]
     if typing.get_origin(kind) is tuple:
         entry = typing.get_args(kind)[0]
-        return "a list of texts" if entry is str else "a list of integers"
+        return f"a list of {_PLURALS[entry]}"
     return "a table {name = ...}"
 
 
@@ -182,8 +185,9 @@ def _list(kind: Any, value: object) -> object:
     entries = typing.get_args(kind)
     if entries[-1] is not Ellipsis and len(entries) != len(value):
         return None
-    fits = all(isinstance(v, entries[0]) and not isinstance(v, bool) for v in value)
-    return tuple(value) if fits else None
+    wanted = (int, float) if entries[0] is float else entries[0]
+    fits = all(isinstance(v, wanted) and not isinstance(v, bool) for v in value)
+    return tuple(map(entries[0], value)) if fits else None
 
 
 def _check_range(name: str, about: Key, value: object) -> None:

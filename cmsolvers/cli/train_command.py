@@ -103,7 +103,11 @@ def _trained(options: Namespace, config: Config) -> int:
             if _process() > 0:
                 return 130
             raise
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if _lost(error):
+                raise ConnectionError("another process of this run has ended") from error
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
             raise ValueError(
                 f"the device has too little memory; a smaller train.batch_size, a larger "
                 f"train.accumulate or network.gradient_checkpointing need less: {error}"
@@ -125,6 +129,12 @@ def _overrides(options: Namespace) -> list[str]:
 
 def _process() -> int:
     return int(os.environ.get("RANK", "0"))
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether torch misses another process."""
+    text = str(error)
+    return "Connection closed by peer" in text or "Connection reset by peer" in text
 
 
 def _tell(line: str) -> None:

@@ -174,10 +174,10 @@ def test_train_and_evaluate_on_a_file(tmp_path: Path):
     teacher = f"teacher.path={tmp_path / 'digits-score'}"
     assert run(*configured(tmp_path, "digits-cd", teacher)) == 0
     model = tmp_path / "digits-cd"
-    assert run("sample", model, "--count", 9, "--quiet", "--out", tmp_path) == 0
-    arguments = ("--data", tmp_path / "data.npy", "--quiet", "--out", tmp_path)
-    assert run("evaluate", tmp_path / "samples.npy", *arguments) == 0
-    assert "frechet_pixels" in (tmp_path / "metrics.json").read_text()
+    made = tmp_path / "samples"
+    assert run("sample", model, "--num", 9, "--quiet", "--out", made) == 0
+    arguments = ("--data", tmp_path / "data.npy", "--quiet", "--out", tmp_path / "measured")
+    assert run("evaluate", made, *arguments) == 0
 
 
 def test_info(capsys):

@@ -13,6 +13,7 @@ import torch
 from cmsolvers import cli, heun_pf_ode, karras_sigmas, noise
 from cmsolvers.runs.config import Config, preset, presets, template
 from cmsolvers.runs.train import following, train, train_run
+from cmsolvers.runs.train.placing import device_of
 from cmsolvers.training import (
     RunFolder,
     TrainingSettings,
@@ -243,8 +244,9 @@ def test_overwriting_keeps_what_was_there(here, capsys):
         )
     kept = newest(here / "digits-score.old-1")[0]["network"]
     assert all(torch.equal(kept[name], value) for name, value in first.items())
-    name = next(iter(first))
-    assert not torch.equal(newest("digits-score")[0]["network"][name], first[name])
+    assert not torch.equal(
+        newest("digits-score")[0]["network"]["first.weight"], first["first.weight"]
+    )
 
 
 def test_a_run_that_failed_at_once_may_have_another_configuration(here, capsys):
@@ -419,6 +421,31 @@ def test_bad_steps_are_skipped_and_end_the_run(here, capsys):
     assert run(*words, "train.max_bad_steps=3") == 2
     error = capsys.readouterr().err
     assert "loss and gradient must be finite" in error and "max_bad_steps=3" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "environment", "found"),
+    [
+        ("auto", 0, {}, "cpu"),
+        ("auto", 2, {}, "cuda:0"),
+        ("cuda:1", 2, {}, "cuda:1"),
+        ("cpu", 2, {}, "cpu"),
+        ("auto", 2, {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "cuda:1"),
+        ("cuda", 0, {}, "must be 'cpu' or 'auto' here"),
+        ("cuda:2", 2, {}, "must be below cuda:2"),
+        ("cuda:1", 2, {"WORLD_SIZE": "2"}, "with several processes"),
+    ],
+)
+def test_devices(name, there, environment, found, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    if found.startswith("c"):
+        assert str(device_of(name)) == found
+    else:
+        with pytest.raises(ValueError, match=found):
+            device_of(name)
 
 
 # --- dry runs -----------------------------------------------------------------------------------

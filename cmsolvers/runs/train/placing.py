@@ -12,6 +12,9 @@ from cmsolvers.runs.config import AUTO, Config
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+UNIT = 1_000_000
+"""Parameters of a part of the network that is gathered at once where it is sharded."""
+
 
 def process() -> int:
     """The number of this process among those that torchrun started."""
@@ -94,5 +97,7 @@ def accelerator_of(config: Config, device: torch.device) -> Accelerator | None:
         ) from error
     given: dict[str, Any] = {}
     if config.train.sharding != "none":
-        given["fsdp_plugin"] = FullyShardedDataParallelPlugin(fsdp_version=2)
+        given["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="size_based_wrap", min_num_params=UNIT
+        )
     return Accelerator(cpu=device.type == "cpu", mixed_precision=config.train.precision, **given)

@@ -54,6 +54,7 @@ class Plan:
         schedule: its name; None where the levels were given.
         options: of the sampler.
         time: whether it solves the reverse SDE of `VP` in time.
+        steps: how many; None where the levels were given, or the sampler chooses.
     """
 
     sampler: str
@@ -61,6 +62,7 @@ class Plan:
     schedule: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     time: bool = False
+    steps: int | None = None
 
     @torch.no_grad()
     def draw(
@@ -199,7 +201,8 @@ def plan_of(
         found = [float(VP().t_of_sigma(ratio)) for ratio in ratios]
     if facts.adaptive:
         found = [found[0], found[-1]]
-    return Plan(name, tuple(found), named, own, facts.space == "time")
+    told = None if levels is not None or facts.adaptive else count
+    return Plan(name, tuple(found), named, own, facts.space == "time", told)
 
 
 def _has_one_time(function: Function) -> bool:

@@ -19,17 +19,17 @@ from tqdm import tqdm
 from cmsolvers import checks as check
 from cmsolvers import noise
 from cmsolvers.denoisers import guided
-from cmsolvers.runs.picture_pages import CHANNELS, LARGEST, pixels_of, scatter, tiles, write_png
 from cmsolvers.runs.sample import sidecar
 from cmsolvers.runs.sample.classes import ClassRule
 from cmsolvers.runs.sample.plans import Plan, plan_of
 from cmsolvers.runs.sample.stores import Array, ArrayStore, PictureStore, Store
 from cmsolvers.runs.sample.team import Team
-from cmsolvers.training.checkpoints import disk
+from cmsolvers.training.checkpoints import FolderInUseError, disk
 from cmsolvers.training.checkpoints.lock import lock
 from cmsolvers.training.data import Scale
 from cmsolvers.training.data.array_headers import sized
 from cmsolvers.training.models import Model, load_model
+from cmsolvers.training.picture_pages import CHANNELS, LARGEST, pixels_of, scatter, tiles, write_png
 
 FORMATS = ("png", "npz")
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -221,7 +221,7 @@ def _prepared(given: SampleSettings, team: Team) -> _Job:
         "sampler": plan.sampler,
         "schedule": plan.schedule,
         "levels": list(plan.levels),
-        "steps": given.steps,
+        "steps": plan.steps,
         "options": dict(plan.options),
         "classes": None if rule is None else rule.text,
         "guidance": given.guidance,
@@ -315,7 +315,11 @@ def sample(
 
         def prepare() -> None:
             disk.make_folders(out)
-            held.enter_context(lock(out / "lock"))
+            try:
+                held.enter_context(lock(out / "lock"))
+            except FolderInUseError as error:
+                who = str(error).rpartition("in use by ")[2]
+                raise ValueError(f"out must be free; {who} writes samples to {out}") from error
             store.clean()
             if sidecar.read(out) is None:
                 sidecar.write(out, {"complete": False, "command": command, **job.about})

@@ -14,17 +14,21 @@ CUDA_PROGRAMS := tools/planted_bug.cu $(wildcard tests/cuda/*.cu)
 CODE := cmsolvers tests benchmarks tools examples setup.py
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-slow lint format bench build cuda-check gpu clean distclean
+.PHONY: demo test test-slow test-faults lint format bench build cuda-check gpu clean distclean
 .DEFAULT_GOAL := build
 
 demo: build
 	$(BIN)/cmsolvers demo --out $(OUT) --seed $(SEED)
 
 test: build
-	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow and not faults" $(PYTEST_ARGS)
 
 test-slow: build
-	$(ONE_THREAD) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not faults" $(PYTEST_ARGS)
+
+# Damage, kills and full disks in large numbers; what was counted is printed at the end.
+test-faults: build
+	$(ONE_THREAD) $(BIN)/python -m pytest -m faults -rP --benchmark-disable
 
 lint: $(VENV)/.deps
 	$(BIN)/ruff check $(wildcard $(CODE))

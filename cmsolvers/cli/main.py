@@ -52,11 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cmsolvers {options.command}: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(
-            f"cmsolvers {options.command}: {error}; the extra `demo` brings it: "
-            'pip install --no-build-isolation ".[demo]"',
-            file=sys.stderr,
-        )
+        text = str(error)
+        if "pip install" not in text:
+            text += '; the extra `demo` brings it: pip install --no-build-isolation ".[demo]"'
+        print(f"cmsolvers {options.command}: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 
 from torch import Tensor
 
-from cmsolvers.training.data import Scale, TensorData, open_data
+from cmsolvers.training.data import Scale, TensorData, array_file
 from cmsolvers.training.data import digits as digit_data
 
 NAME = "digits"
@@ -48,9 +49,8 @@ def load_data(name: str) -> tuple[Tensor, Scale]:
         name: "digits" for the training digits, else the path of an .npy or .npz file.
 
     Raises:
-        FileNotFoundError, ValueError: as `open_data`; data that are no images in memory.
+        FileNotFoundError, ValueError: as `array_file`.
     """
-    data = open_data(name)
-    if not isinstance(data, TensorData) or data.scale is None:
-        raise ValueError(f"data must be images in memory: 'digits', .npy or .npz; got {name}")
+    data = digit_data() if name == NAME else array_file(name, in_memory=sys.maxsize)
+    assert isinstance(data, TensorData) and data.scale is not None
     return data.x, data.scale

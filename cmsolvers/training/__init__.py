@@ -1,4 +1,4 @@
-"""Training: curricula, levels, averages in float32, and a loop that resumes bit for bit."""
+"""Training: data, curricula, averages in float32, and a loop that resumes bit for bit."""
 
 from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate, doubling_discretization
 from cmsolvers.training.captured_step import CapturedStep, capture_step
@@ -8,7 +8,15 @@ from cmsolvers.training.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from cmsolvers.training.data import Batch, TensorData, TrainingData, batch_at, user_batches
+from cmsolvers.training.data import (
+    Batch,
+    StepLoader,
+    TensorData,
+    TrainingData,
+    batch_at,
+    open_data,
+    user_batches,
+)
 from cmsolvers.training.ema import EMA, update_averages
 from cmsolvers.training.power_decay import PowerDecay, power_decay
 from cmsolvers.training.reports import Monitor, StepReport
@@ -24,6 +32,7 @@ __all__ = [
     "PowerDecay",
     "RunFolder",
     "StepReport",
+    "StepLoader",
     "TensorData",
     "Trainer",
     "TrainingData",
@@ -33,6 +42,7 @@ __all__ = [
     "cm_discretization",
     "cm_ema_rate",
     "doubling_discretization",
+    "open_data",
     "power_decay",
     "read_checkpoint",
     "update_averages",

@@ -27,7 +27,7 @@ class Saves:
         state: of network, averages and optimiser.
         books: of steps and losses.
         about: what a resumed run must have as it was.
-        data: of the run; where it has a fingerprint, a resumed run must have the same.
+        data: of the run, whose fingerprint a resumed run must have; None: of somebody's loader.
         steps: of the whole run.
     """
 
@@ -37,7 +37,7 @@ class Saves:
         state: TrainingState,
         books: Books,
         about: Mapping[str, object],
-        data: object,
+        data: TrainingData | None,
         steps: int,
     ) -> None:
         self._placement, self._state, self._books = placement, state, books
@@ -132,6 +132,6 @@ class Saves:
 
     def _described(self) -> dict[str, object]:
         """What is said of a run beside its state."""
-        if not isinstance(self._data, TrainingData):
+        if self._data is None:
             return dict(self._about)
         return {**self._about, "fingerprint": self._data.fingerprint}

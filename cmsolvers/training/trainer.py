@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,9 +101,8 @@ class Trainer:
         self.settings, self.workers = settings, check.count("workers", workers, least=0)
         self.averages, self.decays = dict(averages or {}), dict(decays or {})
         self.about, self.monitors = dict(about or {}), list(monitors)
-        self.data: TrainingData | Iterable[object]
-        mine = isinstance(data, (Tensor, TrainingData))
-        self.data = as_data(data) if isinstance(data, (Tensor, TrainingData)) else data
+        self.data = data
+        self._known = known_data(data)
         for name in set(self.decays) - set(self.averages):
             raise ValueError(f"decays must be of averages; there is no average {name!r}")
         check_averages(list(self.averages.values()), network)
@@ -113,8 +112,8 @@ class Trainer:
         after = dict(network.named_parameters())
         rates.replace({p: after[name] for name, p in before.items()})
         _check_shares(settings, self.placement.world)
-        if mine:
-            self._loader(0)
+        if self._known is not None:
+            self._loader(self._known, 0)  # says what does not fit
         self.optimizer = rates.optimizer
         self._step = TrainingStep(
             network,
@@ -131,7 +130,7 @@ class Trainer:
         )
         self._books = Books(self._step, self.monitors)
         self._saves = Saves(
-            self.placement, state, self._books, self.about, self.data, settings.steps
+            self.placement, state, self._books, self.about, self._known, settings.steps
         )
         self._stop = False
 
@@ -285,10 +284,11 @@ class Trainer:
     def _batches(self, first: int) -> Iterator[Iterator[Batch]]:
         """This process's batches from a step on."""
         place, settings = self.placement, self.settings
-        if isinstance(self.data, TrainingData):
-            with self._loader(first) as loader:
+        if self._known is not None:
+            with self._loader(self._known, first) as loader:
                 yield iter(loader)
             return
+        assert isinstance(self.data, Iterable)
         yield user_batches(
             self.data,
             seed=settings.seed,
@@ -299,10 +299,9 @@ class Trainer:
             device=place.device,
         )
 
-    def _loader(self, first: int) -> StepLoader:
-        assert isinstance(self.data, TrainingData)
+    def _loader(self, data: TrainingData, first: int) -> StepLoader:
         return StepLoader(
-            self.data,
+            data,
             batch_size=self.settings.batch_size,
             seed=self.settings.seed,
             total=self.settings.steps,
@@ -349,6 +348,22 @@ class Trainer:
         """
         self._saves.resume(folder if isinstance(folder, RunFolder) else RunFolder(folder))
         return self
+
+
+def known_data(data: object) -> TrainingData | None:
+    """Data whose order is ours; None for batches that somebody else's loader makes.
+
+    Raises:
+        TypeError: data that are neither.
+    """
+    if isinstance(data, Tensor) or callable(getattr(data, "samples", None)):
+        return as_data(cast("Tensor | TrainingData", data))
+    if not isinstance(data, Iterable):
+        raise TypeError(
+            "data must be a tensor [n, ...], have the methods of TrainingData, or be batches to "
+            f"iterate; got {check.describe(data)}"
+        )
+    return None
 
 
 def _check_shares(settings: TrainingSettings, world: int) -> None:

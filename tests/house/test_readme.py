@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from cmsolvers.engine import catalogue
 from support import ROOT
 
@@ -47,6 +49,18 @@ def test_examples_of_the_page_on_runs_run() -> None:
     assert (names["samples"] - names["whole"]).abs().max() < 1e-6  # type: ignore[operator]
     assert abs(names["ratio"] - 1).max() == 0  # type: ignore[operator]
     assert names["net"].weight.grad.norm() > 0  # type: ignore[attr-defined]
+
+
+def test_examples_of_the_page_on_data_run(capsys) -> None:
+    pytest.importorskip("PIL")
+    page = (ROOT / "docs" / "data.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "data.md", "exec"), names)
+    shape, fingerprint = capsys.readouterr().out.splitlines()
+    assert f"print(data.shape, data.class_names)  # {shape}\n" in page
+    assert re.fullmatch("[0-9a-f]{16}", fingerprint)
+    assert names["batch"].step == 99  # type: ignore[attr-defined]
 
 
 def test_examples_of_the_page_on_flow_maps_run() -> None:

@@ -201,8 +201,10 @@ def put_in_place(new: Path, place: Path) -> None:
             if not os.path.lexists(place):
                 os.rename(aside, place)
             raise
-    sync_folder(place.parent)
-    remove(old)
+    try:
+        sync_folder(place.parent)
+    finally:
+        remove(old)
 
 
 def settle(place: Path) -> None:

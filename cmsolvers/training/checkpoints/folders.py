@@ -6,7 +6,6 @@ Files that the manifest does not list are never opened, whatever they are; nothi
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -127,7 +126,13 @@ def read_checkpoint(
         found = place
         if not os.path.lexists(place) and disk.name_aside(place).is_dir():
             found = disk.name_aside(place)
-        with _Folder(found) as folder:
+        try:
+            folder = _Folder(found)
+        except FileNotFoundError:
+            if not os.path.exists(place):
+                raise
+            continue
+        with folder:
             try:
                 return _read(folder, only)
             except CheckpointError as error:
@@ -232,7 +237,7 @@ class _Folder:
         if entry is not None:
             if len(data) != entry.size:
                 raise CheckpointError(_sizes(name, len(data), entry))
-            if hashlib.sha256(data).hexdigest() != entry.sha256:
+            if not entry.matches(data):
                 raise CheckpointError(f"{name} is damaged: its SHA-256 is not the manifest's")
         return data
 

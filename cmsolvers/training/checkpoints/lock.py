@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +38,7 @@ def lock(path: Path) -> Iterator[None]:
 
     Raises:
         FolderInUseError: someone else holds it.
-        OSError: the file cannot be made, or its file system has no locks.
+        OSError: the file cannot be made.
     """
     descriptor = _take(path)
     _held.add(descriptor)
@@ -48,8 +50,9 @@ def lock(path: Path) -> Iterator[None]:
     finally:
         if descriptor in _held:
             _held.discard(descriptor)
-            # Removed while it is held: who waits for it sees that it is no longer the file there.
-            path.unlink(missing_ok=True)
+            # Removed while it is held: who opened it sees that it is no longer the file there.
+            if _is_at(path, descriptor):
+                path.unlink(missing_ok=True)
             os.close(descriptor)
 
 
@@ -58,7 +61,7 @@ def _take(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            if _is_at(path, descriptor):
                 return descriptor
         except BlockingIOError as error:
             holder = _holder(descriptor)
@@ -66,12 +69,23 @@ def _take(path: Path) -> int:
             raise FolderInUseError(
                 f"one trainer at a time may use {path.parent}; it is in use by {holder}"
             ) from error
-        except FileNotFoundError:  # its holder removed it in this moment
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                os.close(descriptor)
+                raise
+            warnings.warn(
+                f"the file system of {path} has no locks: nothing keeps a second trainer away",
+                stacklevel=2,
+            )
+            return descriptor
+        os.close(descriptor)  # its holder removed it in this moment
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _holder(descriptor: int) -> str:

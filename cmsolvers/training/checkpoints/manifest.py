@@ -30,6 +30,10 @@ class Entry:
     size: int
     sha256: str
 
+    def matches(self, data: bytes) -> bool:
+        """Whether these are the bytes that were written."""
+        return hashlib.sha256(data).hexdigest() == self.sha256
+
 
 @dataclass(frozen=True)
 class Manifest:

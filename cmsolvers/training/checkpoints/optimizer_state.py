@@ -159,8 +159,10 @@ def set_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any])
     for index, entries in state["state"].items():
         mine = optimizer.state[parameters[index]]
         for name, value in entries.items():
-            # load_state_dict gives floating tensors the dtype of their parameter.
-            if isinstance(value, Tensor) and mine[name].dtype != value.dtype:
+            # load_state_dict gives floating tensors the dtype of their parameter, and spoils texts.
+            if not isinstance(value, Tensor):
+                mine[name] = value
+            elif mine[name].dtype != value.dtype:
                 mine[name] = value.to(mine[name].device)
 
 

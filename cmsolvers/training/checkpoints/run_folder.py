@@ -190,8 +190,11 @@ class RunFolder:
         """
         bytes_needed = check.count("bytes_needed", bytes_needed, least=0)
         disk.make_folders(self._folder)
-        disk.replace_file(self._folder / ".probe", b"\0" * 4096)
-        disk.remove(self._folder / ".probe")
+        probe = disk.name_beside(self._folder / "probe", "partial")
+        try:
+            disk.write_file(probe, [memoryview(bytes(4096))])
+        finally:
+            disk.remove(probe)
         missing = max(self.keep + 1 - len(self.checkpoints()), 1)
         free, needed = shutil.disk_usage(self._folder).free, missing * bytes_needed
         if free < needed:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cmsolvers import checks as check
 from cmsolvers import noise
+from cmsolvers.training.data.data_protocol import TrainingData
 from cmsolvers.training.data.order import batch_indices, rank_rows
 from cmsolvers.training.data.tensor_data import TensorData
-from cmsolvers.training.data.training_data import TrainingData
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,14 @@ def as_data(data: Tensor | TrainingData) -> TrainingData:
     Raises:
         TypeError: neither a tensor nor a data set.
     """
-    if isinstance(data, TrainingData):
-        return data
-    return TensorData(data)
+    if isinstance(data, Tensor):
+        return TensorData(data)
+    if not callable(getattr(data, "samples", None)):
+        raise TypeError(
+            f"data must be a tensor [n, ...] or have the methods of TrainingData; "
+            f"got {check.describe(data)}"
+        )
+    return data
 
 
 def assembled(

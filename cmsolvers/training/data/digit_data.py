@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 
 from cmsolvers import checks as check
+from cmsolvers.training.data.missing_packages import missing
 from cmsolvers.training.data.pixel_scale import Scale
 from cmsolvers.training.data.stream_places import order_keys
 from cmsolvers.training.data.tensor_data import TensorData
@@ -50,9 +51,7 @@ def _parts() -> tuple[TensorData, TensorData]:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
-        ) from error
+        raise missing("the digits", "sklearn (scikit-learn)", "demo") from error
     bunch = load_digits()
     pixels = torch.tensor(bunch.images, dtype=torch.float32)[:, None]
     labels = torch.tensor(bunch.target, dtype=torch.int64)

@@ -6,6 +6,8 @@ import atexit
 import multiprocessing
 import pickle
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Self, TypeAlias
 
@@ -16,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cmsolvers import checks as check
 from cmsolvers.training.data.batches import Batch, as_data, assembled, batch_at
+from cmsolvers.training.data.data_protocol import TrainingData
 from cmsolvers.training.data.order import batch_indices, rank_rows
 from cmsolvers.training.data.tensor_data import TensorData
-from cmsolvers.training.data.training_data import TrainingData
 
 Place: TypeAlias = "tuple[int, np.ndarray[Any, np.dtype[np.int64]]]"
 """A step and the positions of its samples."""
@@ -214,8 +216,12 @@ class _Workers:
             worker_init_fn=_begin,
         )
         before = set(multiprocessing.active_children())
+        handler = signal.getsignal(signal.SIGCHLD)
         self._batches: Iterator[Read] | None = iter(loader)
         self._processes = set(multiprocessing.active_children()) - before
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            # The DataLoader's would raise the death of a worker in the midst of a training step.
+            signal.signal(signal.SIGCHLD, handler)
         # Before the interpreter joins its children, which would wait for a worker for ever.
         atexit.register(self.close)
 
@@ -227,15 +233,23 @@ class _Workers:
             raise StopIteration
         try:
             return next(self._batches)
-        except RuntimeError as error:
-            if any(process.is_alive() for process in self._processes) and (
-                "DataLoader worker" not in str(error)
-            ):
+        except StopIteration:
+            raise
+        except Exception as error:  # what it is depends on what was under way when a worker died
+            if not self._one_is_dead():
                 raise
             raise ChildProcessError(
-                f"a worker that reads the data ended ({error}): was there enough memory? "
-                "Fewer workers need less"
+                f"a worker that reads the data ended ({str(error) or type(error).__name__}): was "
+                "there enough memory? Fewer workers need less"
             ) from error
+
+    def _one_is_dead(self) -> bool:
+        end = time.monotonic() + 1.0
+        while all(process.is_alive() for process in self._processes):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
 
     def close(self) -> None:
         """Ask the workers to end, wait, and kill those that do not."""

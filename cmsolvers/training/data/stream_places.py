@@ -7,8 +7,9 @@ A value of the contract has a place (seed, sample id, stream, draw, element). Wi
 | order of a pass | position in the data set | number of the pass | 0 |
 | flip, crop row, crop column | position in the data set | training step | 4, 5, 6 (7: free) |
 | seed of torch's generators | 2^55 | training step | 0, 1 |
-| the same while a user's loader begins a pass | 2^55 + 1 | number of the pass | 0, 1 |
+| the same while a user's loader is read | 2^55 + 1 | training step | 0, 1 |
 | points of the 2-D toys, with the toy's own seed | number of the point | 2^32 - 1 | 0 to 3 |
+| a fixed sample of a large data set, with the seed 0 | number | 2^32 - 2 | 0 |
 | held-out digits, with the seed 0 | position among all digits | 0 | 0 |
 
 Outside training, and with seeds of their own: directions of `tasks.metrics`, probes of
@@ -25,8 +26,8 @@ from cmsolvers import noise
 
 GENERATOR_ID = 2**55
 """Sample ids that no sample has: this one and the next."""
-TOY_DRAW = 2**32 - 1
-"""A draw that no step and no pass reaches."""
+TOY_DRAW, SAMPLE_DRAW = 2**32 - 1, 2**32 - 2
+"""Draws that no step and no pass reaches."""
 AUGMENTATION = slice(4, 8)
 
 
@@ -55,9 +56,9 @@ def torch_seed(step: int, seed: int) -> int:
     return _whole(seed, step, GENERATOR_ID)
 
 
-def pass_seed(epoch: int, seed: int) -> int:
-    """A seed for torch's generator where a user's loader begins a pass over its data."""
-    return _whole(seed, epoch, GENERATOR_ID + 1)
+def reading_seed(step: int, seed: int) -> int:
+    """A seed for torch's generator while a user's loader is asked for the batch of this step."""
+    return _whole(seed, step, GENERATOR_ID + 1)
 
 
 def _whole(seed: int, draw: int, place: int) -> int:
@@ -74,3 +75,12 @@ def toy_uniforms(index: Tensor, seed: int) -> Tensor:
     return noise.uniform(
         (len(index), 4), seed, stream=noise.OTHER, draw=TOY_DRAW, ids=index, dtype=torch.float64
     )
+
+
+def fixed_sample(n: int, count: int) -> Tensor:
+    """At most `count` of n positions, ascending, int64; they depend on n and `count` alone."""
+    if n <= count:
+        return torch.arange(n)
+    u = noise.uniform((count, 1), 0, stream=noise.OTHER, draw=SAMPLE_DRAW, dtype=torch.float64)
+    chosen = (u[:, 0] * n).floor().long().clamp_(max=n - 1)
+    return torch.tensor(sorted(set(chosen.tolist())))

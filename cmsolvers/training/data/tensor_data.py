@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.training.data.class_labels import checked_labels
 from cmsolvers.training.data.fingerprints import of_tensors
-from cmsolvers.training.data.labels import checked_labels
 from cmsolvers.training.data.pixel_scale import Scale
 from cmsolvers.training.data.stream_places import augmentation
 

@@ -14,19 +14,17 @@ class KeptBuffers:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._network = network
-        self._some = next(network.buffers(), None) is not None
+        self._parts = [part for part in network.modules() if part._buffers]
         self._kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
 
     def keep(self) -> None:
         """Copy them as they are now."""
-        if self._some:
-            self._kept = [
-                (part, name, held, held.clone())
-                for part in self._network.modules()
-                for name, held in part._buffers.items()
-                if held is not None
-            ]
+        self._kept = [
+            (part, name, held, held.clone())
+            for part in self._parts
+            for name, held in part._buffers.items()
+            if held is not None
+        ]
 
     @torch.no_grad()
     def restore(self, bad: Tensor | bool = True) -> None:

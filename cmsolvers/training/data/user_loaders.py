@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sized
 
 import torch
 from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from cmsolvers import checks as check
 from cmsolvers.training.data.batches import Batch, assembled
-from cmsolvers.training.data.stream_places import pass_seed
+from cmsolvers.training.data.stream_places import reading_seed
 
 IMAGES = ("x0", "image", "images", "pixel_values")
 LABELS = ("label", "labels")
@@ -37,10 +43,11 @@ def user_batches(
     out. Cutting the batches in another way leaves each sample its number; noise and levels also
     depend on the step.
 
-    A resumed run reads the batches that were trained on again and leaves them out. For that the
-    loader must give the same batches each time: at the beginning of each pass torch's generator is
-    set to a function of (seed, pass), and `set_epoch(pass)` of the loader or its sampler is called
-    where there is one, so that a `DataLoader(shuffle=True)` does.
+    A resumed run reads the batches that were trained on again and leaves them out; of a plain
+    `DataLoader`, whose passes have a known length, only those of the pass under way. For that the
+    loader must give the same batches each time: while it is read, torch's generator (not those of
+    numpy and of Python) is set to a function of (seed, step), and `set_epoch(pass)` of the loader
+    or its sampler is called where there is one. A `DataLoader(shuffle=True)` is such a loader.
 
     Args:
         loader: a DataLoader, a list of batches, or an object of your own with `__iter__`. It deals
@@ -69,46 +76,64 @@ def user_batches(
     seed, total = check.count("seed", seed, least=0), check.count("total", total, least=0)
     first = check.count("first_step", first_step, least=0)
 
-    def batches() -> Iterator[Batch]:
-        count = 0
-        for step, batch in zip(range(total), _passes(loader, seed), strict=False):
-            x0, labels = opened(batch)
+    def numbered() -> Iterator[Batch]:
+        step, count, epoch = _whole_passes(loader, first)
+        batches = _read(loader, seed, step, epoch)
+        while step < total:
+            x0, labels = opened(next(batches))
             if step >= first:
                 index = torch.arange(count, count + len(x0)) * world + rank
                 yield assembled(x0, labels, index, seed=seed, step=step, total=total, device=device)
             count += len(x0)
+            step += 1
 
-    return batches()
+    return numbered()
 
 
-def _passes(loader: Iterable[object], seed: int) -> Iterator[object]:
-    """The batches of one pass after the other."""
-    epoch = 0
+def _whole_passes(loader: Iterable[object], first: int) -> tuple[int, int, int]:
+    """Steps, samples and passes before step `first` that need not be read again.
+
+    That is known of a DataLoader whose order depends on the state of torch's generator, or of a
+    DistributedSampler's pass, and on nothing that was read before.
+    """
+    if type(loader) is not DataLoader or loader.generator is not None or loader.persistent_workers:
+        return 0, 0, 0
+    sampler = loader.sampler
+    known = type(sampler) in (SequentialSampler, DistributedSampler) or (
+        type(sampler) is RandomSampler and sampler.generator is None
+    )
+    if not known or type(loader.batch_sampler) is not BatchSampler or len(loader) == 0:
+        return 0, 0, 0
+    assert isinstance(sampler, Sized) and loader.batch_size is not None
+    samples = len(loader) * loader.batch_size if loader.drop_last else len(sampler)
+    passes = first // len(loader)
+    return passes * len(loader), passes * samples, passes
+
+
+def _read(loader: Iterable[object], seed: int, step: int, epoch: int) -> Iterator[object]:
+    """The batches from a step on, with which a pass begins."""
+    batches: Iterator[object] | None = None
     while True:
-        for holder in (loader, getattr(loader, "sampler", None)):
-            if callable(set_epoch := getattr(holder, "set_epoch", None)):
-                set_epoch(epoch)
-        with _generator(pass_seed(epoch, seed)):
-            # A DataLoader asks torch's generator for its order now and at its first batch.
-            batches = iter(loader)
+        begins = batches is None
+        with torch.random.fork_rng(devices=[]):
+            # A DataLoader takes its order from torch's generator, a data set may its augmentation.
+            torch.default_generator.manual_seed(reading_seed(step, seed))
+            if batches is None:
+                for holder in (loader, getattr(loader, "sampler", None)):
+                    if callable(set_epoch := getattr(holder, "set_epoch", None)):
+                        set_epoch(epoch)
+                batches = iter(loader)
             batch = next(batches, _NOTHING)
-        if batch is _NOTHING:
-            raise ValueError(f"data must give batches; pass {epoch} over it gave none")
-        while batch is not _NOTHING:
+        if batch is not _NOTHING:
             yield batch
-            batch = next(batches, _NOTHING)
-        epoch += 1
+            step += 1
+        elif begins:
+            raise ValueError(f"data must give batches; pass {epoch} over it gave none")
+        else:
+            batches, epoch = None, epoch + 1
 
 
 _NOTHING = object()
-
-
-@contextmanager
-def _generator(seed: int) -> Iterator[None]:
-    """Torch's generator of the CPU in a state of its own, and afterwards as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def opened(batch: object) -> tuple[Tensor, Tensor | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,32 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure, FigureBase
 from numpy.typing import ArrayLike
 
 INK = "#1f2430"
 MUTED = "#6b7280"
 FAINT = "#d9dde5"
-SDE = "#d9662b"
+SDE = "#bf4d17"
 ODE = "#2458a6"
 COLORS = {
     "em": SDE,
-    "ddpm": "#dfa133",
-    "euler": "#6aa6dc",
+    "ddpm": "#8f6400",
+    "euler": "#2f7ec0",
     "heun": ODE,
     "cd": "#1d8a6b",
     "ct": "#8a4fb5",
-    "ect": "#c2407e",
+    "ect": "#b8326f",
     "real": INK,
 }
+MARKERS = {"em": "o", "ddpm": "s", "euler": "^", "heun": "D", "cd": "v", "ct": "P", "ect": "X"}
+DASHES: dict[str, Any] = {"em": ":", "ddpm": (0, (3, 1, 1, 1)), "euler": "-", "heun": "-"} | {
+    kind: (0, (5, 2)) for kind in ("cd", "ct", "ect")
+}
+"""Marks and strokes say what colours say, to readers who cannot tell the colours apart."""
+
 PAPER = LinearSegmentedColormap.from_list("paper", ["#ffffff", INK])
 DENSITY = LinearSegmentedColormap.from_list(
     "density", ["#ffffff", "#eef1f7", "#cfd8e8", "#9fb0cd", "#6d83ab"]
@@ -80,6 +88,16 @@ def save(fig: Figure, path: Path, **options: Any) -> Path:
         fig.savefig(path, metadata={"Software": None}, **options)
     plt.close(fig)
     return path
+
+
+def grey_scale(
+    fig: FigureBase, axes: Sequence[Axes], low: float, high: float, text: str, **options: Any
+) -> None:
+    """Draw the grey scale that some images share: what number is how dark."""
+    shades = ScalarMappable(Normalize(low, high), PAPER)
+    bar = fig.colorbar(shades, ax=list(axes), **options)
+    bar.set_label(text, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
 
 
 def digit(ax: Axes, image: ArrayLike, low: float, high: float) -> None:

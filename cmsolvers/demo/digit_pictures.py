@@ -250,8 +250,15 @@ def few_steps(path: Path, samples: Mapping[tuple[str, int], Tensor], errors: Heu
                 else:
                     cell.set_axis_off()
             axes[i, 0].set_ylabel(steps_text(n), rotation=0, ha="right", va="center", labelpad=8)
-        style.grey_scale(fig=right, axes=axes.ravel(), low=-high, high=high, text="pixel",
-                         fraction=0.03, pad=0.02)
+        style.grey_scale(
+            fig=right,
+            axes=axes.ravel(),
+            low=-high,
+            high=high,
+            text="pixel",
+            fraction=0.03,
+            pad=0.02,
+        )
         right.suptitle("Same noise, one grey scale", fontsize=10, fontweight="bold")
     return style.save(fig, path)
 

@@ -33,8 +33,8 @@ EQUATIONS = {
         display(
             row("d x = − ", fraction("1", "2"), "β(t) x d t +", root("β(t)"), "d w"),
         ),
-        "In every short time d<i>t</i> the state shrinks a little towards 0 and gets a little random "
-        "noise d<i>w</i>, until only noise is left; nothing is learnt for that.",
+        "In every short time d<i>t</i> the state shrinks a little towards 0 and gets a little "
+        "random noise d<i>w</i>, until only noise is left; nothing is learnt for that.",
         "process = VP(beta_min=0.1, beta_max=8.0)\n"
         "times = torch.linspace(0.001, 1.0, 301)\n"
         "x1 = euler_maruyama(process, x0, times, seed=0)",
@@ -51,7 +51,8 @@ EQUATIONS = {
             ),
         ),
         "Run with time falling from 1 to 0 the same noise is added, and the score "
-        "∇ ln <i>p</i>, the direction in which noisy data become more likely, pulls the state back.",
+        "∇ ln <i>p</i>, the direction in which noisy data become more likely, pulls the state "
+        "back.",
         "score = process.score_of(denoiser)\n"
         "sde = process.reverse(score)\n"
         "data = euler_maruyama(sde, x1, times.flip(0), seed=1)",
@@ -92,8 +93,8 @@ EQUATIONS = {
             row("∇_x ln p(x; σ) = ", fraction("D(x, σ) − x", "σ^2")),
         ),
         "The denoiser <i>D</i> names the average of all clean digits that could have become "
-        "<i>x</i>; the way from <i>x</i> to it is the score, so a network that removes noise is all "
-        "that is needed.",
+        "<i>x</i>; the way from <i>x</i> to it is the score, so a network that removes noise is "
+        "all that is needed.",
         "x = ops.add_noise(x0, 0.8, seed=0)\n"
         "x0_hat = denoiser(x, torch.full((len(x),), 0.8))\n"
         "score = (x0_hat - x) / 0.8**2",
@@ -101,8 +102,8 @@ EQUATIONS = {
     "score": Equation(
         "Score model: denoising score matching",
         display(row("L = E [ w(σ) ‖ D(x_0 + σ z, σ) − x_0 ‖^2 ]")),
-        "Noise a digit, let the network guess the digit, and make the squared error small: the best "
-        "guess possible is the average that the score needs.",
+        "Noise a digit, let the network guess the digit, and make the squared error small: the "
+        "best guess possible is the average that the score needs.",
         "denoiser = EDM(network, sigma_data=0.5)\n"
         "out = dsm(denoiser, x0, key=0, step=step, times=LogNormal(-1.0, 1.4))\n"
         "out.loss.backward()",
@@ -112,7 +113,12 @@ EQUATIONS = {
         display(
             row(fraction("d x", "d σ"), " = ", fraction("x − D(x, σ)", "σ")),
             row("y = x + (σ′ − σ) d ,    d =", fraction("x − D(x, σ)", "σ")),
-            row("x′ = x + (σ′ − σ)", fraction("d + d′", "2"), ",    d′ =", fraction("y − D(y, σ′)", "σ′")),
+            row(
+                "x′ = x + (σ′ − σ)",
+                fraction("d + d′", "2"),
+                ",    d′ =",
+                fraction("y − D(y, σ′)", "σ′"),
+            ),
         ),
         "The ODE again, with the noise level σ as time: a step takes the mean of the slopes at its "
         "two ends, which costs two network calls.",
@@ -126,9 +132,9 @@ EQUATIONS = {
             row("L = E [ d( f(x_t, t), f^−(y_r, r) ) ]"),
             row("y_r = x_t +", upright("the teacher's step from t to r")),
         ),
-        "The trained score model walks from level <i>t</i> to its neighbour <i>r</i>; the answer at "
-        "<i>t</i> is pulled towards the answer there, of an average <i>f</i> <sup>−</sup> of the "
-        "network's own past.",
+        "The trained score model walks from level <i>t</i> to its neighbour <i>r</i>; the answer "
+        "at <i>t</i> is pulled towards the answer there, of an average <i>f</i> <sup>−</sup> of "
+        "the network's own past.",
         "levels = karras_sigmas(40, 0.002, 20.0, append_zero=False)\n"
         "out = cd(f, x0, key=0, step=step, times=UniformPairs(levels),\n"
         "         teacher=denoiser, target=f_average, distance=pseudo_huber())",

@@ -171,6 +171,4 @@ def measure(
                 so_far=runs[str(counts[0])][i + 1][1],
             )
         )
-    return HeunErrors(
-        fine_steps=truth.steps, samples=len(x), steps=steps, runs=runs, spread=spread
-    )
+    return HeunErrors(fine_steps=truth.steps, samples=len(x), steps=steps, runs=runs, spread=spread)

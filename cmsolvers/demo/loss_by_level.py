@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class LossByLevel:
 def names(low: float, high: float) -> list[str]:
     """The bands in words, from a model's smallest level to its largest."""
     ends = (low, *EDGES, high)
-    return [f"σ {a:g} to {b:g}" for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [f"σ {a:g} to {b:g}" for a, b in pairwise(ends)]
 
 
 def smooth(values: Sequence[float], window: int) -> NDArray[np.float64]:

@@ -33,8 +33,12 @@ COLORS = {
     "real": INK,
 }
 MARKERS = {"em": "o", "ddpm": "s", "euler": "^", "heun": "D", "cd": "v", "ct": "P", "ect": "X"}
-DASHES: dict[str, Any] = {"em": ":", "ddpm": (0, (3, 1, 1, 1)), "euler": "-", "heun": "-"} | {
-    kind: (0, (5, 2)) for kind in ("cd", "ct", "ect")
+DASHES: dict[str, Any] = {
+    "em": ":",
+    "ddpm": (0, (3, 1, 1, 1)),
+    "euler": "-",
+    "heun": "-",
+    **dict.fromkeys(("cd", "ct", "ect"), (0, (5, 2))),
 }
 """Marks and strokes say what colours say, to readers who cannot tell the colours apart."""
 
@@ -42,6 +46,8 @@ PAPER = LinearSegmentedColormap.from_list("paper", ["#ffffff", INK])
 DENSITY = LinearSegmentedColormap.from_list(
     "density", ["#ffffff", "#eef1f7", "#cfd8e8", "#9fb0cd", "#6d83ab"]
 )
+BANDS = LinearSegmentedColormap.from_list("bands", ["#a9d8c9", "#1d8a6b", "#072a20"])
+"""From light to dark: an order that needs no sense of colour."""
 
 _RC: dict[Any, object] = {
     "font.family": "DejaVu Sans",

@@ -242,7 +242,7 @@ def few_steps(path: Path, samples: Mapping[tuple[str, int], Tensor], errors: Heu
         ax.set_ylabel("error of a pixel (rms)")
         ax.set_title(f"Heun against a run of {errors['fine_steps']} steps")
         high = max(float(samples["heun", n].abs().max()) for n in counts)
-        axes = right.subplots(len(counts), 12, squeeze=False)
+        axes = right.subplots(len(counts), 8, squeeze=False)
         for i, n in enumerate(reversed(counts)):
             for k, cell in enumerate(axes[i]):
                 if k < len(samples["heun", n]):

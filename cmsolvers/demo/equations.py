@@ -70,7 +70,7 @@ EQUATIONS = {
         ),
         "With half the pull and no noise at all the states have, at every time, the same "
         "probabilities as before, but each start now has one smooth path to one end.",
-        "sigmas = process.sigma_hat(times.flip(0))  # noise over signal\n"
+        "sigmas = process.sigma_hat(times.flip(0))\n"
         "x = x1 / process.alpha(1.0)\n"
         "data = heun_pf_ode(denoiser, x, sigmas)",
     ),
@@ -112,7 +112,7 @@ EQUATIONS = {
         "Heun's method for the ODE",
         display(
             row(fraction("d x", "d σ"), " = ", fraction("x − D(x, σ)", "σ")),
-            row("y = x + (σ′ − σ) d ,    d =", fraction("x − D(x, σ)", "σ")),
+            row("y = x + (σ′ − σ) d ,     d =", fraction("x − D(x, σ)", "σ")),
             row(
                 "x′ = x + (σ′ − σ)",
                 fraction("d + d′", "2"),
@@ -125,6 +125,27 @@ EQUATIONS = {
         "sigmas = karras_sigmas(18, sigma_min=0.002, sigma_max=20.0)\n"
         "x = 20.0 * noise.normal((1000, 1, 8, 8), seed=0)\n"
         "digits = heun_pf_ode(denoiser, x, sigmas)  # 35 calls",
+    ),
+    "long_step": Equation(
+        "One step of Heun's method, written out",
+        display(
+            row(
+                "x′ = ",
+                fraction("x", "r"),
+                "+ ( 1 − ",
+                fraction("1", "r"),
+                ") D +",
+                fraction("r − 1", "2"),
+                "(D′ − D) ,    r = ",
+                fraction("σ", "σ′"),
+            ),
+        ),
+        "An average of <i>D</i> would count its change <i>D</i>′ − <i>D</i> between 0 and "
+        "1 − 1/<i>r</i> times; the step counts it (<i>r</i> − 1)/2 times, which is "
+        "<i>r</i>/2 times the most that is right.",
+        "a, b = 4.86, 0.825  # from a to b in one step: r = 5.9\n"
+        "step = torch.tensor([a, b], dtype=torch.float64)\n"
+        "x_next = heun_pf_ode(denoiser, x, step)",
     ),
     "cd": Equation(
         "Consistency distillation (CD)",

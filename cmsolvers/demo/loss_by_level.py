@@ -66,13 +66,15 @@ def peaks(bands: Sequence[Sequence[float]]) -> list[int | None]:
     """The step at which each band's running mean is largest once the first drop is over.
 
     The first seventh of the run is left out: there the copied weights, which are still a
-    denoiser's, first learn to agree with their own average.
+    denoiser's, first learn to agree with their own average. None: the band has no highest point
+    inside the rest, because its loss falls from there on, rises to the end, or was never seen.
     """
     window = window_of(len(bands))
     begin = len(bands) // 7
     found: list[int | None] = []
     for values in zip(*bands, strict=True):
         mean = smooth(values, window)[begin:]
-        at = int(np.nanargmax(mean)) if np.isfinite(mean).any() else None
-        found.append(None if at is None else begin + at + math.ceil(window / 2))
+        at = int(np.nanargmax(mean)) if np.isfinite(mean).any() else 0
+        inside = 0 < at < len(mean) - 1
+        found.append(begin + at + math.ceil(window / 2) if inside else None)
     return found

@@ -10,6 +10,10 @@ _TOKEN = re.compile(r"\s+|[A-Za-z]+|[Α-Ωα-ω∇∂∞]|\d+(?:\.\d+)?|.", re.D
 _SCRIPT = re.compile(r"([_^])(?:\{([^}]*)\}|(\w|\S))")
 
 
+FUNCTIONS = ("ln", "exp", "max")
+"""Names that are followed by a little space."""
+
+
 class Part(NamedTuple):
     """Ready MathML: what `fraction`, `root` and `above` make."""
 
@@ -20,7 +24,8 @@ def row(*parts: str | Part) -> str:
     """MathML of a row of parts.
 
     Letters are variables (of one letter each, or a name such as `ln`), digits numbers, everything
-    else an operator; `x_t`, `w_{max}` and `σ^2` have a lower or an upper index.
+    else an operator; `x_t`, `w_{max}` and `σ^2` have a lower or an upper index. Three spaces and
+    more are a gap.
     """
     return "".join(part.text if isinstance(part, Part) else _tokens(part) for part in parts)
 
@@ -43,7 +48,8 @@ def upright(text: str) -> Part:
 def display(*lines: str) -> str:
     """A `<math>` element with a line of the page to each of some rows."""
     cells = "".join(f"<mtr><mtd><mrow>{line}</mrow></mtd></mtr>" for line in lines)
-    return f'<math display="block"><mtable columnalign="left">{cells}</mtable></math>'
+    table = f'<mtable columnalign="left" displaystyle="true">{cells}</mtable>'
+    return f'<math display="block">{table}</math>'
 
 
 def _tokens(text: str) -> str:
@@ -54,6 +60,8 @@ def _tokens(text: str) -> str:
         place = match.end()
         token = match.group()
         if token.isspace():
+            if len(token) > 2:
+                found.append('<mspace width="2em"></mspace>')
             continue
         base = _token(token)
         scripts: dict[str, str] = {}
@@ -63,6 +71,8 @@ def _tokens(text: str) -> str:
         tag = {"_": "msub", "^": "msup", "_^": "msubsup"}.get("".join(sorted(scripts)[::-1]))
         inner = "".join(scripts[sign] for sign in "_^" if sign in scripts)
         found.append(f"<{tag}>{base}{inner}</{tag}>" if tag else base)
+        if token in FUNCTIONS and text[place : place + 1] != "(":
+            found.append('<mspace width="0.17em"></mspace>')
     return "".join(found)
 
 

@@ -62,8 +62,15 @@ def _heun_words(results: Results) -> dict[str, str]:
     worst = max(errors["steps"], key=lambda step: step["at_end"])
     first, counts = errors["steps"][0], list(errors["runs"])
     ends = [errors["runs"][n][-1][1] for n in counts]
+    frechet = {
+        row["steps"]: row["frechet"] for row in results["samplers"] if row["method"] == "heun"
+    }
     return {
         "heun_few": counts[0],
+        "heun_most": counts[-1],
+        "heun_few_frechet": f"{frechet[int(counts[0])]:.1f}",
+        "heun_most_frechet": f"{frechet[int(counts[-1])]:.1f}",
+        "heun_least_ratio": f"{min(step['ratio'] for step in errors['steps']):.1f}",
         "heun_fine": str(errors["fine_steps"]),
         "heun_samples": str(errors["samples"]),
         "heun_first": f"{first['at_end']:.3f}",
@@ -90,7 +97,8 @@ def _hump_words(cd: Training, low: float, high: float) -> dict[str, str]:
         "hump_high": f"{mean[top]:.3f}",
         "hump_high_step": str(top + window // 2),
         "hump_end": f"{mean[-1]:.3f}",
-        "hump_bands": ", ".join(f"step {step} for {name}" for name, step in tops if step),
+        "hump_bands": "; ".join(f"{name}: step {step}" for name, step in tops if step)
+        or "in so short a run there are none",
     }
 
 

@@ -145,7 +145,7 @@ def hump(
         other.set_ylabel("learning rate (dashed)")
         other.set_ylim(0, None)
         other.spines["right"].set_visible(True)
-        other.ticklabel_format(style="sci", scilimits=(0, 0))
+        other.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         shades = [style.BANDS(0.15 + 0.85 * k / max(1, len(names) - 1)) for k in range(len(names))]
         for k, (name, values) in enumerate(zip(names, zip(*bands, strict=True), strict=True)):
             mean = smooth(values, window)

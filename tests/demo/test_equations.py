@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib")
 
 import cmsolvers
 from cmsolvers import losses, noise, ops
+from cmsolvers.demo import heun_errors
 from cmsolvers.demo.equations import EQUATIONS
 from cmsolvers.demo.mathml import display, fraction, root, row, upright
 from cmsolvers.demo.mixture_pictures import MEANS, STD, WEIGHTS
@@ -111,6 +112,22 @@ def test_samplers_that_are_shown():
     assert info.nfe == int(calls[1])
 
 
+def test_a_long_step_is_what_is_written_out(line: GaussianMixture):
+    """The equation, put together by hand from D at both ends; with r / 2 in place it fails."""
+    x = torch.tensor([[-6.0], [0.4], [5.0]], dtype=torch.float64)
+    space = run("long_step", x=x, denoiser=line)
+    a, b = space["a"], space["b"]
+    r = a / b
+    level = torch.ones(len(x), dtype=torch.float64)
+    d = line(x, a * level)
+    middle = x / r + (1 - 1 / r) * d
+    change = line(middle, b * level) - d
+    torch.testing.assert_close(space["x_next"], middle + (r - 1) / 2 * change)
+    assert not torch.allclose(space["x_next"], middle + r / 2 * change, rtol=1e-4)
+    assert (r - 1) / 2 / (1 - 1 / r) == pytest.approx(heun_errors.overshoot(r))
+    assert f"r = {r:.1f}" in EQUATIONS["long_step"].code
+
+
 def test_losses_that_are_shown_train_a_network():
     net = network(0)
     x0 = 0.5 * noise.normal((16, *SHAPE), 3)
@@ -178,6 +195,7 @@ def test_mathml_of_a_row():
     assert row("σ^2") == "<msup><mi>σ</mi><mrow><mn>2</mn></mrow></msup>"
     both = "<msubsup><mi>x</mi><mrow><mn>0</mn></mrow><mrow><mo>−</mo></mrow></msubsup>"
     assert row("x_0^−") == row("x^−_0") == both
+    assert row("ln p") == '<mi>ln</mi><mspace width="0.17em"></mspace><mi>p</mi>'
     assert row("a < 0.5") == "<mi>a</mi><mo>&lt;</mo><mn>0.5</mn>"
     half = fraction("1", "2")
     assert row(half) == "<mfrac><mrow><mn>1</mn></mrow><mrow><mn>2</mn></mrow></mfrac>"

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from cmsolvers import checks as check
 from cmsolvers.losses import LossOutput
 from cmsolvers.training import Batch
 
@@ -25,14 +26,20 @@ class LossByLevel:
         bands: for each step, the mean of each band, len(EDGES) + 1 of them; NaN without a sample.
     """
 
-    def __init__(self, loss: Callable[[nn.Module, Batch], LossOutput]) -> None:
+    def __init__(self, loss: Callable[[nn.Module, Batch], object]) -> None:
         self._loss = loss
         self._edges = torch.tensor(EDGES, dtype=torch.float64)
         self.bands: list[list[float]] = []
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:
-        """The loss of a batch, noted."""
+        """The loss of a batch, noted.
+
+        Raises:
+            TypeError: the loss gives no `LossOutput`, whose levels are needed.
+        """
         output = self._loss(model, batch)
+        if not isinstance(output, LossOutput):
+            raise TypeError(f"loss must return a LossOutput; got {check.describe(output)}")
         band = torch.bucketize(output.levels[0].double(), self._edges)
         sizes = torch.bincount(band, minlength=len(EDGES) + 1).double()
         sums = torch.bincount(band, output.per_sample.double(), minlength=len(EDGES) + 1)

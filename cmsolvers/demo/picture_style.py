@@ -25,7 +25,7 @@ ODE = "#2458a6"
 COLORS = {
     "em": SDE,
     "ddpm": "#8f6400",
-    "euler": "#2f7ec0",
+    "euler": "#2673b3",
     "heun": ODE,
     "cd": "#1d8a6b",
     "ct": "#8a4fb5",

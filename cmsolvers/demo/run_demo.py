@@ -186,7 +186,6 @@ def _judge(
     ]
     score = load_model(files.model("score"))
     start = latents(SHAPE, min(HEUN_SAMPLES, settings.samples), settings.seed)
-    ends = {"sigma_min": score.spec.sigma_min, "sigma_max": score.spec.sigma_max}
     measured: Measured = {
         "about": {
             "version": build_info()["version"],
@@ -205,7 +204,11 @@ def _judge(
             for (key, steps), runs in repeats.items()
         },
         "heun": heun_errors.measure(
-            score.function, start * score.spec.sigma_max, BY_KEY["heun"].steps, **ends
+            score.function,
+            start * score.spec.sigma_max,
+            BY_KEY["heun"].steps,
+            sigma_min=score.spec.sigma_min,
+            sigma_max=score.spec.sigma_max,
         ),
     }
     results: Results = {**measured, "targets": targets(measured)}

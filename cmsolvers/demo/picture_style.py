@@ -27,7 +27,7 @@ COLORS = {
     "ddpm": "#8f6400",
     "euler": "#2673b3",
     "heun": ODE,
-    "cd": "#1d8a6b",
+    "cd": "#17785c",
     "ct": "#8a4fb5",
     "ect": "#b8326f",
     "real": INK,

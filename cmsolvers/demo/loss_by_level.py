@@ -73,15 +73,18 @@ def peaks(bands: Sequence[Sequence[float]]) -> list[int | None]:
     """The step at which each band's running mean is largest once the first drop is over.
 
     The first seventh of the run is left out: there the copied weights, which are still a
-    denoiser's, first learn to agree with their own average. None: the band has no highest point
-    inside the rest, because its loss falls from there on, rises to the end, or was never seen.
+    denoiser's, first learn to agree with their own average. None: the band has no such peak,
+    because it did not rise by a twentieth before it, rises to the end, or was never seen.
     """
     window = window_of(len(bands))
     begin = len(bands) // 7
     found: list[int | None] = []
     for values in zip(*bands, strict=True):
-        mean = smooth(values, window)[begin:]
-        at = int(np.nanargmax(mean)) if np.isfinite(mean).any() else 0
-        inside = 0 < at < len(mean) - 1
-        found.append(begin + at + math.ceil(window / 2) if inside else None)
+        mean = smooth(values, window)
+        if not np.isfinite(mean[begin:]).any():
+            found.append(None)
+            continue
+        at = begin + int(np.nanargmax(mean[begin:]))
+        risen = mean[at] > 1.05 * np.nanmin(mean[: at + 1])
+        found.append(at + math.ceil(window / 2) if risen and at < len(mean) - 1 else None)
     return found

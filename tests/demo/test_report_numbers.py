@@ -116,7 +116,8 @@ def test_peaks_are_found_where_they_are_and_only_there():
     hill = np.exp(-(((steps - 300) / 80) ** 2))
     later = np.exp(-(((steps - 450) / 80) ** 2))
     never = np.full(700, math.nan)
-    found = peaks(np.stack([hill, later, -steps, steps, never], 1).tolist())
+    falls = 2.0 - steps / 700 + 0.01 * np.sin(steps)
+    found = peaks(np.stack([1 + hill, 1 + later, falls, steps, never], 1).tolist())
     assert found[0] == pytest.approx(300, abs=5)
     assert found[1] == pytest.approx(450, abs=5)
     assert found[2:] == [None, None, None]

@@ -20,6 +20,11 @@ More: `cmsolvers.noise`, `losses`, `training`, `tasks` (editing, likelihoods, me
 `help(cmsolvers.heun_pf_ode)` documents a sampler completely.
 """
 
+# Before all others: Ctrl-C while torch is imported ends the command in one line.
+from cmsolvers import starting as starting
+
+# isort: split
+
 # Without __all__ help(cmsolvers) does not print every function's own help.
 from cmsolvers.denoisers import EDM as EDM
 from cmsolvers.denoisers import AverageVelocity as AverageVelocity

@@ -30,6 +30,7 @@ class Command:
             that help and the other commands do not wait for that.
         out: default folder for results, and with it come --out, --seed and --quiet; None for a
             command that only prints.
+        rest: the list among the options that takes words after other options too; None: none does.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Command:
     options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
     out: str | None = None
+    rest: str | None = None
 
     def parse(self, parser: argparse.ArgumentParser) -> None:
         """Give a parser the description and the options of this command."""

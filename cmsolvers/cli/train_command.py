@@ -1,93 +1,171 @@
-"""`cmsolvers train`: a score or consistency model on images."""
+"""`cmsolvers train`: a training from a configuration file."""
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
+import warnings
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from tqdm import tqdm
 
 from cmsolvers.cli.one_command import Command
+
+if TYPE_CHECKING:
+    from cmsolvers.runs.config import Config
+
+DEFAULTS = "defaults"
 
 
 def _options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--model",
-        choices=("score", "cd", "ct", "ect"),
-        default="score",
-        help="what to train: a score model, a consistency model by distillation, from scratch "
-        "or by tuning a score model",
+        "config", nargs="?", metavar="CONFIG.toml", help="what to train; --init prints one"
     )
     parser.add_argument(
-        "--data",
-        default="digits",
-        help="'digits' or an .npy/.npz file [n, H, W(, C)] or [n, C, H, W]",
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="section.key=value",
+        help="keys to replace, such as loss.name=ict loss.times.mean=-1.1 train.steps=100",
     )
-    parser.add_argument("--teacher", type=Path, help="checkpoint of a score model; for cd alone")
     parser.add_argument(
-        "--init", type=Path, help="checkpoint of a score model to begin with; for ect alone"
+        "--init",
+        nargs="?",
+        const=DEFAULTS,
+        metavar="PRESET",
+        help="print a commented configuration: digits-score, digits-cd, digits-ct, digits-ect, "
+        "images, toy, or the defaults",
     )
-    parser.add_argument("--steps", type=int, help="training steps (default: what digits need)")
-    parser.add_argument("--batch", type=int, default=128, help="samples per step")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default: what digits need)")
-    parser.add_argument("--network", choices=("mlp", "unet"), help="default: mlp below 16 x 16")
-    parser.add_argument("--sigma-max", type=float, help="largest noise level (default: 20)")
-    parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
-    existing = parser.add_mutually_exclusive_group()
-    existing.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in --out"
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the configuration and what would be built, and write nothing",
     )
-    existing.add_argument(
-        "--overwrite", action="store_true", help="start anew over the checkpoint in --out"
+    parser.add_argument("--out", metavar="OUT", help="folder of the run (run.out)")
+    parser.add_argument("--seed", type=int, help="decides everything random (run.seed)")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (run.device)")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="begin anew; the run in the folder is moved to OUT.old-N",
     )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but warnings")
 
 
 def _run(options: Namespace) -> int:
-    from cmsolvers.demo.digits import load_data
-    from cmsolvers.training.checkpoints import RunFolder
-    from cmsolvers.training.image_trainer import image_trainer
-    from cmsolvers.training.models import load_model
+    from cmsolvers.runs.config import read_config, template
 
-    data, scale = load_data(options.data)
-    trainer = image_trainer(
-        options.model,
-        data,
-        scale,
-        steps=options.steps,
-        batch_size=options.batch,
-        lr=options.lr,
-        seed=options.seed,
-        network=options.network,
-        sigma_max=options.sigma_max,
-        teacher=None if options.teacher is None else load_model(options.teacher),
-        init=None if options.init is None else load_model(options.init),
-        about={"data": Path(options.data).name},
-    )
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / options.model
-    folder = RunFolder(options.out / f"{options.model}-run")
-    if options.resume:
-        trainer.resume(folder)
-    elif options.overwrite:
-        shutil.rmtree(folder.path, ignore_errors=True)
-    elif path.exists() or folder.checkpoints():
-        raise FileExistsError(
-            f"--out must hold no checkpoint of this model; {path} is one: "
-            "give --resume to go on from it or --overwrite to start anew"
+    if options.init is not None:
+        if options.config is not None:
+            raise ValueError(f"--init prints a configuration; it takes no {options.config!r}")
+        print(template(None if options.init == DEFAULTS else options.init), end="")
+        return 0
+    if options.config is None:
+        raise ValueError(
+            "CONFIG.toml must be given; `cmsolvers train --init > config.toml` makes one"
         )
+    if "=" in options.config and not os.path.exists(options.config):
+        raise ValueError(f"CONFIG.toml must come before {options.config!r}")
     try:
-        trainer.run(
-            folder=folder,
-            every=options.every,
-            progress=not options.quiet,
-            description=f"training {options.model}",
-        )
-    except KeyboardInterrupt:
-        print(f"at step {trainer.step}; --resume goes on from {folder.path}", file=sys.stderr)
+        config = read_config(options.config, _overrides(options))
+    except (ValueError, TypeError, OSError):
+        if _process() > 0:  # the first process says the same
+            return 2
         raise
-    trainer.save(path)
-    print(f"{trainer.step} steps; checkpoint: {path}")
+    try:
+        return _trained(options, config)
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        if _process() == 0:
+            raise
+        print(f"cmsolvers train, process {_process()}: {error}", file=sys.stderr)
+        return 2
+
+
+def _trained(options: Namespace, config: Config) -> int:
+    import torch
+
+    from cmsolvers.runs.train import dry_run, train
+
+    here = os.getcwd()
+    if here not in sys.path:  # for "import:module:Name" of files that lie here
+        sys.path.append(here)
+    with _plain_warnings():
+        if options.dry_run:
+            print(dry_run(config, overwrite=options.overwrite))
+            return 0
+        tell = _nothing if options.quiet else _tell
+        try:
+            train(config, overwrite=options.overwrite, tell=tell, arguments=sys.argv[1:])
+        except KeyboardInterrupt:
+            if _process() > 0:
+                return 130
+            raise
+        except RuntimeError as error:
+            if _lost(error):
+                raise ConnectionError("another process of this run has ended") from error
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"the device has too little memory; a smaller train.batch_size, a larger "
+                f"train.accumulate or network.gradient_checkpointing need less: {error}"
+            ) from error
     return 0
 
 
-COMMAND = Command("train", "train a model on images", _options, _run, out="train-output")
+def _overrides(options: Namespace) -> list[str]:
+    """The keys that were given, those with options of their own last."""
+    found = list(options.overrides)
+    for name in ("out", "seed", "device"):
+        value = getattr(options, name)
+        if value is not None:
+            found.append(f"run.{name}={value}")
+    if options.quiet:
+        found.append("logging.progress=false")
+    return found
+
+
+def _process() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether torch misses another process."""
+    text = str(error)
+    return "Connection closed by peer" in text or "Connection reset by peer" in text
+
+
+def _tell(line: str) -> None:
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+def _nothing(line: str) -> None:
+    """What --quiet does with lines."""
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings as one line each, in the first process."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if _process() == 0:
+            tqdm.write(f"cmsolvers train: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+COMMAND = Command(
+    "train", "train a model as a configuration file says", _options, _run, rest="overrides"
+)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 
 from torch import Tensor
 
-from cmsolvers.training.data import Scale, TensorData, array_file
+from cmsolvers.training.data import Scale
 from cmsolvers.training.data import digits as digit_data
 
 NAME = "digits"
@@ -40,17 +39,3 @@ def load() -> Digits:
     train, held = digit_data("train"), digit_data("held")
     assert train.labels is not None and held.labels is not None and train.scale is not None
     return Digits(train.x, train.labels, held.x, held.labels, train.scale)
-
-
-def load_data(name: str) -> tuple[Tensor, Scale]:
-    """Training images [n, C, H, W] as models see them, and their scale.
-
-    Args:
-        name: "digits" for the training digits, else the path of an .npy or .npz file.
-
-    Raises:
-        FileNotFoundError, ValueError: as `array_file`.
-    """
-    data = digit_data() if name == NAME else array_file(name, in_memory=sys.maxsize)
-    assert isinstance(data, TensorData) and data.scale is not None
-    return data.x, data.scale

@@ -5,58 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cmsolvers import noise, ops
 from cmsolvers.demo.demo_results import Quality, RealQuality
 from cmsolvers.demo.digits import Digits
+from cmsolvers.runs.evaluate import digit_classifier
+from cmsolvers.runs.evaluate.digit_classifier import Classifier, load_classifier
 from cmsolvers.tasks import metrics
-from cmsolvers.training import Batch, TensorData, Trainer, TrainingSettings, read_checkpoint
-
-
-class Classifier(nn.Module):
-    """Two convolutions and two linear layers; its 32 features are those of the Frechet distance."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 24, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(24, 48, 3, padding=1, stride=2),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(48 * 16, 32),
-            nn.SiLU(),
-        )
-        self.dropout = nn.Dropout(0.2)
-        self.last = nn.Linear(32, 10)
-
-    def features(self, x: Tensor) -> Tensor:
-        """[B, 1, 8, 8] -> [B, 32]."""
-        result: Tensor = self.layers(x)
-        return result
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 1, 8, 8] -> logits [B, 10]."""
-        result: Tensor = self.last(self.dropout(self.features(x)))
-        return result
+from cmsolvers.training import TensorData, Trainer
 
 
 def classifier_trainer(data: Digits, steps: int, seed: int) -> Trainer:
-    """Cross entropy on the training digits, with a little noise on them."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = Classifier()
-
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        x = ops.add_noise(batch.x0, 0.05, seed=batch.key, stream=noise.TRAINING, draw=batch.step)
-        assert isinstance(x, Tensor) and batch.labels is not None
-        return nn.functional.cross_entropy(model(x), batch.labels)
-
-    settings = TrainingSettings(steps, 64, 3e-3, weight_decay=0.02, seed=seed)
-    labelled = TensorData(data.train, data.train_labels)
-    return Trainer(network, loss, labelled, settings, about={"kind": "classifier"})
+    """The training of the classifier on the demo's training digits."""
+    return digit_classifier.classifier_trainer(
+        TensorData(data.train, data.train_labels), steps, seed
+    )
 
 
 @dataclass(frozen=True)
@@ -80,14 +43,7 @@ class Judge:
             FileNotFoundError: no such folder.
             ValueError: a checkpoint of something else.
         """
-        classifier = Classifier().eval().requires_grad_(False)
-        groups, about = read_checkpoint(path)
-        if about.get("kind") != "classifier":
-            raise ValueError(f"path must be the checkpoint of a demo's classifier; got {path}")
-        try:
-            classifier.load_state_dict(groups["network"])
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(f"path must be an undamaged checkpoint; {path}: {error}") from error
+        classifier = load_classifier(path)
         sure = float(metrics.confidence(classifier(data.held)).mean())
         return Judge(classifier, data, classifier.features(data.held), sure)
 

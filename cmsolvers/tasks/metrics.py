@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,15 +35,40 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     Source: Dowson & Landau (1982); Heusel et al., "GANs Trained by a Two Time-Scale Update Rule"
         (2017).
     """
-    features = _two_sets(a, b)
-    means = [value.mean(0) for value in features]
-    factors = [
-        torch.linalg.qr((value - mean) / (value.shape[0] - 1) ** 0.5, mode="r")[1]
-        for value, mean in zip(features, means, strict=True)
-    ]
-    overlap = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
-    spread = factors[0].square().sum() + factors[1].square().sum() - 2 * overlap
-    return max(0.0, float((means[0] - means[1]).square().sum() + spread))
+    first, second = _two_sets(a, b)
+    return gaussian_fit(first).distance(gaussian_fit(second))
+
+
+@dataclass(frozen=True)
+class GaussianFit:
+    """Mean and covariance of a set of features, for several Frechet distances to it.
+
+    Attributes:
+        mean: float64 [d].
+        factor: float64 [min(n, d), d], R with R^T R the unbiased covariance.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    def distance(self, other: GaussianFit) -> float:
+        """The Frechet distance to another one; see `frechet_distance`."""
+        overlap = torch.linalg.svdvals(self.factor @ other.factor.T).sum()
+        spread = self.factor.square().sum() + other.factor.square().sum() - 2 * overlap
+        return max(0.0, float((self.mean - other.mean).square().sum() + spread))
+
+
+def gaussian_fit(features: Tensor) -> GaussianFit:
+    """The Gaussian of features [n, d], n >= 2.
+
+    Raises:
+        TypeError: no floating tensor.
+        ValueError: another shape, fewer than two rows, values that are not finite.
+    """
+    value = _features("features", features)
+    mean = value.mean(0)
+    centred = (value - mean) / (value.shape[0] - 1) ** 0.5
+    return GaussianFit(mean, torch.linalg.qr(centred, mode="r")[1])
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, *, directions: int = 128, seed: int = 0) -> float:
@@ -113,17 +139,20 @@ def nearest_distance(samples: Tensor, data: Tensor, *, chunk: int = 256) -> Tens
 
 def _two_sets(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float64, checked: [n, d] and [m, d]."""
-    sets = []
-    for name, value in (("a", a), ("b", b)):
-        check.tensor(name, value)
-        if value.ndim != 2 or value.shape[0] < 2:
-            raise ValueError(f"{name} must be features [n >= 2, d]; got shape {list(value.shape)}")
-        if not bool(value.isfinite().all()):
-            raise ValueError(f"{name} must be finite; got nan or inf among its values")
-        sets.append(value.detach().double())
+    sets = [_features(name, value) for name, value in (("a", a), ("b", b))]
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"a and b must have as many features; got {a.shape[1]} and {b.shape[1]}")
     return sets[0], sets[1]
+
+
+def _features(name: str, value: Tensor) -> Tensor:
+    """Features in float64, checked: [n >= 2, d]."""
+    check.tensor(name, value)
+    if value.ndim != 2 or value.shape[0] < 2:
+        raise ValueError(f"{name} must be features [n >= 2, d]; got shape {list(value.shape)}")
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"{name} must be finite; got nan or inf among its values")
+    return value.detach().double()
 
 
 def confidence(logits: Tensor) -> Tensor:

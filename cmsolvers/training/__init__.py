@@ -1,6 +1,14 @@
 """Training: data, curricula, averages in float32, and a loop that resumes bit for bit."""
 
 from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate, doubling_discretization
+from cmsolvers.training.averages import (
+    EMA,
+    PowerDecay,
+    Reconstruction,
+    power_decay,
+    reconstruct_average,
+    update_averages,
+)
 from cmsolvers.training.captured_step import CapturedStep, capture_step
 from cmsolvers.training.checkpoints import (
     CheckpointError,
@@ -17,9 +25,7 @@ from cmsolvers.training.data import (
     open_data,
     user_batches,
 )
-from cmsolvers.training.ema import EMA, update_averages
-from cmsolvers.training.power_decay import PowerDecay, power_decay
-from cmsolvers.training.reports import Monitor, StepReport
+from cmsolvers.training.reports import Monitor, PeriodicMonitor, StepReport
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings
 
@@ -29,7 +35,9 @@ __all__ = [
     "CapturedStep",
     "CheckpointError",
     "Monitor",
+    "PeriodicMonitor",
     "PowerDecay",
+    "Reconstruction",
     "RunFolder",
     "StepReport",
     "StepLoader",
@@ -45,6 +53,7 @@ __all__ = [
     "open_data",
     "power_decay",
     "read_checkpoint",
+    "reconstruct_average",
     "update_averages",
     "user_batches",
     "write_checkpoint",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cmsolvers import checks as check
 from cmsolvers.engine.nests import check_like, tensors_in, with_tensors
 from cmsolvers.engine.run import keeping_programs
-from cmsolvers.training.ema import EMA, check_averages, move_averages
+from cmsolvers.training.averages import EMA, check_averages, move_averages
 from cmsolvers.training.step_arguments import (
     check_loss,
     checked_step,
@@ -102,8 +102,7 @@ class CapturedStep:
             RuntimeError: the learning rate's tensor was replaced (see `reset`), or the step could
                 not be captured; nothing was done then.
         """
-        weights = [1.0 - ema.next_decay() for ema in self._averages]
-        self._write(batch, step, lr, weights)
+        self._write(batch, step, lr, [1.0 - mu for mu in self._decays(step)])
         if not self._captures:
             value = self._run()
         elif self.graph is None and self._done < self._warmup:
@@ -118,6 +117,10 @@ class CapturedStep:
         for ema in self._averages:
             ema.steps += 1
         return value.clone()
+
+    def _decays(self, step: int | Tensor) -> list[float]:
+        """mu of each average for this step."""
+        return [ema.next_decay() for ema in self._averages]
 
     def __repr__(self) -> str:
         how = "a graph" if self.graph is not None else "no graph"

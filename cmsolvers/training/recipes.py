@@ -42,8 +42,8 @@ from cmsolvers.losses import (
     pseudo_huber,
 )
 from cmsolvers.schedules import karras_sigmas
+from cmsolvers.training.averages import EMA
 from cmsolvers.training.data import Batch, TrainingData, as_data
-from cmsolvers.training.ema import EMA
 from cmsolvers.training.models import KINDS, Model, Spec
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings

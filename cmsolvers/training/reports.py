@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ class Training(Protocol):
 
     network: nn.Module
     averages: dict[str, Any]
+    decays: dict[str, Any]
     settings: TrainingSettings
 
     @property
@@ -24,6 +25,10 @@ class Training(Protocol):
     def skipped(self) -> int: ...
     @property
     def history(self) -> list[float]: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def sharded(self) -> bool: ...
     def stop(self) -> None: ...
 
 
@@ -56,11 +61,15 @@ class StepReport:
 class Monitor(Protocol):
     """Something that follows a training; called in the first process alone.
 
-    An OSError in one of these is a warning, and the run goes on; other errors end it.
+    One that fails is left out from then on, with a warning, and the run goes on. Only `started` may
+    end it by an error that is neither OSError nor ImportError, before the first step.
     """
 
     def started(self, trainer: Training) -> None:
-        """A call of `run` begins; `trainer.step` steps are done."""
+        """A call of `run` begins; `trainer.step` steps are done.
+
+        What an earlier run wrote of later steps is void: they will be done again.
+        """
 
     def stepped(self, report: StepReport) -> None:
         """A step is done; on a GPU many reports come at once, when losses are read."""
@@ -70,3 +79,20 @@ class Monitor(Protocol):
 
     def ended(self, trainer: Training) -> None:
         """The call of `run` ends, for whatever reason."""
+
+
+@runtime_checkable
+class PeriodicMonitor(Monitor, Protocol):
+    """A monitor that looks at networks and averages every so many steps, in all processes.
+
+    All of them are needed where weights are sharded: a weight is whole, and a network can be
+    called, only when each process asks. What can fail in one process (writing) comes last.
+    """
+
+    every: int
+
+    def reached(self, trainer: Training) -> None:
+        """`trainer.step` is a multiple of `every`, or the last of the settings' steps.
+
+        Averages are of that step, and all reports were handed out; on a GPU this has waited.
+        """

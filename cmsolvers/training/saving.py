@@ -15,7 +15,7 @@ from cmsolvers.training.checkpoints import (
 )
 from cmsolvers.training.data import TrainingData
 from cmsolvers.training.step.bookkeeping import Books
-from cmsolvers.training.step.placement import Placement
+from cmsolvers.training.step.training_step import TrainingStep
 from cmsolvers.training.training_state import Groups, TrainingState
 
 
@@ -23,25 +23,24 @@ class Saves:
     """Writes and reads the checkpoints of a run.
 
     Args:
-        placement: where the run is.
-        state: of network, averages and optimiser.
+        step: of the run: its network, averages, optimiser and placement.
         books: of steps and losses.
         about: what a resumed run must have as it was.
         data: of the run, whose fingerprint a resumed run must have; None: of somebody's loader.
-        steps: of the whole run.
     """
 
     def __init__(
         self,
-        placement: Placement,
-        state: TrainingState,
+        step: TrainingStep,
         books: Books,
         about: Mapping[str, object],
         data: TrainingData | None,
-        steps: int,
     ) -> None:
-        self._placement, self._state, self._books = placement, state, books
-        self._about, self._data, self._steps = about, data, steps
+        self._placement, self._books = step.placement, books
+        self._about, self._data, self._steps = about, data, step.settings.steps
+        self._state = TrainingState(
+            step.network, step.averages, step.rates.optimizer, step.precision, step.settings
+        )
         self._folder: Path | None = None  # of which the run's checkpoints are
         self._step = -1  # of the newest one in it
 
@@ -62,6 +61,18 @@ class Saves:
         if self._placement.rank == 0:
             path = place.checkpoints()[-1]
             self._books.tell(lambda monitor: monitor.saved(path))
+
+    def save_on_the_way(self, place: RunFolder) -> None:
+        """`save_in`, where a disk that takes nothing is a warning: the last checkpoint stays."""
+        try:
+            self.save_in(place)
+        except OSError as error:
+            warnings.warn(
+                f"no checkpoint could be written at step {self._books.step}, the run goes on: "
+                f"{error}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def _write(self, write: Callable[[Groups, Mapping[str, object]], object]) -> None:
         self._books.read()

@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from cmsolvers import checks as check
+from cmsolvers.training.averages import EMA, check_averages
 from cmsolvers.training.checkpoints import RunFolder
-from cmsolvers.training.data import Batch, StepLoader, TrainingData, as_data, user_batches
-from cmsolvers.training.ema import EMA, check_averages
+from cmsolvers.training.data import TrainingData
 from cmsolvers.training.interrupts import Interrupts
+from cmsolvers.training.process_batches import ProcessBatches
 from cmsolvers.training.reports import Monitor
 from cmsolvers.training.saving import Saves
 from cmsolvers.training.step.bookkeeping import Books
+from cmsolvers.training.step.captured_training_step import CapturedTrainingStep, captures
 from cmsolvers.training.step.optimizers import GivenOptimizer, Rates, Schedule
 from cmsolvers.training.step.placement import Placement
 from cmsolvers.training.step.training_step import Loss, TrainingStep
 from cmsolvers.training.training_settings import TrainingSettings
-from cmsolvers.training.training_state import TrainingState
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,16 +63,20 @@ class Trainer:
         decays: name -> mu(step) for averages whose rate changes on the way.
         about: what checkpoints say of the run; anything that JSON can hold. A run is resumed with
             the same.
-        monitors: told of every step, in the first process.
+        monitors: told of every step, in the first process, but given to all of them; see `Monitor`
+            and `PeriodicMonitor`.
         accelerator: of accelerate, for its device, DistributedDataParallel or FSDP2; None is the
             network's device, or under torchrun one that is made here.
         workers: processes that read data which are not in memory.
+        capture: run steps as one CUDA graph (see `capture_step`), with the same bits: True, False,
+            or "auto": where the loss says that it can be, by an attribute `capturable` that is
+            True, and settings and optimiser allow. `batch.step` is then an int64 tensor [1], and
+            Python code of the loss runs in the first few steps only; on the CPU in all of them.
 
     Attributes:
         step: steps done, skipped ones too.
         skipped: how many of them were skipped because something was not finite.
-        history: the loss of every step, complete whenever `run` or `save` returns; of a skipped
-            step it may be NaN or infinite.
+        history: the loss of every step; of a skipped one it may be NaN or infinite.
 
     Raises:
         TypeError, ValueError: arguments of the wrong kind; fewer samples than a batch, or a batch
@@ -94,30 +98,29 @@ class Trainer:
         monitors: Sequence[Monitor] = (),
         accelerator: Accelerator | None = None,
         workers: int = 0,
+        capture: bool | str = "auto",
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"network must be a torch.nn.Module; got {check.describe(network)}")
         self.network, self.loss = network, check.function("loss", loss)
-        self.settings, self.workers = settings, check.count("workers", workers, least=0)
+        self.settings, self.data = settings, data
         self.averages, self.decays = dict(averages or {}), dict(decays or {})
         self.about, self.monitors = dict(about or {}), list(monitors)
-        self.data = data
-        self._known = known_data(data)
         for name in set(self.decays) - set(self.averages):
             raise ValueError(f"decays must be of averages; there is no average {name!r}")
         check_averages(list(self.averages.values()), network)
         before = dict(network.named_parameters())
-        rates = Rates(optimizer, schedule, network, settings)
+        alone = accelerator is None and int(os.environ.get("WORLD_SIZE", "1")) == 1
+        captured = captures(capture, self.loss, network, settings, optimizer, alone=alone)
+        rates = Rates(optimizer, schedule, network, settings, capturable=captured)
         self.placement = Placement(accelerator, network, self.averages.values(), settings.precision)
         after = dict(network.named_parameters())
         rates.replace({p: after[name] for name, p in before.items()})
-        _check_shares(settings, self.placement.world)
-        if self._known is not None:
-            self._loader(self._known, 0)  # says what does not fit
+        self._batches = ProcessBatches(data, settings, self.placement, workers)
         self.optimizer = rates.optimizer
-        self._step = TrainingStep(
+        self._step = (CapturedTrainingStep if captured else TrainingStep)(
             network,
-            self._loss,
+            self.loss,
             settings,
             self.placement,
             rates,
@@ -125,17 +128,9 @@ class Trainer:
             self.decays,
             monitored=bool(self.monitors),
         )
-        state = TrainingState(
-            network, self.averages, self.optimizer, self._step.precision, settings
-        )
         self._books = Books(self._step, self.monitors)
-        self._saves = Saves(
-            self.placement, state, self._books, self.about, self._known, settings.steps
-        )
+        self._saves = Saves(self._step, self._books, self.about, self._batches.known)
         self._stop = False
-
-    def _loss(self, model: nn.Module, batch: Batch) -> object:
-        return self.loss(model, batch)  # which may be replaced on the way
 
     @property
     def step(self) -> int:
@@ -151,6 +146,16 @@ class Trainer:
     def history(self) -> list[float]:
         """The loss of every step."""
         return self._books.history
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return self.placement.rank
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a shard of every weight."""
+        return self.placement.sharded
 
     def stop(self) -> None:
         """End the run after the step that is under way, from a monitor or another thread.
@@ -212,18 +217,8 @@ class Trainer:
             if place is not None:
                 stack.enter_context(self._saves.held(place))
             stack.enter_context(torch.random.fork_rng(devices=cuda))
-            bar = stack.enter_context(
-                tqdm(
-                    total=self.settings.steps,
-                    initial=self.step,
-                    desc=description,
-                    disable=not progress or self.placement.rank > 0,
-                    mininterval=0.5,
-                    position=position,
-                    unit="step",
-                )
-            )
-            self._books.tell(lambda monitor: monitor.started(self))
+            bar = stack.enter_context(self._bar(progress, description, position))
+            self._books.audience.started(self)
             self.network.train()
             good = True
             try:
@@ -236,10 +231,23 @@ class Trainer:
                 raise
             finally:
                 self.network.eval()
-                if good and place is not None:
-                    self._saves.save_in(place)
-                self._books.tell(lambda monitor: monitor.ended(self))
+                try:
+                    if good and place is not None:
+                        self._saves.save_in(place)
+                finally:
+                    self._books.tell(lambda monitor: monitor.ended(self))
         return self
+
+    def _bar(self, progress: bool, description: str, position: int) -> tqdm[object]:
+        return tqdm(
+            total=self.settings.steps,
+            initial=self.step,
+            desc=description,
+            disable=not progress or self.placement.rank > 0,
+            mininterval=0.5,
+            position=position,
+            unit="step",
+        )
 
     def _steps(
         self,
@@ -252,7 +260,7 @@ class Trainer:
         def signals() -> list[float]:
             return [*interrupts.counts(), float(self._stop)]
 
-        with self._batches(self.step) as batches:
+        with self._batches.from_step(self.step) as batches:
             begun = time.perf_counter()
             while self.step < end:
                 if self.placement.world == 1 and (interrupts.wanted or self._stop):
@@ -262,6 +270,10 @@ class Trainer:
                 done.seconds, begun = now - begun, now
                 self._books.add(done)
                 bar.update()
+                last = self.step == self.settings.steps
+                if self._books.audience.is_due(self.step, last):
+                    self._books.read()
+                    self._books.audience.reached(self, last)
                 if self.step % 50 == 0:
                     self._books.read()
                     bar.set_postfix_str(f"loss {self.history[-1]:.4g}", refresh=False)
@@ -269,48 +281,8 @@ class Trainer:
                     interrupts.agree(done.signals[:-1])
                     break
                 if place is not None and every and self.step % every == 0:
-                    try:
-                        self._saves.save_in(place)
-                    except OSError as error:
-                        warnings.warn(
-                            f"no checkpoint could be written at step {self.step}, the run goes on: "
-                            f"{error}",
-                            RuntimeWarning,
-                            stacklevel=3,
-                        )
+                    self._saves.save_on_the_way(place)
             self._books.read()
-
-    @contextmanager
-    def _batches(self, first: int) -> Iterator[Iterator[Batch]]:
-        """This process's batches from a step on."""
-        place, settings = self.placement, self.settings
-        if self._known is not None:
-            with self._loader(self._known, first) as loader:
-                yield iter(loader)
-            return
-        assert isinstance(self.data, Iterable)
-        yield user_batches(
-            self.data,
-            seed=settings.seed,
-            total=settings.steps,
-            first_step=first,
-            rank=place.rank,
-            world=place.world,
-            device=place.device,
-        )
-
-    def _loader(self, data: TrainingData, first: int) -> StepLoader:
-        return StepLoader(
-            data,
-            batch_size=self.settings.batch_size,
-            seed=self.settings.seed,
-            total=self.settings.steps,
-            first_step=first,
-            rank=self.placement.rank,
-            world=self.placement.world,
-            device=self.placement.device,
-            workers=self.workers,
-        )
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -337,6 +309,7 @@ class Trainer:
                 differs. The trainer is left as it was.
         """
         self._saves.load(Path(path))
+        self._step.replaced()
         return self
 
     def resume(self, folder: Folder) -> Self:
@@ -347,29 +320,5 @@ class Trainer:
             ValueError: as `load`; or all checkpoints are damaged.
         """
         self._saves.resume(folder if isinstance(folder, RunFolder) else RunFolder(folder))
+        self._step.replaced()
         return self
-
-
-def known_data(data: object) -> TrainingData | None:
-    """Data whose order is ours; None for batches that somebody else's loader makes.
-
-    Raises:
-        TypeError: data that are neither.
-    """
-    if isinstance(data, Tensor) or callable(getattr(data, "samples", None)):
-        return as_data(cast("Tensor | TrainingData", data))
-    if not isinstance(data, Iterable):
-        raise TypeError(
-            "data must be a tensor [n, ...], have the methods of TrainingData, or be batches to "
-            f"iterate; got {check.describe(data)}"
-        )
-    return None
-
-
-def _check_shares(settings: TrainingSettings, world: int) -> None:
-    parts = world * settings.accumulate
-    if settings.batch_size % parts:
-        raise ValueError(
-            "batch_size must be a multiple of processes times accumulate, "
-            f"{world} x {settings.accumulate} = {parts}; got {settings.batch_size}"
-        )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cmsolvers import checks as check
+from cmsolvers.training.averages import EMA
 from cmsolvers.training.checkpoints import (
     check_finite,
     checked_optimizer_state,
@@ -18,7 +19,6 @@ from cmsolvers.training.checkpoints import (
     optimizer_tensors,
     set_optimizer_state,
 )
-from cmsolvers.training.ema import EMA
 from cmsolvers.training.step.placement import placed_like, whole
 from cmsolvers.training.step.precision import Precision
 from cmsolvers.training.training_settings import COURSE, FIXED, TrainingSettings

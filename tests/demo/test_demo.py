@@ -24,6 +24,7 @@ from cmsolvers.demo import DemoSettings, digits, run_demo
 from cmsolvers.demo.compared_samplers import BY_KEY, METHODS
 from cmsolvers.demo.equations import EQUATIONS
 from cmsolvers.demo.mixture_pictures import PANELS
+from cmsolvers.runs.config import template
 from cmsolvers.training.models import CONSISTENCY_KINDS, KINDS
 from support.saved import content
 
@@ -198,44 +199,25 @@ def test_sample_and_evaluate_a_consistency_model(folder: Path, tmp_path: Path, c
     assert results["samples"]["frechet"] > results["real"]["frechet_floor"]
 
 
-def test_train_resume_and_evaluate_on_a_file(tmp_path: Path):
+def configured(place: Path, name: str, *overrides: object) -> tuple[object, ...]:
+    """Words of `cmsolvers train` for a preset, on the file data.npy."""
+    path = place / f"{name}.toml"
+    path.write_text(template(name), encoding="utf-8")
+    keys = [f"data.source={place / 'data.npy'}", f"run.out={place / name}"]
+    return ("train", path, *keys, "train.batch_size=16", "train.steps=6", *overrides, "--quiet")
+
+
+def test_train_and_evaluate_on_a_file(tmp_path: Path):
     pixels = (digits.load().train[:60, 0] * 100).to(torch.int32).numpy()
     np.save(tmp_path / "data.npy", pixels)
-    common = ("--data", tmp_path / "data.npy", "--batch", 16, "--steps", 6, "--quiet")
-    assert run("train", *common, "--out", tmp_path / "a") == 0
-    score = tmp_path / "a" / "score"
-    before = content(score)
-    assert run("train", *common, "--out", tmp_path / "a", "--resume") == 0
-    assert content(score) == before
-    cd = ("train", *common, "--model", "cd", "--teacher", score, "--out", tmp_path / "a")
-    assert run(*cd) == 0
-    assert run("train", *common, "--model", "ct", "--out", tmp_path / "a") == 0
-    ect = ("train", *common, "--model", "ect", "--init", score, "--out", tmp_path / "a")
-    assert run(*ect) == 0
-    model = tmp_path / "a" / "cd"
-    assert run("sample", model, "--count", 9, "--quiet", "--out", tmp_path) == 0
-    arguments = ("--data", tmp_path / "data.npy", "--quiet", "--out", tmp_path)
-    assert run("evaluate", tmp_path / "samples.npy", *arguments) == 0
-    assert "frechet_pixels" in (tmp_path / "metrics.json").read_text()
-
-
-def test_train_overwrites_only_when_told_to(tmp_path: Path, capsys):
-    np.save(tmp_path / "data.npy", digits.load().train[:40, 0].numpy())
-    common = ("train", "--data", tmp_path / "data.npy", "--batch", 16, "--steps", 2, "--quiet")
-    common = (*common, "--out", tmp_path)
-    assert run(*common) == 0
-    path = tmp_path / "score"
-    before = content(path)
-    capsys.readouterr()
-    assert run(*common, "--seed", 1) == 2
-    error = capsys.readouterr().err
-    assert str(path) in error and "--resume" in error and "--overwrite" in error
-    assert content(path) == before
-    assert run(*common, "--seed", 1, "--overwrite") == 0
-    assert content(path) != before
-    assert run(*common, "--model", "ct") == 0  # another model, another folder
-    with pytest.raises(SystemExit):
-        run(*common, "--resume", "--overwrite")
+    assert run(*configured(tmp_path, "digits-score")) == 0
+    teacher = f"teacher.path={tmp_path / 'digits-score'}"
+    assert run(*configured(tmp_path, "digits-cd", teacher)) == 0
+    model = tmp_path / "digits-cd"
+    made = tmp_path / "samples"
+    assert run("sample", model, "--num", 9, "--quiet", "--out", made) == 0
+    arguments = ("--data", tmp_path / "data.npy", "--quiet", "--out", tmp_path / "measured")
+    assert run("evaluate", made, *arguments) == 0
 
 
 def test_info(capsys):
@@ -254,16 +236,20 @@ def test_without_the_demo_extra(tmp_path: Path):
         "for name in ('matplotlib', 'sklearn', 'PIL', 'diffusers', 'accelerate'):\n"
         "    sys.modules[name] = None\n"
         "from cmsolvers import cli\n"
-        "data, out = sys.argv[1:]\n"
-        "common = ['--quiet', '--steps', '2', '--out', out]\n"
-        "print(cli.main(['info']), cli.main(['train', '--data', data, *common]))\n"
-        "print(cli.main(['train', *common]))\n"
+        "words = sys.argv[1:]\n"
+        "print(cli.main(['info']), cli.main(words), cli.main([*words, 'data.source=digits']))\n"
     )
-    command = [sys.executable, str(program), str(tmp_path / "data.npy"), str(tmp_path / "out")]
+    words = [str(word) for word in configured(tmp_path, "digits-score")]
     environment = os.environ | {"PYTHONPATH": str(Path(cmsolvers.__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.splitlines()[-2:] == ["0 0", "2"]
-    assert "sklearn" in done.stderr
+    done = subprocess.run(
+        [sys.executable, str(program), *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert done.stdout.splitlines()[-1] == "0 0 2"
+    assert "scikit-learn" in done.stderr
     assert ".[demo]" in done.stderr
 
 
@@ -289,10 +275,6 @@ def test_bad_input_is_one_line_and_status_two(folder: Path, tmp_path: Path, caps
         ("evaluate", tmp_path / "one" / "samples.npy"),
         ("evaluate", tmp_path / "one" / "samples.npy", "--classifier", one),
         ("evaluate", tmp_path / "file"),
-        ("train", "--data", tmp_path / "file"),
-        ("train", "--sigma-max", "inf"),
-        ("train", "--steps", 30, "--lr", 1e30, "--quiet"),
-        ("train", "--steps", 2, "--out", tmp_path / "file"),
         ("sample", tmp_path / "none"),
         ("sample", folder / "ct", "--sampler", "heun"),
         ("sample", folder / "score", "--sampler", "consistency"),
@@ -301,12 +283,6 @@ def test_bad_input_is_one_line_and_status_two(folder: Path, tmp_path: Path, caps
         ("sample", folder / "score", "--count", 0),
         ("sample", folder / "ct", "--levels", 30.0),
         ("sample", folder / "classifier"),
-        ("train", "--data", tmp_path / "none.npy"),
-        ("train", "--model", "cd"),
-        ("train", "--model", "ect"),
-        ("train", "--steps", 0),
-        ("train", "--seed", -1),
-        ("train", "--resume"),
         ("evaluate", tmp_path / "none.npy"),
         ("demo", "--workers", 0),
     ]

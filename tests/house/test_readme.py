@@ -101,6 +101,9 @@ def test_the_shortest_trainings_run() -> None:
     for samples in ("samples", "few_steps", "from_noise", "from_average"):
         far = (names[samples].abs() - 0.5).abs()  # type: ignore[attr-defined]
         assert (far < 0.2).float().mean() > 0.7, samples  # at one of the four points
+    found = names["found"]
+    assert found.step == 200 and "step-00000300" in found.skipped[0]  # type: ignore[attr-defined]
+    assert 0.0085 < names["made"].error < 0.0095  # type: ignore[attr-defined]
 
 
 def test_first_two_commands_are_demo_and_test() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from cmsolvers.runs.building import averages_of, optimizer_of, schedule_of
 from cmsolvers.runs.building.named_optimizers import OPTIMIZERS
 from cmsolvers.runs.building.rates import RATES
-from cmsolvers.training.power_decay import power_decay
+from cmsolvers.training.averages import power_decay
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -98,10 +98,22 @@ def strays(folder: Path) -> list[str]:
     return names + [name for name in inside if not name.startswith("step-")]
 
 
+def wait_for(place: Path, child: int) -> None:
+    """Wait until a life has the lock of its run, and so begins its steps."""
+    began = time.monotonic()
+    while time.monotonic() - began < 60.0:
+        try:
+            if json.loads((place / "lock").read_text())["pid"] == child:
+                return
+        except (OSError, ValueError):
+            pass
+        time.sleep(0.002)
+
+
 def killed(folder: Path, kills: int) -> dict[str, object]:
     """Kill runs at random instants, `kills` times in all, and compare what they end with."""
-    chance, done, runs, different, left, in_saves = random.Random(kills), 0, 0, 0, [], 0
-    ways: list[int] = []
+    chance, left = random.Random(kills), []
+    done = runs = different = in_saves = 0
     while done < kills:
         seed, every = runs, chance.choice((1, 3, 10))
         assert ended(forked(folder / f"whole {runs}", seed, every)) == 0
@@ -110,22 +122,18 @@ def killed(folder: Path, kills: int) -> dict[str, object]:
             began = time.monotonic()
             child = forked(place, seed, every)
             if done < kills:
-                time.sleep(chance.uniform(0.0, 0.3) if chance.random() < 0.7 else chance.random())
+                if chance.random() < 0.8:
+                    wait_for(place, child)
+                time.sleep(chance.uniform(0.0, 0.3))
                 os.kill(child, signal.SIGKILL)
             way = ended(child)
-            ways.append(way)
             assert way in (0, -signal.SIGKILL) and time.monotonic() - began < LIMIT
             if way == 0:
                 break
             done += 1
-            if place.exists():
-                in_saves += (
-                    bool(
-                        [name for name in os.listdir(place / "checkpoints") if name.startswith(".")]
-                    )
-                    if (place / "checkpoints").exists()
-                    else 0
-                )
+            if (place / "checkpoints").exists():
+                names = os.listdir(place / "checkpoints")
+                in_saves += any(name.startswith(".step") for name in names)
         different += content(folder / f"whole {runs}") != content(place)
         left += strays(place)
         runs += 1

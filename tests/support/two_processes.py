@@ -9,11 +9,12 @@ import torch
 import torch.multiprocessing
 from torch import distributed
 
-from support import shared_derivatives, shared_losses, shared_training
+from support import monitored, shared_derivatives, shared_losses, shared_training
 
 JOBS = {"derivatives": shared_derivatives.compare, "losses": shared_losses.compare}
 """What is found out by both processes together; names and differences, or texts of errors."""
 TRAINING = {"training": shared_training.compare}
+MONITORS = {"monitors": monitored.compare}
 
 
 def _process(rank, port, queue, jobs):
@@ -40,6 +41,12 @@ def findings():
 def training():
     """The findings of the trainer's job, in processes of its own."""
     return _found(TRAINING)["training"]
+
+
+@functools.cache
+def monitors():
+    """The findings of the monitors' job, likewise."""
+    return _found(MONITORS)["monitors"]
 
 
 def _found(jobs):

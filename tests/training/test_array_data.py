@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -160,6 +161,25 @@ def test_headers_that_claim_too_much(tmp_path: Path, monkeypatch):
             archive.writestr("x.npy", header(HUGE) + bytes(1000))
         with pytest.raises(ValueError, match=rf"x\.npz:x must be whole: .* has {there}"):
             data.array_file(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_directory_that_lies_too(tmp_path: Path, kind: int):
+    """Of an archive whose directory confirms what the header claims, 3 GiB in 1,000 bytes."""
+    path, content = tmp_path / "x.npz", header((3 * 2**20, 1024)) + bytes(1000)
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("x.npy", content)
+    sizes = (struct.pack("<L", size) for size in (len(content), len(content) - 1000 + 3 * 2**30))
+    raw = path.read_bytes()
+    if kind == zipfile.ZIP_STORED:  # the packed size, equal to the other, stays right before it
+        pair, claim = (next(sizes), next(sizes))
+        path.write_bytes(raw.replace(pair + pair, pair + claim))
+    else:
+        path.write_bytes(raw.replace(next(sizes), next(sizes)))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.getinfo("x.npy").file_size > 3 * 2**30
+    with pytest.raises(ValueError, match=r"x\.npz:x must be whole: .* claims .* 3 GiB"):
+        data.array_file(path)
 
 
 def test_an_archive_larger_than_memory(tmp_path: Path, monkeypatch):

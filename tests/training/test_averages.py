@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cmsolvers import training
 from cmsolvers.training import EMA, PowerDecay, power_decay, update_averages
-from cmsolvers.training.ema import move_averages
+from cmsolvers.training.averages import move_averages
 
 
 class Mixed(nn.Module):
@@ -241,7 +241,7 @@ class TestPowerDecay:
 
 
 def test_a_trainer_moves_its_averages_in_one_pass(monkeypatch):
-    import cmsolvers.training.ema as module
+    import cmsolvers.training.averages.ema as module
 
     passes = []
     original = module.ema_update
@@ -254,7 +254,7 @@ def test_a_trainer_moves_its_averages_in_one_pass(monkeypatch):
     averages = {"a": EMA(network), "b": EMA(network, power_decay(0.1)), "c": EMA(network, 0.5)}
     training.Trainer(
         network,
-        lambda batch: network(batch.x0).square().mean(),
+        lambda model, batch: model(batch.x0).square().mean(),
         torch.randn(8, 2),
         training.TrainingSettings(steps=3, batch_size=4),
         averages=averages,

@@ -1,4 +1,4 @@
-"""Trainings in processes that are killed or told to stop end with the bits of those that are not."""
+"""Trainings that are killed or told to stop end with the bits of those that are not."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def test_killed_at_random_instants_and_resumed(kills: int, tmp_path: Path):
     assert result["kills"] == kills and result["runs"] >= 1
     assert result["different"] == 0
     assert result["strays"] == []
+    assert kills < 50 or result["in saves"] > 0
     print(f"SIGKILL of a training at {kills} random instants: {result}")
 
 

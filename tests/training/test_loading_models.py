@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from cmsolvers.training.averages import EMA
 from cmsolvers.training.checkpoints import CheckpointError, RunFolder, write_checkpoint
-from cmsolvers.training.ema import EMA
 from cmsolvers.training.models import load_model
 from support.tiny_specs import samples, shaken, spec
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cmsolvers import losses, noise, training
 from cmsolvers.schedules import karras_sigmas
-from cmsolvers.training import EMA, image_trainer, models, recipes, update_averages
-from cmsolvers.training.data import Scale, torch_seed
+from cmsolvers.training import EMA, models, recipes, update_averages
+from cmsolvers.training.data import torch_seed
 from cmsolvers.training.step import training_step
 from cmsolvers.training.trainer import Trainer
 
@@ -345,12 +345,3 @@ def test_the_settings_that_the_digits_need(kind, steps, lr):
     assert recipes.default_settings(kind, 9, 32, 7).steps == 9
     with pytest.raises(ValueError, match="kind must be one of"):
         recipes.default_settings("gan", None, 32, 7)
-
-
-def test_arguments_of_an_image_trainer_reach_its_settings():
-    data = noise.normal((30, 1, 4, 4), 0)
-    given = {"steps": 3, "batch_size": 5, "lr": 0.25, "seed": 9}
-    trainer = image_trainer.image_trainer("score", data, Scale.of(data), **given)
-    assert trainer.settings == training.TrainingSettings(**given)
-    usual = image_trainer.image_trainer("ct", data, Scale.of(data))
-    assert usual.settings == training.TrainingSettings(1500, batch_size=30, lr=1e-3)

@@ -43,14 +43,16 @@ def dsm(model: nn.Module, batch: training.Batch) -> losses.LossOutput:
 DATA = 0.5 * noise.normal((40, 4), 1)
 
 
-def make(loss=dsm, data=DATA, width=8, names=("fast", "slow"), late=0, **options) -> Trainer:
+def make(
+    loss=dsm, data=DATA, width=8, names=("fast", "slow"), late=0, device="cpu", **options
+) -> Trainer:
     """A small training; `late` steps between reads put it in the mode of a GPU."""
     fields = set(TrainingSettings.__dataclass_fields__)
     course = {"steps": STEPS, "batch_size": 8, "lr": 3e-2}
     course |= {name: options.pop(name) for name in fields & set(options)}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = EDM(Net(width))
+        network = EDM(Net(width)).to(device)
     averages = {"fast": EMA(network, 0.5), "slow": EMA(network, 0.9, warmup=True)}
     averages = {name: averages[name] for name in names}
     trainer = Trainer(network, loss, data, TrainingSettings(**course), averages=averages, **options)
@@ -187,6 +189,90 @@ def test_reading_late_changes_no_bit(clip: float):
     one, other = make(clip=clip), make(clip=clip, late=3)
     same(one.run(progress=False), other.run(progress=False))
     assert one.history == other.history
+
+
+def by_tensors(model, batch):
+    """A loss that takes the number of its step as a tensor."""
+    return dsm(model, batch)
+
+
+by_tensors.capturable = True
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.cuda,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("clip", [0.0, 0.1])
+@pytest.mark.parametrize("device", DEVICES)
+def test_captured_steps_have_the_bits_of_those_that_are_not(device, clip, precision, tmp_path):
+    """A bad step among them; the same after a resume, in which nothing stays captured."""
+
+    def loss(model, batch):
+        made = dsm(model, batch)
+        bad = torch.where(torch.as_tensor(batch.step) == 5, math.nan, 1.0)
+        return made._replace(loss=made.loss * bad.to(made.loss).reshape(()))
+
+    def new(capture: bool) -> Trainer:
+        return make(
+            loss,
+            clip=clip,
+            precision=precision,
+            capture=capture,
+            device=device,
+            decays={"fast": lambda k: 0.5 + 0.01 * k},
+            steps=12,
+        )
+
+    plain = new(False).run(progress=False)
+    captured = new(True).run(progress=False)
+    same(plain, captured)
+    assert str(captured.history) == str(plain.history) and captured.skipped == 1
+    new(True).run(7, progress=False).save(tmp_path / "c")
+    again = new(True).load(tmp_path / "c").run(progress=False)
+    same(plain, again)
+    assert (again._step._captured.graph is not None) is (device == "cuda")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accumulate": 2},
+        {"precision": "fp16"},
+        {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)},
+    ],
+)
+def test_what_cannot_be_captured_is_named(options):
+    with pytest.raises(ValueError, match="capture must be False or have"):
+        make(capture=True, **options)
+    assert make(by_tensors, **options)._step.later is False
+    with pytest.raises(TypeError, match="capture must be True, False or"):
+        make(capture="always")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_step_does_not_wait_for_the_device(clip: float):
+    """Nor does one that is skipped."""
+    trainer = make(poisoned("loss", 4), device="cuda", data=DATA.cuda(), clip=clip)
+    trainer.run(2, progress=False)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with trainer._batches.from_step(2) as batches:
+            for k in range(2, 6):
+                trainer._books.add(trainer._step(next(batches), k, list))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    trainer.run(progress=False)
+    assert len(trainer.history) == STEPS and trainer.skipped == 1
 
 
 def still(model, batch):
@@ -335,7 +421,7 @@ def test_a_loader_of_ones_own_is_resumed_at_its_place(tmp_path: Path):
     new().run(5, progress=False).save(tmp_path / "c")
     torch.rand(3)
     same(new().load(tmp_path / "c").run(progress=False), whole)
-    with pytest.raises(ValueError, match="5 samples must be a multiple of settings.accumulate, 2"):
+    with pytest.raises(ValueError, match="5 samples must be a multiple of settings"):
         new(accumulate=2).run(progress=False)
 
 
@@ -729,7 +815,9 @@ def test_reports_hold_levels_terms_and_the_norm_of_the_gradient(accumulate: int)
 
 
 def test_a_monitor_that_cannot_write_is_a_warning():
-    with pytest.warns(RuntimeWarning, match="Told failed at step 1, the run goes on: ") as told:
+    with pytest.warns(
+        RuntimeWarning, match="Told failed at step 1, the run goes on without it: "
+    ) as told:
         trainer = make(monitors=[Told(broken=True)]).run(progress=False)
     assert len(told) == 1
     assert trainer.step == STEPS
@@ -756,7 +844,8 @@ def test_accelerate_is_not_imported_without_need():
         "from cmsolvers.training import Trainer, TrainingSettings\n"
         "net = torch.nn.Linear(2, 2)\n"
         "loss = lambda model, batch: model(batch.x0).square().mean()\n"
-        "Trainer(net, loss, torch.ones(4, 2), TrainingSettings(2, batch_size=2)).run(progress=False)\n"
+        "course = TrainingSettings(2, batch_size=2)\n"
+        "Trainer(net, loss, torch.ones(4, 2), course).run(progress=False)\n"
         "print('accelerate' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from cmsolvers import checks as check
-from cmsolvers.training.ema import EMA
+from cmsolvers.training.averages import EMA, power_decay
 from cmsolvers.training.named_options import called_with, check_options, table_of
-from cmsolvers.training.power_decay import power_decay
 
 
 def averages_of(

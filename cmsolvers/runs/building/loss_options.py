@@ -90,7 +90,7 @@ def times_of(value: object, setting: Setting, shared: Mapping[str, object] | Non
         ImportError, TypeError, ValueError: no such distribution, or options that it does not have.
     """
     if isinstance(value, Distribution):
-        value = _described(value)
+        value = described_times(value)
     name, options = table_of("times", value)
     if name.startswith(IMPORT):
         return called_with(f"times {name}", imported("times", name), options)
@@ -129,7 +129,7 @@ def _gap(value: object, setting: Setting) -> object:
     return gap
 
 
-def _described(default: Any) -> dict[str, object]:
+def described_times(default: Any) -> dict[str, object]:
     """A default of a recipe as plain data: what differs from its class's own defaults."""
     name = next(key for key, kind in names.DISTRIBUTIONS.items() if kind is type(default))
     if name in names.FROM_GRIDS:

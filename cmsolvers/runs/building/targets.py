@@ -11,7 +11,7 @@ from torch import nn
 from cmsolvers.denoisers import FlowMap, Preconditioned
 from cmsolvers.losses import SquareRootPairs
 from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate
-from cmsolvers.training.ema import EMA
+from cmsolvers.training.averages import EMA
 from cmsolvers.training.named_options import called_with, known_name, table_of
 from cmsolvers.training.spec import Spec
 from cmsolvers.training.wrappers import Function

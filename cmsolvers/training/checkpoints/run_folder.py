@@ -59,6 +59,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str], *, keep: int = 3) -> None:
         self.path = Path(path)
         self.keep = check.count("keep", keep)
+        self._held = False
         self._verified: dict[Path, object] = {}  # what a checkpoint was like when it was valid
 
     @property
@@ -69,22 +70,31 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Be the only trainer of this folder; what killed ones left unfinished is removed.
 
-        Of several ranks the first one takes the lock, for the others nothing happens.
+        Of several ranks the first one takes the lock, for the others nothing happens. Within its
+        block the same object may be locked again, by a trainer that is given it.
 
         Raises:
             FolderInUseError: another trainer is at work; the text names its process and host.
             OSError: the folder cannot be made or written.
         """
-        if _rank() != 0:
+        if _rank() != 0 or self._held:
             yield
             return
         disk.make_folders(self.path)
-        with lock(self.path / "lock"):
+        with lock(self.path / "lock"), self._holding():
             for folder in (self.path, self._folder):
                 disk.remove_strays(folder)
             for place in self.checkpoints():
                 disk.settle(place)
             yield
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints' folders, from the first step to the last, valid or not."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from cmsolvers.training.data.pixel_scale import Scale
 
 
+@runtime_checkable
 class TrainingData(Protocol):
     """Samples that are found by their position, and changed as (seed, step) say.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.training.reports import Monitor, StepReport
+from cmsolvers.training.step.audience import Audience
 from cmsolvers.training.step.training_step import Done, TrainingStep
 
 READ_EVERY = 50
@@ -29,16 +29,17 @@ class Books:
         step: steps done.
         skipped: how many of them were skipped.
         history: their losses, as far as they were read.
+        audience: the monitors.
         window: steps between reads.
     """
 
     def __init__(self, runner: TrainingStep, monitors: Sequence[Monitor]) -> None:
-        self._runner, self._monitors = runner, monitors
+        self._runner = runner
+        self.audience = Audience(monitors, runner.placement)
         self.step = self.skipped = 0
         self.history: list[float] = []
         self.window = READ_EVERY if runner.later else 1
         self._unread: list[Done] = []
-        self._warned: set[int] = set()
         self._bad: list[tuple[int, float, str]] = []  # (step, loss, levels) of the last in a row
 
     def add(self, done: Done) -> None:
@@ -64,6 +65,8 @@ class Books:
         rows = _read_rows(unread)
         most = self._runner.settings.max_bad_steps
         report = ""
+        if self._runner.later:
+            self._runner.not_counted(sum(bool(row[1]) for row in rows))
         for done, (loss, skipped, bad, norm) in zip(unread, rows, strict=True):
             self.history.append(loss)
             self.skipped += bool(bad)
@@ -74,8 +77,6 @@ class Books:
             elif not skipped:
                 self._bad = []
             self._tell_step(done, loss, bool(skipped), norm)
-        if self._runner.later:
-            self._runner.not_counted(sum(bool(row[1]) for row in rows))
         if report:
             raise FloatingPointError(report)
 
@@ -92,7 +93,7 @@ class Books:
         )
 
     def _tell_step(self, done: Done, loss: float, skipped: bool, norm: float) -> None:
-        if not self._monitors:
+        if not self.audience:
             return
         placement = self._runner.placement
         terms = done.terms
@@ -109,22 +110,8 @@ class Books:
         self.tell(lambda monitor: monitor.stepped(report))
 
     def tell(self, what: Callable[[Monitor], None]) -> None:
-        """Tell all monitors, in the first process; one that cannot write is one warning."""
-        if self._runner.placement.rank > 0:
-            return
-        for monitor in self._monitors:
-            try:
-                what(monitor)
-            except OSError as error:
-                if id(monitor) in self._warned:
-                    continue
-                self._warned.add(id(monitor))
-                name = type(monitor).__name__
-                warnings.warn(
-                    f"{name} failed at step {self.step}, the run goes on: {error}",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+        """Tell all monitors something, in the first process."""
+        self.audience.tell(what, self.step)
 
     # --- in checkpoints -----------------------------------------------------------------------
 

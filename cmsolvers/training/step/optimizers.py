@@ -27,6 +27,7 @@ class Rates:
             settings.
         network: as it lies on its device, before it is sharded.
         settings: of the run.
+        capturable: make AdamW one that a CUDA graph can hold.
 
     Attributes:
         optimizer: the optimiser.
@@ -44,18 +45,27 @@ class Rates:
         schedule: Schedule | None,
         network: nn.Module,
         settings: TrainingSettings,
+        *,
+        capturable: bool = False,
     ) -> None:
         self._settings = settings
+        first = next(network.parameters(), torch.zeros(0))
+        self._narrow = first.device.type == "cuda"
         self._schedule = check.optional_function("schedule", schedule)
         if isinstance(given, Optimizer):
             self.optimizer = given
         elif given is None:
+            rate: float | Tensor = settings.lr
+            if capturable:  # a graph reads it from a tensor, on CUDA of float32
+                dtype = torch.float32 if self._narrow else torch.float64
+                rate = torch.tensor(rate, dtype=dtype, device=first.device)
             self.optimizer = torch.optim.AdamW(
                 network.parameters(),
-                lr=settings.lr,
+                lr=rate,
                 betas=settings.betas,
                 weight_decay=settings.weight_decay,
                 fused=True,
+                capturable=capturable,
             )
         else:
             make = check.function("optimizer", given)
@@ -69,6 +79,8 @@ class Rates:
         self._check(network)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
+        if given is None:
+            self._peaks = [settings.lr]  # which a tensor rounds
         self.holds_still = getattr(self.optimizer, "_step_supports_amp_scaling", False) is True
 
     def _check(self, network: nn.Module) -> None:
@@ -105,6 +117,8 @@ class Rates:
             zip(self.optimizer.param_groups, self._peaks, strict=True)
         ):
             rate = self._settings.rate(step, peak) if factor is None else factor * peak
+            if self._narrow:  # so that captured steps have the same
+                rate = check.as_float32(rate)
             if place == 0:
                 first = rate
             if isinstance(group["lr"], Tensor):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from cmsolvers.training.ema import EMA
+    from cmsolvers.training.averages import EMA
 
 
 class Placement:

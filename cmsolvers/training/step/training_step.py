@@ -10,11 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmsolvers.training.averages import EMA, move_averages, update_averages
 from cmsolvers.training.data import Batch, torch_seed
-from cmsolvers.training.ema import EMA, move_averages, update_averages
 from cmsolvers.training.step.kept_buffers import KeptBuffers
+from cmsolvers.training.step.micro_batches import (
+    Terms,
+    joined,
+    micro_batches,
+    seed_generators,
+    unpacked,
+)
 from cmsolvers.training.step.optimizers import Rates
-from cmsolvers.training.step.parts import Terms, joined, micro_batches, seed_generators, unpacked
 from cmsolvers.training.step.placement import Placement, local, whole
 from cmsolvers.training.step.precision import Precision
 from cmsolvers.training.training_settings import TrainingSettings
@@ -88,7 +94,7 @@ class TrainingStep:
         self.later = placement.device.type == "cuda" and rates.holds_still
         self.whole = True
         self._monitored = monitored
-        self._buffers = KeptBuffers(network)
+        self.buffers = KeptBuffers(network)
         self._weights = torch.zeros(len(averages), dtype=torch.float64, device=placement.device)
         self._sent = SentSignals()
 
@@ -101,7 +107,7 @@ class TrainingStep:
             signals: numbers to be summed over the processes, asked for when they are.
         """
         rate = self.rates.set(k)
-        self._buffers.keep()
+        self.buffers.keep()
         self.rates.optimizer.zero_grad(set_to_none=True)
         loss, terms = self._gradients(batch, k)
         numbers, sent = (self._later if self.later else self._now)(loss, k, signals)
@@ -131,7 +137,7 @@ class TrainingStep:
         mean = values[0] if count == 1 else torch.stack(values).mean()
         return mean, terms
 
-    def _judged(self) -> tuple[Tensor, Tensor | None]:
+    def judged(self) -> tuple[Tensor, Tensor | None]:
         """(whether a gradient is not finite, its norm), after unscaling and clipping."""
         clip, gradients = self.settings.clip, self.rates.gradients()
         found = norm = None
@@ -152,7 +158,7 @@ class TrainingStep:
     def _now(
         self, loss: Tensor, k: int, signals: Signals
     ) -> tuple[Sequence[float], Sequence[float]]:
-        found, norm = self._judged()
+        found, norm = self.judged()
         value, world = float(loss), self.placement.world
         wrong, overflow = float(not math.isfinite(value)), float(found)
         sent: Sequence[float] = ()
@@ -165,15 +171,15 @@ class TrainingStep:
         bad = bool(wrong) or (skipped and (scale is None or float(scale) <= 1.0))
         self.precision.update(found.fill_(float(overflow > 0)))
         if skipped:
-            self._buffers.restore()
+            self.buffers.restore()
         else:
             self.whole = False
             self.rates.optimizer.step()
-            update_averages(self.averages.values(), self.network, self._given(k))
+            update_averages(self.averages.values(), self.network, self.given(k))
             self.whole = True
         return (value, skipped, bad, -1.0 if norm is None else float(norm)), sent
 
-    def _given(self, k: int) -> list[float | None]:
+    def given(self, k: int) -> list[float | None]:
         """mu of averages whose rate is a function of the step."""
         rates = [self.decays.get(name) for name in self.averages]
         return [rate if rate is None else rate(k) for rate in rates]
@@ -181,7 +187,7 @@ class TrainingStep:
     # --- without one --------------------------------------------------------------------------
 
     def _later(self, loss: Tensor, k: int, signals: Signals) -> tuple[Tensor, Sequence[float]]:
-        found, norm = self._judged()
+        found, norm = self.judged()
         wrong, value = (~torch.isfinite(loss)).double(), loss.double()
         overflow = found.double().reshape(())
         sent: Sequence[float] = ()
@@ -199,9 +205,9 @@ class TrainingStep:
         if scale is not None:
             bad = torch.maximum((wrong > 0).float(), skipped * (scale <= 1.0))
             self.precision.update((overflow > 0).float())
-        self._buffers.restore(skipped)  # before averages read them
+        self.buffers.restore(skipped)  # before averages read them
         self._move(skipped, k)
-        norm = skipped.new_tensor(-1.0) if norm is None else norm
+        norm = torch.full_like(skipped, -1.0) if norm is None else norm
         return torch.stack([value, skipped.double(), bad.double(), norm.double()]), sent
 
     def _move(self, skipped: Tensor, k: int) -> None:
@@ -215,12 +221,15 @@ class TrainingStep:
             del optimizer.found_inf
         emas = list(self.averages.values())
         if emas:
-            for slot, ema, mu in zip(self._weights.unbind(), emas, self._given(k), strict=True):
+            for slot, ema, mu in zip(self._weights.unbind(), emas, self.given(k), strict=True):
                 slot.fill_(1.0 - ema.next_decay(mu))
             move_averages(emas, self.network, self._weights * (1.0 - skipped))
             for ema in emas:
                 ema.steps += 1
         self.whole = True
+
+    def replaced(self) -> None:
+        """The optimiser's tensors are others now: those of a checkpoint."""
 
     def not_counted(self, steps: int) -> None:
         """Take back that averages counted steps that were skipped, once that is known.

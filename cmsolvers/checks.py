@@ -228,6 +228,13 @@ def below(low_name: str, low: float, high_name: str, high: float) -> None:
         raise ValueError(f"{low_name} must be below {high_name}; got {low:g} and {high:g}")
 
 
+def sigma_range(sigma_min: object, sigma_max: object) -> tuple[float, float]:
+    """The smallest and the largest noise level: positive, finite, the first below the second."""
+    low, high = positive("sigma_min", sigma_min), positive("sigma_max", sigma_max)
+    below("sigma_min", low, "sigma_max", high)
+    return low, high
+
+
 def count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
     """An int of at least `least` and at most `most`."""
     number = index(value)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, cast
 
 import torch
@@ -33,6 +32,7 @@ from cmsolvers.denoisers.second_time import SecondTime
 from cmsolvers.denoisers.signature import CALLED, signature_of
 from cmsolvers.processes.coordinates import Coordinates
 from cmsolvers.processes.elementary import broadcastable
+from cmsolvers.processes.wrappers import wrapped_in
 
 Pair: TypeAlias = tuple[Scalar, Scalar]
 Second: TypeAlias = "Literal['end', 'length'] | SecondTime | None"
@@ -113,6 +113,11 @@ class FlowMap(nn.Module, ABC):
         if callable(self.second):
             return self.c_noise(t), self.second(t, s)
         return self.c_noise(t), self.c_noise(s) if self.second == "end" else t - s
+
+    @property
+    def kind(self) -> str:
+        """What errors call it."""
+        return "consistency function" if self.second is None else "flow map"
 
     @property
     def numbers(self) -> tuple[float, ...]:
@@ -197,7 +202,7 @@ class FlowMap(nn.Module, ABC):
         level = check.level(name, value, check.state("x", x), zero=True)
         if isinstance(level, Tensor):
             return level.double().expand(x.shape[0])
-        self.coordinates.check_levels(name, (level,))
+        self.coordinates.check_levels(name, (level,), self.kind)
         return torch.full((x.shape[0],), level, dtype=torch.float64, device=x.device)
 
 
@@ -232,11 +237,20 @@ def end_of(model: object) -> float | None:
         if isinstance(model, Preconditioned):
             return model.sigma_min
         sides = getattr(model, "sides", None)
-        inner = [getattr(model, name, None) for name in ("inner", "module", "_orig_mod")]
+        inner = [getattr(model, "inner", None), wrapped_in(model, partials=True)]
         inner.append(sides[0] if isinstance(sides, (list, tuple, nn.ModuleList)) else None)
-        inner.append(model.func if isinstance(model, partial) else None)
         model = next((found for found in inner if callable(found)), None)
     return None
+
+
+def kind_of(model: object, otherwise: str) -> str:
+    """What errors call a model: `otherwise` where its type, inside of wrappers, does not say it."""
+    for _ in range(4):
+        if isinstance(model, (FlowMap, Preconditioned)):
+            return model.kind
+        inner = (getattr(model, name, None) for name in ("func", "module", "_orig_mod"))
+        model = next((found for found in inner if callable(found)), None)
+    return otherwise
 
 
 def require_two_times(name: str, called: Callable[..., object]) -> None:

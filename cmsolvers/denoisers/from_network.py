@@ -329,6 +329,8 @@ class ConsistencyFunction(Preconditioned):
     Source: Song et al., "Consistency Models" (2023), eq. 5 and appendix C.
     """
 
+    kind = "consistency function"
+
     def __init__(
         self,
         net: Network,

@@ -121,6 +121,9 @@ class Preconditioned(nn.Module):
             int32.
     """
 
+    #: What errors call it.
+    kind: str = "denoiser"
+
     #: The smallest level this is meant for; 0 has no bound.
     sigma_min: float = 0.0
 
@@ -299,8 +302,8 @@ class Preconditioned(nn.Module):
         level = check.level("sigma", sigma, x)
         if not isinstance(level, Tensor) and not level > self._below:
             raise ValueError(
-                f"sigma must not be below sigma_min, {self.sigma_min:g}, where this denoiser ends; "
-                f"got {level:g}"
+                f"sigma must not be below sigma_min, {self.sigma_min:g}, where this {self.kind} "
+                f"ends; got {level:g}"
             )
         return level
 

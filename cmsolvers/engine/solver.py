@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers.checks import Levels
+from cmsolvers.denoisers.flow_map_base import kind_of
 from cmsolvers.denoisers.protocol import Denoiser
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.help_texts import Text, docstring_of, signature_of
@@ -142,11 +143,12 @@ def solver(
             up = goes_up(mine, lifts)
             levels = check.sigmas(named, grid, least=least, up=up)
             path = coordinates_of(denoiser)
-            path.check_levels(named, levels)
+            kind = kind_of(denoiser, "flow map" if space == "map" else "denoiser")
+            path.check_levels(named, levels, kind)
             check_range(levels, named)
             if spans is not None:
                 steps = tuple(spans(levels, **mine))
-                path.check_levels("levels of all steps", [step[1] for step in steps])
+                path.check_levels("levels of all steps", [step[1] for step in steps], kind)
             elif churn:
                 steps = lifted(levels, **lifts, path=path)
             else:
@@ -171,7 +173,7 @@ def solver(
 
             levels = ready.levels
             extra_args = ready.options.extra_args or {}
-            about = About(model, levels[-1], extra_args, ready.traced.maps)
+            about = About(model, levels[-1], extra_args, ready.traced.maps, named)
             return run_checked(go, denoiser, x, levels, about, closely=closely)
 
         defaults = [{option.name: option.default for option in some} for some in (options, churn)]

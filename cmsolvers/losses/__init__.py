@@ -78,8 +78,6 @@ from cmsolvers.losses.times.flow_times import (
 )
 from cmsolvers.losses.times.trajectory_times import (
     GapPairs,
-    LogitNormalQuantile,
-    LogNormalQuantile,
     RhoPairs,
     UniformTimes,
 )
@@ -108,11 +106,9 @@ __all__ = [
     "LabelDropout",
     "LogNormal",
     "LogNormalPairs",
-    "LogNormalQuantile",
     "LogitNormal",
     "LogitNormalEnds",
     "LogitNormalPairs",
-    "LogitNormalQuantile",
     "LossOutput",
     "MixedGuidance",
     "Normalised",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cmsolvers.losses import recipes
-from cmsolvers.losses.evaluation.decorator import Loss
+from cmsolvers.losses.evaluation.recipe import Loss
 
 ORDER = ("score", "eulerian", "lagrangian", "semigroup")
 

@@ -4,6 +4,7 @@ Weights and levels are numbers or tensors on the state's device, which the kerne
 there is nothing but the kernel either way. Only this package touches the extension.
 """
 
+from cmsolvers.ops import vmap_rules as _vmap_rules  # noqa: F401 - rules are registered there
 from cmsolvers.ops.binary import build_info
 from cmsolvers.ops.distance import form_distance
 from cmsolvers.ops.ema_update import ema_update

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cmsolvers.checks import as_float, choice
 from cmsolvers.ops.arguments import check_rows, check_tensor
@@ -61,7 +62,10 @@ def form_distance(
 
     Returns:
         float64 [B]; differentiable in the inputs, twice and in forward mode too. At r = 0 the
-        derivative of |r|, and of a root without c, is 0.
+        derivative of |r|, and of a root without c, is 0. A sample that is NaN or infinite reaches
+        no other one; where the gradient that comes back to it is exactly 0, so are the gradients
+        of its inputs: `torch.where(bad, 0.0, value)` leaves it out. (Not inside `torch.func.grad`
+        and its like, where formulas of torch are differentiated: there it is 0 * NaN.)
 
     Raises:
         TypeError: something that is not a tensor, a dtype that is not taken.
@@ -137,7 +141,7 @@ def _root(square: Tensor, c: float) -> Tensor:
 def _total(values: Tensor) -> Tensor:
     """The sum over the elements of each sample, float64 [B]."""
     wide = values.double()
-    return wide.flatten(1).sum(1) if wide.dim() > 1 else wide
+    return wide.sum(list(range(1, wide.dim()))) if wide.dim() > 1 else wide
 
 
 def plain_distance(inputs: Sequence[Tensor], weights: Tensor, kind: int, c: float) -> Tensor:
@@ -167,7 +171,11 @@ def plain_backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """The operator's derivative in plain torch, differentiable itself."""
+    # Where nothing comes back to a sample, what is not finite counts as 0: its gradient is 0, not
+    # 0 * NaN. What is finite stays, since the derivative by the gradient is wanted there too.
+    none = grad == 0
     r = residual(inputs, weights)
+    r = torch.where(_column(none, r) & ~r.isfinite(), 0.0, r)
     g = grad.double()
     if kind == PSEUDO_HUBER:
         root = _root(_total(r.double().square()), c)
@@ -176,7 +184,7 @@ def plain_backward(
     elif kind == SQUARE:
         slope = 2.0 * r
     elif kind == ABS or c == 0.0:
-        slope = r.sign()
+        slope = torch.where(r.isnan(), r, r.sign())  # as the kernel: torch has 0 for NaN
     else:
         far = r.abs() > 2.0**60
         near = torch.where(far, 0.0, r)
@@ -185,7 +193,7 @@ def plain_backward(
     for w, m, is_wanted in zip(weights, inputs, wanted, strict=True):
         if not is_wanted:
             continue
-        factor = _column((w * g).to(r.dtype), r)
+        factor = _column((torch.where(none & ~w.isfinite(), 0.0, w) * g).to(r.dtype), r)
         found.append((torch.where(_column(w, r) == 0, 0.0, factor * slope)).to(m.dtype))
     return found
 
@@ -206,74 +214,39 @@ def _fake_backward(
     return [torch.empty_like(m) for m, is_wanted in zip(inputs, wanted, strict=True) if is_wanted]
 
 
-class _Batches(Protocol):
-    """What vmap tells a rule."""
+class _Recorded(torch.autograd.Function):
+    """The operator in plain torch with `plain_backward` as its derivative."""
 
-    @property
-    def batch_size(self) -> int: ...
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, kind: int, c: float, *inputs: Tensor) -> Tensor:
+        value = plain_distance(inputs, weights, kind, c)
+        ctx.save_for_backward(weights, value, *inputs)
+        ctx.kind, ctx.c = kind, c
+        return value
 
-
-def _merged(value: Tensor, dim: int | None, size: int) -> Tensor:
-    """[V, B, ...] as [V B, ...]."""
-    front = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-    return front.reshape(size * front.shape[1], *front.shape[2:])
-
-
-def _merged_weights(value: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
-    """[V, K, B or 1] as [K, V B]."""
-    front = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-    front = front.expand(size, front.shape[1], batch)
-    return front.transpose(0, 1).reshape(front.shape[1], size * batch)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        weights, value, *inputs = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[3:]
+        made = iter(plain_backward(grad, inputs, weights, value, ctx.kind, ctx.c, wanted))
+        return None, None, None, *[next(made) if is_wanted else None for is_wanted in wanted]
 
 
-def _batched(
-    info: _Batches,
-    in_dims: Any,
-    inputs: Sequence[Tensor],
-    weights: Tensor,
-    kind: int,
-    c: float,
-) -> tuple[Tensor, int]:
-    """Let the new dimension join the batch."""
-    size = info.batch_size
-    merged = [_merged(m, d, size) for m, d in zip(inputs, in_dims[0], strict=True)]
-    batch = len(merged[0]) // size if size else 0
-    rows = _merged_weights(weights, in_dims[1], size, batch)
-    return torch.ops.cmsolvers.form_distance(merged, rows, kind, c).reshape(size, batch), 0
-
-
-def _batched_backward(
-    info: _Batches,
-    in_dims: Any,
-    grad: Tensor,
-    inputs: Sequence[Tensor],
-    weights: Tensor,
-    value: Tensor,
-    kind: int,
-    c: float,
-    wanted: Sequence[bool],
-) -> tuple[list[Tensor], list[int]]:
-    size = info.batch_size
-    merged = [_merged(m, d, size) for m, d in zip(inputs, in_dims[1], strict=True)]
-    batch = len(merged[0]) // size if size else 0
-    grads = torch.ops.cmsolvers.form_distance_backward(
-        _merged(grad, in_dims[0], size),
-        merged,
-        _merged_weights(weights, in_dims[2], size, batch),
-        _merged(value, in_dims[3], size),
-        kind,
-        c,
-        wanted,
-    )
-    return [g.reshape(size, batch, *g.shape[1:]) for g in grads], [0] * len(grads)
+def _plain_autograd(inputs: Sequence[Tensor], weights: Tensor, kind: int, c: float) -> Tensor:
+    """Without the binary, what csrc/loss/distance_autograd.cpp does."""
+    unpacked: Any = forward_ad.unpack_dual
+    tangents = any(unpacked(m).tangent is not None for m in inputs)
+    if tangents or torch._C._are_functorch_transforms_active():
+        return plain_distance(inputs, weights, kind, c)
+    found: Tensor = _Recorded.apply(weights, kind, c, *inputs)  # type: ignore[no-untyped-call]
+    return found
 
 
 if C is None:
+    library.impl("form_distance", plain_distance, "CompositeExplicitAutograd")
+    library.impl("form_distance", _plain_autograd, "Autograd")
     for _key in ("CompositeExplicitAutograd", "Autograd"):
-        library.impl("form_distance", plain_distance, _key)
         library.impl("form_distance_backward", plain_backward, _key)
 
 torch.library.register_fake("cmsolvers::form_distance", _fake, lib=library)
 torch.library.register_fake("cmsolvers::form_distance_backward", _fake_backward, lib=library)
-torch.library.register_vmap("cmsolvers::form_distance", _batched, lib=library)
-torch.library.register_vmap("cmsolvers::form_distance_backward", _batched_backward, lib=library)

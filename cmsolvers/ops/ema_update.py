@@ -138,9 +138,4 @@ def _fake(*arguments: object) -> None:
     return None
 
 
-def _batched(info: object, in_dims: object, *arguments: object) -> tuple[None, None]:
-    raise RuntimeError("vmap over ema_update is not supported: call it on the whole tensors")
-
-
 torch.library.register_fake("cmsolvers::ema_update", _fake, lib=library)
-torch.library.register_vmap("cmsolvers::ema_update", _batched, lib=library)

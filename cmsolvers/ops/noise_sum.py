@@ -102,12 +102,4 @@ def _fake(*arguments: object) -> None:
     return None
 
 
-def _batched(info: object, in_dims: object, *arguments: object) -> tuple[None, None]:
-    raise RuntimeError(
-        "vmap over a sum of noise is not supported: its values belong to sample ids, which vmap "
-        "hides; ask for the whole batch"
-    )
-
-
 torch.library.register_fake("cmsolvers::noise_sum", _fake, lib=library)
-torch.library.register_vmap("cmsolvers::noise_sum", _batched, lib=library)

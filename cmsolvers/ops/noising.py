@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,16 +134,8 @@ def _fake(
     return [torch.empty_like(x0, dtype=_DTYPES[code]) for code in dtypes]
 
 
-def _batched(info: object, in_dims: object, *arguments: Any) -> tuple[list[Tensor], list[int]]:
-    raise RuntimeError(
-        "vmap over forms of noise is not supported: their values belong to sample ids, which vmap "
-        "hides; ask for the whole batch"
-    )
-
-
 if C is None:
     library.impl("noise_forms", _plain, "CompositeExplicitAutograd")
     library.impl("noise_forms", _plain, "Autograd")
 
 torch.library.register_fake("cmsolvers::noise_forms", _fake, lib=library)
-torch.library.register_vmap("cmsolvers::noise_forms", _batched, lib=library)

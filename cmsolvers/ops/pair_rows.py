@@ -25,6 +25,9 @@ sample has 0 < t <= most, t finite, and 0 <= s <= t: a sum of EQUAL, SOME_ZERO, 
 somewhere, s = 0 somewhere or everywhere; None in every other case, and of other data x0."""
 EQUAL, SOME_ZERO, ALL_ZERO = 1, 2, 4
 
+ALIKE: Callable[..., bool] | None = None if C is None else C.alike
+"""alike(a, b), positional only: see below; False in every case that is not plain."""
+
 FAST_INPUTS: Callable[..., tuple[Tensor, ...] | None] | None = (
     None if C is None else C.fast_pair_inputs
 )
@@ -123,6 +126,14 @@ def consistency_inputs(
         return noise[2:], lean
     told = [(noise_factor * s.detach().log()).float() for s in (sigma, sigma_next)]
     return noise[2:], lean, *told
+
+
+def alike(a: object, b: object) -> bool:
+    """Whether both are plain tensors [B, ...] of one shape, device and floating dtype.
+
+    False says nothing: the checks that come then know what is wrong, if anything is.
+    """
+    return ALIKE is not None and not tracing() and ALIKE(a, b)
 
 
 def _plain(

@@ -1,16 +1,16 @@
-"""The operators: schemas, fakes, plain-torch kernels where the binary is missing, vmap.
+"""The operators: schemas, fakes, plain-torch kernels where the binary is missing.
 
 The arguments are `numbers`, with `tensors[i]` (floating, of shape [B], [1] or []; read by the
 kernel) in place of number `places[i]`. `rule` (see rules.py) says what they are. `noise` is empty
 or (seed, offset, stream, draw); `clamp` is empty or (low, high); `second` is one of reference.NONE,
 SCALED, X0, PAIR. Where `out` is absent only the second output is made.
-Autograd is in autograd.py.
+Autograd is in autograd.py, vmap in vmap_rules.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -158,71 +158,3 @@ for _name, _fake in (
     ("weighted_step_out", _fake_out),
 ):
     torch.library.register_fake(f"cmsolvers::{_name}", _fake, lib=library)
-
-
-class _Batches(Protocol):
-    """What vmap tells a rule."""
-
-    @property
-    def batch_size(self) -> int: ...
-
-
-_Dim: TypeAlias = int | None
-"""Where vmap's dimension is; None: the tensor has none."""
-
-
-def _front(value: Tensor, dim: _Dim, size: int) -> Tensor:
-    return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-
-
-def _joined(value: Tensor, dim: _Dim, size: int, batch: int) -> Tensor:
-    """An argument for the batch that vmap's dimension has joined."""
-    value = _front(value, dim, size)
-    if value.dim() == 1:
-        value = value.unsqueeze(1)
-    return value.expand(size, batch).reshape(size * batch)
-
-
-def _batched(
-    info: _Batches,
-    in_dims: tuple[_Dim, Sequence[_Dim], object, Sequence[_Dim], *tuple[object, ...]],
-    x: Tensor,
-    inputs: Sequence[Tensor],
-    numbers: Sequence[float],
-    tensors: Sequence[Tensor],
-    places: Sequence[int],
-    rule: int,
-    noise: Sequence[int],
-    key: Tensor | None,
-    clamp: Sequence[float],
-    *second: object,
-) -> tuple[Tensor, int] | tuple[tuple[Tensor, ...], tuple[int, int]]:
-    """Let the new dimension join the batch where an argument is a tensor of several values."""
-    if noise:
-        raise RuntimeError(
-            "vmap over a step with noise is not supported: its values belong to sample ids, "
-            "which vmap hides; call the step on the whole batch"
-        )
-    size = info.batch_size
-    x = _front(x, in_dims[0], size)
-    inputs = [_front(m, d, size) for m, d in zip(inputs, in_dims[1], strict=True)]
-    shape = x.shape
-    given = list(zip(tensors, in_dims[3], strict=True))
-    if any(d is not None or t.numel() != 1 for t, d in given):
-        batch = shape[1] if x.dim() > 1 else 1
-        tensors = [_joined(t, d, size, batch) for t, d in given]
-        merged = (size * batch, *shape[2:])
-        x, inputs = x.reshape(merged), [m.reshape(merged) for m in inputs]
-    common = (x, inputs, numbers, tensors, places, rule, noise, key, clamp)
-    if second:
-        return tuple(t.reshape(shape) for t in step_two(*common, *second)), (0, 0)
-    return step_one(*common).reshape(shape), 0
-
-
-def _batched_out(info: object, in_dims: object, *arguments: object) -> tuple[None, None]:
-    raise RuntimeError("vmap over a step with out= is not supported: leave out= away")
-
-
-torch.library.register_vmap("cmsolvers::weighted_step", _batched, lib=library)
-torch.library.register_vmap("cmsolvers::weighted_step_two", _batched, lib=library)
-torch.library.register_vmap("cmsolvers::weighted_step_out", _batched_out, lib=library)

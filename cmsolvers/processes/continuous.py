@@ -164,11 +164,7 @@ class VE(Process):
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
-        low, high = (
-            check.positive("sigma_min", self.sigma_min),
-            check.positive("sigma_max", self.sigma_max),
-        )
-        check.below("sigma_min", low, "sigma_max", high)
+        check.sigma_range(self.sigma_min, self.sigma_max)
 
     @property
     def _rate(self) -> float:
@@ -230,11 +226,7 @@ class Karras(Process):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        low, high = (
-            check.positive("sigma_min", self.sigma_min),
-            check.positive("sigma_max", self.sigma_max),
-        )
-        check.below("sigma_min", low, "sigma_max", high)
+        check.sigma_range(self.sigma_min, self.sigma_max)
 
     @property
     def t_min(self) -> float:

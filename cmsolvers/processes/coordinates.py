@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from cmsolvers.processes.continuous import Karras
 from cmsolvers.processes.elementary import Time, broadcastable, exact, maths, ratio
 from cmsolvers.processes.flows import RectifiedFlow, TrigFlow
 from cmsolvers.processes.sde import Process
+from cmsolvers.processes.wrappers import layers
 
 
 @dataclass(frozen=True)
@@ -145,13 +145,13 @@ class Coordinates:
         # sqrt(b^2 - a^2) without the cancellation
         return kept, self.alpha(high) * math.sqrt((b - a) * (b + a))
 
-    def check_levels(self, name: str, levels: Sequence[float]) -> None:
-        """ValueError for levels that are no times of the process."""
+    def check_levels(self, name: str, levels: Sequence[float], kind: str = "denoiser") -> None:
+        """ValueError for levels of a kind of model that are no times of the process."""
         largest = max(levels)
         if largest > self.max_level:
             at = f" at index {levels.index(largest)}" if len(levels) > 1 else ""
             raise ValueError(
-                f"{name} must lie in [0, {self.max_level:g}] for a denoiser in {self}; got "
+                f"{name} must lie in [0, {self.max_level:g}] for a {kind} in {self}; got "
                 f"{largest:g}{at}"
             )
 
@@ -202,16 +202,13 @@ def coordinates_of(denoiser: object) -> Coordinates:
     Raises:
         TypeError, ValueError: as `coordinates`.
     """
-    for _ in range(4):
-        named = getattr(denoiser, "coordinates", None)
+    own = getattr(denoiser, "coordinates", None)
+    if isinstance(own, Coordinates):
+        return own
+    for layer in layers(denoiser, partials=True):
+        named = getattr(layer, "coordinates", None)
         if named is not None and not isinstance(named, Tensor):
-            return coordinates("coordinates of a denoiser", named)
-        if isinstance(denoiser, partial):
-            denoiser = denoiser.func
-        else:
-            denoiser = getattr(denoiser, "module", getattr(denoiser, "_orig_mod", None))
-        if denoiser is None:
-            break
+            return coordinates("coordinates of a model", named)
     return KARRAS
 
 

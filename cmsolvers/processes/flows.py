@@ -93,11 +93,7 @@ class TrigFlow(Process):
 
     def __post_init__(self) -> None:
         check.positive("sigma_data", self.sigma_data)
-        low, high = (
-            check.positive("sigma_min", self.sigma_min),
-            check.positive("sigma_max", self.sigma_max),
-        )
-        check.below("sigma_min", low, "sigma_max", high)
+        check.sigma_range(self.sigma_min, self.sigma_max)
 
     @property
     def t_min(self) -> float:

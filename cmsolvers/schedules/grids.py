@@ -32,10 +32,10 @@ def on_the_host(schedule: Callable[P, Tensor]) -> Callable[P, Tensor]:
 def bounds(n: int, sigma_min: float, sigma_max: float) -> tuple[int, float, float]:
     """The number of levels and the ends of a grid, checked."""
     n = check.count("n", n)
-    low, high = check.positive("sigma_min", sigma_min), check.positive("sigma_max", sigma_max)
     if n > 1:
-        check.below("sigma_min", low, "sigma_max", high)
-    elif low > high:
+        return n, *check.sigma_range(sigma_min, sigma_max)
+    low, high = check.positive("sigma_min", sigma_min), check.positive("sigma_max", sigma_max)
+    if low > high:
         raise ValueError(f"sigma_min must not exceed sigma_max; got {low:g} and {high:g}")
     return n, low, high
 

@@ -4,6 +4,10 @@ On a path x_t = alpha x_0 + sigma z all of these depend on (x, alpha, sigma) alo
 alpha^2 + sigma^2 the state x / r lies on the circular path cos(angle) x_0 + sin(angle) z, angle =
 atan2(sigma, alpha), so one function of the angle serves every process. Nothing is divided by alpha
 or sigma: clean data (sigma = 0) and pure noise (alpha = 0, t = 1 of a flow) are levels like others.
+
+`denoisers.oracles` has denoisers, scores and densities in Karras coordinates, of isotropic data and
+of finite data sets. They do not reach pure noise, have one deviation per component, and no flow map
+of a mixture; they are kept apart, and each is tested against the other.
 """
 
 from __future__ import annotations

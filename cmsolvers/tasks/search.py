@@ -88,8 +88,7 @@ def greedy_sigmas(
     check.state("x", x)
     check.function("metric", metric)
     count = check.count("steps", steps)
-    low, high = check.positive("sigma_min", sigma_min), check.positive("sigma_max", sigma_max)
-    check.below("sigma_min", low, "sigma_max", high)
+    low, high = check.sigma_range(sigma_min, sigma_max)
     if isinstance(f, ConsistencyFunction) and f.sigma_min != low:
         raise ValueError(
             f"sigma_min must be that of f: pass sigma_min={f.sigma_min:g}; got {low:g}"

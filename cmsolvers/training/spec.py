@@ -69,8 +69,7 @@ class Spec:
         object.__setattr__(self, "inputs", tuple(self.inputs))
         check_options(f"kind {self.kind}", self.wrapper, self.row.options)
         check.positive("sigma_data", self.sigma_data)
-        low = check.positive("sigma_min", self.sigma_min)
-        check.below("sigma_min", low, "sigma_max", check.positive("sigma_max", self.sigma_max))
+        check.sigma_range(self.sigma_min, self.sigma_max)
         if self.dtype is not None:
             check.choice("dtype", self.dtype, DTYPES)
         check.count("learned_weight", self.learned_weight, least=0, most=2)

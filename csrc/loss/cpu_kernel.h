@@ -200,6 +200,7 @@ inline void backward_range(const DistanceParams& p, int64_t begin, int64_t end) 
     const int64_t to = std::min(from + kCpuChunk, p.count);
     const TermWeights<A> row = term_weights<A>(p, sample);
     const double factor = element_factor(p, sample);
+    const bool gone = left_out(p, sample);
     for (int64_t e = from; e < to; e += kBlock) {
       const int n = static_cast<int>(std::min<int64_t>(kBlock, to - e));
       const int64_t first = sample * p.count + e;
@@ -211,7 +212,7 @@ inline void backward_range(const DistanceParams& p, int64_t begin, int64_t end) 
         A* const out = in_place ? static_cast<A*>(p.grads[k]) + first : scratch.out;
         const A w =
             static_cast<A>(p.weights[k * p.columns + (p.columns == 1 ? 0 : sample)] * factor);
-        if (row.w[k] == A(0))
+        if (gone || row.w[k] == A(0))
           std::fill(out, out + n, A(0));
         else
           for (int i = 0; i < n; ++i) out[i] = w * scratch.r[i];

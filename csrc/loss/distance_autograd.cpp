@@ -62,7 +62,10 @@ at::Tensor root(const at::Tensor& square, double c) {
 }
 
 at::Tensor sum_of(const at::Tensor& values) {
-  return values.to(at::kDouble).flatten(1).sum(1);
+  const at::Tensor wide = values.to(at::kDouble);
+  std::vector<int64_t> elements;
+  for (int64_t d = 1; d < wide.dim(); ++d) elements.push_back(d);
+  return elements.empty() ? wide : wide.sum(elements);
 }
 
 at::Tensor plain_value(at::TensorList inputs, const at::Tensor& weights, Size size, double c) {
@@ -81,7 +84,13 @@ at::Tensor plain_value(at::TensorList inputs, const at::Tensor& weights, Size si
 
 Tensors plain_gradients(const at::Tensor& grad, at::TensorList inputs, const at::Tensor& weights,
                         Size size, double c, const c10::List<bool>& wanted) {
-  const at::Tensor r = residual(inputs, weights);
+  // Where nothing comes back to a sample, what is not finite counts as 0: its gradient is 0, not
+  // 0 * NaN. What is finite stays, since the derivative by the gradient is wanted there too.
+  const at::Tensor none = grad == 0;
+  const auto fit = [&](const at::Tensor& values, const at::Tensor& of) {
+    return at::where(of.logical_and(values.isfinite().logical_not()), 0.0, values);
+  };
+  const at::Tensor all = residual(inputs, weights), r = fit(all, per_sample(none, all));
   at::Tensor g = grad, slope = r;
   if (size == Size::pseudo_huber) {
     const at::Tensor s = root(sum_of(r.to(at::kDouble).square()), c);
@@ -90,7 +99,7 @@ Tensors plain_gradients(const at::Tensor& grad, at::TensorList inputs, const at:
   } else if (size == Size::square) {
     slope = 2.0 * r;
   } else if (size == Size::abs || c == 0.0) {
-    slope = r.sign();
+    slope = at::where(r.isnan(), r, r.sign());  // as the kernel: torch has 0 for NaN
   } else {
     const at::Tensor far = r.abs() > kFarAway, near = r.masked_fill(far, 0.0);
     slope = at::where(far, r.sign(), near / root(near * near, c));
@@ -98,7 +107,7 @@ Tensors plain_gradients(const at::Tensor& grad, at::TensorList inputs, const at:
   Tensors found;
   for (size_t k = 0; k < inputs.size(); ++k) {
     if (!wanted[k]) continue;
-    const at::Tensor w = weights.select(0, k);
+    const at::Tensor w = fit(weights.select(0, k), none);
     const at::Tensor factor = per_sample((w * g).to(r.scalar_type()), r);
     const at::Tensor absent = per_sample(w.to(r.scalar_type()), r) == 0;
     found.push_back((factor * slope).masked_fill(absent, 0.0).to(inputs[k].scalar_type()));

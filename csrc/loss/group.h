@@ -106,6 +106,11 @@ CMS_HD double value_of(const DistanceParams& p, double sum) {
   return p.c == 0.0 ? s : sum / (s + p.c);
 }
 
+// Whether nothing is to come back to a sample: then its gradients are 0 whatever r is, not 0 * NaN.
+CMS_HD bool left_out(const DistanceParams& p, int64_t sample) {
+  return p.grad[sample * p.grad_stride] == 0.0;
+}
+
 // What the slopes of a sample are multiplied with, apart from the weights.
 CMS_HD double element_factor(const DistanceParams& p, int64_t sample) {
   const double g = p.grad[sample * p.grad_stride];

@@ -1,14 +1,11 @@
 // The launch for weights and times of a consistency pair.
 #include "pair_inputs.h"
 
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
+#include "../cuda/launch.h"
 
 namespace cmsolvers {
 namespace cuda {
 namespace {
-
-constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads)
     pair_inputs_kernel(const __grid_constant__ PairInputsParams params) {
@@ -23,7 +20,7 @@ void launch_pair_inputs_cuda(const PairInputsParams& params, int device, void* s
   const int64_t batch = params.levels.batch;
   if (batch == 0) return;
   const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
-  const unsigned blocks = static_cast<unsigned>((batch + cuda::kThreads - 1) / cuda::kThreads);
+  const unsigned blocks = cuda::blocks_for(batch);
   cuda::pair_inputs_kernel<<<blocks, cuda::kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
       params);
   C10_CUDA_KERNEL_LAUNCH_CHECK();

@@ -144,6 +144,7 @@ CMS_HD void distance_backward_thread(const DistanceParams& p, const Cut& cut, in
   const int64_t to = from + cut.chunk < p.count ? from + cut.chunk : p.count;
   const TermWeights<A> row = term_weights<A>(p, sample);
   const double factor = element_factor(p, sample);
+  const bool gone = left_out(p, sample);
   const Size size = summed_as(p);
   const A c = static_cast<A>(p.c);
   for (int64_t e = from + kGroup * thread; e < to; e += kGroup * cut.span) {
@@ -158,7 +159,7 @@ CMS_HD void distance_backward_thread(const DistanceParams& p, const Cut& cut, in
       if (p.grads[k] == nullptr) continue;
       const double w = p.weights[k * p.columns + (p.columns == 1 ? 0 : sample)];
       const A scale = static_cast<A>(multiply(w, factor));
-      const bool absent = static_cast<A>(w) == A(0);
+      const bool absent = gone || static_cast<A>(w) == A(0);
       A out[kGroup];
 #pragma unroll
       for (int j = 0; j < kGroup; ++j) out[j] = absent ? A(0) : multiply(scale, slope[j]);

@@ -1,17 +1,10 @@
 // Launches of sums of noise.
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-
-#include <algorithm>
-
+#include "../cuda/launch.h"
 #include "thread.h"
 
 namespace cmsolvers {
 namespace cuda {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int kBlocksPerMultiprocessor = 16;
 
 template <class State, bool kPermuted>
 __global__ void __launch_bounds__(kThreads, 4)
@@ -23,17 +16,8 @@ __global__ void __launch_bounds__(kThreads, 4)
 }
 
 template <class State>
-void run(const NoiseSumParams& params, const Plan& plan, int device, cudaStream_t stream) {
-  int multiprocessors = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  const int64_t needed = (plan.units + kThreads - 1) / kThreads;
-  const int64_t most = static_cast<int64_t>(multiprocessors) * kBlocksPerMultiprocessor;
-  const unsigned blocks = static_cast<unsigned>(std::min(needed, most));
-  if (plan.permuted)
-    noise_sum_kernel<State, true><<<blocks, kThreads, 0, stream>>>(params, plan);
-  else
-    noise_sum_kernel<State, false><<<blocks, kThreads, 0, stream>>>(params, plan);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+UnitKernels<NoiseSumParams> kernels() {
+  return {noise_sum_kernel<State, false>, noise_sum_kernel<State, true>};
 }
 
 }  // namespace
@@ -42,18 +26,11 @@ void run(const NoiseSumParams& params, const Plan& plan, int device, cudaStream_
 void launch_noise_sum_cuda(const NoiseSumParams& params, int device, void* stream) {
   if (params.place.total == 0) return;
   const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
-  const cuda::Plan plan = cuda::make_plan(params.place);
-  const auto on = static_cast<cudaStream_t>(stream);
-  switch (params.place.state) {
-    case DType::f64:
-      return cuda::run<double>(params, plan, device, on);
-    case DType::f32:
-      return cuda::run<float>(params, plan, device, on);
-    case DType::f16:
-      return cuda::run<cuda::Half>(params, plan, device, on);
-    case DType::bf16:
-      return cuda::run<cuda::BFloat>(params, plan, device, on);
-  }
+  const auto kernels =
+      cuda::of_state(params.place.state, cuda::kernels<double>(), cuda::kernels<float>(),
+                     cuda::kernels<cuda::Half>(), cuda::kernels<cuda::BFloat>());
+  cuda::launch_units(kernels, params, cuda::make_plan(params.place), device,
+                     static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace cmsolvers

@@ -7,5 +7,6 @@ namespace cmsolvers {
 
 void add_fast_losses(PyObject* module);
 void add_fast_pairs(PyObject* module);
+void add_generator(PyObject* module);
 
 }  // namespace cmsolvers

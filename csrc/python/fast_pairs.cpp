@@ -70,6 +70,21 @@ PyObject* look_at_levels(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// Python: see ALIKE in cmsolvers/ops/pair_rows.py.
+PyObject* alike(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 2 || !plain_context()) Py_RETURN_FALSE;
+  const at::Tensor* a = plain_tensor(args[0], false);
+  const at::Tensor* b = args[1] == args[0] ? a : plain_tensor(args[1], false);
+  DType known;
+  if (a == nullptr || b == nullptr || b->dim() == 0 || !find_dtype(b->scalar_type(), known) ||
+      a->scalar_type() != b->scalar_type() || a->sizes() != b->sizes() ||
+      a->device() != b->device())
+    Py_RETURN_FALSE;
+  Py_RETURN_TRUE;
+  END_HANDLE_TH_ERRORS
+}
+
 // Python: see FAST_INPUTS in cmsolvers/ops/pair_rows.py.
 PyObject* fast_pair_inputs(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
@@ -120,6 +135,8 @@ PyObject* fast_reduced(PyObject*, PyObject* const* args, Py_ssize_t count) {
 PyMethodDef methods[] = {
     {"look_at_levels", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&look_at_levels)),
      METH_FASTCALL, "look_at_levels(x0, t, s, most) -> int or None"},
+    {"alike", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&alike)), METH_FASTCALL,
+     "alike(a, b) -> bool"},
     {"fast_pair_inputs",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fast_pair_inputs)), METH_FASTCALL,
      "fast_pair_inputs(sigma, sigma_next, sigma_data, sigma_min, noise_factor) -> (Tensor, ...) or "

@@ -47,6 +47,7 @@ PYBIND11_MODULE(_C, m) {
   add_fastcall(m.ptr());
   add_fast_losses(m.ptr());
   add_fast_pairs(m.ptr());
+  add_generator(m.ptr());
 }
 
 }  // namespace cmsolvers

@@ -1,17 +1,10 @@
 // Launches of the weighted step.
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-
-#include <algorithm>
-
+#include "../cuda/launch.h"
 #include "thread.h"
 
 namespace cmsolvers {
 namespace cuda {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int kBlocksPerMultiprocessor = 16;  // some waves of blocks; a thread takes what is left
 
 // Blocks that must fit on a multiprocessor together: 64 registers per thread, 128 for double.
 template <class State>
@@ -33,14 +26,8 @@ struct Launch {
 
   template <class State, class Model, int kInputs, bool kNoise, bool kFull, bool kPermuted>
   void run() const {
-    int multiprocessors = 0;
-    C10_CUDA_CHECK(
-        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-    const int64_t needed = (plan.units + kThreads - 1) / kThreads;
-    const int64_t most = static_cast<int64_t>(multiprocessors) * kBlocksPerMultiprocessor;
-    const unsigned blocks = static_cast<unsigned>(std::min(needed, most));
     step_kernel<State, Model, kInputs, kNoise, kFull, kPermuted>
-        <<<blocks, kThreads, 0, stream>>>(params, plan);
+        <<<blocks_for(plan, device), kThreads, 0, stream>>>(params, plan);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +22,8 @@ import cmsolvers
 from cmsolvers import cli
 from cmsolvers.demo import DemoSettings, digits, run_demo
 from cmsolvers.demo.compared_samplers import BY_KEY, METHODS
+from cmsolvers.demo.equations import EQUATIONS
+from cmsolvers.demo.mixture_pictures import PANELS
 from cmsolvers.runs.config import template
 from cmsolvers.training.models import CONSISTENCY_KINDS, KINDS
 from support.saved import content
@@ -38,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_is_there(folder: Path):
     names = {path.name for path in folder.iterdir()}
     checkpoints = {"classifier", "score", "cd", "ct", "ect"}
-    pictures = {"mixture", "strips", "samplers", "overview", "quality", "losses", "samples-real"}
+    pictures = {"strips", "samplers", "overview", "quality", "losses", "samples-real"}
+    pictures |= {"few-steps", "hump"} | {f"mixture-{name}" for name in PANELS}
     pictures |= {f"samples-{m.key}-{steps}" for m in METHODS for steps in m.steps}
     assert checkpoints | {f"{name}.png" for name in pictures} <= names
     assert {"metrics.json", "timings.json", "report.html"} <= names
@@ -95,6 +99,42 @@ def test_report_needs_no_other_file(folder: Path):
     assert len(page.links) >= 20
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not re.search(r"https?://|@import|\$[a-z_]+", html)
+
+
+def test_report_shows_every_equation_with_its_code(folder: Path):
+    html = (folder / "report.html").read_text("utf-8")
+    for equation in EQUATIONS.values():
+        assert html.count(equation.math) == html.count(escape(equation.code)) == 1
+        assert html.count(equation.meaning) == 1
+
+
+def test_report_counts_its_samplers(folder: Path):
+    html = (folder / "report.html").read_text("utf-8")
+    assert len(METHODS) == 7
+    assert "Seven ways" in html
+    assert "each of the seven samplers" in html
+
+
+def test_report_says_where_heun_goes_wrong(folder: Path):
+    """Its table has the steps that metrics.json has, and its text the worst one's error."""
+    html = (folder / "report.html").read_text("utf-8")
+    found = json.loads((folder / "metrics.json").read_text())["heun"]
+    begin = html.index("Why Heun's method fails in 5 steps")
+    part = html[begin : html.index("Three ways to teach")]
+    rows = re.findall("<tr>(.*?)</tr>", part)[1:]
+    assert len(rows) == len(found["steps"]) == 4
+    for row, step in zip(rows, found["steps"], strict=True):
+        cells = [re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", row)]
+        assert cells[0] == f"{step['start']:.3g} to {step['end']:.3g}"
+        assert cells[3:] == [f"{step[k]:.3f}" for k in ("heun", "euler", "at_end", "so_far")]
+    worst = max(step["at_end"] for step in found["steps"])
+    assert f"({worst:.3f})" in part
+
+
+def test_sample_grids_are_large_enough_to_judge(folder: Path):
+    image_module = pytest.importorskip("PIL.Image")
+    with image_module.open(folder / "samples-real.png") as image:
+        assert min(image.size) >= 400  # ten digits of eight pixels in a row
 
 
 def test_report_says_what_this_run_took_for_each_consistency_function(folder: Path):

@@ -55,7 +55,7 @@ def diverging(model, x0, *, key, step):
     return flow_loss(model, x0, key=key, step=step) * (math.nan if step == 3 else 1.0)
 
 
-OWN = Entry("own", flow_loss, rows_of_losses.average_velocity, "flow_map")
+OWN = Entry("own", flow_loss, rows_of_losses.average_velocity, "flow map")
 
 
 # --- measures ------------------------------------------------------------------------
@@ -76,8 +76,8 @@ KINDS = {
     "consistency": ("consistency", KARRAS, 0.002),
     "consistency in flow coordinates": ("consistency", FLOW, 0.0),
     "consistency in TrigFlow": ("consistency", Coordinates(TrigFlow(0.5)), 0.0),
-    "flow map": ("flow_map", FLOW, 0.0),
-    "flow map in Karras coordinates": ("flow_map", KARRAS, 0.0),
+    "flow map": ("flow map", FLOW, 0.0),
+    "flow map in Karras coordinates": ("flow map", KARRAS, 0.0),
 }
 
 
@@ -85,7 +85,7 @@ KINDS = {
 def test_the_exact_map_is_found_exact(case):
     kind, path, end = KINDS[case]
     # The mixture's map takes a while: one kind will do.
-    make, samples = (ring, 128) if kind == "flow_map" and path is FLOW else (gaussian, 2048)
+    make, samples = (ring, 128) if kind == "flow map" and path is FLOW else (gaussian, 2048)
     problem, setting = runner._problem(make), Setting(samples=samples, latents=32)
     entry = replace(OWN, kind=kind, end=end)
     found = measures.measure(entry, Exact(problem, path, end), problem, setting)
@@ -201,7 +201,7 @@ def test_the_course_knows_how_far_it_is():
         return flow_loss(model, x0, **options)
 
     entry = Entry(
-        "rounds", loss, rows_of_losses.average_velocity, "flow_map", options=options, rounds=3
+        "rounds", loss, rows_of_losses.average_velocity, "flow map", options=options, rounds=3
     )
     training_run.train(entry, runner._problem(ring), 0, replace(TINY, calls=30))
     assert [course.step for course in seen] == list(range(30))
@@ -306,8 +306,8 @@ def test_the_command_writes_table_numbers_picture_and_page(tmp_path, monkeypatch
         "def loss(model, x0, *, key, step):\n"
         "    t = x0.new_full((len(x0),), 0.5)\n"
         "    return model.velocity(x0, t).square().mean()\n"
-        "ENTRY = Entry('mine', loss, average_velocity, 'flow_map')\n"
-        "BROKEN = [Entry('broken', max, average_velocity, 'flow_map')]\n"
+        "ENTRY = Entry('mine', loss, average_velocity, 'flow map')\n"
+        "BROKEN = [Entry('broken', max, average_velocity, 'flow map')]\n"
     )
     page = tmp_path / "page.md"
     page.write_text(f"before\n{table.MARKS[0]}old{table.MARKS[1]}\nafter\n")

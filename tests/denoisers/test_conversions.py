@@ -20,17 +20,12 @@ from cmsolvers.denoisers import conversions as to
 from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.engine.catalogue import SOLVERS
 from cmsolvers.processes import DDPM, VE, VP, Karras, RectifiedFlow, SubVP, TrigFlow
+from support.columns import column64 as column
 
 F64 = torch.float64
 MEAN, STD = 0.3, 0.6
 DATA = Gaussian(STD, MEAN)
 LEVELS = torch.tensor([0.0101, 0.06, 0.7, 3.0, 80.0], dtype=F64)
-
-
-def column(v, x):
-    """A level or time, a number or [B], against x."""
-    v = torch.as_tensor(v, dtype=F64)
-    return v.reshape(-1, *[1] * (x.ndim - 1)) if v.ndim else v
 
 
 def guess(x_hat, level):

@@ -12,6 +12,7 @@ from cmsolvers import denoisers
 from cmsolvers.denoisers import EDM, ConsistencyFunction
 from cmsolvers.denoisers.oracles import Gaussian
 from cmsolvers.processes import DDPM, RectifiedFlow, TrigFlow
+from support.columns import column
 
 DATA = Gaussian(0.6, 0.3)
 SIGMAS = torch.tensor([0.002, 0.05, 0.7, 3.0, 80.0], dtype=torch.float64)
@@ -25,21 +26,17 @@ PROCESSES = [
 ]
 
 
-def column(v):
-    return v.reshape(-1, 1, 1)
-
-
 def state(dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64)
-    return (0.3 + x * column((SIGMAS**2 + 0.36).sqrt())).to(dtype)
+    return (0.3 + x * column((SIGMAS**2 + 0.36).sqrt(), 3)).to(dtype)
 
 
 def exact_networks(process):
     """Networks that know the data, in the coordinates and time of the process."""
 
     def parts(x_t, t):
-        alpha, sigma = column(process.alpha(t)), column(process.sigma(t))
+        alpha, sigma = column(process.alpha(t), 3), column(process.sigma(t), 3)
         mean, variance = 0.3 * alpha, (0.6 * alpha) ** 2 + sigma**2
         score = (mean - x_t) / variance
         x0 = (x_t + sigma**2 * score) / alpha

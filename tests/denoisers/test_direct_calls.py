@@ -12,6 +12,7 @@ from torch import func
 from cmsolvers import denoisers
 from cmsolvers.denoisers import EDM, ConsistencyFunction, Preconditioned
 from cmsolvers.processes import DDPM
+from support.columns import column
 
 B = 12
 END = 0.003
@@ -40,10 +41,6 @@ def levels(dtype=torch.float64, count=B):
     sigma = torch.randn(count, generator=generator, dtype=torch.float64).mul(2).exp()
     sigma[:4] = torch.tensor([END, torch.tensor(END).item(), (1 - 2**-9) * END, 80.0])
     return sigma.to(dtype)
-
-
-def column(c, x):
-    return c.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
 
 
 def network(x, c):

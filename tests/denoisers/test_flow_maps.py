@@ -13,7 +13,8 @@ from torch import nn
 import cmsolvers as cm
 from cmsolvers.denoisers import AverageVelocity, FlowMap, TrajectoryFunction, TrigFlowMap
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
-from support.flow_maps import SD, carried, column, exact_maps, velocity
+from support.columns import column
+from support.flow_maps import SD, carried, exact_maps, velocity
 
 F64 = torch.float64
 X = torch.tensor([[-1.0, 0.2], [0.4, 0.9], [1.3, -0.3], [0.1, 0.6]], dtype=F64)
@@ -308,7 +309,7 @@ BAD = {
     "t outside": (
         lambda: map_of("flow")(X, 1.5, 0.0),
         ValueError,
-        "t must lie in [0, 1] for a denoiser in flow coordinates; got 1.5",
+        "t must lie in [0, 1] for a flow map in flow coordinates; got 1.5",
     ),
     "s outside": (lambda: map_of("trigflow")(X, 0.5, 1.6), ValueError, "s must lie in [0, 1.56"),
     "s negative": (lambda: map_of("karras")(X, 0.5, -0.1), ValueError, "s must not be negative"),

@@ -20,6 +20,7 @@ from cmsolvers.tasks.editing import Inpaint, conditioned
 from cmsolvers.tasks.likelihood import log_likelihood
 from support.algorithms import TABLE
 from support.algorithms.row import SEED, Path, fresh
+from support.columns import column
 from support.formulas import traced
 from support.launches import counted_launches
 
@@ -34,10 +35,6 @@ NONE = torch.zeros(4, dtype=F64)
 
 def latent(dtype=F64, scale=20.0):
     return (scale * noise.normal(SHAPE, 5, dtype=F64)).to(dtype)
-
-
-def column(value, x):
-    return value.reshape([-1] + [1] * (x.ndim - 1)).to(x.dtype)
 
 
 def net(x, c, label, gain=1.0):

@@ -16,13 +16,13 @@ from cmsolvers.denoisers import (
     guided,
 )
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates, coordinates_of, in_karras
+from support.columns import column
 from support.flows import (
     DATA,
     FLOWING,
     TRIG,
     X,
     clean,
-    column,
     velocity,
 )
 from support.orders import F64
@@ -108,10 +108,10 @@ def test_unknown_names():
         return x
 
     own.coordinates = "euclid"
-    with pytest.raises(ValueError, match="coordinates of a denoiser must be one of 'karras', 'fl"):
+    with pytest.raises(ValueError, match="coordinates of a model must be one of 'karras', 'fl"):
         cm.euler_pf_ode(own, torch.ones(2, 1), [1.0, 0.0])
     own.coordinates = 3
-    with pytest.raises(TypeError, match="coordinates of a denoiser must be"):
+    with pytest.raises(TypeError, match="coordinates of a model must be"):
         cm.euler_pf_ode(own, torch.ones(2, 1), [1.0, 0.0])
 
 

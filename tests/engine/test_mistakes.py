@@ -13,6 +13,7 @@ from cmsolvers import noise, oracles, schedules
 from cmsolvers.denoisers import conversions
 from cmsolvers.engine import catalogue
 from cmsolvers.engine.mistakes import criteria, glances, watching
+from support.columns import column
 from support.warned import texts_of
 
 DATA = oracles.GaussianMixture(
@@ -23,10 +24,6 @@ CHAIN = cm.DDPM()
 LEVELS = cm.karras_sigmas(20)
 Z = noise.normal((500, 2), seed=0)
 NOISE = 80.0 * Z
-
-
-def column(s):
-    return s[:, None]
 
 
 def eps(x, s):

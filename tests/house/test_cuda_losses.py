@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cmsolvers import losses as all_losses
 from cmsolvers import noise, ops
-from cmsolvers.losses.evaluation.decorator import Loss
 from cmsolvers.losses.evaluation.labels import LabelDropout
+from cmsolvers.losses.evaluation.recipe import Loss
 from cmsolvers.training import capture_step
 from support.loss_cases import evaluated, losses, model_for, teacher_for
 

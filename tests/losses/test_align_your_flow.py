@@ -14,6 +14,7 @@ from cmsolvers.losses.formulas.tangents import (
 )
 from cmsolvers.losses.formulas.weights import square_sum
 from cmsolvers.losses.recipes.align_your_flow import ayf_emd, ayf_lmd
+from support.columns import column
 from support.continuous_cases import (
     ENDS,
     KEY,
@@ -22,7 +23,6 @@ from support.continuous_cases import (
     TIMES,
     X0,
     along,
-    col,
     compare,
     flow,
     net,
@@ -39,7 +39,7 @@ def test_eulerian_distillation(warmup: int | None, rule: str) -> None:
     f = raw(x, TIMES, ENDS)
     rate = along(lambda x, t: raw(x, t, ENDS), x, TIMES, v)
     r = 0.99 if warmup is None else STEP / warmup
-    g = RULES[rule][1]((f.detach() - v) + r * col(TIMES - ENDS) * rate)
+    g = RULES[rule][1]((f.detach() - v) + r * column(TIMES - ENDS) * rate)
     w = 1.0 / (TIMES - ENDS)
     value = w * (f - f.detach() + g).square().mean(1)
     options: dict[str, Any] = {"warmup": warmup, "tangent": RULES[rule][0]}
@@ -54,7 +54,7 @@ def test_eulerian_distillation_is_the_inner_product_of_the_paper() -> None:
     v = velocity(x, TIMES)
 
     def whole(x: Tensor, t: Tensor) -> Tensor:
-        return x + col(ENDS - t) * raw(x, t, ENDS)
+        return x + column(ENDS - t) * raw(x, t, ENDS)
 
     inner = (whole(x, TIMES) * along(whole, x, TIMES, v)).sum()
     found = ayf_emd(
@@ -83,8 +83,8 @@ def test_lagrangian_distillation(rule: str) -> None:
     x, velocity = flow()
     f = raw(x, TIMES, ENDS)
     rate = along(lambda x, s: raw(x, TIMES, s), x, ENDS, torch.zeros_like(x))
-    reached = (x + col(ENDS - TIMES) * f).detach()
-    g = (f.detach() - velocity(reached, ENDS)) + col(ENDS - TIMES) * rate
+    reached = (x + column(ENDS - TIMES) * f).detach()
+    g = (f.detach() - velocity(reached, ENDS)) + column(ENDS - TIMES) * rate
     value = (f - f.detach() + RULES[rule][1](g)).square().mean(1)
     model = AverageVelocity(raw)
     compare(ayf_lmd, model, value, (TIMES, ENDS), teacher=of_sigma, tangent=RULES[rule][0])

@@ -22,13 +22,13 @@ from cmsolvers.losses.formulas.velocity_guidance import (
 from cmsolvers.losses.formulas.weights import mean_square, square_sum
 from cmsolvers.losses.recipes.average_velocity import MEANFLOW, imf, meanflow
 from cmsolvers.losses.recipes.diffusion import flow_matching
+from support.columns import column
 from support.velocities import (
     KEY,
     NULL,
     VelocityNet,
     adaptive,
     batch,
-    column,
     extras,
     noised,
     pairs,

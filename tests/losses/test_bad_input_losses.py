@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from cmsolvers.denoisers.flow_maps import AverageVelocity
-from cmsolvers.losses.evaluation.decorator import Loss
 from cmsolvers.losses.evaluation.labels import LabelDropout
+from cmsolvers.losses.evaluation.recipe import Loss
 from support.loss_cases import evaluated, losses, model_for
 
 EVERY = pytest.mark.parametrize("recipe", losses(), ids=lambda r: r.__name__)

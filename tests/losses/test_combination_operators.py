@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cmsolvers.denoisers import AverageVelocity, TrajectoryFunction
 from cmsolvers.losses import Combination, ctm, lsd
-from support.loss_formulas import X0, column, small
+from support.columns import column
+from support.loss_formulas import X0, small
 
 A, B = torch.randn(3, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
 W = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
@@ -78,3 +79,24 @@ def test_losses_compile_in_one_graph(recipe: Any) -> None:
     compiled = torch.compile(value, backend="eager", fullgraph=True)
     grads = [torch.autograd.grad(f(x0), net.last.bias)[0] for f in (compiled, value)]
     torch.testing.assert_close(*grads)
+
+
+def test_combinations_take_tensors_on_either_side():
+    x, y, w = X0, X0.flip(0) + 0.3, torch.linspace(0.5, 2.0, len(X0), dtype=X0.dtype)
+    c, spread = of(x), column(w)
+    cases = {
+        "y - c": (y - c, y - x),
+        "c - y": (c - y, x - y),
+        "y + c": (y + c, y + x),
+        "w * c": (w * c, spread * x),
+        "c * w": (c * w, spread * x),
+        "c / w": (c / w, x / spread),
+        "joined": (w * c - c + y, spread * x - x + y),
+    }
+    for name, (found, expected) in cases.items():
+        torch.testing.assert_close(found.tensor(), expected, rtol=1e-12, atol=1e-14, msg=name)
+    assert len((w * c - c).terms) == 1
+    with pytest.raises(TypeError):
+        w / c
+    with pytest.raises(TypeError):
+        torch.exp(c)

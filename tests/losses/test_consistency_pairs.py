@@ -1,4 +1,4 @@
-"""cd, ct, ict and ect against their formulas in plain torch, and at exact consistency functions."""
+"""cd, ct, ict and ect against their formulas in plain torch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmsolvers import ConsistencyFunction, losses, noise
+from cmsolvers import ConsistencyFunction, noise
 from cmsolvers.denoisers import EDM, AverageVelocity, TrigFlowMap, from_flow
 from cmsolvers.losses import cd, ct, ect, ict
 from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.formulas.teacher_steps import euler, heun
-from support.orders import slope
-from support.stationary import (
-    MOVES,
-    STILL,
-    exact_denoiser,
-    exact_map,
-    expected_gradient,
-)
 
 F64 = torch.float64
 SD, END = 0.5, 0.002
@@ -146,58 +138,6 @@ def test_wrong_formulas_are_told_apart() -> None:
     assert not torch.allclose(
         torch.autograd.grad(followed, net.b)[0], torch.autograd.grad(found.loss, net.b)[0]
     )
-
-
-# --- at the exact function -----------------------------------------------------------------------
-
-RATIO = torch.linspace(0.15, 3.0, 512, dtype=F64)
-
-
-@pytest.mark.parametrize("solver", ["heun", "euler"])
-def test_distillation_is_stationary_at_the_order_of_its_solver(solver: str) -> None:
-    """The expected gradient at the exact function falls as h^(p + 1), p the solver's order."""
-    model = exact_map("consistency")
-    counts, sizes = [16, 32, 64, 128, 256], []
-    for n in counts:
-        levels = RATIO, RATIO * (1 - 1 / n)
-        found = expected_gradient(
-            cd, model, batches=2, teacher=exact_denoiser, levels=levels, solver=solver
-        )
-        sizes.append(found.size)
-    wanted = 3.0 if solver == "heun" else 2.0
-    assert slope(sizes, counts) == pytest.approx(wanted, abs=0.1)
-
-
-def test_distillation_with_a_wrong_teacher_is_not() -> None:
-    levels = RATIO, RATIO * (1 - 2.0**-6)
-    model = exact_map("consistency")
-    right = expected_gradient(cd, model, teacher=exact_denoiser, levels=levels, batches=8)
-
-    def wrong(x: Tensor, sigma: Tensor) -> Tensor:
-        return exact_denoiser(x, 1.2 * sigma)
-
-    found = expected_gradient(cd, model, teacher=wrong, levels=levels, batches=8)
-    assert found.worst > MOVES
-    assert found.size > 20 * right.size
-
-
-@pytest.mark.parametrize(
-    ("recipe", "options"),
-    [
-        (ct, {}),
-        (ict, {"distance": losses.square_sum}),
-        (ect, {"distance": losses.square_sum}),
-    ],
-)
-def test_training_is_nearly_stationary_at_small_steps(recipe: Any, options: dict) -> None:
-    """Within the Monte-Carlo error; a function that is off is not stationary."""
-    model = exact_map("consistency")
-    levels = RATIO, RATIO * 0.95
-    assert expected_gradient(recipe, model, levels=levels, batches=24, **options).worst < STILL
-    raw = model.net.raw
-    model.net.raw = lambda x, t, s: 1.3 * raw(x, t, s)
-    moved = expected_gradient(recipe, model, levels=levels, batches=24, **options)
-    assert moved.worst > MOVES
 
 
 # --- options -------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from cmsolvers.denoisers import (
 )
 from cmsolvers.losses import (
     AnnealedPairs,
-    ECTPairs,
     LabelDropout,
     TruncatedPairs,
     cd,
@@ -30,16 +29,12 @@ from cmsolvers.losses import (
     norm,
     tcm,
 )
-from support.orders import slope
-from support.stationary import MOVES, STILL, exact_denoiser, exact_map, expected_gradient
+from support.columns import column
+from support.stationary import MOVES, exact_denoiser, exact_map, expected_gradient
 
 F64 = torch.float64
 SD, END = 0.5, 0.002
 X0 = SD * noise.normal((8, 3), 1, dtype=F64)
-
-
-def column(t: Tensor) -> Tensor:
-    return t[:, None]
 
 
 class Net(nn.Module):
@@ -144,16 +139,16 @@ def test_only_the_range_above_is_trained_and_dropout_falls_alike() -> None:
     assert all(p.grad is None for p in first.parameters())
 
 
-def test_tcm_is_stationary_where_both_models_are_exact() -> None:
-    times = TruncatedPairs(sigma_max=3.0, scale=3.0, freedom=5.0, gap=ECTPairs(q=400.0, k=0.0))
-    from cmsolvers.losses import square_sum
-
-    model, first = exact_map("consistency"), exact_map("consistency", seed=1)
-    options = {"times": times, "distance": square_sum, "batches": 24}
-    assert expected_gradient(tcm, model, teacher=first, **options).worst < STILL
-    raw = first.net.raw
-    first.net.raw = lambda x, t, s: 1.5 * raw(x, t, s)  # a wrong boundary
-    assert expected_gradient(tcm, model, teacher=first, **options).worst > MOVES
+def test_levels_below_the_start_are_an_error() -> None:
+    """The start of times of their own must be told to the loss."""
+    model, x0 = ConsistencyFunction(lambda x, c: 0.0 * x), torch.ones(8, 3)
+    given: dict[str, Any] = {"key": 0, "step": 0, "teacher": model}
+    with pytest.raises(ValueError, match=r"start must be that of times.* got 1 for levels"):
+        tcm(model, x0, times=TruncatedPairs(start=0.5), **given)
+    found = tcm(model, x0, times=TruncatedPairs(start=0.5), start=0.5, **given)
+    assert int(found.diagnostics["boundary_samples"]) == 2
+    with pytest.raises(ValueError, match=r"got 1 for levels from 0\.7 on"):
+        tcm(model, x0, levels=(0.7, 0.3), **given)
 
 
 # --- latent --------------------------------------------------------------------------------------
@@ -333,19 +328,6 @@ def test_one_segment_is_consistency_distillation() -> None:
         mcd(model, X0, segments=4, **given)
     with pytest.raises(ValueError, match="segments must end in 0"):
         mcd(model, X0, segments=[100.0, 6.0], **given)
-
-
-@pytest.mark.parametrize("solver", ["euler", "heun"])
-def test_mcd_is_stationary_at_the_order_of_its_solver(solver: str) -> None:
-    model, counts, sizes = exact_map("average velocity"), [16, 32, 64, 128], []
-    t = torch.linspace(0.3, 0.9, 512, dtype=F64)
-    for n in counts:
-        levels = t, t - 0.03 * 16 / n
-        found = expected_gradient(
-            mcd, model, batches=2, teacher=exact_denoiser, levels=levels, solver=solver, segments=1
-        )
-        sizes.append(found.size)
-    assert slope(sizes, counts) == pytest.approx(2 if solver == "euler" else 3, abs=0.1)
 
 
 def test_mcd_is_still_at_an_exact_map_and_moves_a_wrong_one() -> None:

@@ -12,6 +12,7 @@ from cmsolvers import ConsistencyFunction
 from cmsolvers.denoisers import EDM, from_flow
 from cmsolvers.denoisers.flow_maps import TrigFlowMap
 from cmsolvers.losses.recipes.continuous_consistency import continuous_cd, continuous_ct
+from support.columns import column
 from support.continuous_cases import (
     ANGLES,
     KEY,
@@ -19,7 +20,6 @@ from support.continuous_cases import (
     STEP,
     X0,
     along,
-    col,
     compare,
     net,
     of_sigma,
@@ -29,7 +29,7 @@ from support.continuous_cases import (
 
 def boundary_map(raw: nn.Module, x: Tensor, sigma: Tensor, least: float = 0.002) -> Tensor:
     """The consistency model's f, as in its paper."""
-    s = col(sigma)
+    s = column(sigma)
     f = raw(x / (s**2 + SD**2).sqrt(), 0.25 * sigma.log())
     return SD**2 / ((s - least) ** 2 + SD**2) * x + (s - least) * SD / (s**2 + SD**2).sqrt() * f
 
@@ -41,8 +41,8 @@ SIGMAS = torch.tensor([0.002, 0.05, 0.3, 1.0, 6.0, 60.0], dtype=torch.float64)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_continuous_consistency(distilled: bool, weighted: bool) -> None:
     raw = net(1)
-    x = X0 + col(SIGMAS) * z()
-    v = (x - of_sigma(x, SIGMAS)) / col(SIGMAS) if distilled else z()
+    x = X0 + column(SIGMAS) * z()
+    v = (x - of_sigma(x, SIGMAS)) / column(SIGMAS) if distilled else z()
     rate = along(lambda x, s: boundary_map(raw, x, s), x, SIGMAS, v)
     w = 1.0 / (1.0 + SIGMAS)
     if not weighted:  # dsigma/du of the power law
@@ -101,7 +101,7 @@ def test_the_coordinates_do_not_matter() -> None:
     teachers: dict[str, Any] = {}
     for name, teacher in {
         "karras": of_sigma,
-        "flow": from_flow(lambda x, t: (x - of_sigma(x / col(1 - t), t / (1 - t))) / col(t)),
+        "flow": from_flow(lambda x, t: (x - of_sigma(x / column(1 - t), t / (1 - t))) / column(t)),
     }.items():
         teachers[name] = continuous_cd(circle, X0, levels=ANGLES, teacher=teacher, **options)
     torch.testing.assert_close(

@@ -11,88 +11,23 @@ from torch import Tensor
 
 from cmsolvers import ConsistencyFunction
 from cmsolvers.denoisers.flow_maps import TrigFlowMap
-from cmsolvers.losses.evaluation.decorator import Loss
 from cmsolvers.losses.formulas.tangents import Clamped, Normalised, unchanged
 from cmsolvers.losses.formulas.weights import inverse_gap, norm, one, square_sum
 from cmsolvers.losses.recipes.align_your_flow import ayf_emd, ayf_lmd
 from cmsolvers.losses.recipes.consistency import ict
 from cmsolvers.losses.recipes.continuous_consistency import (
-    continuous_cd,
     continuous_ct,
     rcm,
     scd,
     sct,
 )
-from cmsolvers.losses.times.basic_times import LogNormal
 from cmsolvers.losses.times.continuous_times import Intervals, PowerLaw
 from cmsolvers.schedules import karras_sigmas
 from support.loss_cases import SmallNet
 from support.quantiles import mixture_data, mixture_denoiser, mixture_gradient, mixture_map
-from support.stationary import MOVES, STILL, exact_denoiser, exact_map, expected_gradient
+from support.stationary import MOVES, STILL, exact_denoiser, exact_map
 
-MIDDLE = {"times": LogNormal(-0.5, 1.0)}
-PLAIN: dict[str, Any] = {"tangent": unchanged, "warmup": None}
-TAUGHT = {"teacher": exact_denoiser}
-WRONG = {"teacher": lambda x, s: 0.9 * exact_denoiser(x, s)}
-
-# --- the exact map: training from pairs is stationary on average, distillation for every sample ---
-
-
-@pytest.mark.parametrize(
-    ("recipe", "kind", "options"),
-    [
-        (continuous_ct, "consistency", MIDDLE),
-        (continuous_ct, "trigflow", MIDDLE),
-        (sct, "trigflow", PLAIN),
-        (sct, "trigflow pair", PLAIN),
-    ],
-)
-def test_training_is_stationary(recipe: Loss, kind: str, options: dict[str, Any]) -> None:
-    found = expected_gradient(recipe, exact_map(kind), batches=20, size=256, **options)
-    assert found.worst < STILL
-    assert found.error.min() > 1e-5
-
-
-@pytest.mark.parametrize(
-    ("recipe", "kind", "options"),
-    [
-        (continuous_cd, "consistency", {**MIDDLE, **TAUGHT}),
-        (continuous_cd, "trigflow", {**MIDDLE, **TAUGHT}),
-        (scd, "trigflow", {"warmup": None, **TAUGHT}),
-        (rcm, "trigflow", {"warmup": None, **TAUGHT}),
-        (ayf_emd, "average velocity", {"warmup": None, "limit": 1.0, **TAUGHT}),
-        (ayf_emd, "length", {"warmup": None, "limit": 1.0, **TAUGHT}),
-        (ayf_emd, "trigflow pair", {"warmup": None, "limit": 1.0, **TAUGHT}),
-        (ayf_lmd, "average velocity", TAUGHT),
-        (ayf_lmd, "trigflow pair", TAUGHT),
-        (ayf_lmd, "trajectory", {"tangent": Normalised(), **TAUGHT}),
-    ],
-)
-def test_distillation_is_stationary(recipe: Loss, kind: str, options: dict[str, Any]) -> None:
-    found = expected_gradient(recipe, exact_map(kind), batches=2, size=128, **options)
-    assert found.size < 1e-11
-
-
-@pytest.mark.parametrize(
-    ("recipe", "kind", "options"),
-    [
-        (sct, "trigflow", {"warmup": 1000, "tangent": unchanged}),  # r = 0 to 0.05
-        (scd, "trigflow", {"warmup": 1000, **TAUGHT}),
-        (rcm, "trigflow", {"warmup": 1000, **TAUGHT}),
-        (ayf_emd, "average velocity", {"warmup": None, **TAUGHT}),  # r = 0.99
-        (ayf_lmd, "average velocity", {"levels": (0.8, 0.4), **WRONG}),
-        (continuous_cd, "consistency", {**MIDDLE, **WRONG}),
-    ],
-)
-def test_wrong_tangents_are_not(recipe: Loss, kind: str, options: dict[str, Any]) -> None:
-    assert expected_gradient(recipe, exact_map(kind), batches=12, size=256, **options).worst > MOVES
-
-
-def test_a_wrong_map_is_no_solution_of_continuous_training() -> None:
-    model = exact_map("consistency")
-    raw = model.net.raw
-    model.net.raw = lambda x, t, s: 1.2 * raw(x, t, s)
-    assert expected_gradient(continuous_ct, model, batches=20, **MIDDLE).worst > MOVES
+# --- tangent rules --------------------------------------------------------------------------------
 
 
 def test_rules_that_are_not_linear_move_the_solution() -> None:

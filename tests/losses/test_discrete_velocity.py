@@ -24,6 +24,7 @@ from cmsolvers.losses.recipes.discrete_velocity import (
     soflow,
 )
 from cmsolvers.losses.times.basic_times import LogitNormalPairs
+from support.columns import column
 from support.orders import slope
 from support.velocities import (
     KEY,
@@ -31,7 +32,6 @@ from support.velocities import (
     VelocityNet,
     adaptive,
     batch,
-    column,
     noised,
     pairs,
     same_gradient,

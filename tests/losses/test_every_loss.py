@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from cmsolvers import noise
 from cmsolvers.losses.derivatives import derivative_check
-from cmsolvers.losses.evaluation.decorator import Loss
 from cmsolvers.losses.evaluation.labels import LabelDropout
 from cmsolvers.losses.evaluation.randomness import SameRandomness
+from cmsolvers.losses.evaluation.recipe import Loss
 from support.loss_cases import SmallNet, evaluated, losses, model_for, teacher_for
 
 B = 8

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import noise
-from cmsolvers.losses.evaluation.decorator import Loss
+from cmsolvers.losses.evaluation.recipe import Loss
 from support.loss_cases import losses, model_for, options_of, teacher_for
 
 X0 = noise.normal((8, 3), seed=1, dtype=torch.float64)

@@ -12,8 +12,8 @@ from torch import Tensor
 from cmsolvers import losses as all_losses
 from cmsolvers.denoisers import EDM
 from cmsolvers.losses.derivatives import derivative_check
-from cmsolvers.losses.evaluation.decorator import Loss
 from cmsolvers.losses.evaluation.labels import LabelDropout
+from cmsolvers.losses.evaluation.recipe import Loss
 from cmsolvers.losses.formulas.tangents import Clamped, Normalised
 from cmsolvers.losses.formulas.velocity_guidance import Guidance, GuidanceInputs, MixedGuidance
 from cmsolvers.losses.recipes.average_velocity import MEANFLOW

@@ -23,7 +23,7 @@ from cmsolvers.losses import (
     sct,
 )
 from cmsolvers.losses.derivatives.total_derivative import total_derivative
-from cmsolvers.losses.evaluation.decorator import Loss
+from cmsolvers.losses.evaluation.recipe import Loss
 from support.loss_cases import evaluated, losses, model_for, teacher_for
 
 EVERY = pytest.mark.parametrize("recipe", losses(), ids=lambda r: r.__name__)

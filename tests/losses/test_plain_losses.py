@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from cmsolvers import ConsistencyFunction, losses, noise
-from cmsolvers.losses.evaluation import combination, drawn_levels, loss_reduction
+from cmsolvers.losses.evaluation import drawn_levels, loss_reduction
 from cmsolvers.losses.evaluation.combination import Combination
-from cmsolvers.losses.evaluation.table_rows import TableRow, together
+from cmsolvers.losses.evaluation.states import State
+from cmsolvers.losses.evaluation.table_combination import TableCombination
 from cmsolvers.ops import pair_rows
 
 X0 = noise.normal((6, 3), seed=1)
@@ -54,7 +55,8 @@ def test_fast_calls_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str, z
     monkeypatch.setattr(pair_rows, "FAST_INPUTS", None)
     monkeypatch.setattr(drawn_levels, "LOOK", None)
     monkeypatch.setattr(loss_reduction, "FAST_REDUCED", None)
-    monkeypatch.setattr(combination, "together", lambda weights: None)
+    monkeypatch.setattr(pair_rows, "ALIKE", None)
+    monkeypatch.setattr(TableCombination, "__sub__", Combination.__sub__)
     torch.testing.assert_close(fast, outcome(name, low), rtol=2e-6, atol=1e-7)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(fast, outcome(name, low * 0.9), rtol=2e-6, atol=1e-7)
@@ -62,32 +64,63 @@ def test_fast_calls_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str, z
 
 def test_rows_of_a_table_are_weights() -> None:
     table = torch.linspace(-2.0, 3.0, 12, dtype=torch.float64).reshape(4, 3) + 0.1
-    row, less = TableRow(table, 1), TableRow(table, 1, -1.0)
+    x = [noise.normal((3, 2), seed=k) for k in range(2)]
     other = torch.tensor([2.0, 0.5, 4.0], dtype=torch.float64)
-    assert torch.equal((row * -1.0).tensor(), -table[1]) and torch.equal(less.tensor(), -table[1])
-    for found, want in (
-        (row * other, table[1] * other),
-        (other * row, table[1] * other),
-        (row / other, table[1] / other),
-        (1.0 / row, 1.0 / table[1]),
-        (row + less, 0.0 * table[1]),
-        (row + other, table[1] + other),
-        (0.5 * row, 0.5 * table[1]),
-    ):
-        torch.testing.assert_close(found, want)
+    for sign in (1.0, -1.0):
+        made = TableCombination((x[0], x[1]), table, 1, sign)
+        plain = Combination([(x[0], sign * table[1]), (x[1], sign * table[2])])
+        assert made.size == plain.size and torch.equal(made.square_sum(), plain.square_sum())
+        for found, want in (
+            (made, plain),
+            (-made, -plain),
+            (made * other, plain * other),
+            (made / other, plain / other),
+            (made + x[0], plain + x[0]),
+            (x[0] - made, x[0] - plain),
+            (made - made, plain - plain),
+        ):
+            assert torch.equal(found.tensor(), want.tensor())
+        assert not torch.equal(made.tensor(), (-plain).tensor())
 
 
 def test_rows_meet_again_as_their_table() -> None:
     table = torch.linspace(-2.0, 3.0, 12, dtype=torch.float64).reshape(4, 3)
-    signs = (1.0, 1.0, -1.0, -1.0)
-    a, b, c, d = (TableRow(table, k, sign) for k, sign in enumerate(signs))
-    assert together([a, b, c * -1.0, d * -1.0]) is table
-    assert together([a, b, c, d]) is None  # other signs
-    assert together([b, a, c * -1.0, d * -1.0]) is None  # another order
-    assert together([a, b]) is None
     x = [noise.normal((3, 2), seed=k) for k in range(4)]
-    made, aim = Combination([(x[0], a), (x[1], b)]), Combination([(x[2], c), (x[3], d)])
+    made, aim = TableCombination((x[0], x[1]), table), TableCombination((x[2], x[3]), table, 2, -1)
+    assert (made - aim)._passed()[1] is table
+    for others in (
+        TableCombination((x[2], x[3]), table, 2),  # another sign
+        TableCombination((x[2],), table, 3, -1.0),  # not the next rows
+        TableCombination((x[2], x[3]), table.clone(), 2, -1.0),  # another table
+        TableCombination((x[2], x[0]), table, 2, -1.0),  # a tensor that is there already
+    ):
+        found = made - others
+        assert found._passed()[1] is not table
+        want = made.tensor().double() - others.tensor().double()
+        torch.testing.assert_close(found.tensor().double(), want, rtol=1e-5, atol=1e-6)
     exact = sum(table[k][:, None] * x[k].double() for k in range(4))
     torch.testing.assert_close((made - aim).square_sum(), exact.square().sum(1), rtol=1e-5, atol=0)
-    both = table[0][:, None] * x[0] + table[1][:, None] * x[1]
-    torch.testing.assert_close(made.tensor(), both.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_without_gradient() -> None:
+    table = torch.ones(2, 3, dtype=torch.float64)
+    x = noise.normal((3, 2), seed=1)
+    free = x.clone().requires_grad_()
+    fixed = TableCombination((x, x + 1.0), table)
+    assert fixed.detach() is fixed
+    found = TableCombination((x, free), table).detach()
+    assert not found.tensor().requires_grad and found.terms[0][0] is x
+
+
+def test_a_state_without_velocity_says_how_to_get_it() -> None:
+    state = State(X0, HIGH)
+    with pytest.raises(ValueError, match="velocity must be made with the state"):
+        _ = state.velocity
+    assert State(X0, HIGH, velocity=X0).velocity is X0
+
+
+def test_a_state_of_another_keeps_the_dtype() -> None:
+    half = State(X0.half(), HIGH)
+    other = half.at(Combination([(half.x, 0.5), (X0, 0.5)]), 2.0 * HIGH)
+    assert other.x.dtype is torch.float16 and torch.equal(other.level, 2.0 * HIGH)
+    assert torch.equal(other.x, ((half.x.float() + X0) * 0.5).half())

@@ -27,6 +27,7 @@ from cmsolvers.losses.times.flow_times import AnglePairs, DyadicPairs
 from cmsolvers.processes.coordinates import FLOW, KARRAS, Coordinates
 from cmsolvers.processes.flows import TrigFlow
 from cmsolvers.schedules import karras_sigmas
+from support.columns import column
 from support.orders import slope
 from support.stationary import exact_denoiser, exact_map
 from support.velocities import (
@@ -34,7 +35,6 @@ from support.velocities import (
     NULL,
     VelocityNet,
     batch,
-    column,
     pairs,
     same_gradient,
     z_of,
@@ -260,6 +260,30 @@ def test_shares_of_rows(share: float) -> None:
     t, s = found.levels
     assert int((t > s).sum()) == int(40 * share)
     assert bool((t > s)[: int(40 * share)].all())
+
+
+@pytest.mark.parametrize(
+    ("share", "given", "text"),
+    [
+        (0.5, {"times": DyadicPairs(share=0.25)}, "got 0.5, 20 of 40 samples, where 10 have s < t"),
+        (0.125, {"times": DyadicPairs(share=0.25)}, "5 of 40 samples, where 10 have s < t"),
+        (0.125, {"levels": (0.5, 0.25)}, "5 of 40 samples, where 40 have s < t"),
+        (0.125, {"levels": 0.5}, "5 of 40 samples, where 0 have s < t"),
+        (0.5, {"levels": (0.5, torch.tensor([0.5, 0.25] * 20))}, "20 of 40 .* 20 have s < t"),
+    ],
+)
+def test_a_share_that_the_levels_have_not(share: float, given: dict[str, Any], text: str) -> None:
+    model, x0 = AverageVelocity(VelocityNet(), second="length"), batch(40)
+    with pytest.raises(ValueError, match=f"share must be that of times, .* {text}"):
+        shortcut(model, x0, key=KEY, step=1, share=share, **given)
+
+
+@pytest.mark.parametrize(
+    ("share", "levels"), [(1.0, (0.5, 0.25)), (0.0, 0.5), (0.01, 0.5)], ids=["all", "none", "< 1"]
+)
+def test_a_share_that_the_levels_have(share: float, levels: Any) -> None:
+    model, x0 = AverageVelocity(VelocityNet(), second="length"), batch(40)
+    assert bool(shortcut(model, x0, key=KEY, step=1, share=share, levels=levels).loss.isfinite())
 
 
 def test_the_exact_map_composes() -> None:

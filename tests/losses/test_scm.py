@@ -20,6 +20,7 @@ from cmsolvers.losses.formulas.tangents import (
 )
 from cmsolvers.losses.formulas.weights import square_sum
 from cmsolvers.losses.recipes.continuous_consistency import rcm, scd, sct
+from support.columns import column
 from support.continuous_cases import (
     ANGLES,
     KEY,
@@ -29,7 +30,6 @@ from support.continuous_cases import (
     X0,
     D,
     along,
-    col,
     compare,
     net,
     normalised,
@@ -41,7 +41,7 @@ from support.loss_cases import SmallNet
 
 def circle_tangent(raw: nn.Module, x: Tensor, v: Tensor, r: float, kind: str = "scm") -> Tensor:
     """g, as the papers print it."""
-    cos, sin = col(ANGLES.cos()), col(ANGLES.sin())
+    cos, sin = column(ANGLES.cos()), column(ANGLES.sin())
     f = raw(x / SD, ANGLES).detach()
     rate = along(lambda x, t: raw(x / SD, t), x, ANGLES, v)
     first = cos**2 if kind == "scm" else cos * (1.0 - r**2 * sin**2).sqrt()

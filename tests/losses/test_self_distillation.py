@@ -14,7 +14,6 @@ from cmsolvers.denoisers import AverageVelocity, TrigFlowMap
 from cmsolvers.losses import (
     GapPairs,
     LabelDropout,
-    LogitNormalQuantile,
     ScaledVelocity,
     UniformTimes,
     lsd,
@@ -22,6 +21,7 @@ from cmsolvers.losses import (
     square_sum,
     tvm,
 )
+from support.columns import column
 from support.loss_cases import SmallNet
 from support.loss_formulas import (
     F64,
@@ -35,10 +35,8 @@ from support.loss_formulas import (
     V,
     Z,
     assert_same,
-    column,
     small,
 )
-from support.stationary import MOVES, STILL, exact_map, expected_gradient
 
 
 def rate_of_end(net: nn.Module, x: Tensor, **extra: Any) -> tuple[Tensor, Tensor]:
@@ -221,36 +219,6 @@ def test_tvm_with_the_scale_as_a_number() -> None:
     torch.testing.assert_close(values[2], plain)
 
 
-# --- at the exact map ----------------------------------------------------------------------------
-
-QUICK = {"batches": 16, "size": 192}
-STATIONARY = [
-    (lsd, "average velocity", {}),
-    (lsd, "trigflow pair", {"stop_gradient": "none"}),
-    (lsd, "trajectory", {"levels": (2.0, 0.5)}),
-    (psd, "length", {}),
-    (psd, "trigflow pair", {"between": "midpoint", "stop_gradient": "none"}),
-    (psd, "trajectory", {"levels": (2.0, 0.5)}),
-    (tvm, "average velocity", {}),
-    (tvm, "trigflow pair", {"through": False}),
-]
-
-
-@pytest.mark.parametrize(("recipe", "kind", "options"), STATIONARY)
-def test_the_exact_map_is_stationary(recipe: Any, kind: str, options: dict[str, Any]) -> None:
-    found = expected_gradient(recipe, exact_map(kind), **QUICK, **options)
-    assert found.worst < STILL or found.size < 1e-15  # 0 for every sample
-
-
-@pytest.mark.parametrize("recipe", [lsd, psd, tvm])
-def test_a_wrong_map_is_not(recipe: Any) -> None:
-    model = exact_map("average velocity")
-    raw = model.net.raw
-    model.net.raw = lambda x, t, s: raw(x, t, s) + 0.3 * (t - s)[:, None]
-    options = {} if recipe is tvm else {"times": UniformTimes(0.0)}
-    assert expected_gradient(recipe, model, **QUICK, **options).worst > MOVES
-
-
 # --- times, options, bad input -------------------------------------------------------------------
 
 
@@ -266,8 +234,6 @@ def test_distributions_of_times() -> None:
     assert abs(float(logit.mean()) + 0.8) < 0.02 and abs(float(logit.std()) - 1) < 0.02
     near = (t - s) < 0.1  # where nothing is cut off: s is logit-normal
     assert abs(float(torch.logit(s[near]).mean()) + 0.42) < 0.06
-    half = torch.tensor([0.5], dtype=F64)
-    assert float(LogitNormalQuantile(0.0)(half)) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

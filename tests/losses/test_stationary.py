@@ -1,61 +1,88 @@
-"""At the exact flow map every loss is stationary; a wrong one is not."""
+"""At the exact flow map every loss is stationary; with any of its faults it is not."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
-import torch
 
-from cmsolvers.losses.evaluation.decorator import Loss, loss
-from cmsolvers.losses.evaluation.evaluation import Evaluation
-from cmsolvers.losses.formulas.identities import eulerian
-from cmsolvers.losses.formulas.weights import mean_square
-from cmsolvers.losses.recipes.average_velocity import meanflow
-from cmsolvers.losses.recipes.diffusion import dsm, flow_matching
-from cmsolvers.losses.times.basic_times import LogitNormalPairs
-from support.stationary import MOVES, STILL, exact_map, expected_gradient
+from cmsolvers.losses.loss_table import losses
+from support.loss_faults import Fault, Options
+from support.orders import slope
+from support.stationary import MOVES, STILL, expected_gradient
+from support.stationary_cases import CASES
+from support.stationary_laws import Case, Exactly, Falling, OnAverage
 
-CASES: list[tuple[Loss, str, dict[str, Any]]] = [
-    (dsm, "denoiser", {}),
-    (dsm, "flow", {}),
-    (flow_matching, "flow", {}),
-    (flow_matching, "average velocity", {}),
-    (flow_matching, "trigflow pair", {}),
-    (meanflow, "average velocity", {"p": 0.0}),
-    (meanflow, "length", {"p": 0.0}),
-    (meanflow, "trigflow pair", {"p": 0.0}),
-]
+NEAR = 0.1
+"""How far a measured rate may be from that of theory."""
+
+falling = [case for case in CASES if isinstance(case, Falling)]
+others = [case for case in CASES if not isinstance(case, Falling)]
 
 
-@pytest.mark.parametrize(("recipe", "kind", "options"), CASES)
-def test_the_exact_map_is_stationary(recipe: Loss, kind: str, options: dict[str, Any]) -> None:
-    assert expected_gradient(recipe, exact_map(kind), **options).worst < STILL
+def named(case: Any) -> str:
+    return case.name if isinstance(case, Case) else case.__name__
 
 
-@pytest.mark.parametrize("kind", ["denoiser", "average velocity"])
-def test_a_wrong_map_is_not(kind: str) -> None:
-    model = exact_map(kind)
-    raw = model.net.raw
-    model.net.raw = lambda x, t, s: 1.5 * raw(x, t, s)
-    recipe = dsm if kind == "denoiser" else meanflow
-    options = {} if kind == "denoiser" else {"p": 0.0}
-    assert expected_gradient(recipe, model, **options).worst > MOVES
+def faulty(cases: list[Any]) -> Any:
+    pairs = [(case, fault) for case in cases for fault in case.faults]
+    return pytest.mark.parametrize(("case", "fault"), pairs, ids=named)
 
 
-def test_a_wrong_tangent_is_not() -> None:
-    @loss(
-        identity="eulerian",
-        source="none",
-        times=LogitNormalPairs(),
-        coordinates="flow",
-        model="flow map",
-    )
-    def wrong(at: Evaluation) -> torch.Tensor:
-        """The derivative along -v."""
-        (x,) = at.states(at.t, velocity=True)
-        assert x.velocity is not None
-        right = eulerian(at, x, at.s, x.velocity)
-        return mean_square(right + eulerian(at, x, at.s, -x.velocity) * 0.5)
+def gradient(case: Case, model: Any, options: Options) -> Any:
+    call = case.loss if case.call is None else case.call
+    return expected_gradient(call, model, batches=case.batches, size=case.size, **options)
 
-    assert expected_gradient(wrong, exact_map("average velocity")).worst > MOVES
+
+def sizes(case: Falling, model: Any, options: Options) -> list[float]:
+    """Of the gradient, by step."""
+    return [gradient(case, model, options | case.at(step)).size for step in case.steps]
+
+
+@cache
+def right_sizes(case: Falling) -> list[float]:
+    """Those without a fault."""
+    return sizes(case, case.made(), case.options)
+
+
+@pytest.mark.parametrize("recipe", losses(), ids=lambda recipe: recipe.__name__)
+def test_every_loss_is_proven_with_a_fault_that_is_noticed(recipe: Any) -> None:
+    """A loss that is new has no case, and fails here."""
+    own = [case for case in CASES if case.loss is recipe]
+    assert own, f"{recipe.__name__} has no case in support.stationary_cases"
+    assert any(case.faults for case in own)
+
+
+@pytest.mark.parametrize("case", others, ids=named)
+def test_the_exact_map_is_stationary(case: Case) -> None:
+    found = gradient(case, case.made(), case.options)
+    if isinstance(case, Exactly):
+        assert found.size < 1e-11
+    else:
+        assert isinstance(case, OnAverage)
+        assert found.worst < STILL
+        assert float(found.error.max()) > 1e-9  # it is an average of what is not 0
+
+
+@faulty(others)
+def test_with_a_fault_it_is_not(case: Case, fault: Fault, monkeypatch: Any) -> None:
+    model = case.made()
+    found = gradient(case, model, fault(monkeypatch, model, case.options))
+    assert found.worst > MOVES
+
+
+@pytest.mark.parametrize("case", falling, ids=named)
+def test_discrete_losses_are_nearly_stationary(case: Falling) -> None:
+    """The gradient falls with the step at the rate of theory."""
+    rate = -slope(right_sizes(case), case.steps)
+    assert rate == pytest.approx(case.rate, abs=NEAR)
+
+
+@faulty(falling)
+def test_with_a_fault_they_are_not(case: Falling, fault: Fault, monkeypatch: Any) -> None:
+    """It falls by half an order less at least, and is larger where the step is small."""
+    right, model = right_sizes(case), case.made()
+    found = sizes(case, model, fault(monkeypatch, model, case.options))
+    assert -slope(found, case.steps) < case.rate - 0.5
+    assert found[-1] > 3 * right[-1]

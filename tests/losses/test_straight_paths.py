@@ -19,6 +19,7 @@ from cmsolvers.losses.recipes.reflow import reflow
 from cmsolvers.losses.times.flow_times import UShaped
 from cmsolvers.processes.coordinates import FLOW
 from cmsolvers.schedules import karras_sigmas
+from support.columns import column
 from support.orders import slope
 from support.stationary import MEAN, STD, exact_denoiser, exact_velocity
 from support.velocities import (
@@ -26,7 +27,6 @@ from support.velocities import (
     NULL,
     VelocityNet,
     batch,
-    column,
     noised,
     pairs,
     same_gradient,

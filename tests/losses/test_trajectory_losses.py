@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 
 from cmsolvers import noise
 from cmsolvers.denoisers import AverageVelocity, TrajectoryFunction
-from cmsolvers.losses import LogNormalQuantile, RhoPairs, ctm, square_sum
+from cmsolvers.losses import LogitNormal, LogNormal, RhoPairs, UniformTimes, ctm, square_sum
+from support.columns import column
 from support.loss_cases import SmallNet
-from support.loss_formulas import F64, SEED, STEP, X0, Masked, U, Z, assert_same, column, small
-from support.stationary import exact_denoiser, exact_map, expected_gradient
+from support.loss_formulas import F64, SEED, STEP, X0, Masked, U, Z, assert_same, small
+from support.stationary import exact_denoiser
 
 HIGH = torch.tensor([40.0, 5.0, 1.0, 0.6, 0.2, 2.0], dtype=F64)
 LOW = torch.tensor([3.0, 1.0, 0.0, 0.5, 0.001, 0.1], dtype=F64)
@@ -123,29 +123,39 @@ def test_the_balance_is_clamped_and_checked() -> None:
         ctm(model, X0, balance=nn.Parameter(torch.ones(3)), **call)
 
 
-# --- at the exact map ----------------------------------------------------------------------------
+@pytest.mark.parametrize("which", ["teacher", "target"])
+def test_the_balance_is_that_of_the_samples_that_are_not_left_out(which: str) -> None:
+    """One bad sample leaves itself out, and not by its ratio all of them."""
+    model = TrajectoryFunction(small().eval(), 0.5)
+    last, others = model.net.last.weight, [0, 1, 3, 4, 5]
+    call: dict[str, Any] = {"key": SEED, "step": STEP, "levels": (HIGH, LOW), "reduction": "none"}
+    call |= {"steps": 2, "teacher": exact_denoiser}
+    target = TrajectoryFunction(copy.deepcopy(model.net), 0.5)
 
+    def spoilt(x: Tensor, *times: Tensor) -> Tensor:
+        made = exact_denoiser(x, *times) if which == "teacher" else target.net(x, *times)
+        return torch.where(torch.arange(6)[:, None] == 2, torch.nan, made)
 
-def gradient_at(model: Any, **options: Any) -> float:
-    """The size of the expected gradient; the teacher is exact, and so is all else."""
-    call: dict[str, Any] = {"teacher": exact_denoiser, "balance": 0.0, "levels": (5.0, 0.3)}
-    found = expected_gradient(ctm, model, batches=6, size=128, **(call | options))
-    return found.size
-
-
-@pytest.mark.parametrize("kind", ["trajectory", "average velocity"])
-def test_the_teachers_steps_leave_an_error_of_order_two(kind: str) -> None:
-    """The gradient at the exact map falls fourfold as Heun's steps double; a wrong map's stays."""
-    levels = (5.0, 0.3) if kind == "trajectory" else (0.9, 0.3)
-    model = exact_map(kind)
-    sizes = [gradient_at(model, steps=steps, levels=levels) for steps in (4, 8, 16)]
-    for large, less in pairwise(sizes):
-        assert 3.0 < large / less < 5.5
-    assert gradient_at(model, steps=16, levels=levels, solver="euler") > 5 * sizes[-1]
-    raw = model.net.raw
-    model.net.raw = lambda x, t, s: raw(x, t, s) + 0.3 * (t - s)[:, None] / (1 + t[:, None])
-    wrong = [gradient_at(model, steps=steps, levels=levels) for steps in (8, 16)]
-    assert wrong[1] > 10 * sizes[-1] and 0.8 < wrong[0] / wrong[1] < 1.25
+    value = ctm(model, X0, balance=0.0, target=target, **call).loss
+    both = ctm(model, X0, balance=1.0, target=target, **call).loss
+    sizes = []
+    for term in (value, both - value):
+        (rate,) = torch.autograd.grad(term[others].sum() / 6, last, retain_graph=True)
+        sizes.append(rate.norm())
+    factor = float(sizes[0] / (sizes[1] + 1e-4))
+    bad = {"teacher": spoilt} if which == "teacher" else {"target": TrajectoryFunction(spoilt, 0.5)}
+    given = call | {"target": target} | bad
+    found = ctm(model, X0, balance=last, bad_rows="zero", **given)
+    assert int(found.diagnostics["bad_rows"]) == 1 and float(found.per_sample[2]) == 0.0
+    torch.testing.assert_close(float(found.diagnostics["balance"]), factor, rtol=1e-6, atol=0)
+    want = (value + factor * (both - value))[others]
+    torch.testing.assert_close(found.loss[others], want, rtol=1e-6, atol=0)
+    weights = [*model.net.first.parameters(), *model.net.last.parameters()]
+    grads = torch.autograd.grad(found.loss.sum(), weights)
+    right = torch.autograd.grad(want.sum(), weights)
+    torch.testing.assert_close(grads, right, rtol=1e-6, atol=1e-9)
+    kept = ctm(model, X0, balance=last, bad_rows="keep", **given)
+    assert kept.loss[others].isfinite().all() and kept.loss[2].isnan()
 
 
 # --- times, options, bad input -------------------------------------------------------------------
@@ -156,8 +166,43 @@ def test_distributions_of_levels() -> None:
     root, low, high = t ** (1 / 7), 0.002 ** (1 / 7), 80.0 ** (1 / 7)
     assert abs(float(root.mean()) - (low + high) / 2) < 0.01
     assert abs(float((s ** (1 / 7) / root).mean()) - 0.5) < 0.01
-    half = torch.tensor([0.5], dtype=F64)
-    assert float(LogNormalQuantile()(half)) == pytest.approx(2.718281828459045**-1.2)
+
+
+def test_the_denoising_levels_are_those_of_their_distribution() -> None:
+    """Quantiles of the same uniform number, carried over: other ones give another loss."""
+    model = AverageVelocity(small().eval())
+    options: dict[str, Any] = {"key": SEED, "step": STEP, "levels": (0.9, 0.4)}
+    default = ctm(model, X0, **options).diagnostics["denoising"]
+    same = ctm(model, X0, denoising=LogNormal(-1.2, 1.2), **options).diagnostics["denoising"]
+    assert torch.equal(same, default)
+    flow = ctm(model, X0, denoising=LogitNormal(), **options).diagnostics["denoising"]
+    assert not torch.isclose(flow, default)
+
+    class Named(LogitNormal):
+        coordinates = "flow"
+
+    named = ctm(model, X0, denoising=Named(), **options).diagnostics["denoising"]
+    assert torch.equal(named, flow)
+
+    class Elsewhere(LogitNormal):
+        coordinates = "karras"
+
+    other = ctm(model, X0, denoising=Elsewhere(), **options).diagnostics["denoising"]
+    assert not torch.isclose(other, flow)
+
+
+@pytest.mark.parametrize(
+    ("denoising", "error", "text"),
+    [
+        (UniformTimes(), ValueError, "single levels, of one uniform number each; got UniformTimes"),
+        (RhoPairs(), ValueError, "got RhoPairs"),
+        (lambda u: u, TypeError, "denoising must be a Distribution of levels"),
+    ],
+)
+def test_bad_distributions(denoising: Any, error: type[Exception], text: str) -> None:
+    model = AverageVelocity(small().eval())
+    with pytest.raises(error, match=text):
+        ctm(model, X0, key=SEED, step=STEP, levels=(0.9, 0.4), denoising=denoising)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
 
 from cmsolvers import ops
+from support.columns import column
 
 F64 = torch.float64
 BOUNDS = (-0.4, 0.5)
@@ -30,10 +30,6 @@ SECONDS = {
     "pair of rows": ("pair", COLUMN, 0.0),
 }
 WEIGHTS = {"numbers": (0.4, -0.9, 0.3, 0.2, 0.7), "rows": (COLUMN, -0.9, 0.3 * COLUMN, 0.2, 0.7)}
-
-
-def column(value):
-    return value.reshape(-1, 1) if isinstance(value, Tensor) else value
 
 
 def by_hand(x, inputs, weights, x0, clamp, second):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -259,6 +261,76 @@ def test_plain_torch_twin(kind, c):
                 assert int(off.sum()) <= 1, (dtypes, kind)  # a sign that rounding decides
 
 
+G = torch.tensor([1.5, 0.0, -2.0], dtype=F64)
+"""Gradients that come back to three samples."""
+
+
+def kernel_gradients(inputs: Any, w: Tensor, kind: Any, c: float, g: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(ops.form_distance(inputs, w, kind, c), inputs, g)
+
+
+def torch_gradients(inputs: Any, w: Tensor, kind: Any, c: float, g: Tensor) -> tuple[Tensor, ...]:
+    """By formulas in torch, which can be differentiated again."""
+    made = ops.form_distance(inputs, w, kind, c)
+    return torch.autograd.grad(made, inputs, g, create_graph=True)
+
+
+def batched_gradients(inputs: Any, w: Tensor, kind: Any, c: float, g: Tensor) -> list[Tensor]:
+    made = ops.form_distance(inputs, w, kind, c)
+    both = torch.stack((g, 2 * g))
+    return [grad[0] for grad in torch.autograd.grad(made, inputs, both, is_grads_batched=True)]
+
+
+def vmapped_gradients(inputs: Any, w: Tensor, kind: Any, c: float, g: Tensor) -> Any:
+    """With samples of a batch of one each, which vmap makes a batch of."""
+
+    def one(w: Tensor, *given: Tensor) -> Tensor:
+        return ops.form_distance([m[None] for m in given], w[:, None], kind, c)[0]
+
+    made = torch.vmap(one, in_dims=(1, *[0] * len(inputs)))(w, *inputs)
+    return torch.autograd.grad(made, inputs, g)
+
+
+def compiled_gradients(inputs: Any, w: Tensor, kind: Any, c: float, g: Tensor) -> Any:
+    call = lambda *given: (ops.form_distance(given, w, kind, c) * g).sum()  # noqa: E731
+    made = torch.compile(call, fullgraph=True, backend="aot_eager")(*inputs)
+    return torch.autograd.grad(made, inputs)
+
+
+GRADIENTS: dict[str, Callable[..., Any]] = {
+    "kernel": kernel_gradients,
+    "torch": torch_gradients,
+    "batched": batched_gradients,
+    "vmap": vmapped_gradients,
+    "compiled": compiled_gradients,
+}
+LEFT_OUT = {**GRADIENTS, "twin": kernel_gradients}
+
+
+def assert_left_out(
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    kind: str,
+    c: float,
+    bad: float,
+    gradients: Callable[..., Any] = kernel_gradients,
+) -> None:
+    """Sample 1, which is bad and to which 0 comes back, has gradients 0; the others their own."""
+    inputs, w = [m.requires_grad_() for m in make(shape, dtypes)], rows(shape[0], len(dtypes))
+    want = gradients(inputs, w, kind, c, G)
+    with torch.no_grad():
+        inputs[0][1, -1] = bad
+    found = gradients(inputs, w, kind, c, G)
+    for grad, other in zip(found, want, strict=True):
+        assert (grad[1] == 0).all()
+        torch.testing.assert_close(grad, other, rtol=0, atol=0)
+        assert (other[[0, 2]] != 0).any()
+    if math.isnan(bad):  # the control; a sign of inf is a number
+        spoilt = gradients(inputs, w, kind, c, torch.ones_like(G))
+        assert spoilt[0][1].isnan().any()
+        assert spoilt[0][[0, 2]].isfinite().all()
+
+
 class TestSpecialValues:
     @pytest.mark.parametrize("name", SETS)
     @pytest.mark.parametrize("bad", [math.inf, math.nan])
@@ -286,6 +358,50 @@ class TestSpecialValues:
         grads = torch.autograd.grad(value.sum(), inputs)
         for t in (value, *grads):
             assert t[[0, 1, 3]].isfinite().all() and not t[2].isfinite().all()
+
+    @pytest.mark.parametrize("name", SETS)
+    @pytest.mark.parametrize(("kind", "c"), WITH_C)
+    def test_no_gradient_is_none_whatever_the_residual(self, kind, c, name):
+        """Where 0 comes back to a sample, 0 goes on to its inputs, not 0 * NaN."""
+        for shape, dtypes in (((3, 2), (F32,)), ((3, 1000), (BF16, F32)), ((3, 9000), (F64, F16))):
+            for bad in (math.nan, math.inf):
+                with instruction_set(name):
+                    assert_left_out(shape, dtypes, kind, c, bad)
+
+    @pytest.mark.filterwarnings("ignore:Warning only once for all operators")
+    @pytest.mark.parametrize("path", LEFT_OUT)
+    @pytest.mark.parametrize(("kind", "c"), WITH_C)
+    def test_no_gradient_is_none_on_every_path(self, kind, c, path):
+        for bad in (math.nan, math.inf):
+            if path == "twin":
+                with reference_kernels():
+                    assert_left_out((3, 5), (F32, BF16), kind, c, bad)
+            else:
+                assert_left_out((3, 5), (F32, BF16), kind, c, bad, LEFT_OUT[path])
+
+    @pytest.mark.parametrize("path", ["kernel", "torch"])
+    def test_no_gradient_is_none_for_a_weight_that_is_not_finite(self, path):
+        for kind, c in WITH_C:
+            w = torch.tensor([[1.0, math.nan, 2.0], [1.0, math.inf, 2.0]], dtype=F64)
+            inputs = [m.requires_grad_() for m in make((3, 5), (F32, F32))]
+            grads = GRADIENTS[path](inputs, w, kind, c, G)
+            assert all((grad[1] == 0).all() and grad.isfinite().all() for grad in grads)
+            spoilt = GRADIENTS[path](inputs, w, kind, c, torch.ones(3, dtype=F64))
+            assert not all(grad[1].isfinite().all() for grad in spoilt)
+
+    @pytest.mark.parametrize(("kind", "c"), WITH_C)
+    def test_the_derivative_by_the_gradient_stays_where_that_is_zero(self, kind, c):
+        inputs, w = [m.requires_grad_() for m in make((3, 5), (F64, F64))], rows(3, 2)
+        with torch.no_grad():
+            inputs[0][1, 2] = math.nan
+        g = torch.zeros(3, dtype=F64, requires_grad=True)
+        value = ops.form_distance(inputs, w, kind, c)
+        back = torch.autograd.grad(value, inputs, g, create_graph=True)
+        (by_g,) = torch.autograd.grad(sum(grad.sum() for grad in back), g)
+        plain = torch.autograd.grad(ops.form_distance(inputs, w, kind, c).sum(), inputs)
+        want = sum(grad.sum(1) for grad in plain)
+        torch.testing.assert_close(by_g[[0, 2]], want[[0, 2]])
+        assert (want[[0, 2]] != 0).all() and by_g[1].isfinite() and want[1].isnan()
 
     @pytest.mark.parametrize("path", ["kernel", "torch"])
     def test_no_residual(self, path):
@@ -385,6 +501,42 @@ class TestDerivatives:
         assert_same_bits(left.detach(), right.detach())
         for a, b in zip(leaves, again, strict=True):
             assert_same_bits(a.grad, b.grad)
+
+
+WITHOUT_BINARY = """
+import math, sys, warnings
+sys.modules["cmsolvers._C"] = None
+warnings.simplefilter("ignore")
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from cmsolvers import ops
+assert not ops.build_info()["extension"]
+w = torch.tensor([[1.0], [-0.5]], dtype=torch.float64)
+good = torch.linspace(-1.0, 1.3, 6).double().reshape(3, 2)
+for kind in ("square", "abs", "huber", "pseudo_huber"):
+    call = lambda a, b: ops.form_distance((a, b), w, kind, 0.3)
+    given = [good.clone().requires_grad_(), good.sin().requires_grad_()]
+    assert gradcheck(call, given, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(call, given)
+    torch.testing.assert_close(
+        torch.func.grad(lambda a: call(a, given[1].detach()).sum())(given[0].detach()),
+        torch.autograd.grad(call(*given).sum(), given)[0],
+    )
+    with torch.no_grad():
+        given[1][1, 0] = math.nan
+    made = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for run in (call, made):
+        grads = torch.autograd.grad(run(*given), given, torch.tensor([1.0, 0.0, 1.0]).double())
+        assert all(g.isfinite().all() and (g[1] == 0).all() and (g[0] != 0).any() for g in grads)
+        spoilt = torch.autograd.grad(run(*given).sum(), given)
+        assert spoilt[0][1].isnan().any()
+"""
+
+
+def test_without_the_binary():
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_BINARY]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_registration():

@@ -13,6 +13,7 @@ from cmsolvers.denoisers import (
     from_x0,
 )
 from cmsolvers.schedules import flow_times
+from support.columns import column
 from support.flows import (
     DATA,
     EVEN,
@@ -22,7 +23,6 @@ from support.flows import (
     TRIG,
     X,
     clean,
-    column,
     even,
     exact,
     velocity,

@@ -13,8 +13,9 @@ from cmsolvers import noise
 from cmsolvers.denoisers import clipped
 from cmsolvers.engine import Step
 from cmsolvers.processes.coordinates import coordinates_of
+from support.columns import column
 from support.exact import assert_same_bits
-from support.flow_maps import MEAN, SD, carried, column, exact_maps
+from support.flow_maps import MEAN, SD, carried, exact_maps
 from support.formulas import sampler_of
 
 F64 = torch.float64
@@ -325,7 +326,7 @@ BAD = {
     "one time": ({"times": [1.0]}, ValueError, "times must have at least 2 levels; got 1"),
     "up": ({"times": [0.5, 1.0]}, ValueError, "times must be strictly descending; got 1 after"),
     "negative": ({"times": [1.0, -0.5]}, ValueError, "times must not be negative; got -0.5"),
-    "outside": ({"times": [1.5, 0.0]}, ValueError, "times must lie in [0, 1] for a denoiser in fl"),
+    "outside": ({"times": [1.5, 0.0]}, ValueError, "times must lie in [0, 1] for a flow map in fl"),
     "tiny": ({"times": [1.0, 1e-60]}, ValueError, "times must lie in [1e-50, 1e+50] or be 0; got"),
     "denormal": ({"times": [1.0, 1e-45]}, ValueError, "times must be levels that float32 holds"),
     "one place": ({"f": lambda x, t: x}, TypeError, "f must take two times, f(x, t, s, **extra_ar"),

@@ -11,6 +11,7 @@ import torch
 import cmsolvers as cm
 from cmsolvers import milstein, predictor_corrector, sra1, stochastic_heun
 from cmsolvers.denoisers.oracles import Gaussian, GaussianMixture
+from support.columns import column
 from support.sde_cases import F64, SEED, close, latent, two_normals, z
 
 NAN = math.nan
@@ -19,10 +20,6 @@ MIXTURE = GaussianMixture(
 )
 PROCESSES = {"vp": cm.VP(), "sub-vp": cm.SubVP(), "ve": cm.VE(), "karras": cm.Karras()}
 each_process = pytest.mark.parametrize("p", PROCESSES.values(), ids=PROCESSES)
-
-
-def column(v):
-    return v.reshape(-1, 1, 1)
 
 
 # --- transcriptions ------------------------------------------------------------------------------
@@ -95,7 +92,7 @@ def test_processes_as_transcribed(p, kind):
 
 
 def sharp(x, t):
-    return -x + column(t * torch.ones(5, dtype=F64))
+    return -x + column(t * torch.ones(5, dtype=F64), 3)
 
 
 SPREADS = {
@@ -114,7 +111,7 @@ def test_spreads_of_any_shape(spread, own):
 
     def g(x, t):
         value = spread(t)
-        return column(value) if isinstance(value, torch.Tensor) and value.ndim == 1 else value
+        return column(value, 3) if isinstance(value, torch.Tensor) and value.ndim == 1 else value
 
     increments = iter(range(10))
     options = {"noise_sampler": lambda a, b: z(x, next(increments), 8)} if own else {"seed": SEED}
@@ -130,8 +127,8 @@ def test_spreads_of_any_shape(spread, own):
 
 def test_state_dependent_diffusion_as_transcribed():
     x, ts = latent(), torch.linspace(0, 1, 11, dtype=F64).tolist()
-    g = lambda x, t: torch.sin(x) * (1 + column(t * torch.ones(5, dtype=F64)))
-    slope = lambda x, t: torch.cos(x) * (1 + column(t * torch.ones(5, dtype=F64)))
+    g = lambda x, t: torch.sin(x) * (1 + column(t * torch.ones(5, dtype=F64), 3))
+    slope = lambda x, t: torch.cos(x) * (1 + column(t * torch.ones(5, dtype=F64), 3))
     expected = milstein_as_published(sharp, g, slope, x, ts, lambda i: z(x, i))
     for derivative in (None, slope):
         sde = cm.SDE(sharp, g, state_dependent=True, diffusion_derivative=derivative)

@@ -13,6 +13,7 @@ from cmsolvers.engine import catalogue
 from support.algorithms import TABLE
 from support.algorithms.restart import restart_algorithm_1
 from support.algorithms.row import SEED, Path, fresh
+from support.columns import column
 
 F64 = torch.float64
 SIGMAS = cm.karras_sigmas(9, 0.01, 20.0)
@@ -185,32 +186,28 @@ def test_euler_maruyama_as_transcribed(p, kind):
     close(cm.euler_maruyama(general, start, ts, seed=SEED), x)
 
 
-def column(v):
-    return v.reshape(-1, 1, 1)
-
-
 @pytest.mark.parametrize(
     "diffusion, dependent",
     [
         (lambda t: 0.3, False),
         (lambda t: torch.tensor(0.3, dtype=F64), False),
         (lambda t: 0.3 + t, False),
-        (lambda t: column(0.3 + t), False),
+        (lambda t: column(0.3 + t, 3), False),
         (lambda t: torch.linspace(0.1, 0.8, 8, dtype=F64).reshape(2, 4), False),
-        (lambda x, t: 0.2 * x.cos() + column(t), True),
+        (lambda x, t: 0.2 * x.cos() + column(t, 3), True),
         (lambda x, t: 0.2 * x.square().mean((1, 2)), True),
     ],
 )
 def test_euler_maruyama_of_any_diffusion(diffusion, dependent):
-    sde = cm.SDE(lambda x, t: -x + column(t), diffusion, dependent)
+    sde = cm.SDE(lambda x, t: -x + column(t, 3), diffusion, dependent)
     ts = torch.linspace(0, 1, 11, dtype=F64)
     x = start = latent() / 10
     for i in range(10):
         t = ts[i].expand(5)
         g = diffusion(x, t) if dependent else diffusion(t)
         if isinstance(g, torch.Tensor) and g.ndim == 1:
-            g = column(g)
-        x = x + 0.1 * (-x + column(t)) + g * math.sqrt(0.1) * z(i, x)
+            g = column(g, 3)
+        x = x + 0.1 * (-x + column(t, 3)) + g * math.sqrt(0.1) * z(i, x)
     close(cm.euler_maruyama(sde, start, ts, seed=SEED), x)
     own = cm.euler_maruyama(sde, start, ts, noise_sampler=lambda a, b: z(round(a * 10), start))
     close(own, x)

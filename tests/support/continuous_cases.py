@@ -15,6 +15,7 @@ from cmsolvers.losses.formulas.tangents import (
     Normalised,
     unchanged,
 )
+from support.columns import column
 from support.loss_cases import SmallNet
 
 SD = 0.5
@@ -30,17 +31,13 @@ def z() -> Tensor:
     return noise.normal((B, D), KEY, stream=noise.TRAINING, draw=STEP).double()
 
 
-def col(level: Tensor) -> Tensor:
-    return level[:, None]
-
-
 def net(times: int, seed: int = 0) -> SmallNet:
     return SmallNet(times, seed=seed).double()
 
 
 def of_sigma(x: Tensor, sigma: Tensor) -> Tensor:
     """A teacher D(x, sigma) in Karras coordinates, the same formula for all who need one."""
-    return 0.1 + 0.3 * x / (1.0 + col(sigma) ** 2)
+    return 0.1 + 0.3 * x / (1.0 + column(sigma) ** 2)
 
 
 def along(f: Callable[..., Tensor], x: Tensor, t: Tensor, v: Tensor) -> Tensor:
@@ -51,7 +48,7 @@ def along(f: Callable[..., Tensor], x: Tensor, t: Tensor, v: Tensor) -> Tensor:
 
 def trig() -> tuple[Tensor, Tensor, Tensor]:
     """x_t at ANGLES, the velocity of the pair and that of the teacher."""
-    cos, sin = col(ANGLES.cos()), col(ANGLES.sin())
+    cos, sin = column(ANGLES.cos()), column(ANGLES.sin())
     x = cos * X0 + sin * SD * z()
     clean = of_sigma(x / cos, SD * ANGLES.tan())
     # x = cos D + sin (noise): what rotates by a quarter
@@ -62,9 +59,9 @@ def flow() -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
     """x_t at TIMES, and the teacher's velocity in flow coordinates."""
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        return (x - of_sigma(x / col(1.0 - t), t / (1.0 - t))) / col(t)
+        return (x - of_sigma(x / column(1.0 - t), t / (1.0 - t))) / column(t)
 
-    return col(1.0 - TIMES) * X0 + col(TIMES) * z(), velocity
+    return column(1.0 - TIMES) * X0 + column(TIMES) * z(), velocity
 
 
 def compare(

@@ -12,14 +12,17 @@ from cmsolvers import ConsistencyFunction
 from cmsolvers.denoisers import EDM, from_flow
 from cmsolvers.denoisers.flow_maps import AverageVelocity, TrajectoryFunction, TrigFlowMap
 from cmsolvers.losses import recipes
-from cmsolvers.losses.evaluation.decorator import Loss, Recipe
+from cmsolvers.losses.evaluation.recipe import Loss, Recipe
 from cmsolvers.losses.times.flow_times import DyadicPairs
+from cmsolvers.losses.times.truncated_times import TruncatedPairs
 
+TRUNCATED = TruncatedPairs(start=0.5)
 OPTIONS: dict[str, Callable[[Tensor], dict[str, Any]]] = {
     "lcm": lambda x0: {"guidance": None},
     "reflow": lambda x0: {"noise": torch.full_like(x0, 0.5)},
     # All samples are of one kind then, wherever they stand in a batch.
     "shortcut": lambda x0: {"share": 1.0, "times": DyadicPairs(share=1.0)},
+    "tcm": lambda x0: {"start": 0.5, "times": TRUNCATED},
 }
 """Options that a loss cannot do without, for data [B, ...]."""
 

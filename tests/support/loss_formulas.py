@@ -20,10 +20,6 @@ U = noise.uniform((6, 16), SEED, stream=noise.LEVELS, draw=STEP, dtype=F64)[:, 1
 V = Z - X0
 
 
-def column(t: Tensor) -> Tensor:
-    return t[:, None]
-
-
 class Masked(nn.Module):
     """A network with dropout whose every pass, called by itself, has the same mask."""
 

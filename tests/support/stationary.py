@@ -1,10 +1,8 @@
 """Losses at exact flow maps: is the expected gradient 0?
 
-Data are N(mean, diag(std^2)) in three dimensions, whose flow map is known in closed form in every
-coordinates: with the path's marginal standard deviation q(t)^2 = alpha(t)^2 std^2 + sigma(t)^2,
-f_{t->s}(x) = alpha(s) mean + (x - alpha(t) mean) q(s) / q(t). The networks below answer exactly
-that, plus sum_j theta_j h_j(x, t, s) with ten random smooth directions h_j; a loss is stationary
-where its expected gradient in theta is 0 at theta = 0.
+Data are Gaussian in three dimensions, whose flow map is known (`gaussian_flow`). The networks below
+answer exactly that, plus sum_j theta_j h_j(x, t, s) with ten random smooth directions h_j; a loss
+is stationary where its expected gradient in theta is 0 at theta = 0.
 """
 
 from __future__ import annotations
@@ -18,7 +16,9 @@ from torch import Tensor, nn
 from cmsolvers import ConsistencyFunction, noise
 from cmsolvers.denoisers import EDM, from_flow
 from cmsolvers.denoisers.flow_maps import AverageVelocity, FlowMap, TrajectoryFunction, TrigFlowMap
-from cmsolvers.processes.coordinates import KARRAS, Coordinates
+from cmsolvers.processes.coordinates import KARRAS
+from support.columns import column
+from support.gaussian_flow import GaussianFlow
 
 MEAN = torch.tensor([0.3, -0.2, 0.0], dtype=torch.float64)
 STD = torch.tensor([0.25, 0.5, 0.8], dtype=torch.float64)
@@ -32,34 +32,13 @@ def data(batch: int, draw: int, seed: int = 1234) -> Tensor:
     return MEAN + STD * z
 
 
-def column(level: Tensor) -> Tensor:
-    return level.double().reshape(-1, 1)
-
-
-def spread(path: Coordinates, t: Tensor) -> Tensor:
-    """q(t), [B, 3]."""
-    return ((path.alpha(t) * STD) ** 2 + path.sigma(t) ** 2).sqrt()
-
-
-def exact_flow(path: Coordinates, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """f_{t->s}(x), levels [B]."""
-    t, s = column(t), column(s)
-    return path.alpha(s) * MEAN + (x - path.alpha(t) * MEAN) * spread(path, s) / spread(path, t)
-
-
-def exact_velocity(path: Coordinates, x: Tensor, t: Tensor) -> Tensor:
-    """dx/dt of the ODE, levels [B]."""
-    t = column(t)
-    alpha, sigma, q = path.alpha(t), path.sigma(t), spread(path, t)
-    alpha_rate, sigma_rate = path.pair_rates(t)
-    q_rate = (alpha * alpha_rate * STD**2 + sigma * sigma_rate) / q
-    return alpha_rate * MEAN + (x - alpha * MEAN) * q_rate / q
+FLOW_OF_DATA = GaussianFlow(MEAN, STD)
+exact_flow, exact_velocity = FLOW_OF_DATA.carried, FLOW_OF_DATA.velocity
 
 
 def exact_denoiser(x: Tensor, sigma: Tensor) -> Tensor:
     """E[x0 | x] in Karras coordinates: a teacher."""
-    s = column(torch.as_tensor(sigma, dtype=torch.float64).expand(len(x)))
-    return MEAN + STD**2 / (STD**2 + s**2) * (x - MEAN)
+    return FLOW_OF_DATA.clean(KARRAS, x, torch.as_tensor(sigma, dtype=torch.float64).expand(len(x)))
 
 
 class ExactNet(nn.Module):
@@ -73,7 +52,10 @@ class ExactNet(nn.Module):
         made = torch.randn(DIRECTIONS, 6, 3, dtype=torch.float64, generator=generator)
         self.register_buffer("mixing", made)
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, s: Tensor | None = None, *, w: Tensor | None = None
+    ) -> Tensor:
+        """`w` is what a guided student is told; this one stands for a single scale."""
         end = torch.zeros_like(t) if s is None else s
         squashed = column(t) / (1.0 + column(t)), column(end) / (1.0 + column(end))
         seen = torch.cat([x, *squashed, torch.ones_like(squashed[0])], dim=1)
@@ -93,16 +75,7 @@ def exact_map(kind: str, seed: int = 0) -> Any:
 
     def of_map(x_in: Tensor, t: Tensor, s: Tensor) -> Tensor:
         model: FlowMap = held[0]
-        end = t - s if model.second == "length" else s
-        a, b = model.skip_out(column(t), column(end))
-        x = x_in / model.c_in(column(t))
-        # On the diagonal F is given by the velocity; next to it the quotient is 0 / 0.
-        near = (t - end).abs() < 1e-7
-        apart = torch.where(column(near) > 0, torch.ones_like(a * column(t)), b * column(t) ** 0)
-        away = (exact_flow(model.coordinates, x, t, end) - a * x) / apart
-        a_rate, b_rate = model.end_rates(column(t), column(t))
-        there = (exact_velocity(model.coordinates, x, t) - a_rate * x) / b_rate
-        return torch.where(column(near) > 0, there, away)
+        return FLOW_OF_DATA.raw(model, x_in, t, t - s if model.second == "length" else s)
 
     def of_denoiser(x_in: Tensor, t: Tensor, s: Tensor) -> Tensor:
         model = held[0]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cmsolvers import noise
+from support.columns import column
 
 F64 = torch.float64
 SIZE = 3
@@ -78,10 +79,6 @@ def pairs(size: int = 32, seed: int = 5, equal: int = 4) -> tuple[Tensor, Tensor
     if equal:
         s[1::equal] = t[1::equal]
     return t, s
-
-
-def column(value: Tensor) -> Tensor:
-    return value[:, None]
 
 
 def noised(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cmsolvers import checks as check
 
 Model: TypeAlias = Callable[..., Tensor]
-Kind: TypeAlias = Literal["denoiser", "consistency", "flow_map"]
+Kind: TypeAlias = Literal["denoiser", "consistency", "flow map"]
 Options: TypeAlias = Mapping[str, Any]
 
 
@@ -45,9 +45,9 @@ class Entry:
         loss: `loss(model, x0, *, key, step, **options)`, with `teacher=` and `target=` where they
             are wanted; it returns a scalar, or an object with one as its attribute `loss`.
         make_model: `make_model(network, sigma_data) -> model` around `network(x, c_noise)`, or
-            `network(x, c_noise, c_noise_end)` where kind is "flow_map".
+            `network(x, c_noise, c_noise_end)` where kind is "flow map".
         kind: what the model is: "denoiser" D(x, level), sampled by Euler's method; "consistency"
-            f(x, level), by steps with new noise; "flow_map" f(x, start, end), by composed steps.
+            f(x, level), by steps with new noise; "flow map" f(x, start, end), by composed steps.
         options: of the loss; or a function of the `Course`, for what changes on the way.
         teacher: hand the loss the exact denoiser, in the coordinates of the model.
         rounds: the budget is divided evenly into so many; after each the averaged model so far is

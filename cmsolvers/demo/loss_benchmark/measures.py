@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from cmsolvers import euler_pf_ode, noise
+from cmsolvers import consistency_sample, euler_pf_ode, noise
 from cmsolvers.demo.loss_benchmark.entry import Entry, Model
 from cmsolvers.demo.loss_benchmark.setting import STEPS, Setting
 from cmsolvers.processes.coordinates import Coordinates, coordinates_of
@@ -18,8 +17,9 @@ from cmsolvers.tasks import metrics
 from cmsolvers.tasks.exact_problems import ExactProblem
 
 _LATENTS, _SAMPLES, _REFERENCE, _OTHER = range(4)
-_SETS = 8  # of exact samples, for the floor
 """Seeds of the measured noise, samples and exact samples: the same for all recipes and seeds."""
+_SETS = 8  # of exact samples, for the floor
+_LEAST = 1e-12  # stands for level 0, where some functions end: the sampler wants a positive one
 
 
 @dataclass(frozen=True)
@@ -64,22 +64,9 @@ def sample(entry: Entry, model: Model, x: Tensor, grid: list[float], seed: int) 
         if entry.kind == "denoiser":
             return euler_pf_ode(model, x, grid)
         if entry.kind == "consistency":
-            return _with_new_noise(model, x, grid, seed)
+            end = max(grid[-1], _LEAST)
+            return consistency_sample(model, x, grid[:-1], sigma_min=end, seed=seed)
         return flow_map_sample(model, x, grid)
-
-
-def _with_new_noise(model: Model, x: Tensor, grid: list[float], seed: int) -> Tensor:
-    """Multistep consistency sampling: to the end, up to the next level with new noise, and so on.
-
-    Source: Song et al., "Consistency Models" (2023), algorithm 1.
-    """
-    path, end = coordinates_of(model), grid[-1]
-    for k, (level, following) in enumerate(pairwise(grid)):
-        x = model(x, x.new_full((x.shape[0],), level))
-        if following != end:
-            kept, up = path.noised_to(end, following)
-            x = kept * x + up * noise.normal(x.shape, seed, stream=noise.STEPS, draw=k)
-    return x
 
 
 def measure(

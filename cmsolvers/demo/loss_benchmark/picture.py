@@ -16,6 +16,8 @@ from cmsolvers.demo.loss_benchmark.setting import STEPS
 
 _COLORS = (style.SDE, "#6aa6dc", style.ODE)
 _MARKS = "oDs"
+_SUBS = ((2.0, (1.0, 2.0, 5.0)), (4.0, (1.0, 3.0)), (math.inf, (1.0,)))
+"""(decades at most, digits of the ticks in each of them)."""
 
 
 def draw(path: Path, results: Sequence[Result], problems: Mapping[str, Facts]) -> Path:
@@ -31,6 +33,8 @@ def draw(path: Path, results: Sequence[Result], problems: Mapping[str, Facts]) -
             _dots(above, own, recipes, lambda m: m.rms)
             _dots(below, own, recipes, lambda m: m.distance)
             below.axvline(facts.floor, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            for ax in (above, below):
+                _ticks(ax)
             above.set_title(f"{name} in {facts.size}-D: RMS to the exact map")
             below.set_title(f"{name}: sliced Wasserstein distance")
             below.set_xlabel("dashed: exact samples", color=style.MUTED, fontsize=8)
@@ -69,10 +73,17 @@ def _dots(
                     label=(f"{steps} step" + "s" * (steps > 1)) if place == 0 else None,
                 )
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_yticks(range(len(recipes)), recipes)
     ax.tick_params(axis="y", length=0, labelsize=8, labelcolor=style.INK)
     ax.grid(True, axis="x", which="major", color=style.FAINT, linewidth=0.5)
     ax.grid(True, axis="y", color=style.FAINT, linewidth=0.3)
+
+
+def _ticks(ax: Axes) -> None:
+    """As many as have room for their labels: the wider the range, the fewer in each decade."""
+    low, high = ax.get_xlim()
+    decades = math.log10(high / low)
+    subs = next(found for most, found in _SUBS if decades <= most)
+    ax.xaxis.set_major_locator(LogLocator(subs=subs))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())

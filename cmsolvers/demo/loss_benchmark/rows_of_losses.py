@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cmsolvers import losses
-from cmsolvers.demo.loss_benchmark.entry import Course, Entry, Kind, Model
+from cmsolvers.demo.loss_benchmark.entry import Course, Entry, Model
 from cmsolvers.denoisers import EDM, ConsistencyFunction, from_flow, from_trigflow
 from cmsolvers.denoisers.flow_maps import AverageVelocity, TrajectoryFunction, TrigFlowMap
 from cmsolvers.losses import (
@@ -24,7 +24,7 @@ from cmsolvers.losses import (
     SquareRootPairs,
     loss_table,
 )
-from cmsolvers.losses.evaluation.decorator import Loss
+from cmsolvers.losses.evaluation.recipe import Loss
 
 # --- models: network and sigma_data -> model -----------------------------------------------------
 
@@ -80,12 +80,6 @@ MODELS = {
     ("flow map", "trigflow"): trigflow_map,
 }
 """By what a loss says that it trains, and the coordinates that it is meant for."""
-
-KINDS: dict[str, Kind] = {
-    "denoiser": "denoiser",
-    "consistency": "consistency",
-    "flow map": "flow_map",
-}
 
 
 # --- what changes on the way ---------------------------------------------------------------------
@@ -178,7 +172,7 @@ def row(loss: Loss, /, **differences: Any) -> Entry:
         "name": about.name,
         "loss": loss,
         "make_model": make_model,
-        "kind": KINDS[about.model],
+        "kind": about.model,
         "teacher": about.teacher == "required",
         "family": about.identity,
         "source": about.source,

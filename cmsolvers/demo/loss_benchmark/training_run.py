@@ -77,7 +77,7 @@ class _Run:
         self.entry, self.problem = entry, problem
         self.counter = networks.Counter()
         self.network = networks.build(
-            problem.size, setting, entry.kind == "flow_map", seeds.at(0), self.counter
+            problem.size, setting, entry.kind == "flow map", seeds.at(0), self.counter
         )
         self.model = self._around(self.network)
         self.average: EMA[networks.Counted] | None = None

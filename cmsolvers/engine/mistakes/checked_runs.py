@@ -33,8 +33,8 @@ CHECK = Option(
     "less noise than sigmas[0], levels that look like times, a {model} that returns noise, a score "
     "or a raw network's output in place of clean data, a result that is still noise. It takes up "
     "to four evaluations of the {model} more, which `Info` does not count, and waits for the "
-    "device. Of a denoiser in other coordinates only what is finite is looked at, and at a first "
-    "level without data (t = 1 of a flow) whether x is unit noise and D does not follow it.",
+    "device. Of a {model} in other coordinates only what is finite and the size of x are looked "
+    "at, and of a denoiser at a first level without data (t = 1 of a flow) whether D follows x.",
 )
 _NEARLY_CLEAN = ((0.1, 0.5), (0.3, 0.8))
 """Noise on the result, and what no denoiser changes of it there; both in parts of its size."""
@@ -101,11 +101,14 @@ def run_checked(
     if karras:
         _raise(criteria.about_levels(levels))
         with torch.no_grad():
-            far = _check_start(asked, x, start, levels[0])
-    elif x.numel() >= criteria.LEAST and path.ratio(levels[0]) >= _NO_DATA:
-        _raise(criteria.about_unit_noise(start, path.sigma(levels[0]), path))
-        with torch.no_grad():
-            _check_following(asked, x, levels[0])
+            far = _check_start(asked, x, start, levels[0], about.grid)
+    elif x.numel() >= criteria.LEAST:
+        bare = path.ratio(levels[0]) >= _NO_DATA
+        least = 0.5 if bare else 0.25
+        _raise(criteria.about_start(start, levels[0], path, about.grid, least))
+        if bare and not about.maps:  # a map carries x along: it follows x by the spread of the data
+            with torch.no_grad():
+                _check_following(asked, x, levels[0])
     result = run(denoiser)
     y: Any = result[0] if isinstance(result, tuple) else result
     _require_finite("the result must be finite", y)
@@ -118,7 +121,7 @@ def run_checked(
     return result
 
 
-def _check_start(model: _Model, x: Tensor, size: float, level: float) -> float:
+def _check_start(model: _Model, x: Tensor, size: float, level: float, grid: str) -> float:
     """Checks x, and D where data hardly shows; the root mean square of D, 0 where it is not asked.
 
     An eps network gives x / sigma there, a score -x / sigma^2. Both are looked for at two levels,
@@ -126,7 +129,7 @@ def _check_start(model: _Model, x: Tensor, size: float, level: float) -> float:
     """
     if x.numel() < criteria.LEAST:
         return 0.0
-    _raise(criteria.about_start(size, level))
+    _raise(criteria.about_start(size, level, grid=grid))
     if level < criteria.LARGE or size == 0:
         return 0.0
     noisy, half = x.to(_wide(x)), (0.5 * x).to(x.dtype)

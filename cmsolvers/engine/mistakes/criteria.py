@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from cmsolvers.processes.coordinates import KARRAS, Coordinates
+
 LEAST = 32
 """Entries of x from which on its size says something: the root mean square of 32 unit normals is
 below 1/2 once in 10^9."""
@@ -19,6 +21,9 @@ LARGE = 5.0
 """Levels from here on are larger than data usually is."""
 NEAR = 0.3
 """Part of x that may be left where an output is taken for all of its noise, or for its score."""
+_MOST_NOISE = 1.75
+"""Times its standard deviation: 32 normals have a larger root mean square once in 10^8."""
+_MOST_DATA = 1000.0
 PROCESS = "Is the process of its network the one that it was trained in?"
 
 
@@ -31,12 +36,14 @@ class About:
         end: the level where the run ends.
         extra: further arguments of the model.
         maps: whether it is a flow map, which answers with states of any level.
+        grid: what the argument with the levels is called.
     """
 
     model: str
     end: float
     extra: Mapping[str, Any]
     maps: bool = False
+    grid: str = "sigmas"
 
 
 class Answer(NamedTuple):
@@ -111,24 +118,43 @@ def about_levels(sigmas: Sequence[float]) -> str | None:
     return None
 
 
-def about_start(size: float, level: float) -> str | None:
-    """What is wrong with an x of this root mean square at a level; an x of zeros is meant so."""
-    if size == 0 or size >= 0.25 * level:
+def about_start(
+    size: float, level: float, path: Coordinates = KARRAS, grid: str = "sigmas", least: float = 0.25
+) -> str | None:
+    """What is wrong with an x of this root mean square at a level; an x of zeros is meant so.
+
+    Args:
+        size: root mean square of x.
+        level: of x.
+        path: coordinates of both.
+        grid: the argument whose first entry the level is.
+        least: part of the noise that x must hold.
+    """
+    if size == 0:
         return None
+    sigma = path.sigma(level)
+    if path.karras:
+        if size >= least * sigma:
+            return None
+        return (
+            f"x must hold noise of its level {level:g}, which is {grid}[0] or that of step "
+            f"`start`; its root mean square is {size:.3g}. Unit noise is to be multiplied by "
+            f"{grid}[0]"
+        )
+    alpha = path.alpha(level)
+    if least * sigma <= size <= _MOST_NOISE * math.hypot(sigma, alpha * _largest_data(path)):
+        return None
+    beside = f" beside {alpha:.3g} times the data" if alpha >= 0.01 else ""
     return (
-        f"x must hold noise of its level {level:g}, which is sigmas[0] or that of step `start`; "
-        f"its root mean square is {size:.3g}. Unit noise is to be multiplied by sigmas[0]"
+        f"x must be noise of standard deviation {sigma:.3g} at the first level in {path}, "
+        f"{level:.4g}{beside}; its root mean square is {size:.3g}"
     )
 
 
-def about_unit_noise(size: float, spread: float, coordinates: object) -> str | None:
-    """What is wrong with an x of this root mean square at a level without data."""
-    if size == 0 or 0.5 * spread <= size <= 2.0 * spread:
-        return None
-    return (
-        f"x must be noise of standard deviation {spread:g} at the first level in {coordinates}; "
-        f"its root mean square is {size:.3g}"
-    )
+def _largest_data(path: Coordinates) -> float:
+    """The root mean square of the largest data that is plausible in coordinates."""
+    spread = getattr(path.process, "sigma_data", None)
+    return 20.0 * spread if isinstance(spread, (int, float)) else _MOST_DATA
 
 
 def about_following(model: str, slope: float) -> str | None:

@@ -22,7 +22,7 @@ from cmsolvers.engine.mistakes import criteria
 from cmsolvers.engine.mistakes.criteria import About, Answer
 from cmsolvers.engine.mistakes.glances import Glance, can_be_read, root_mean_square
 from cmsolvers.engine.mistakes.once import Once
-from cmsolvers.processes.coordinates import coordinates_of
+from cmsolvers.processes.coordinates import Coordinates, coordinates_of
 from cmsolvers.processes.elementary import broadcastable
 
 Result = TypeVar("Result")
@@ -44,13 +44,18 @@ def run_watched(
         if ONCE.waits:
             ONCE.settle()
         return run(denoiser)
-    if not (can_be_read(x) and coordinates_of(denoiser).karras):
+    if not can_be_read(x):
         return run(denoiser)
-    ONCE.warn("levels", criteria.about_levels(levels))
+    path = coordinates_of(denoiser)
+    if path.karras:
+        ONCE.warn("levels", criteria.about_levels(levels))
     if x.numel() < criteria.LEAST:
         return run(denoiser)
-    spied = _is_plain(denoiser) and not about.maps
-    start, spy = _size(x), _Spy(denoiser) if spied else None
+    start = _size(x)
+    ONCE.later(_Start(start, levels[0], path, about.grid).judge)
+    if not path.karras:
+        return run(denoiser)
+    spy = _Spy(denoiser) if _is_plain(denoiser) and not about.maps else None
     result = run(spy or denoiser)
     y: Any = result[0] if isinstance(result, tuple) else result
     left, asked = _size(y), spy.glance() if spy else None
@@ -105,6 +110,24 @@ def _glance(numbers: Tensor) -> Glance:
 
 
 @dataclass(frozen=True)
+class _Start:
+    """The size of x, to be judged when it is known."""
+
+    size: Glance
+    level: float
+    path: Coordinates
+    grid: str
+
+    def judge(self) -> bool:
+        """Warn of what is found; whether it was known."""
+        size = self.size.read()
+        if size is None:
+            return False
+        ONCE.warn("start", criteria.about_start(size[0], self.level, self.path, self.grid))
+        return True
+
+
+@dataclass(frozen=True)
 class _Sizes:
     """What was measured in a run, to be judged when it is known."""
 
@@ -121,7 +144,6 @@ class _Sizes:
         asked = self.asked.read() if self.asked is not None else []
         if start is None or result is None or asked is None:
             return False
-        ONCE.warn("start", criteria.about_start(start[0], self.level))
         answers = [Answer(*asked[i : i + 3]) for i in range(0, len(asked), 3)]
         wrong = criteria.about_answers(self.model, start[0], answers)
         ONCE.warn("answers", wrong)

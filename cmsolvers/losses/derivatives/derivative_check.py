@@ -27,6 +27,7 @@ from cmsolvers.losses.evaluation.randomness import (
     couples_samples,
     same_statistics,
 )
+from cmsolvers.processes.wrappers import owner_of
 
 CALLS = (1, 100)
 """Which calls per model are looked at: a last layer that starts at zero has no derivative yet."""
@@ -114,13 +115,13 @@ class SelfCheck:
             with torch.no_grad(), same_statistics(model):
                 numbers, notes = _look(function, primals, tangents, found.derivative, bounds, same)
             seen.ratio = numbers[0] / numbers[1]
-            glance, name = Glance(numbers), type(getattr(model, "__self__", model)).__name__
+            glance, name = Glance(numbers), type(owner_of(model)).__name__
             self.once.later(lambda: self._judge(glance, name, notes))
         return found, seen.ratio
 
     def _of(self, model: object) -> _Seen | None:
         """What is remembered of a model, one call later; None if it cannot be told again."""
-        owner = getattr(model, "__self__", model)
+        owner = owner_of(model)
         try:
             with self._lock:
                 seen = self._seen.setdefault(owner, _Seen())

@@ -8,6 +8,8 @@ from typing import TypeVar, cast
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from cmsolvers.processes.wrappers import wrapped_in
+
 M = TypeVar("M")
 
 
@@ -23,15 +25,13 @@ def inner(model: M) -> M:
         model: a module; another callable is returned as it is.
     """
     found: object = model
-    while True:
-        if isinstance(found, (DataParallel, DistributedDataParallel)):
-            found = found.module
-        elif isinstance(found, nn.Module) and isinstance(
-            getattr(found, "_orig_mod", None), nn.Module
-        ):
-            found = found._orig_mod
-        else:
-            return found  # type: ignore[return-value]
+    while isinstance(found, (DataParallel, DistributedDataParallel)) or _compiled(found):
+        found = wrapped_in(found)
+    return cast(M, found)
+
+
+def _compiled(model: object) -> bool:
+    return isinstance(model, nn.Module) and isinstance(getattr(model, "_orig_mod", None), nn.Module)
 
 
 def around_inner(model: M) -> M:

@@ -33,10 +33,15 @@ class LeftOut:
     def __init__(self, rows: Tensor | None = None) -> None:
         self.rows = rows
 
+    def add(self, rows: Tensor) -> Tensor:
+        """Leave out further samples, bool [B]; all that are left out now."""
+        self.rows = rows if self.rows is None else self.rows | rows
+        return self.rows
+
     def without_bad(self, data: Tensor) -> Tensor:
         """Data made by a network with zeros for samples that are not finite, which are left out."""
         fit, unfit = without_bad_rows(data)
-        self.rows = unfit if self.rows is None else self.rows | unfit
+        self.add(unfit)
         return fit
 
     def follow(self, made: Tensor) -> Tensor:
@@ -68,7 +73,7 @@ def judged(
     if bad_rows == "zero":
         gone = ~per_sample.detach().isfinite()
         if left_out is not None:
-            left_out.rows = gone = gone if left_out.rows is None else gone | left_out.rows
+            gone = left_out.add(gone)
         diagnostics["bad_rows"] = gone.sum()
         return torch.where(gone, 0.0, per_sample)
     if bad_rows == "raise" and per_sample.device.type == "cpu" and can_be_read(per_sample):

@@ -14,6 +14,7 @@ from cmsolvers.denoisers.flow_maps import FlowMap
 from cmsolvers.engine.mistakes.glances import Glance, can_be_read, root_mean_square
 from cmsolvers.engine.mistakes.once import Once
 from cmsolvers.losses.evaluation.randomness import same_statistics
+from cmsolvers.processes.wrappers import layers, owner_of
 
 if TYPE_CHECKING:
     from cmsolvers.losses.evaluation.evaluation import Evaluation
@@ -38,7 +39,7 @@ def look_at_boundary(at: Evaluation) -> None:
     if not can_be_read(at.x0) or at.x0.numel() == 0 or ONCE.warned:
         return
     model: Any = at.student.model
-    owner = getattr(model, "__self__", model)
+    owner = owner_of(model)
     if _is_preconditioned(model) or not ONCE.is_first(id(owner)):
         ONCE.settle()
         return
@@ -48,11 +49,7 @@ def look_at_boundary(at: Evaluation) -> None:
 
 def _is_preconditioned(model: Any) -> bool:
     """Whether the type says so, below what wraps a module for many devices or a compiler."""
-    for _ in range(4):
-        if isinstance(model, (Preconditioned, Composed, FlowMap)):
-            return True
-        model = getattr(model, "module", getattr(model, "_orig_mod", None))
-    return False
+    return any(isinstance(layer, (Preconditioned, Composed, FlowMap)) for layer in layers(model))
 
 
 def _change(at: Evaluation) -> Tensor:

@@ -15,13 +15,9 @@ import torch
 from torch import Tensor
 
 from cmsolvers import ops
-from cmsolvers.losses.evaluation.table_rows import TableRow, together
 
 Weight: TypeAlias = "float | Tensor"
 """A number, or a float64 tensor [B]."""
-
-Factor: TypeAlias = "Weight | TableRow"
-"""The same, or a row of a table of weights."""
 
 _MOST = 6  # tensors of one fused pass
 _PLUS = (Tensor.add, Tensor.__add__, Tensor.__radd__)
@@ -39,11 +35,16 @@ class Combination:
         terms: (tensor, weight) pairs; those whose weight is the number 0 are left out.
     """
 
-    __slots__ = ("terms",)
+    __slots__ = ("_terms",)
 
-    def __init__(self, terms: Sequence[tuple[Tensor, Factor]]) -> None:
+    def __init__(self, terms: Sequence[tuple[Tensor, Weight]]) -> None:
         some = [term for term in terms if not (type(term[1]) is float and term[1] == 0.0)]
-        self.terms = tuple(some or terms[:1])
+        self._terms = tuple(some or terms[:1])
+
+    @property
+    def terms(self) -> tuple[tuple[Tensor, Weight], ...]:
+        """(tensor, weight) pairs."""
+        return self._terms
 
     @classmethod
     def __torch_function__(
@@ -87,41 +88,36 @@ class Combination:
     def __neg__(self) -> Combination:
         return self * -1.0
 
-    def __mul__(self, factor: Factor) -> Combination:
+    def __mul__(self, factor: Weight) -> Combination:
         return Combination([(tensor, weight * factor) for tensor, weight in self.terms])
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: Factor) -> Combination:
+    def __truediv__(self, divisor: Weight) -> Combination:
         return Combination([(tensor, weight / divisor) for tensor, weight in self.terms])
-
-    @classmethod
-    def _made(cls, terms: tuple[tuple[Tensor, Factor], ...]) -> Combination:
-        """Of terms among which no weight is the number 0."""
-        made = cls.__new__(cls)
-        made.terms = terms
-        return made
 
     def detach(self) -> Combination:
         """The same without gradient; a tensor without one stays itself, and so one term."""
         if not any(t.requires_grad for t, _ in self.terms):
             return self
-        return Combination._made(
-            tuple((t.detach() if t.requires_grad else t, weight) for t, weight in self.terms)
+        return Combination(
+            [(t.detach() if t.requires_grad else t, weight) for t, weight in self.terms]
         )
 
-    def tensor(self) -> Tensor:
-        """The sum itself, [B, ...], in the widest dtype of its tensors; differentiable in them."""
+    def tensor(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The sum itself, [B, ...]; differentiable in its tensors.
+
+        It is made in the widest dtype of these, and returned in `dtype`; None is that one.
+        """
         tensors = sorted(self.terms, key=lambda term: -torch.finfo(term[0].dtype).bits)
         (total, scale), rest = tensors[0], tensors[1:]
         total = total.to(_widest([tensor for tensor, _ in tensors]))
         while True:
             some, rest = rest[:4], rest[4:]
             inputs = tuple(tensor.to(total.dtype) for tensor, _ in some)
-            weights = tuple(_settled(weight) for weight in (scale, *(w for _, w in some)))
-            total = ops.weighted_step(total, inputs, weights)
+            total = ops.weighted_step(total, inputs, (scale, *(w for _, w in some)))
             if not rest:
-                return total
+                return total if dtype is None else total.to(dtype)
             scale = 1.0
 
     def square_sum(self) -> Tensor:
@@ -156,9 +152,14 @@ class Combination:
         return math.prod(self.terms[0][0].shape[1:])
 
     def _sum(self, kind: Literal["square", "abs", "huber", "pseudo_huber"], c: float) -> Tensor:
+        tensors, table = self._passed()
+        return ops.form_distance(tensors, table, kind, c)
+
+    def _passed(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """What one fused pass takes: K tensors, and their weights, float64 [K, B] or [K, 1]."""
         terms = self.terms if len(self.terms) <= _MOST else tuple(_shortened(self.terms))
         tensors, weights = zip(*terms, strict=True)
-        return ops.form_distance(tensors, _stacked(weights, tensors[0]), kind, c)
+        return tensors, _stacked(weights, tensors[0])
 
 
 def of(tensor: Tensor) -> Combination:
@@ -170,28 +171,20 @@ def _of(value: Combination | Tensor) -> Combination:
     return value if isinstance(value, Combination) else of(value)
 
 
-def _settled(weight: Factor) -> Weight:
-    return weight.tensor() if isinstance(weight, TableRow) else weight
-
-
-def _stacked(weights: Sequence[Factor], like: Tensor) -> Tensor:
+def _stacked(weights: Sequence[Weight], like: Tensor) -> Tensor:
     """Weights as float64 [K, B]."""
-    table = together(weights)
-    if table is not None:
-        return table
-    settled = [_settled(weight) for weight in weights]
     # Numbers are filled in on the device: a copy from the host would be waited for.
-    batch = len(like) if any(isinstance(weight, Tensor) for weight in settled) else 1
+    batch = len(like) if any(isinstance(weight, Tensor) for weight in weights) else 1
     rows = [
         weight.expand(batch)
         if isinstance(weight, Tensor)
         else like.new_full((batch,), weight, dtype=torch.float64)
-        for weight in settled
+        for weight in weights
     ]
     return torch.stack(rows)
 
 
-def _shortened(terms: Sequence[tuple[Tensor, Factor]]) -> list[tuple[Tensor, Factor]]:
+def _shortened(terms: Sequence[tuple[Tensor, Weight]]) -> list[tuple[Tensor, Weight]]:
     """As many terms as one pass takes: those without gradient are summed first."""
     constant = [term for term in terms if not term[0].requires_grad]
     rest = [term for term in terms if term[0].requires_grad]

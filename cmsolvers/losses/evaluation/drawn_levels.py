@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cmsolvers import checks as check
 from cmsolvers import noise
+from cmsolvers.denoisers.flow_map_base import kind_of
 from cmsolvers.losses.evaluation import terms
 from cmsolvers.ops.pair_rows import ALL_ZERO, EQUAL, LOOK, SOME_ZERO
 from cmsolvers.processes.coordinates import KARRAS, Coordinates, coordinates
@@ -70,7 +71,7 @@ def levels_of(
             at.ends_clean = bool(s == 0)
         high = terms.levels("levels", t, at.x0)
         low = high if t is s else terms.levels("levels", s, at.x0, zero=True)
-        return _checked(at.path, high, low, pair)
+        return _checked(at, high, low, pair)
     if not callable(getattr(times, "sample", None)):
         raise TypeError(
             f"times must be a distribution of levels, such as UniformTimes(); got "
@@ -110,11 +111,11 @@ def carried(level: Tensor, theirs: Coordinates, ours: Coordinates) -> Tensor:
     return ours.level(theirs.ratio(level))
 
 
-def _checked(path: Coordinates, t: Tensor, s: Tensor, pair: bool) -> tuple[Tensor, Tensor]:
+def _checked(at: Evaluation, t: Tensor, s: Tensor, pair: bool) -> tuple[Tensor, Tensor]:
     if t.device.type != "cpu" or torch.compiler.is_compiling():
         return t, s
     if len(t):
-        path.check_levels("levels", [float(t.max())])
+        at.path.check_levels("levels", [float(t.max())], kind_of(at.student.inner, "model"))
         below = t <= s if pair else t < s
         if bool(below.any()):
             k = int(below.nonzero()[0])

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmsolvers import noise, ops
-from cmsolvers.denoisers import Preconditioned
 from cmsolvers.losses.evaluation.bad_rows import LeftOut
 from cmsolvers.losses.evaluation.combination import Weight, of
-from cmsolvers.losses.evaluation.model_views import Model, ModelView
+from cmsolvers.losses.evaluation.model_views import ModelView
+from cmsolvers.losses.evaluation.network_calls import Model
 from cmsolvers.losses.evaluation.randomness import SameRandomness
-from cmsolvers.losses.evaluation.states import State, moved_along
-from cmsolvers.losses.evaluation.table_rows import row_of
+from cmsolvers.losses.evaluation.states import Pair, State, moved_along
 from cmsolvers.processes.coordinates import Coordinates
 
 EXTRA = 8
@@ -39,7 +37,6 @@ class Evaluation:
         t: the levels of the student, float64 [B].
         s: where its map ends, or the second level of a pair; likewise.
         path: coordinates of states and levels.
-        size: elements per sample.
         student: the model, with gradient.
         frozen: the model without gradient, on the same random numbers.
         target: the argument `target` without gradient; `frozen` where it was None.
@@ -77,13 +74,17 @@ class Evaluation:
         if teacher is not None:
             own = self.extra if teacher_extra is None else teacher_extra
             self._teacher = ModelView("teacher", teacher, own, same, False, self.path)
-        self.size = math.prod(x0.shape[1:])
         self.t = self.s = _NO_LEVELS
         self.diagnostics: dict[str, Any] = {}
-        self.progress = 1.0
+        self.progress: float | Tensor = 1.0
         self.left_out: LeftOut | None = None
         self.dropped: Tensor | None = None
         self.ends_clean: bool | None = None
+
+    @property
+    def size(self) -> int:
+        """Elements per sample."""
+        return math.prod(self.x0.shape[1:])
 
     @property
     def teacher(self) -> ModelView:
@@ -147,23 +148,17 @@ class Evaluation:
             )
         )
         of_student = self.student.inner
-        found = [
-            State(
-                next(made),
-                level,
-                next(made) if factor is not None else None,
-                scaled_for=of_student,
-            )
-            for level, factor in zip(levels, scalings, strict=True)
-        ]
-        if velocity:
-            found[0].velocity = next(made)
-        return tuple(found)
+        pairs = [(next(made), None if factor is None else next(made)) for factor in scalings]
+        speeds = [next(made) if velocity and k == 0 else None for k in range(len(levels))]
+        return tuple(
+            State(x, level, scaled, of_student, velocity=speed)
+            for (x, scaled), level, speed in zip(pairs, levels, speeds, strict=True)
+        )
 
     def _consistency_pair(self, high: Tensor, low: Tensor) -> tuple[State, State] | None:
         """Both states with what their networks get, where one launch knows all weights."""
-        inner = self.student.inner
-        if not isinstance(inner, Preconditioned) or inner is not self.student.model:
+        inner = self.student.preconditioned
+        if inner is None:
             return None
         own, of_net = self.x0.dtype, inner.dtype or self.x0.dtype
         # Where both networks get the same inputs, these are all that is stored.
@@ -181,20 +176,13 @@ class Evaluation:
             draw=self.draw,
             dtypes=None if lean else (own, own, of_net, of_net),
         )
-        told = (None, None) if len(rows) == 2 else rows[2:]
-        weights = rows[1]
-        c_in = [row_of(rows[0], (k, 0)) for k in (0, 1)] if lean else [None, None]
-        again = [partial(self._made_again, rows[0], k) if lean else None for k in (0, 1)]
         x, y, x_in, y_in = (None, None, *made) if lean else made
-        skip, out = row_of(weights, 0), row_of(weights, 1)
-        first = State(x, high, x_in, None, (skip, out), inner, c_in[0], told[0], again[0])
-        skip, out = row_of(weights, 2, -1.0), row_of(weights, 3, -1.0)
-        second = State(y, low, y_in, None, (skip, out), inner, c_in[1], told[1], again[1])
-        return first, second
-
-    def _made_again(self, weights: Tensor, k: int) -> Tensor:
-        """The input of a network, number k of a table of weights, once more."""
-        return self._one_form(weights[k : k + 1])
+        told = rows[2:] or (None, None)
+        pair = Pair(rows[1], rows[0], self._one_form)
+        return (
+            State(x, high, x_in, inner, pair, 0, told[0]),
+            State(y, low, y_in, inner, pair, 1, told[1]),
+        )
 
     def _one_form(self, weights: Tensor) -> Tensor:
         """The weighted sum of the batch and its noise, in the dtype of x0."""
@@ -217,7 +205,7 @@ class Evaluation:
 
     def slope(self, view: ModelView, at: State) -> Tensor:
         """A model's velocity at a state, made: [B, ...]."""
-        return view.velocity(at).tensor().to(self.x0.dtype)
+        return view.velocity(at).tensor(self.x0.dtype)
 
     def teacher_velocity(self, at: State) -> Tensor:
         """dx/dlevel at a state of the student's path by the teacher, in any coordinates: [B, ...].

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-_CPU = torch.default_generator
+from cmsolvers.losses.evaluation.norm_layers import norm_layers
+from cmsolvers.ops.generator import PUT_STATE, STATE
+
 _NOTHING = nullcontext()
 
 
@@ -46,7 +47,7 @@ class SameRandomness:
             return
         if not isinstance(device, torch.device):
             device = torch.device(device)
-        self._cpu = _CPU.get_state()
+        self._cpu = STATE()
         self._type = device.type
         self._device: tuple[int, torch.Tensor] | None = None
         if device.type not in ("cpu", "meta"):
@@ -90,19 +91,19 @@ class SameRandomness:
         finally:
             self.put(now)
 
-    def rewind(self) -> tuple[Tensor, Tensor | None]:
+    def rewind(self) -> tuple[object, Tensor | None]:
         """Let the generators start where they stood; where they are now, for `put`."""
         # By hand: `torch.random.fork_rng` takes several times as long.
-        now = _CPU.get_state()
+        now = STATE()
         there = None if self._device is None else self._of_device()
-        _CPU.set_state(self._cpu)
+        PUT_STATE(self._cpu)
         if self._device is not None:
             self._to_device(self._device[1])
         return now, there
 
-    def put(self, states: tuple[Tensor, Tensor | None]) -> None:
+    def put(self, states: tuple[object, Tensor | None]) -> None:
         """Set the generators."""
-        _CPU.set_state(states[0])
+        PUT_STATE(states[0])
         if states[1] is not None:
             self._to_device(states[1])
 
@@ -206,23 +207,9 @@ class _Drawn(TorchFunctionMode):
         return x.mul_(factor) if given.get("inplace", False) else x * factor
 
 
-_NORMS: WeakKeyDictionary[nn.Module, tuple[_NormBase, ...]] = WeakKeyDictionary()
-
-
-def _norms(model: nn.Module) -> tuple[_NormBase, ...]:
-    """The layers with running statistics: looked for once, since a large network has many parts."""
-    if torch.compiler.is_compiling():
-        return tuple(layer for layer in model.modules() if isinstance(layer, _NormBase))
-    found = _NORMS.get(model)
-    if found is None:
-        found = tuple(layer for layer in model.modules() if isinstance(layer, _NormBase))
-        _NORMS[model] = found
-    return found
-
-
 def couples_samples(model: object) -> bool:
     """Whether batch norms in training mode make each sample's output one of all samples."""
-    layers = _norms(model) if isinstance(model, nn.Module) else ()
+    layers = norm_layers(model) if isinstance(model, nn.Module) else ()
     return any(isinstance(layer, _BatchNorm) and layer.training for layer in layers)
 
 
@@ -246,7 +233,7 @@ def same_statistics(model: object) -> Iterator[None]:
 def _statistics(model: object) -> list[tuple[Tensor, Tensor]]:
     """The running statistics that a pass would move, each with a copy."""
     kept: list[tuple[Tensor, Tensor]] = []
-    for layer in _norms(model) if isinstance(model, nn.Module) else ():
+    for layer in norm_layers(model) if isinstance(model, nn.Module) else ():
         if layer.training and layer.track_running_stats:
             statistics = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
             kept += [(now, now.clone()) for now in statistics if now is not None]

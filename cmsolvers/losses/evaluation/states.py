@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from cmsolvers.losses.evaluation.combination import Combination, Factor, of
+from cmsolvers.losses.evaluation.combination import Combination, of
+from cmsolvers.losses.evaluation.table_combination import TableCombination
+
+
+class Pair(NamedTuple):
+    """What the two states of a consistency pair were made with, by one kernel.
+
+    Attributes:
+        outputs: float64 [4, B], the weights of f(x, t) - f(y, s): of x, F, y and F, with the inputs
+            of the networks in place of the states where these are all that is stored.
+        inputs: float64 [2, 2, B], (c_in, c_in sigma) of both states, which make these inputs.
+        make: makes tensors of such weights.
+    """
+
+    outputs: Tensor
+    inputs: Tensor
+    make: Callable[[Tensor], Tensor]
 
 
 class State:
@@ -17,22 +33,18 @@ class State:
         x: [B, ...].
         level: of each sample, float64 [B].
         scaled: c_in(level) x in the dtype of the student's network, where it was made with x.
-        velocity: alpha' x_0 + sigma' z, the velocity of the pair that x was made of, where asked.
-        form: weights of `carrier` and of the student's raw output in f or D, where they were made
-            with x.
         scaled_for: the model whose c_in that is; others with other scalings scale x themselves.
     """
 
     __slots__ = (
-        "_c_in",
-        "_remake",
+        "_pair",
+        "_row",
         "_told",
+        "_velocity",
         "_x",
-        "form",
         "level",
         "scaled",
         "scaled_for",
-        "velocity",
     )
 
     def __init__(
@@ -40,29 +52,42 @@ class State:
         x: Tensor | None,
         level: Tensor,
         scaled: Tensor | None = None,
-        velocity: Tensor | None = None,
-        form: tuple[Factor, Factor] | None = None,
         scaled_for: object = None,
-        c_in: Factor | None = None,
+        pair: Pair | None = None,
+        row: int = 0,
         told: Tensor | None = None,
-        remake: Callable[[], Tensor] | None = None,
+        velocity: Tensor | None = None,
     ) -> None:
-        """`x` may be None where `scaled`, `c_in` and `remake`, which makes `scaled`, are given.
+        """Of a pair, state number `row`; its x may be None where `scaled` is given.
 
         `told` is what the network of `scaled_for` gets beside `scaled`.
         """
-        self._told = told
-        self._x, self.level, self.scaled, self.velocity = x, level, scaled, velocity
-        self.form, self.scaled_for, self._c_in = form, scaled_for, c_in
-        self._remake = remake
+        self._x, self.level, self.scaled, self.scaled_for = x, level, scaled, scaled_for
+        self._pair, self._row, self._told, self._velocity = pair, row, told, velocity
 
     @property
     def x(self) -> Tensor:
         """[B, ...]."""
         if self._x is None:
-            assert self.scaled is not None and self._c_in is not None
-            self._x = (of(self.scaled) / self._c_in).tensor().to(self.scaled.dtype)
+            assert self.scaled is not None and self._pair is not None
+            c_in = self._pair.inputs[self._row, 0]
+            self._x = (of(self.scaled) / c_in).tensor(self.scaled.dtype)
         return self._x
+
+    @property
+    def velocity(self) -> Tensor:
+        """alpha' x_0 + sigma' z, the velocity of the pair that x was made of, [B, ...].
+
+        Raises:
+            ValueError: it was not made; `at.states(level, velocity=True)` makes it.
+        """
+        if self._velocity is None:
+            raise ValueError("velocity must be made with the state: states(t, velocity=True)")
+        return self._velocity
+
+    def at(self, made: Combination, level: Tensor) -> State:
+        """The state that was made of this one at another level, [B], in the same dtype."""
+        return State(made.tensor(self.x.dtype), level)
 
     def take_told(self, model: object) -> Tensor | None:
         """What a model's network is told, once: the network may write to it. Else None."""
@@ -73,27 +98,31 @@ class State:
 
     @property
     def carrier(self) -> Tensor:
-        """The tensor that `form` takes for the state: x, or `scaled` where there is no other."""
+        """The tensor that `mapped` takes for the state: x, or `scaled` where there is no other."""
         return self.x if self._x is not None or self.scaled is None else self.scaled
+
+    @property
+    def known(self) -> bool:
+        """Whether the weights of f were made with the state, for `mapped`."""
+        return self._pair is not None
+
+    def mapped(self, made: Tensor) -> Combination:
+        """f or D of the raw output of a network that scales as `scaled_for`."""
+        assert self._pair is not None
+        sign = -1.0 if self._row else 1.0
+        return TableCombination((self.carrier, made), self._pair.outputs, 2 * self._row, sign)
 
     def forget_scaled(self) -> None:
         """To be called where a network wrote to `scaled`: it is made anew, or where next wanted."""
-        self.scaled = self._remake() if self._x is None and self._remake is not None else None
+        pair, row = self._pair, self._row
+        self.scaled = pair.make(pair.inputs[row : row + 1]) if self._x is None and pair else None
 
 
 def moved_along(x: State, velocity: Combination, end: Tensor) -> State:
     """x + (s - t) velocity at s = `end`, [B]."""
-    moved = of(x.x) + velocity * (end - x.level)
-    return State(moved.tensor().to(x.x.dtype), end)
+    return x.at(of(x.x) + velocity * (end - x.level), end)
 
 
 def version_of(x: Tensor) -> int | None:
     """Counts what is written to a tensor in place; None in inference mode, which does not count."""
-    if torch.compiler.is_compiling():
-        return 0
     return None if x.is_inference() else x._version
-
-
-def written(x: Tensor, before: int | None) -> bool:
-    """Whether a tensor was perhaps written to since `version_of`."""
-    return before is None or version_of(x) != before

@@ -18,33 +18,21 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cmsolvers import checks as check
 from cmsolvers.denoisers.flow_maps import AverageVelocity, FlowMap
 from cmsolvers.losses.derivatives.derivative_check import checked_derivative
 from cmsolvers.losses.derivatives.inner_modules import around_inner
 from cmsolvers.losses.derivatives.total_derivative import Derivative, Method
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.evaluation import Evaluation
-from cmsolvers.losses.evaluation.model_views import RAW, ModelView
+from cmsolvers.losses.evaluation.model_views import ModelView
+from cmsolvers.losses.evaluation.network_calls import RAW
 from cmsolvers.losses.evaluation.states import State
-
-
-def flow_map_of(view: ModelView) -> FlowMap:
-    """The flow map of a view.
-
-    Raises:
-        ValueError: another kind of model.
-    """
-    if not isinstance(view.inner, FlowMap):
-        raise ValueError(
-            f"{view.name} must be a flow map, such as AverageVelocity(net) or TrigFlowMap(net); "
-            f"got {type(view.inner).__name__}"
-        )
-    return view.inner
 
 
 def two_times_of(view: ModelView) -> FlowMap:
@@ -53,7 +41,7 @@ def two_times_of(view: ModelView) -> FlowMap:
     Raises:
         ValueError: another kind of model, or a network of one time, which cannot know where to go.
     """
-    inner = flow_map_of(view)
+    inner = view.flow_map()
     if inner.second is None:
         made = type(inner).__name__
         raise ValueError(
@@ -70,10 +58,7 @@ def average_velocity_of(view: ModelView) -> AverageVelocity:
         ValueError: another kind of model.
     """
     if not isinstance(view.inner, AverageVelocity):
-        raise ValueError(
-            f"{view.name} must be an average velocity, AverageVelocity(net); "
-            f"got {type(view.inner).__name__}"
-        )
+        raise view.refused("an average velocity, AverageVelocity(net)")
     return view.inner
 
 
@@ -83,7 +68,7 @@ def raw_derivative(
     x: State,
     end: Tensor | None,
     tangents: tuple[Any, Any, Any],
-    derivative: str,
+    derivative: Method,
     *,
     through: bool = False,
     full_precision: bool = False,
@@ -100,20 +85,20 @@ def raw_derivative(
 
     def raw(state: Tensor, t: Tensor, s: Tensor) -> Tensor:
         if through and view.model is not inner:
-            made: Tensor = view.model(state, t, s, output=RAW, **view.extra)
-            return made
-        return called.raw(state, t, s, **view.extra)
+            made: object = view.model(state, t, s, output=RAW, **view.extra)
+        else:
+            made = called.raw(state, t, s, **view.extra)
+        return check.model_output(view.name, made, state)
 
     stop = x.level if end is None else end
     bounds = (None, (stop, at.path.max_level), (0.0, x.level))
-    method = cast(Method, derivative)
     kind = x.x.device.type
     outside = full_precision and torch.is_autocast_enabled(kind)
     state = x.x.to(torch.promote_types(x.x.dtype, torch.float32)) if outside else x.x
     points = (state, x.level, stop)
     with view.passing(), torch.autocast(kind, enabled=False) if outside else nullcontext():
         found, ratio = checked_derivative(
-            raw, points, tangents, model=inner, method=method, bounds=bounds, through=through
+            raw, points, tangents, model=inner, method=derivative, bounds=bounds, through=through
         )
     if ratio is not None:
         at.diagnostics["derivative_ratio"] = ratio
@@ -132,7 +117,7 @@ def eulerian(
     end: Tensor,
     velocity: Tensor | Combination,
     *,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
     view: ModelView | None = None,
     scale: float | Tensor = 1.0,
     full_precision: bool = False,
@@ -149,8 +134,8 @@ def eulerian(
         scale: of the part with dF/dt, for a warm-up, a number or [B].
         full_precision: whether the derivative's pass runs outside of autocast.
     """
-    inner = flow_map_of(at.student)
-    along = velocity.tensor().to(x.x.dtype) if isinstance(velocity, Combination) else velocity
+    inner = at.student.flow_map()
+    along = velocity.tensor(x.x.dtype) if isinstance(velocity, Combination) else velocity
     view = at.frozen if view is None else view
     tangents = (along, 1.0, 0.0)
     found = raw_derivative(at, view, x, end, tangents, derivative, full_precision=full_precision)
@@ -163,7 +148,7 @@ def eulerian(
 
 
 def end_rate(
-    at: Evaluation, x: State, end: Tensor, *, derivative: str = "jvp", through: bool = False
+    at: Evaluation, x: State, end: Tensor, *, derivative: Method = "jvp", through: bool = False
 ) -> tuple[Combination, Combination]:
     """(d/ds f_{t->s}(x), f_{t->s}(x)): a_s x + b_s F + b dF/ds, and where the map is.
 
@@ -176,7 +161,7 @@ def end_rate(
         derivative: "jvp" or "finite_difference".
         through: whether the gradient goes through dF/ds too, or through F alone.
     """
-    inner = flow_map_of(at.student)
+    inner = at.student.flow_map()
     a, b = inner.skip_out(x.level, end)
     a_rate, b_rate = inner.end_rates(x.level, end)
     view = at.student if through else at.frozen
@@ -192,7 +177,7 @@ def lagrangian(
     end: Tensor,
     velocity: ModelView,
     *,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
     through: bool = False,
 ) -> Combination:
     """d/ds f_{t->s}(x) - v(f^-, s), with gradient through the derivative in s.
@@ -206,5 +191,5 @@ def lagrangian(
         through: whether the gradient goes through dF/ds too, or through b_s F alone.
     """
     moving, reached = end_rate(at, x, end, derivative=derivative, through=through)
-    state = State(reached.detach().tensor().to(x.x.dtype), end)
+    state = x.at(reached.detach(), end)
     return moving - velocity.velocity(state).detach()

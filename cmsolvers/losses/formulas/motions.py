@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,11 +24,14 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.denoisers import Preconditioned
 from cmsolvers.denoisers.flow_maps import FlowMap
-from cmsolvers.losses.derivatives.total_derivative import total_derivative
+from cmsolvers.losses.derivatives.total_derivative import Method, total_derivative
 from cmsolvers.losses.evaluation.combination import Combination, Weight, of
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.states import State
-from cmsolvers.losses.formulas.identities import flow_map_of, raw_derivative
+from cmsolvers.losses.formulas.identities import raw_derivative
+
+StartMethod: TypeAlias = Literal["jvp", "finite_difference", "discrete"]
+"""How dF/dt is found along a trajectory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,7 @@ def start_motion(
     end: Tensor,
     velocity: Tensor,
     *,
-    derivative: str = "jvp",
+    derivative: StartMethod = "jvp",
     gap: float = 1e-4,
 ) -> Motion:
     """d/dt f_{t->s}(x_t) along a velocity [B, ...].
@@ -74,8 +77,8 @@ def start_motion(
         ValueError: another kind of model, an unknown derivative.
     """
     check.choice("derivative", derivative, ("jvp", "finite_difference", "discrete"))
-    student, view = flow_map_of(at.student), at.target
-    inner = flow_map_of(view)
+    student, view = at.student.flow_map(), at.target
+    inner = view.flow_map()
     made = at.student.raw(x, end)
     fixed = moving = made.detach()
     if derivative == "discrete":
@@ -98,7 +101,7 @@ def start_motion(
     )
 
 
-def end_motion(at: Evaluation, x: State, end: Tensor, *, derivative: str = "jvp") -> Motion:
+def end_motion(at: Evaluation, x: State, end: Tensor, *, derivative: Method = "jvp") -> Motion:
     """d/ds f_{t->s}(x) - v(f, s), with the teacher's velocity.
 
     Args:
@@ -110,8 +113,8 @@ def end_motion(at: Evaluation, x: State, end: Tensor, *, derivative: str = "jvp"
     Raises:
         ValueError: another kind of model, no teacher.
     """
-    student, view = flow_map_of(at.student), at.target
-    inner = flow_map_of(view)
+    student, view = at.student.flow_map(), at.target
+    inner = view.flow_map()
     made = at.student.raw(x, end)
     fixed = moving = made.detach()
     found = raw_derivative(at, view, x, end, (None, 0.0, 1.0), derivative)
@@ -119,15 +122,14 @@ def end_motion(at: Evaluation, x: State, end: Tensor, *, derivative: str = "jvp"
         moving = found.value
     a, b = inner.skip_out(x.level, end)
     a_rate, b_rate = inner.end_rates(x.level, end)
-    reached = Combination([(x.x, a), (moving, b)]).tensor().to(x.x.dtype)
-    slope = at.teacher_velocity(State(reached, end))
+    slope = at.teacher_velocity(x.at(Combination([(x.x, a), (moving, b)]), end))
     straight = Combination([(moving, b_rate), (slope, -1.0)]) + of(x.x) * a_rate
     sign = _sign(student.end_rates(x.level, x.level)[1])
     return Motion(made, fixed, sign, straight, of(found.derivative) * b)
 
 
 def map_rate(
-    at: Evaluation, x: State, velocity: Tensor, *, derivative: str = "jvp"
+    at: Evaluation, x: State, velocity: Tensor, *, derivative: Method = "jvp"
 ) -> tuple[Combination, Combination]:
     """f_{t->0}(x), with gradient, and d/dt f^-_{t->0}(x_t) without, for any consistency function.
 
@@ -161,7 +163,7 @@ def map_rate(
             whole,
             (x.x, x.level),
             (velocity, 1.0),
-            method=derivative,  # type: ignore[arg-type]
+            method=derivative,
             bounds=(None, (low, at.path.max_level)),
         )
     if found.error is not None:
@@ -186,8 +188,8 @@ def _along_the_circle(
     """
     h = x.level.clamp(max=gap)
     level = x.level - h
-    moved = Combination([(x.x, h.cos()), (velocity, -h.sin())]).tensor().to(x.x.dtype)
-    before = at.target.raw(State(moved, level), torch.minimum(end, level))
+    moved = x.at(Combination([(x.x, h.cos()), (velocity, -h.sin())]), level)
+    before = at.target.raw(moved, torch.minimum(end, level))
     sine = h.sin().clamp_min(torch.finfo(torch.float64).tiny)
     return Combination([(made, h.cos() / sine), (before, -1.0 / sine)])
 

@@ -150,7 +150,6 @@ def power_law_rate(
 
 def _power_law(sigma_min: float, sigma_max: float, rho: float) -> tuple[float, float, float]:
     """(sigma_min^(1/rho), sigma_max^(1/rho), rho), checked."""
-    low, high = check.positive("sigma_min", sigma_min), check.positive("sigma_max", sigma_max)
-    check.below("sigma_min", low, "sigma_max", high)
+    low, high = check.sigma_range(sigma_min, sigma_max)
     power = check.positive("rho", rho)
     return low ** (1.0 / power), high ** (1.0 / power), power

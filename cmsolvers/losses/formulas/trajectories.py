@@ -14,8 +14,9 @@ from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.model_views import ModelView
 from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.formulas.teacher_steps import TeacherStep, stepped
-from cmsolvers.losses.times.trajectory_times import Quantile
-from cmsolvers.processes.coordinates import KARRAS, Coordinates
+from cmsolvers.losses.times.distribution import Distribution
+from cmsolvers.losses.times.step_tables import step_of
+from cmsolvers.processes.coordinates import Coordinates, coordinates
 from cmsolvers.schedules import karras_sigmas
 
 
@@ -74,7 +75,7 @@ def ddim_clean(
         path: coordinates of the state and the levels.
     """
     first = _ddim(path, x, view.clean(x).detach(), between)
-    middle = State(first.tensor().to(x.x.dtype), between)
+    middle = x.at(first, between)
     last = _ddim(path, middle, view.clean(middle).detach(), end)
     kept, added = _ddim_weights(path, x.level, end)
     return (last - of(x.x) * kept) / added
@@ -95,7 +96,26 @@ def _full(level: float, like: Tensor) -> Tensor:
     return torch.full((len(like),), level, dtype=torch.float64, device=like.device)
 
 
-def further_level(at: Evaluation, quantile: Quantile, u: Tensor) -> Tensor:
-    """A level for each share, in the coordinates of the model, float64 [B]."""
-    theirs: Coordinates = getattr(quantile, "coordinates", KARRAS)
-    return carried(quantile(u), theirs, at.path)
+def further_level(
+    at: Evaluation, times: Distribution[Tensor], u: Tensor, name: str = "denoising"
+) -> Tensor:
+    """A level of a distribution for each share u [B], in the model's coordinates, float64 [B].
+
+    Raises:
+        TypeError: no `Distribution`.
+        ValueError: one that gives pairs or needs more than one number.
+    """
+    if not isinstance(times, Distribution):
+        raise TypeError(
+            f"{name} must be a Distribution of levels, such as LogNormal(); got "
+            f"{check.describe(times)}"
+        )
+    drawn: object = None
+    if times.numbers == 1:
+        drawn = times.quantiles(u[:, None], step_of(at.key, at.draw))
+    if not isinstance(drawn, Tensor):
+        raise ValueError(
+            f"{name} must be a distribution of single levels, of one uniform number each; got "
+            f"{type(times).__name__}"
+        )
+    return carried(drawn, coordinates("coordinates of times", times.coordinates), at.path)

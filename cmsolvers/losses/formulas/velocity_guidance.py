@@ -18,6 +18,7 @@ from cmsolvers.denoisers.velocity_heads import VelocityHeads
 from cmsolvers.engine.mistakes.once import Once
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.evaluation import Evaluation
+from cmsolvers.losses.evaluation.labels import check_null, null_label
 from cmsolvers.losses.evaluation.model_views import ModelView
 from cmsolvers.losses.evaluation.states import State
 
@@ -53,6 +54,7 @@ class Guidance:
     interval: tuple[float, float] = (0.0, math.inf)
 
     def __post_init__(self) -> None:
+        check_null(self.null)
         check.finite("omega", self.omega)
         check.finite("kappa", self.kappa)
         if not self.interval[0] <= self.interval[1]:
@@ -163,6 +165,7 @@ class GuidanceInputs:
     inputs: tuple[str, str, str] = ("omega", "t_min", "t_max")
 
     def __post_init__(self) -> None:
+        check_null(self.null)
         if check.positive("largest", self.largest) < 1.0:
             raise ValueError(f"largest must be at least 1; got {self.largest:g}")
         check.non_negative("power", self.power)
@@ -203,11 +206,10 @@ class GuidanceInputs:
 
 def learned_velocity(at: Evaluation, x: State, guidance: Guidance | None) -> Tensor:
     """The velocity of the pair that `x` was made of, guided or not, [B, ...]."""
-    assert x.velocity is not None
     if guidance is None:
         return x.velocity
     null_is_trained(at)
-    return guidance.velocity(at, x, x.velocity).tensor().to(x.velocity.dtype)
+    return guidance.velocity(at, x, x.velocity).tensor(x.velocity.dtype)
 
 
 def null_is_trained(at: Evaluation) -> None:
@@ -233,7 +235,8 @@ def unlabelled(
     """The keyword argument `name` with the null label for every sample.
 
     Raises:
-        ValueError: no such argument, or one that is no tensor of labels.
+        ValueError: no such argument, or one that is no tensor of labels; a null label of another
+            shape or that their dtype does not hold.
     """
     label = extra.get(name)
     if not isinstance(label, Tensor) or label.ndim == 0:
@@ -241,6 +244,4 @@ def unlabelled(
             f"guidance: extra_args[{name!r}] must be a tensor of labels; got "
             f"{check.describe(label)}"
         )
-    if not isinstance(null, Tensor):
-        return {name: torch.full_like(label, null)}
-    return {name: null.to(label).expand_as(label)}
+    return {name: null_label("guidance", null, label).expand_as(label)}

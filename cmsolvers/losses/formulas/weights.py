@@ -89,7 +89,7 @@ def inverse_gap(t: Tensor, s: Tensor) -> Tensor:
 
     Source: Song & Dhariwal (2023), section 3.1.
     """
-    return (t - s).reciprocal()
+    return (t - s).reciprocal_()
 
 
 def edm_weight(sigma_data: float = 0.5) -> LevelWeight:

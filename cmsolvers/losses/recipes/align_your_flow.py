@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
+from cmsolvers.losses.derivatives.total_derivative import Method
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.formulas.identities import two_times_of
@@ -33,7 +32,7 @@ def ayf_emd(
     tangent: TangentRule = normalised,
     weight: PairWeight = one,
     distance: Norm = mean_square,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
 ) -> Tensor:
     """Eulerian map distillation: w sign(t - s) f^T sg(df^-_{t->s}/dt) along the teacher's ODE.
 
@@ -53,7 +52,7 @@ def ayf_emd(
     (x,) = at.states(at.t)
     two_times_of(at.student)
     motion = start_motion(at, x, at.s, at.teacher_velocity(x), derivative=derivative)
-    r: Any = at.progress
+    r = at.progress
     r = r.clamp(max=limit) if isinstance(r, Tensor) else min(r, limit)
     g = motion.straight + motion.turning * r
     return distance(pull(motion, tangent(at, g))) * weight(at.t, at.s)
@@ -73,7 +72,7 @@ def ayf_lmd(
     tangent: TangentRule = unchanged,
     weight: PairWeight = one,
     distance: Norm = mean_square,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
 ) -> Tensor:
     """Lagrangian map distillation: w sign(s - t) f^T sg(df^-_{t->s}/ds - v(f^-, s)), v the teacher.
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from cmsolvers.denoisers.velocity_heads import VelocityHeads
+from cmsolvers.losses.derivatives.total_derivative import Method
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
@@ -50,7 +51,7 @@ def meanflow(
     eps: float = 0.01,
     square: Norm = square_sum,
     guidance: Guidance | None = None,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
     full_precision: bool = True,
 ) -> Tensor:
     """MeanFlow: |u - sg(v - (t - s) du/dt)|^2, du/dt along the velocity of the pair, v = z - x_0.
@@ -95,7 +96,7 @@ def imf(
     eps: float = 0.01,
     square: Norm = square_sum,
     guidance: GuidanceInputs | None = None,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
     full_precision: bool = True,
 ) -> Tensor:
     """Improved MeanFlow: |V - v|^2 with V = u + (t - s) sg(du/dt), du/dt along the *predicted* v.
@@ -116,12 +117,11 @@ def imf(
     """
     inner = average_velocity_of(at.student)
     (x,) = at.states(at.t, velocity=True)
-    assert x.velocity is not None
     if guidance is None:
         v, tangent = of(x.velocity), instantaneous(at.frozen, x)
     else:
         v, tangent = guidance.velocities(at, x, at.s, x.velocity)
-    along = tangent.tensor().to(x.x.dtype)
+    along = tangent.tensor(x.x.dtype)
     found = raw_derivative(
         at, at.frozen, x, at.s, (along, 1.0, 0.0), derivative, full_precision=full_precision
     )

@@ -8,11 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmsolvers.losses.derivatives.total_derivative import Method
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.formulas.learned_weight import learned
-from cmsolvers.losses.formulas.motions import Motion, map_rate, pull, ratio_rate, start_motion
+from cmsolvers.losses.formulas.motions import (
+    Motion,
+    StartMethod,
+    map_rate,
+    pull,
+    ratio_rate,
+    start_motion,
+)
 from cmsolvers.losses.formulas.tangents import TangentRule, normalised, power_law_rate
 from cmsolvers.losses.formulas.weights import LevelWeight, Norm, mean_square, square_sum
 from cmsolvers.losses.times.basic_times import LogNormal
@@ -29,7 +37,7 @@ from cmsolvers.processes.flows import TrigFlow
     model="consistency",
 )
 def continuous_ct(
-    at: Evaluation, *, weight: LevelWeight | None = None, derivative: str = "jvp"
+    at: Evaluation, *, weight: LevelWeight | None = None, derivative: Method = "jvp"
 ) -> Tensor:
     """Continuous consistency training: w(sigma) f^T sg(df^-/dsigma), along the pair's velocity.
 
@@ -43,7 +51,6 @@ def continuous_ct(
         derivative: "jvp" or "finite_difference".
     """
     (x,) = at.states(at.t, velocity=True)
-    assert x.velocity is not None
     return _inner_product(at, x, x.velocity, weight, derivative)
 
 
@@ -57,7 +64,7 @@ def continuous_ct(
     teacher="required",
 )
 def continuous_cd(
-    at: Evaluation, *, weight: LevelWeight | None = None, derivative: str = "jvp"
+    at: Evaluation, *, weight: LevelWeight | None = None, derivative: Method = "jvp"
 ) -> Tensor:
     """Continuous consistency distillation: w(sigma) f^T sg(df^-/dsigma), along the teacher's ODE.
 
@@ -72,11 +79,14 @@ def continuous_cd(
 
 
 def _inner_product(
-    at: Evaluation, x: State, velocity: Tensor, weight: LevelWeight | None, derivative: str
+    at: Evaluation, x: State, velocity: Tensor, weight: LevelWeight | None, derivative: Method
 ) -> Tensor:
     made, rate = map_rate(at, x, velocity, derivative=derivative)
     w = (power_law_rate() if weight is None else weight)(at.path.ratio(at.t))
-    return made.dot((rate * ratio_rate(at, at.t)).tensor()) * w
+    constant = (rate * ratio_rate(at, at.t)).tensor()
+    if at.left_out is not None:
+        constant = at.left_out.without_bad(constant)
+    return made.dot(constant) * w
 
 
 SCM = "Lu & Song, 'Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models' (2025)"
@@ -97,7 +107,7 @@ def sct(
     weight: Callable[..., Tensor] | None = None,
     prior: LevelWeight | None = None,
     distance: Norm = mean_square,
-    derivative: str = "jvp",
+    derivative: StartMethod = "jvp",
     gap: float = 1e-4,
 ) -> Tensor:
     """sCM training: e^-w |F - sg(F + g)|^2 / D + w, g the tangent cos t df^-/dt, normalised.
@@ -122,7 +132,6 @@ def sct(
         gap: between the two angles of "discrete".
     """
     (x,) = at.states(at.t, velocity=True)
-    assert x.velocity is not None
     motion = _on_circle(at, x, x.velocity, derivative, gap)
     return _weighted(at, motion, _scm_tangent(at, motion), tangent, weight, prior, distance)
 
@@ -143,7 +152,7 @@ def scd(
     weight: Callable[..., Tensor] | None = None,
     prior: LevelWeight | None = None,
     distance: Norm = mean_square,
-    derivative: str = "jvp",
+    derivative: StartMethod = "jvp",
     gap: float = 1e-4,
 ) -> Tensor:
     """sCM distillation: e^-w |F - sg(F + g)|^2 / D + w, g as in `sct` along the teacher's ODE.
@@ -181,7 +190,7 @@ def rcm(
     warmup: int | None = 1_000,
     tangent: TangentRule = normalised,
     distance: Norm = square_sum,
-    derivative: str = "jvp",
+    derivative: StartMethod = "jvp",
     gap: float = 1e-4,
 ) -> Tensor:
     """rCM's consistency part: |F - sg(F + g)|^2, a sum over elements, along the teacher's ODE.
@@ -202,13 +211,15 @@ def rcm(
     """
     (x,) = at.states(at.t)
     motion = _on_circle(at, x, at.teacher_velocity(x), derivative, gap)
-    r: Any = at.progress
+    r = at.progress
     flat = torch.sqrt(1.0 - (r * at.t.sin()) ** 2)
     g = motion.straight * flat + motion.turning * (r * at.t.cos())
     return distance(pull(motion, tangent(at, g)))
 
 
-def _on_circle(at: Evaluation, x: State, velocity: Tensor, derivative: str, gap: float) -> Motion:
+def _on_circle(
+    at: Evaluation, x: State, velocity: Tensor, derivative: StartMethod, gap: float
+) -> Motion:
     """How f_{t->0} moves, in TrigFlow coordinates."""
     if not isinstance(at.path.process, TrigFlow):
         raise ValueError(

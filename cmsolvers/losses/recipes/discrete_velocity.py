@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.losses.derivatives.total_derivative import Method
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.states import State
-from cmsolvers.losses.formulas.identities import average_velocity_of, eulerian, flow_map_of
+from cmsolvers.losses.formulas.identities import average_velocity_of, eulerian
 from cmsolvers.losses.formulas.velocity_guidance import Guidance, learned_velocity
 from cmsolvers.losses.formulas.weights import Norm, adaptive, mean_square
 from cmsolvers.losses.times.basic_times import LogitNormalPairs
@@ -110,7 +111,8 @@ SOFLOW: dict[str, dict[str, Any]] = {
         "eps": 1e-3,
     },
 }
-"""The two published settings of `soflow`; the distribution of the times is MeanFlow's."""
+"""The two published settings of `soflow`. That the times have MeanFlow's distribution is
+unconfirmed; logit-normal they are."""
 
 
 @loss(
@@ -131,7 +133,7 @@ def alpha_flow(
     square: Norm = mean_square,
     clip: float | None = None,
     guidance: Guidance | None = None,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
     full_precision: bool = True,
     smallest: float = 5e-3,
 ) -> Tensor:
@@ -240,7 +242,7 @@ def soflow(
         guidance: a `MixedGuidance` or `Guidance` in the velocity, with `label_dropout`.
         least: t - l at least; l is not below 0.
     """
-    inner = flow_map_of(at.student)
+    inner = at.student.flow_map()
     schedule = ExponentialSchedule() if ratio is None else ratio
     rho = schedule(at.progress) if callable(schedule) else check.positive("ratio", schedule)
     at.diagnostics["ratio"] = rho

@@ -51,7 +51,6 @@ def reflow(
         distance: of the velocity's residual per sample.
     """
     x = paired(at, noise, steps, solver)
-    assert x.velocity is not None
     value = distance(at.student.velocity(x) - x.velocity)
     return value if weight is None else value * weight(at.t)
 
@@ -77,5 +76,5 @@ def paired(at: Evaluation, noise: Tensor | None, steps: int, solver: str | Teach
         z = at.left_out.without_bad(z)
     alpha_rate, sigma_rate = at.path.pair_rates(at.t)
     pair = (at.path.alpha(at.t), at.path.sigma(at.t)), (alpha_rate, sigma_rate)
-    x, v = (Combination([(at.x0, a), (z, b)]).tensor().to(at.x0.dtype) for a, b in pair)
-    return State(x, at.t, None, v)
+    x, v = (Combination([(at.x0, a), (z, b)]).tensor(at.x0.dtype) for a, b in pair)
+    return State(x, at.t, velocity=v)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.losses.derivatives.total_derivative import Method
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.model_views import ModelView
 from cmsolvers.losses.evaluation.states import State
-from cmsolvers.losses.formulas.identities import end_rate, flow_map_of
+from cmsolvers.losses.formulas.identities import end_rate
 from cmsolvers.losses.formulas.learned_weight import learned
 from cmsolvers.losses.formulas.weights import Norm, mean_square
 from cmsolvers.losses.times.trajectory_times import UniformTimes
@@ -35,7 +36,7 @@ def lsd(
     stop_gradient: str = "target",
     distance: Norm = mean_square,
     weight: Callable[[Tensor, Tensor], Tensor] | None = None,
-    derivative: str = "jvp",
+    derivative: Method = "jvp",
 ) -> Tensor:
     """Lagrangian self-distillation: d/ds f_{t->s}(x_t) = v(f, s), v the map's own diagonal.
 
@@ -51,9 +52,8 @@ def lsd(
     """
     stopped = check.choice("stop_gradient", stop_gradient, STOPPED) == "target"
     (x,) = at.states(at.t, velocity=True)
-    assert x.velocity is not None
     moving, reached = end_rate(at, x, at.s, derivative=derivative, through=True)
-    state = State((reached.detach() if stopped else reached).tensor().to(x.x.dtype), at.s)
+    state = x.at(reached.detach() if stopped else reached, at.s)
     same = (at.s == at.t).double()
     own = other_side(at, stopped).velocity(state)
     residual = moving - own * (1.0 - same) - of(x.velocity) * same
@@ -91,15 +91,14 @@ def psd(
     stopped = check.choice("stop_gradient", stop_gradient, STOPPED) == "target"
     midpoint = check.choice("between", between, ("uniform", "midpoint")) == "midpoint"
     (x,) = at.states(at.t, velocity=True)
-    assert x.velocity is not None
     same = at.s == at.t
     left = _per_time(at, x, same)
     view = other_side(at, stopped)
     share: Tensor | float = 0.5 if midpoint else at.uniform()[:, 0]
     middle = at.t + share * (at.s - at.t)
     first = view(x, middle)
-    second = State(first.tensor().to(x.x.dtype), middle)
-    a, b = flow_map_of(view).skip_out(middle, at.s)
+    second = x.at(first, middle)
+    a, b = view.flow_map().skip_out(middle, at.s)
     twice = first * a + of(view.raw(second, at.s)) * b
     right = twice * torch.where(same, 0.0, 1.0 / _gap(at, same)) + of(x.velocity) * same.double()
     return learned(at, distance(left - right), weight, at.t, at.s)
@@ -112,7 +111,7 @@ def _gap(at: Evaluation, same: Tensor) -> Tensor:
 
 def _per_time(at: Evaluation, x: State, same: Tensor) -> Combination:
     """f_{t->s}(x) / (s - t), and the map's velocity where s = t."""
-    inner, gap = flow_map_of(at.student), _gap(at, same)
+    inner, gap = at.student.flow_map(), _gap(at, same)
     pairs = zip(inner.end_rates(at.t, at.t), inner.skip_out(at.t, at.s), strict=True)
     a, b = (torch.where(same, rate, value / gap) for rate, value in pairs)
     return Combination([(x.x, a), (at.student.raw(x, at.s), b)])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.engine.mistakes.glances import can_be_read
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
@@ -40,7 +41,8 @@ def shortcut(
     `second="length"` is the step itself. The target is an average of the model in the paper.
 
     Args:
-        share: of the batch with two steps, in [0, 1]; that of `times` too.
+        share: of the batch with two steps, in [0, 1]: that of `times`, or of `levels`, whose first
+            samples alone have s < t. Another one is an error (on a CPU; a device is not asked).
         clip: bound of the elements of the state between and of the mean velocity; None is none.
         floor: of the noise, x_t = (1 - t) x_0 + (t + floor (1 - t)) z: the paper's path keeps a
             little of it.
@@ -50,6 +52,7 @@ def shortcut(
     check.within("share", share, 0.0, 1.0)
     count = int(len(at.x0) * share)
     first = torch.arange(len(at.t), device=at.t.device) < count
+    _require_share(at, first, count, share)
     at.s = torch.where(first, at.s, at.t)
     x, v = _noised(at, check.non_negative("floor", floor))
     if count > 0:
@@ -58,17 +61,28 @@ def shortcut(
     return distance(of(at.student.raw(x, at.s)) - v)
 
 
+def _require_share(at: Evaluation, first: Tensor, count: int, share: float) -> None:
+    """ValueError where other samples than the first ones have a step."""
+    if at.t.device.type != "cpu" or not can_be_read(at.t):
+        return
+    steps = at.s < at.t
+    if not torch.equal(steps, first):
+        raise ValueError(
+            f"share must be that of times, such as DyadicPairs(share=...), or of levels: the part "
+            f"of the batch with s < t, its first samples; got {share:g}, {count} of {len(first)} "
+            f"samples, where {int(steps.sum())} have s < t"
+        )
+
+
 def _noised(at: Evaluation, floor: float) -> tuple[State, Tensor]:
     """The state at t of a path that keeps some noise at t = 0, and the pair's velocity."""
     (x,) = at.states(at.t, velocity=True)
-    assert x.velocity is not None
     if floor == 0.0:
         return x, x.velocity
     z = at.noise()
-    dtype = x.x.dtype
-    noisier = Combination([(x.x, 1.0), (z, floor * (1.0 - at.t))]).tensor().to(dtype)
-    slower = Combination([(x.velocity, 1.0), (z, -floor)]).tensor().to(dtype)
-    return State(noisier, at.t), slower
+    noisier = Combination([(x.x, 1.0), (z, floor * (1.0 - at.t))])
+    slower = Combination([(x.velocity, 1.0), (z, -floor)]).tensor(x.x.dtype)
+    return x.at(noisier, at.t), slower
 
 
 def _two_steps(at: Evaluation, x: State, end: Tensor, clip: float | None) -> Tensor:

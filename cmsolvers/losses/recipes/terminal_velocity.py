@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.losses.derivatives.total_derivative import Method
 from cmsolvers.losses.evaluation.combination import Combination, of
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
@@ -16,7 +17,9 @@ from cmsolvers.losses.evaluation.states import State
 from cmsolvers.losses.formulas.identities import lagrangian
 from cmsolvers.losses.formulas.trajectories import further_level
 from cmsolvers.losses.formulas.weights import mean_square
-from cmsolvers.losses.times.trajectory_times import GapPairs, LogitNormalQuantile, Quantile
+from cmsolvers.losses.times.basic_times import LogitNormal
+from cmsolvers.losses.times.distribution import Distribution
+from cmsolvers.losses.times.trajectory_times import GapPairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,6 @@ class ScaledVelocity:
 
     def velocity(self, at: Evaluation, y: State) -> Combination:
         """The velocity of the pair that y was made of, guided, without gradient."""
-        assert y.velocity is not None
         w, nothing = self.weight(at), at.target.given(self.unconditional)
         return of(y.velocity) * w + nothing.velocity(y).detach() * (1.0 - w)
 
@@ -79,8 +81,8 @@ def tvm(
     *,
     guidance: ScaledVelocity | None = None,
     through: bool = True,
-    matching: Quantile = LogitNormalQuantile(),  # noqa: B008
-    derivative: str = "jvp",
+    matching: Distribution[Tensor] = LogitNormal(-0.4, 1.0),  # noqa: B008
+    derivative: Method = "jvp",
 ) -> Tensor:
     """Terminal velocity matching: |d/ds f_{t->s}(x_t) - v^-(f, s)|^2 and flow matching at s'.
 
@@ -91,12 +93,11 @@ def tvm(
     Args:
         guidance: a `ScaledVelocity`, for a model of guided velocities; None is that of the pair.
         through: whether the gradient goes through dF/ds too, or through F alone.
-        matching: distribution of s'.
+        matching: distribution of s', a `Distribution` of single levels and one uniform number.
         derivative: "jvp" or "finite_difference".
     """
-    level = further_level(at, matching, at.uniform()[:, 0])
+    level = further_level(at, matching, at.uniform()[:, 0], "matching")
     y, x = at.states(level, at.t, velocity=True)
-    assert y.velocity is not None
     w = 1.0 if guidance is None else guidance.weight(at)
     through = check.flag("through", through)
     residual = lagrangian(at, x, at.s, at.target, derivative=derivative, through=through)

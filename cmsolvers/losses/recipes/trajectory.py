@@ -10,12 +10,13 @@ from cmsolvers.losses.evaluation.combination import Combination
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.states import State
-from cmsolvers.losses.formulas.identities import flow_map_of
 from cmsolvers.losses.formulas.teacher_steps import TeacherStep, stepped
 from cmsolvers.losses.formulas.trajectories import further_level
 from cmsolvers.losses.formulas.weights import LevelWeight, Norm, edm_weight, mean_square
+from cmsolvers.losses.times.basic_times import LogNormal
+from cmsolvers.losses.times.distribution import Distribution
 from cmsolvers.losses.times.elementwise import power
-from cmsolvers.losses.times.trajectory_times import LogNormalQuantile, Quantile, RhoPairs
+from cmsolvers.losses.times.trajectory_times import RhoPairs
 
 _RHO = 7.0
 
@@ -37,7 +38,7 @@ def ctm(
     steps: int = 17,
     distance: Norm = mean_square,
     balance: float | Tensor = 1.0,
-    denoising: Quantile = LogNormalQuantile(),  # noqa: B008
+    denoising: Distribution[Tensor] = LogNormal(),  # noqa: B008
     denoising_weight: LevelWeight | None = None,
 ) -> Tensor:
     """Consistency trajectory: f_{t->s}(x_t) and f^-_{u->s}(Solver(x_t, t -> u)) have one end.
@@ -74,6 +75,8 @@ def ctm(
     (noisy,) = at.states(level)
     weight = edm_weight() if denoising_weight is None else denoising_weight
     clean = mean_square(at.student.again().clean(noisy) - at.x0) * weight(at.path.ratio(level))
+    if at.left_out is not None:  # before a gradient is asked for
+        at.left_out.add(~(value + clean).detach().isfinite())
     factor = balanced(value, clean, balance)
     at.diagnostics |= {"trajectory": value.mean(), "denoising": clean.mean(), "balance": factor}
     return value + factor * clean
@@ -85,6 +88,7 @@ def balanced(
     """The factor of `other` beside `value`, [B] both: a number, or the ratio of their gradients.
 
     For a parameter p that is |d mean(value) / dp| / (|d mean(other) / dp| + 1e-4), at most `most`.
+    Samples of which one of them is not finite have no part in the means.
 
     Raises:
         TypeError: neither a number nor a parameter.
@@ -100,9 +104,10 @@ def balanced(
             f"balance must be a number or a parameter of the last layer; got "
             f"{check.describe(balance)} without gradient"
         )
-    sizes = []
+    sizes, fit = [], (value + other).detach().isfinite()
     for term in (value, other):
-        (rate,) = torch.autograd.grad(term.mean(), balance, retain_graph=True, allow_unused=True)
+        mean = torch.where(fit, term, 0.0).mean()
+        (rate,) = torch.autograd.grad(mean, balance, retain_graph=True, allow_unused=True)
         if rate is None:
             raise ValueError("balance must be a parameter of the model; the loss does not read it")
         sizes.append(rate.double().norm())
@@ -129,9 +134,9 @@ def _solved(
 
 def _carried(at: Evaluation, f: Combination, end: float) -> Combination:
     """A state at s carried on to `end` by the target, with gradient by the state alone."""
-    inner, there = flow_map_of(at.target), at.s <= end
+    inner, there = at.target.flow_map(), at.s <= end
     start = torch.where(there, at.t, at.s)  # of those that stay: a level that the network knows
-    state, stop = State(f.tensor().to(at.x0.dtype), start), torch.full_like(start, end)
+    state, stop = State(f.tensor(at.x0.dtype), start), torch.full_like(start, end)
     a, b = inner.skip_out(start, torch.minimum(stop, start))
     made = at.target.raw_of_state(state, torch.minimum(stop, start))
     one = torch.ones_like(start)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
+from cmsolvers.engine.mistakes.glances import can_be_read
 from cmsolvers.losses.evaluation.decorator import loss
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.terms import Weighted
@@ -83,12 +84,13 @@ def tcm(
     `boundary_weight` times the mean over these. `per_sample` is such that its mean is this sum.
 
     Args:
-        start: t', that of `times`, in the model's levels.
+        start: t', that of `times`, in the model's levels; a t below it is an error (on a CPU).
         boundary_weight: of the samples at t', not negative.
         distance: a norm of f - f^- per sample, or a distance `Between` both.
         weight: w(t, r), float64 [B] each; None is 1.
     """
     least = check.positive("start", start)
+    _require_above(at, least)
     scale = check.non_negative("boundary_weight", boundary_weight)
     clean = ends_clean(at)
     x, y = pair_states(at, clean, None)
@@ -102,3 +104,15 @@ def tcm(
     others = batch / (batch - count).clamp_min(1.0)
     shares = torch.where(edge, scale * batch / count.clamp_min(1.0), others)
     return measured(at, made, aim, distance, weight).tensor() * shares
+
+
+def _require_above(at: Evaluation, start: float) -> None:
+    """ValueError where a sample stands below the start of training."""
+    if at.t.device.type != "cpu" or not can_be_read(at.t) or len(at.t) == 0:
+        return
+    lowest = float(at.t.min())
+    if lowest < start * (1.0 - 1e-9):
+        raise ValueError(
+            f"start must be that of times, such as TruncatedPairs(start=...), or below all levels; "
+            f"got {start:g} for levels from {lowest:g} on"
+        )

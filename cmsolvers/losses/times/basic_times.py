@@ -35,7 +35,7 @@ class LogNormal(Distribution[Tensor]):
     def __post_init__(self) -> None:
         check.finite("mean", self.mean)
         check.positive("std", self.std)
-        _bounds(self.sigma_min, self.sigma_max)
+        check.sigma_range(self.sigma_min, self.sigma_max)
 
     def quantiles(self, u: Tensor, step: int | Tensor) -> Tensor:
         return self._of(torch.special.ndtri(u[:, 0]))
@@ -128,15 +128,6 @@ class LogNormalPairs(UniformPairs):
         edges = torch.erf((self._grid.log() - check.finite("mean", self.mean)) / scale)
         share = edges[:-1] - edges[1:]
         return share / share.sum()
-
-
-def _bounds(sigma_min: float, sigma_max: float) -> None:
-    check.below(
-        "sigma_min",
-        check.positive("sigma_min", sigma_min),
-        "sigma_max",
-        check.positive("sigma_max", sigma_max),
-    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from cmsolvers import checks as check
 from cmsolvers.losses.times.basic_times import LogNormalPairs, UniformPairs
 from cmsolvers.losses.times.curricula import cm_discretization, doubling_discretization
 from cmsolvers.losses.times.distribution import Distribution, Pair
+from cmsolvers.losses.times.elementwise import exp2, logistic
 from cmsolvers.losses.times.step_tables import Rows
 from cmsolvers.processes import DDPM
 from cmsolvers.processes.coordinates import FLOW
@@ -201,12 +202,10 @@ class ECTPairs(Distribution[Pair]):
 
     def lower(self, t: Tensor, step: int | Tensor = 0) -> Tensor:
         """r(t) [B] at a training step."""
-        stage: float | Tensor = 0.0
-        if self.stage_steps is not None:
-            begun = step // self.stage_steps
-            stage = begun.double() if isinstance(begun, Tensor) else float(begun)
-        share = self.q ** -(stage + 1.0)
-        return (t * (1.0 - share * (1.0 + self.k * torch.sigmoid(-self.b * t)))).clamp_min(0.0)
+        begun = 0 if self.stage_steps is None else step // self.stage_steps
+        stage = begun.double() if isinstance(begun, Tensor) else float(begun)
+        share = exp2(-math.log2(self.q) * (stage + 1.0))
+        return (t * (1.0 - share * (1.0 + self.k * logistic(-self.b * t)))).clamp_min(0.0)
 
     def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
         u = u[:, 0]

@@ -28,11 +28,7 @@ class PowerLaw(Distribution[Tensor]):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        low, high = (
-            check.positive("sigma_min", self.sigma_min),
-            check.positive("sigma_max", self.sigma_max),
-        )
-        check.below("sigma_min", low, "sigma_max", high)
+        check.sigma_range(self.sigma_min, self.sigma_max)
         check.positive("rho", self.rho)
 
     def quantiles(self, u: Tensor, step: int | Tensor) -> Tensor:
@@ -48,7 +44,9 @@ class Intervals(Distribution[Pair]):
     Raises:
         ValueError: std is not positive.
 
-    Source: Sabour et al., "Align Your Flow" (2025), appendix.
+    Source: Sabour et al., "Align Your Flow" (2025), appendix, for mean and std. That s is uniform
+        is unconfirmed: one independent implementation orders two times of this logit-normal
+        instead, `LogitNormalPairs(mean=-0.8, equal=0.0)`.
     """
 
     mean: float = -0.8

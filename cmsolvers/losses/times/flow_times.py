@@ -11,6 +11,7 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers.losses.times.basic_times import LogitNormalPairs
 from cmsolvers.losses.times.distribution import Distribution, Pair
+from cmsolvers.losses.times.elementwise import exp2
 from cmsolvers.processes.coordinates import FLOW, KARRAS
 
 
@@ -141,7 +142,7 @@ class AnglePairs(Distribution[Pair]):
             return float(self.steps)
         if isinstance(step, Tensor):
             done = (step * (self.halvings + 1)).div(self.total, rounding_mode="floor")
-            fewer: Tensor = self.steps * torch.exp2(-done.clamp(max=self.halvings).double())
+            fewer: Tensor = self.steps * exp2(-done.clamp(max=self.halvings).double())
             return fewer
         return float(self.steps >> min(step * (self.halvings + 1) // self.total, self.halvings))
 
@@ -186,7 +187,7 @@ class DyadicPairs(Distribution[Pair]):
     def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
         sizes = self.finest.bit_length() - 1
         first = torch.arange(len(u), device=u.device) < int(len(u) * self.share)
-        steps = torch.exp2((u[:, 1] * sizes).floor().clamp(max=sizes - 1))
+        steps = exp2((u[:, 1] * sizes).floor().clamp(max=sizes - 1))
         grid = torch.where(first, steps, float(self.finest))
         t = torch.ceil(u[:, 0] * grid) / grid
         return t, torch.where(first, t - 1.0 / grid, t)

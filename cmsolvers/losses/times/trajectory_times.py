@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -102,72 +101,10 @@ class RhoPairs(Distribution[Pair]):
     numbers = 2
 
     def __post_init__(self) -> None:
-        low, high = (
-            check.positive("sigma_min", self.sigma_min),
-            check.positive("sigma_max", self.sigma_max),
-        )
-        check.below("sigma_min", low, "sigma_max", high)
+        check.sigma_range(self.sigma_min, self.sigma_max)
         check.positive("rho", self.rho)
 
     def quantiles(self, u: Tensor, step: int | Tensor) -> Pair:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         root = low + u[:, 0] * (high - low)
         return power(root, self.rho), power(u[:, 1] * root, self.rho)
-
-
-class Quantile(Protocol):
-    """A distribution of one further level: the level below which a share u of them lies.
-
-    Its attribute `coordinates` (Karras ones where it has none) says what the levels are.
-    """
-
-    def __call__(self, u: Tensor) -> Tensor:
-        """Levels for shares in (0, 1), float64 [B] both."""
-
-
-@dataclass(frozen=True)
-class LogNormalQuantile:
-    """ln sigma ~ N(mean, std^2) in Karras coordinates.
-
-    Raises:
-        ValueError: std is not positive.
-
-    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
-        (2022), section 5.
-    """
-
-    mean: float = -1.2
-    std: float = 1.2
-    coordinates = KARRAS
-
-    def __post_init__(self) -> None:
-        check.finite("mean", self.mean)
-        check.positive("std", self.std)
-
-    def __call__(self, u: Tensor) -> Tensor:
-        """Levels for shares in (0, 1), float64 [B] both."""
-        return torch.exp(self.mean + self.std * torch.special.ndtri(u))
-
-
-@dataclass(frozen=True)
-class LogitNormalQuantile:
-    """logit t ~ N(mean, std^2) in flow coordinates.
-
-    Raises:
-        ValueError: std is not positive.
-
-    Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis"
-        (2024), eq. 19.
-    """
-
-    mean: float = -0.4
-    std: float = 1.0
-    coordinates = FLOW
-
-    def __post_init__(self) -> None:
-        check.finite("mean", self.mean)
-        check.positive("std", self.std)
-
-    def __call__(self, u: Tensor) -> Tensor:
-        """Times for shares in (0, 1), float64 [B] both."""
-        return logistic(self.mean + self.std * torch.special.ndtri(u))

@@ -39,7 +39,9 @@ class TruncatedPairs(Distribution[Pair]):
         TypeError: a number of another kind.
         ValueError: a number out of range.
 
-    Source: Lee et al., "Truncated Consistency Models" (2025), sections 3.3 and 4.1.
+    Source: Lee et al., "Truncated Consistency Models" (2025), sections 3.3 and 4.1; mean, scale,
+        freedom, start, share and the 1e-8 also in its published code, which picks the samples at
+        the boundary at random, floor(share B) of a batch.
     """
 
     start: float = 1.0

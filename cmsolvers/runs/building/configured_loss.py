@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from cmsolvers import noise
 from cmsolvers.denoisers import FlowMap, Preconditioned, guided
 from cmsolvers.losses import LabelDropout, LossOutput
-from cmsolvers.losses.evaluation.decorator import Loss
-from cmsolvers.losses.evaluation.model_views import unwrapped
+from cmsolvers.losses.evaluation.network_calls import unwrapped
+from cmsolvers.losses.evaluation.recipe import Loss
 from cmsolvers.runs.building.loss_options import ADAPTIVE, LABELS, LEARNED
 from cmsolvers.training.learned_weights import LearnedWeight
 from cmsolvers.training.spec import Model, Spec

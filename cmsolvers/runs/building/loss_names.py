@@ -7,7 +7,7 @@ from typing import Any
 
 from cmsolvers import losses
 from cmsolvers.losses import loss_table
-from cmsolvers.losses.evaluation.decorator import Loss
+from cmsolvers.losses.evaluation.recipe import Loss
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.training.named_options import known_name
 
@@ -111,12 +111,6 @@ SCHEDULES: Table = {
     "sigmoid": losses.SigmoidSchedule,
 }
 """Numbers that change with the training."""
-
-QUANTILES: Table = {
-    "log_normal": losses.LogNormalQuantile,
-    "logit_normal": losses.LogitNormalQuantile,
-}
-"""Distributions of the level of a further term."""
 
 HALFWAY: Table = {
     "angle": lambda: losses.halfway_angle,

@@ -180,6 +180,14 @@ def _annotation(parameter: inspect.Parameter) -> str:
     return inspect.formatannotation(type(parameter.default) if given is parameter.empty else given)
 
 
+_WORDS = {"str", "Method", "StartMethod"}
+"""Types whose values are words, which the loss itself checks."""
+
+SINGLE_LEVELS: names.Table = {
+    name: kind for name, kind in names.DISTRIBUTIONS.items() if not name.endswith(("pairs", "ends"))
+}
+"""Distributions of the level of a further term; one that gives pairs is refused by the loss."""
+
 _TABLES: dict[str, names.Table] = {
     "Between": names.DISTANCES,
     "Norm": names.NORMS,
@@ -187,7 +195,7 @@ _TABLES: dict[str, names.Table] = {
     "PairWeight": names.PAIR_WEIGHTS,
     "TangentRule": names.TANGENTS,
     "Schedule": names.SCHEDULES,
-    "Quantile": names.QUANTILES,
+    "Distribution[Tensor]": SINGLE_LEVELS,
     "Halfway": names.HALFWAY,
 }
 
@@ -205,7 +213,7 @@ def _plain(name: str, text: str, kinds: Sequence[str], value: object) -> object:
         if any("tuple[" in kind or "Sequence[" in kind for kind in kinds):
             return tuple(check.floats(name, list(value)))
     elif isinstance(value, str):
-        if "str" in kinds:
+        if not _WORDS.isdisjoint(kinds):
             return value
     elif isinstance(value, int) and not isinstance(value, bool):
         if "int" in kinds or "float" in kinds:

@@ -9,7 +9,7 @@ from typing import Any
 from cmsolvers import checks as check
 from cmsolvers.losses import LabelDropout
 from cmsolvers.losses.evaluation.bad_rows import BAD_ROWS
-from cmsolvers.losses.evaluation.decorator import Loss, Recipe
+from cmsolvers.losses.evaluation.recipe import Loss, Recipe
 from cmsolvers.runs.building.configured_loss import ConfiguredLoss
 from cmsolvers.runs.building.loss_names import PRESETS, RECIPES
 from cmsolvers.runs.building.loss_options import (

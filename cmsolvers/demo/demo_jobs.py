@@ -62,8 +62,10 @@ def distil(files: Files, settings: DemoSettings, progress: bool) -> Outcome:
     """Consistency distillation from the score model's checkpoint."""
     data, teacher = digits.load().train, load_model(files.model("score"))
     course = _course("cd", settings.cd_steps, settings)
-    trainer = distillation_trainer(_spec("cd", settings), data, course, teacher, about=_about())
-    trainer.loss = noted = LossByLevel(trainer.loss)
+    noted = LossByLevel()
+    trainer = distillation_trainer(
+        _spec("cd", settings), data, course, teacher, about=_about(), monitors=[noted]
+    )
     outcome = _train(trainer, files, "cd", progress, "consistency distillation", 0)
     outcome["cd"]["bands"] = noted.bands
     return outcome

@@ -3,48 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from cmsolvers import checks as check
-from cmsolvers.losses import LossOutput
-from cmsolvers.training import Batch
+from cmsolvers.training.reports import StepReport, Training
 
 EDGES = (0.3, 1.0, 3.0, 8.0)
 """Noise levels between which the report tells of a loss."""
 
 
 class LossByLevel:
-    """A loss, and notes of the mean of its terms in each band of noise levels.
+    """A monitor that notes the mean of a loss in each band of noise levels, step by step.
 
     Attributes:
         bands: for each step, the mean of each band, len(EDGES) + 1 of them; NaN without a sample.
     """
 
-    def __init__(self, loss: Callable[[nn.Module, Batch], object]) -> None:
-        self._loss = loss
+    def __init__(self) -> None:
         self._edges = torch.tensor(EDGES, dtype=torch.float64)
         self.bands: list[list[float]] = []
 
-    def __call__(self, model: nn.Module, batch: Batch) -> LossOutput:
-        """The loss of a batch, noted.
+    def started(self, trainer: Training) -> None:
+        """Nothing is needed to begin."""
+
+    def stepped(self, report: StepReport) -> None:
+        """Note a step.
 
         Raises:
-            TypeError: the loss gives no `LossOutput`, whose levels are needed.
+            TypeError: the loss gave a number alone, no terms and levels.
         """
-        output = self._loss(model, batch)
-        if not isinstance(output, LossOutput):
-            raise TypeError(f"loss must return a LossOutput; got {check.describe(output)}")
-        band = torch.bucketize(output.levels[0].double(), self._edges)
+        if report.levels is None or report.per_sample is None:
+            raise TypeError("loss must return a LossOutput, with terms and levels; got a number")
+        band = torch.bucketize(report.levels.double().contiguous(), self._edges)
         sizes = torch.bincount(band, minlength=len(EDGES) + 1).double()
-        sums = torch.bincount(band, output.per_sample.double(), minlength=len(EDGES) + 1)
+        sums = torch.bincount(band, report.per_sample.double(), minlength=len(EDGES) + 1)
         self.bands.append((sums / sizes).tolist())
-        return output
+
+    def saved(self, path: Path) -> None:
+        """Notes are not part of a checkpoint."""
+
+    def ended(self, trainer: Training) -> None:
+        """Nothing is left to do."""
 
 
 def names(low: float, high: float) -> list[str]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 pytest.importorskip("matplotlib")
 
@@ -15,8 +15,7 @@ from cmsolvers import noise
 from cmsolvers.demo import heun_errors
 from cmsolvers.demo import picture_style as style
 from cmsolvers.demo.loss_by_level import EDGES, LossByLevel, names, peaks, smooth
-from cmsolvers.losses import LossOutput
-from cmsolvers.training import Batch
+from cmsolvers.training.reports import StepReport
 
 S = 0.5
 LOW, HIGH = 0.002, 20.0
@@ -80,27 +79,15 @@ def test_more_steps_are_nearer_and_the_fine_run_is_the_truth(
         assert len(found["runs"][str(n)]) == n
 
 
-class Told(nn.Module):
-    """A loss whose levels and terms are given."""
-
-    def __init__(self, levels: Tensor, terms: Tensor) -> None:
-        super().__init__()
-        self.levels, self.terms = levels, terms
-
-    def forward(self, model: nn.Module, batch: Batch) -> LossOutput:
-        return LossOutput(self.terms.mean(), self.terms, (self.levels, self.levels), {})
-
-
 def test_loss_by_level():
     levels = torch.tensor([0.1, 0.2, 2.0, 9.0, 10.0, 11.0], dtype=torch.float64)
     terms = torch.tensor([1.0, 3.0, 5.0, 1.0, 2.0, 6.0])
-    noted = LossByLevel(Told(levels, terms))
-    batch = Batch(torch.zeros(6, 1), torch.arange(6), noise.key(0, 6), 0, 1, None)
-    assert noted(nn.Identity(), batch).loss == terms.mean()
+    noted = LossByLevel()
+    noted.stepped(StepReport(0, 3.0, 0.1, None, 0.1, False, levels, terms))
     (bands,) = noted.bands
     np.testing.assert_array_equal(bands, [2.0, math.nan, 5.0, math.nan, 3.0])
     with pytest.raises(TypeError, match="LossOutput"):
-        LossByLevel(lambda model, batch: terms.mean())(nn.Identity(), batch)
+        noted.stepped(StepReport(0, 3.0, 0.1, None, 0.1, False))
     assert len(names(LOW, HIGH)) == len(EDGES) + 1 == len(bands)
     assert names(LOW, HIGH)[0] == "σ 0.002 to 0.3"
 

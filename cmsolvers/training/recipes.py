@@ -44,11 +44,11 @@ from cmsolvers.losses import (
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.training.averages import EMA
 from cmsolvers.training.data import Batch, TrainingData, as_data
+from cmsolvers.training.model_wrappers import Function
 from cmsolvers.training.models import KINDS, Model, Spec
 from cmsolvers.training.reports import Monitor
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings
-from cmsolvers.training.wrappers import Function
 
 
 def score_trainer(

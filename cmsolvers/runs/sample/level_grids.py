@@ -12,9 +12,9 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import schedules
 from cmsolvers.processes.coordinates import coordinates_of
+from cmsolvers.training.model_wrappers import process_of
 from cmsolvers.training.models import Model
 from cmsolvers.training.named_options import known_name, option_names
-from cmsolvers.training.wrappers import process_of
 
 SCHEDULES: dict[str, Callable[..., Tensor]] = {
     "karras": schedules.karras_sigmas,

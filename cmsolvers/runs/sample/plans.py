@@ -19,9 +19,9 @@ from cmsolvers.engine import catalogue
 from cmsolvers.processes import VP
 from cmsolvers.processes.coordinates import coordinates_of
 from cmsolvers.runs.sample import level_grids as grids
+from cmsolvers.training.model_wrappers import Function
 from cmsolvers.training.models import Model
 from cmsolvers.training.named_options import check_options, known_name
-from cmsolvers.training.wrappers import Function
 
 SHORT = {
     "heun": "heun_pf_ode",

@@ -180,7 +180,7 @@ def plan_of(
     own, ours = _split(name, named, options or {})
     count = (1 if jumps else STEPS) if steps is None else steps
     if levels is not None:
-        found = grids.checked_levels(levels)
+        found = grids.checked_levels(model, levels)
     elif jumps:
         found = grids.few_levels(model, str(named), count, ours)
     elif facts.adaptive or facts.space == "time":

@@ -1,6 +1,6 @@
 """One figure and one results.json of everything that run.sh left in a folder.
 
-    python report.py OUT
+python report.py OUT
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def draw(out: Path, rows: list[dict[str, Any]]) -> Path:
 
     columns = 3
     lines = -(-len(rows) // columns)
-    figure, axes = pyplot.subplots(lines, columns, figsize=(4 * columns, 4.3 * lines), squeeze=False)
+    figure, axes = pyplot.subplots(
+        lines, columns, figsize=(4 * columns, 4.3 * lines), squeeze=False
+    )
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, row in zip(axes.flat, rows, strict=False):
@@ -64,7 +66,7 @@ def draw(out: Path, rows: list[dict[str, Any]]) -> Path:
         axis.imshow(pyplot.imread(folder / "grid.png"))
         frechet = row["metrics"]["frechet"]
         axis.set_title(
-            f"{NAMES[row['model']]}, {row['evaluations']:g} evaluations\n"
+            f"{NAMES[row['model']]}, {row['evaluations']:g} network calls\n"
             f"Frechet {frechet['value']:.3g} (held out {frechet['held_out']:.3g})"
         )
     figure.tight_layout()
@@ -78,11 +80,14 @@ def main() -> None:
     """Write patches.png and results.json."""
     out = Path(sys.argv[1])
     rows = results(out)
-    seconds = {
-        path.parent.name: json.loads(path.read_text())
+    runs = {
+        path.parent.name: [
+            {key: value for key, value in part.items() if key != "arguments"}  # has local paths
+            for part in json.loads(path.read_text())
+        ]
         for path in sorted(out.glob("*/versions.json"))
     }
-    (out / "results.json").write_text(json.dumps({"rows": rows, "runs": seconds}, indent=2) + "\n")
+    (out / "results.json").write_text(json.dumps({"rows": rows, "runs": runs}, indent=2) + "\n")
     print(f"{draw(out, rows)}, {out / 'results.json'}")
 
 

@@ -1,4 +1,4 @@
-"""Patches of 32 x 32 of scikit-learn's two photographs: train.npy and held.npy, uint8 [n, 32, 32, 3].
+"""Patches of scikit-learn's two photographs: train.npy and held.npy, uint8 [n, 32, 32, 3].
 
 The photographs are halved in size (means of 2 x 2). Training patches lie in the left three quarters
 of each, held-out ones in the right quarter: no pixel is in both. Places are drawn from a fixed

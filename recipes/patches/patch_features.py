@@ -1,7 +1,8 @@
 """What the patches are compared by: the means of blocks of 4 x 4, and their contrast.
 
-3,072 pixels are too many for a Frechet distance of 2,048 patches, and networks that know photographs
-would have to be downloaded. These 256 numbers see colour, layout and sharpness, and need no weights.
+3,072 pixels are too many for a Frechet distance of 2,048 patches, and networks that know
+photographs would have to be downloaded. These 256 numbers see colour, layout and sharpness, and
+need no weights.
 They are no FID, and compare with nothing but runs of this recipe.
 """
 

@@ -148,3 +148,34 @@ def test_the_teacher_of_the_patches_trains(patches):
     assert train("teacher") == 0
     assert train("cd", "--dry-run") == 0
     assert train("meanflow", "--dry-run") == 0
+
+
+def test_cifar_begins_with_a_checkpoint_of_diffusers(tmp_path, monkeypatch):
+    diffusers = pytest.importorskip("diffusers")
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    unet = diffusers.UNet2DModel(
+        sample_size=32,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    unet.save_pretrained("edm-cifar10/unet")
+    diffusers.EDMEulerScheduler().save_pretrained("edm-cifar10/scheduler")
+    index = {
+        "_class_name": "Pipeline",
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", "EDMEulerScheduler"],
+    }
+    Path("edm-cifar10/model_index.json").write_text(json.dumps(index))
+    Path("cifar10").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    for i, one in enumerate(pixels):
+        Image.fromarray(one).save(f"cifar10/{i}.png")
+    words = ("--quiet", "train.steps=1", "train.batch_size=2", "run.device=cpu")
+    assert typed("train", RECIPES / "cifar10_ect" / "ect.toml", *words) == 0
+    about = json.loads(Path("cifar10-ect/checkpoints/step-00000001/about.json").read_text())
+    assert "0.2" in json.dumps(about)

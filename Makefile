@@ -9,6 +9,7 @@ PYTEST_ARGS ?= -n logical --maxprocesses 8 --dist worksteal --benchmark-disable
 CUDA_VENV ?= .venv-cuda
 
 BIN := $(VENV)/bin
+EXTRAS := demo,train,test,dev
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CUDA_PROGRAMS := tools/planted_bug.cu $(wildcard tests/cuda/*.cu)
 CODE := cmsolvers tests benchmarks tools examples recipes setup.py
@@ -49,20 +50,24 @@ bench: build
 
 build: $(VENV)/.built
 
+# $(call timed,TEXT,COMMAND): says what begins, and how long it took.
+timed = @echo "$(1) ..."; begin=$$(date +%s); { $(2); } && \
+	echo "$(1): $$(($$(date +%s) - begin)) s"
+
 # torch comes first: no other package may choose which build of it is installed.
 $(VENV)/.deps: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq "$(TORCH)" "setuptools>=77" wheel ninja
-	CMSOLVERS_SKIP_EXTENSION=1 $(BIN)/python -m pip install -qq --no-build-isolation \
-		-e ".[demo,train,test,dev]"
-	touch $@
+	$(call timed,making the environment in $(VENV),test -x $(BIN)/python || $(PYTHON) -m venv $(VENV))
+	$(call timed,installing $(TORCH) (large: some minutes on a slow line),$(BIN)/python -m pip \
+		install -qq "$(TORCH)" "setuptools>=77" wheel ninja)
+	$(call timed,installing the other packages,CMSOLVERS_SKIP_EXTENSION=1 $(BIN)/python -m pip \
+		install -qq --no-build-isolation -e ".[$(EXTRAS)]")
+	@touch $@
 
 $(VENV)/.built: $(VENV)/.deps setup.py $(CSRC)
 	@mkdir -p build
-	@echo "building the extension (log: build/build.log)"
-	@$(BIN)/python setup.py build_ext --inplace > build/build.log 2>&1 || \
-		{ cat build/build.log; exit 1; }
-	touch $@
+	$(call timed,building the extension (log: build/build.log),$(BIN)/python setup.py build_ext \
+		--inplace > build/build.log 2>&1 || { cat build/build.log; exit 1; })
+	@touch $@
 
 # Compiles and links the CUDA part where there is a compiler but no GPU (tools/cuda_check.py).
 cuda-check:

@@ -6,7 +6,9 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from cmsolvers.cli import (
     benchmark_command,
@@ -55,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 is for Ctrl-C, and 141 for an output that nobody reads.
     """
     restore_interrupts()
+    with _plain_warnings():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     name = "cmsolvers"
     try:
         options, command = _parsed(argv)
@@ -93,6 +100,17 @@ def _parsed(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Command]:
     elif rest:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     return options, command
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings in one line each, without the line of code that they come from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"cmsolvers: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _failed(name: str, text: str) -> int:

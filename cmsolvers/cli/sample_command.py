@@ -30,7 +30,14 @@ def _options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, help="steps (default: 18; 1 for consistency functions and flow maps)"
     )
-    parser.add_argument("--num", type=int, default=100, help="samples")
+    # torchrun takes --num for an abbreviation of its own --numa-binding, and ends.
+    parser.add_argument(
+        "--num",
+        "--count",
+        type=int,
+        default=100,
+        help="samples; under torchrun write --count, as it has options that begin with --num",
+    )
     parser.add_argument("--batch", type=int, default=64, help="samples at once, in each process")
     parser.add_argument(
         "--classes",

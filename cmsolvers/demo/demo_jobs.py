@@ -23,6 +23,7 @@ from cmsolvers.demo.compared_samplers import draw, latents
 from cmsolvers.demo.demo_results import Training
 from cmsolvers.demo.demo_settings import SHAPE, DemoSettings, Files
 from cmsolvers.demo.judge import Judge, classifier_trainer
+from cmsolvers.demo.loss_by_level import LossByLevel
 from cmsolvers.schedules import exponential_sigmas
 from cmsolvers.training import TrainingSettings
 from cmsolvers.training.models import Model, Spec, load_model
@@ -61,8 +62,13 @@ def distil(files: Files, settings: DemoSettings, progress: bool) -> Outcome:
     """Consistency distillation from the score model's checkpoint."""
     data, teacher = digits.load().train, load_model(files.model("score"))
     course = _course("cd", settings.cd_steps, settings)
-    trainer = distillation_trainer(_spec("cd", settings), data, course, teacher, about=_about())
-    return _train(trainer, files, "cd", progress, "consistency distillation", 0)
+    noted = LossByLevel()
+    trainer = distillation_trainer(
+        _spec("cd", settings), data, course, teacher, about=_about(), monitors=[noted]
+    )
+    outcome = _train(trainer, files, "cd", progress, "consistency distillation", 0)
+    outcome["cd"]["bands"] = noted.bands
+    return outcome
 
 
 def tune(files: Files, settings: DemoSettings, progress: bool) -> Outcome:

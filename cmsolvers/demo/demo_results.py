@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
+
+from cmsolvers.demo.heun_errors import HeunErrors
 
 
 class Training(TypedDict):
-    """The loss of every step of a training, and how long it took."""
+    """The loss of every step of a training, and how long it took.
+
+    `bands`, where there are, are its means in bands of noise levels, as `LossByLevel` notes them.
+    """
 
     losses: list[float]
     seconds: float
+    bands: NotRequired[list[list[float]]]
 
 
 class Quality(TypedDict):
@@ -78,6 +84,7 @@ class Measured(TypedDict):
     levels: dict[str, list[list[float]]]
     samplers: list[SamplerRow]
     seeds: dict[str, Spread]
+    heun: HeunErrors
 
 
 class Results(Measured):

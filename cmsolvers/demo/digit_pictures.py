@@ -19,11 +19,14 @@ from cmsolvers.demo import picture_style as style
 from cmsolvers.demo.compared_samplers import BY_KEY, METHODS, draw, vp_times
 from cmsolvers.demo.demo_settings import Files
 from cmsolvers.demo.digits import Digits
+from cmsolvers.demo.heun_errors import HeunErrors
 from cmsolvers.processes import VP
 from cmsolvers.solvers import euler_maruyama
 from cmsolvers.training.models import CONSISTENCY_KINDS, Model
 
 COLUMNS = 11
+GREY = 2.0
+"""The grey scale of noised digits, in standard deviations."""
 SHOWN = (0.02, 0.15, 0.3, 0.5, 0.8, 1.2, 1.8, 3.0, 6.0, 20.0)
 
 
@@ -32,12 +35,10 @@ def steps_text(n: int) -> str:
     return f"{n} step" if n == 1 else f"{n} steps"
 
 
-def _vp_view(x_hat: Tensor, sigma: float, data: Digits) -> tuple[NDArray[np.float32], float, float]:
-    """An image at a noise level, in VP coordinates, with grey limits that fit signal and noise."""
-    alpha = 1.0 / (1.0 + sigma * sigma) ** 0.5
-    low, high = float(data.train.min()), float(data.train.max())
-    room = 1.8 * sigma * alpha
-    return (x_hat * alpha)[0, 0].numpy(), low * alpha - room, high * alpha + room
+def _view(x: Tensor, sigma: float, sigma_data: float) -> NDArray[np.float32]:
+    """An image at a noise level, divided by its standard deviation there, as networks see it."""
+    scaled: NDArray[np.float32] = (x / (sigma**2 + sigma_data**2) ** 0.5)[0, 0].numpy()
+    return scaled
 
 
 def _noised(x: Tensor, sigma: float, seed: int, sample: int) -> Tensor:
@@ -48,7 +49,10 @@ def _noised(x: Tensor, sigma: float, seed: int, sample: int) -> Tensor:
 
 
 def strips(path: Path, score: Model, distilled: Model, data: Digits, seed: int) -> Path:
-    """One digit noised; then brought back by SDE, ODE and consistency function."""
+    """One digit noised; then brought back by SDE, ODE and consistency function.
+
+    All images have one grey scale: each is divided by the standard deviation of its noise level.
+    """
     clean = data.held[4:5]
     # The noise of the twelfth column of the comparison, so the ODE ends at the digit shown there.
     noisy = [_noised(clean, s, seed, 11) for s in SHOWN]
@@ -89,7 +93,7 @@ def strips(path: Path, score: Model, distilled: Model, data: Digits, seed: int) 
     with torch.no_grad():
         jumps = [(0.0, distilled.function(x, max(s, 0.002))) for s, x in ode]
     rows: tuple[tuple[str, str, list[tuple[float, Tensor]]], ...] = (
-        ("a real digit\nis noised", style.INK, [(0.0, clean), *forward]),
+        ("a real digit x₀\nis noised:\nx₀ + σ z", style.INK, [(0.0, clean), *forward]),
         (
             "reverse SDE:\nnew noise on\nthe way",
             style.SDE,
@@ -102,18 +106,22 @@ def strips(path: Path, score: Model, distilled: Model, data: Digits, seed: int) 
             [*jumps, (0.0, ode_end)],
         ),
     )
-    fig = style.figure(11.5, 4.5)
+    fig = style.figure(11.5, 4.9)
     with style.styled():
         axes = fig.subplots(len(rows), COLUMNS)
         for i, (label, color, states) in enumerate(rows):
             for ax, (sigma, x) in zip(axes[i], states, strict=True):
-                style.digit(ax, *_vp_view(x, sigma, data))
+                style.digit(ax, _view(x, sigma, score.spec.sigma_data), -GREY, GREY)
             axes[i, 0].set_ylabel(
                 label, rotation=0, ha="right", va="center", color=color, labelpad=8, fontsize=9
             )
-        for row, levels in ((0, (0.0, *SHOWN)), (1, (*SHOWN[::-1], 0.0))):
+        downward = (*SHOWN[::-1], 0.0)
+        for row, levels in enumerate(((0.0, *SHOWN), downward, downward, downward)):
             for ax, level in zip(axes[row], levels, strict=True):
-                ax.set_title(f"σ = {level:g}", fontsize=8, fontweight="normal", loc="center", pad=3)
+                text = f"f(x, {level:g})" if row == 3 and level else f"σ = {level:g}"
+                ax.set_title(text, fontsize=8, fontweight="normal", loc="center", pad=3)
+        text = f"pixel / √(σ² + {score.spec.sigma_data:g}²)"
+        style.grey_scale(fig, axes.ravel(), -GREY, GREY, text, fraction=0.02, pad=0.01)
     return style.save(fig, path)
 
 
@@ -138,8 +146,8 @@ def image_grid(path: Path, x: Tensor, low: float, high: float, columns: int = 20
 
 
 def grid(path: Path, x: Tensor, data: Digits, count: int = 100) -> Path:
-    """Write the first `count` digits, side by side, as one PNG."""
-    return image_grid(path, x[:count], float(data.train.min()), float(data.train.max()))
+    """Write the first `count` digits, ten in a row, as one PNG."""
+    return image_grid(path, x[:count], float(data.train.min()), float(data.train.max()), 10)
 
 
 def comparison(
@@ -193,16 +201,66 @@ def overview(
     upper, lower = fig.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
     with style.styled():
         axes = upper.subplots(1, 4)
-        mixture_pictures.draw_paths(axes[:3], toy)
-        mixture_pictures.draw_consistency(axes[3], toy)
-        for ax, title in zip(
-            axes,
-            ("Forward SDE", "Reverse SDE", "Probability-flow ODE", "Consistency function"),
-            strict=True,
+        titles = ("Forward SDE", "Reverse SDE", "Probability-flow ODE", "Consistency function")
+        for ax, draw_panel, title in zip(
+            axes, mixture_pictures.PANELS.values(), titles, strict=True
         ):
+            draw_panel(ax, toy)
             ax.set_title(title)
+            if ax is not axes[0]:  # all four have the first one's axis
+                ax.set_ylabel("")
+                ax.set_yticks([])
         comparison(lower.subplots(len(rows), 1), rows, data, columns)
     return style.save(fig, path, dpi=100, pil_kwargs={"optimize": True})
+
+
+def few_steps(path: Path, samples: Mapping[tuple[str, int], Tensor], errors: HeunErrors) -> Path:
+    """Heun's method in few steps: its error on the way, and the digits at the end."""
+    counts = [int(n) for n in errors["runs"]]
+    marks = dict(zip(counts, ("D", "s", "o", "^", "v"), strict=False))
+    fig = style.figure(11.5, 3.7)
+    left, right = fig.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.35))[0]
+    with style.styled():
+        ax = left.subplots()
+        for n in counts:
+            run = np.asarray(errors["runs"][str(n)][1:])
+            ax.plot(run[:, 0], run[:, 1], marker=marks[n], color=style.ODE, label=steps_text(n))
+            ax.annotate(
+                steps_text(n),
+                run[-1],
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.invert_xaxis()
+        ax.margins(x=0.2)
+        ax.grid(True, color=style.FAINT, linewidth=0.5)
+        ax.set_xlabel("noise level σ, from noise to data")
+        ax.set_ylabel("error of a pixel (rms)")
+        ax.set_title(f"Heun against a run of {errors['fine_steps']} steps")
+        high = max(float(samples["heun", n].abs().max()) for n in counts)
+        axes = right.subplots(len(counts), 8, squeeze=False)
+        for i, n in enumerate(reversed(counts)):
+            for k, cell in enumerate(axes[i]):
+                if k < len(samples["heun", n]):
+                    style.digit(cell, samples["heun", n][k, 0].numpy(), -high, high)
+                else:
+                    cell.set_axis_off()
+            axes[i, 0].set_ylabel(steps_text(n), rotation=0, ha="right", va="center", labelpad=8)
+        style.grey_scale(
+            fig=right,
+            axes=axes.ravel(),
+            low=-high,
+            high=high,
+            text="pixel",
+            fraction=0.03,
+            pad=0.02,
+        )
+        right.suptitle("Same noise, one grey scale", fontsize=10, fontweight="bold")
+    return style.save(fig, path)
 
 
 def sample_grids(

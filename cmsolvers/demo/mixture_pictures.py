@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,12 +120,12 @@ def _background(ax: Axes, toy: Toy) -> None:
     )
 
 
-def _panel(ax: Axes, title: str, backward: bool) -> None:
-    ax.set_title(title)
+def _panel(ax: Axes, backward: bool) -> None:
     ax.set_ylim(-REACH, REACH)
     ax.set_xlim((1, 0) if backward else (0, 1))
     ax.set_xticks([0, 1], ["0\ndata", "1\nnoise"])
-    ax.set_yticks([])
+    ax.set_yticks([-2, 0, 2])
+    ax.set_ylabel("x", labelpad=0)
     ax.set_xlabel("time t", labelpad=-8)
     data, noise_ = ax.get_xticklabels()
     data.set_horizontalalignment("right" if backward else "left")
@@ -134,21 +134,27 @@ def _panel(ax: Axes, title: str, backward: bool) -> None:
         ax.spines[side].set_visible(False)
 
 
-def draw_paths(axes: Sequence[Axes], toy: Toy) -> None:
-    """Draw paths of the forward SDE, the reverse SDE and the ODE, one on each of three axes."""
-    forward, reverse = toy.forward(10, 300), toy.reverse(10, 300)
+def draw_forward(ax: Axes, toy: Toy) -> None:
+    """Draw paths of the forward SDE."""
+    _draw(ax, toy, toy.forward(10, 300), style.SDE, False)
+
+
+def draw_reverse(ax: Axes, toy: Toy) -> None:
+    """Draw paths of the reverse SDE."""
+    _draw(ax, toy, toy.reverse(10, 300), style.SDE, True)
+
+
+def draw_ode(ax: Axes, toy: Toy) -> None:
+    """Draw trajectories of the probability-flow ODE."""
     starts = torch.linspace(-1.9, 1.9, 14, dtype=torch.float64)
-    flow = toy.flow(starts, 120)
-    panels = (
-        ("Forward SDE: data becomes noise", False, forward, style.SDE, 0.9),
-        ("Reverse SDE: noise becomes data", True, reverse, style.SDE, 0.9),
-        ("Probability-flow ODE: no randomness", True, flow, style.ODE, 1.1),
-    )
-    for ax, (title, backward, paths, color, width) in zip(axes, panels, strict=True):
-        _background(ax, toy)
-        ax.plot(paths.times.numpy(), paths.states.numpy(), color=color, linewidth=width, alpha=0.85)
-        _panel(ax, title, backward)
-    axes[0].set_ylabel("x")
+    _draw(ax, toy, toy.flow(starts, 120), style.ODE, True)
+
+
+def _draw(ax: Axes, toy: Toy, paths: Paths, color: str, backward: bool) -> None:
+    _background(ax, toy)
+    width = 1.1 if color == style.ODE else 0.9
+    ax.plot(paths.times.numpy(), paths.states.numpy(), color=color, linewidth=width, alpha=0.85)
+    _panel(ax, backward)
 
 
 def draw_consistency(ax: Axes, toy: Toy, bend: float = 0.24) -> None:
@@ -198,16 +204,29 @@ def draw_consistency(ax: Axes, toy: Toy, bend: float = 0.24) -> None:
                     shrinkB=3,
                 )
             )
-    _panel(ax, "Consistency function: every point jumps to its end", True)
+    _panel(ax, True)
 
 
-def picture(path: Path, seed: int) -> Path:
-    """SDE paths, ODE trajectories and the consistency function, side by side."""
-    toy = Toy.make(seed)
-    fig = style.figure(11.5, 6.0)
-    with style.styled():
-        axes = fig.subplots(2, 2)
-        draw_paths([axes[0, 0], axes[0, 1], axes[1, 0]], toy)
-        draw_consistency(axes[1, 1], toy, 0.17)
-        axes[1, 0].set_ylabel("x")
-    return style.save(fig, path)
+PANELS: dict[str, Callable[[Axes, Toy], None]] = {
+    "forward": draw_forward,
+    "reverse": draw_reverse,
+    "ode": draw_ode,
+    "consistency": draw_consistency,
+}
+"""What draws each panel, by its name in `equations.EQUATIONS`."""
+
+
+def pictures(path_of: Callable[[str], Path], seed: int) -> dict[str, Path]:
+    """Write SDE paths, ODE trajectories and the consistency function, each as one PNG.
+
+    Args:
+        path_of: name -> its file.
+        seed: of the paths.
+    """
+    toy, made = Toy.make(seed), {}
+    for name, draw in PANELS.items():
+        fig = style.figure(5.4, 2.9)
+        with style.styled():
+            draw(fig.subplots(), toy)
+        made[name] = style.save(fig, path_of(f"mixture-{name}"))
+    return made

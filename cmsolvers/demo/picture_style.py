@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,29 +12,42 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure, FigureBase
 from numpy.typing import ArrayLike
 
 INK = "#1f2430"
 MUTED = "#6b7280"
 FAINT = "#d9dde5"
-SDE = "#d9662b"
+SDE = "#bf4d17"
 ODE = "#2458a6"
 COLORS = {
     "em": SDE,
-    "ddpm": "#dfa133",
-    "euler": "#6aa6dc",
+    "ddpm": "#8f6400",
+    "euler": "#2673b3",
     "heun": ODE,
-    "cd": "#1d8a6b",
+    "cd": "#17785c",
     "ct": "#8a4fb5",
-    "ect": "#c2407e",
+    "ect": "#b8326f",
     "real": INK,
 }
+MARKERS = {"em": "o", "ddpm": "s", "euler": "^", "heun": "D", "cd": "v", "ct": "P", "ect": "X"}
+DASHES: dict[str, Any] = {
+    "em": ":",
+    "ddpm": (0, (3, 1, 1, 1)),
+    "euler": "-",
+    "heun": "-",
+    **dict.fromkeys(("cd", "ct", "ect"), (0, (5, 2))),
+}
+"""Marks and strokes say what colours say, to readers who cannot tell the colours apart."""
+
 PAPER = LinearSegmentedColormap.from_list("paper", ["#ffffff", INK])
 DENSITY = LinearSegmentedColormap.from_list(
     "density", ["#ffffff", "#eef1f7", "#cfd8e8", "#9fb0cd", "#6d83ab"]
 )
+BANDS = LinearSegmentedColormap.from_list("bands", ["#a9d8c9", "#1d8a6b", "#072a20"])
+"""From light to dark: an order that needs no sense of colour."""
 
 _RC: dict[Any, object] = {
     "font.family": "DejaVu Sans",
@@ -80,6 +94,16 @@ def save(fig: Figure, path: Path, **options: Any) -> Path:
         fig.savefig(path, metadata={"Software": None}, **options)
     plt.close(fig)
     return path
+
+
+def grey_scale(
+    fig: FigureBase, axes: Sequence[Axes], low: float, high: float, text: str, **options: Any
+) -> None:
+    """Draw the grey scale that some images share: what number is how dark."""
+    shades = ScalarMappable(Normalize(low, high), PAPER)
+    bar = fig.colorbar(shades, ax=list(axes), **options)
+    bar.set_label(text, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
 
 
 def digit(ax: Axes, image: ArrayLike, low: float, high: float) -> None:

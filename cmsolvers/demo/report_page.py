@@ -9,18 +9,24 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from string import Template
 
-from cmsolvers.demo import picture_style as style
-from cmsolvers.demo.compared_samplers import BY_KEY
-from cmsolvers.demo.demo_results import Results, SamplerRow, Training
+from cmsolvers.demo import report_tables as tables
+from cmsolvers.demo.compared_samplers import METHODS
+from cmsolvers.demo.demo_results import Results, Training
 from cmsolvers.demo.digit_pictures import caption
+from cmsolvers.demo.equations import EQUATIONS
+from cmsolvers.demo.loss_by_level import names, peaks, smooth, window_of
 
-SCORE = "the score model's"
-COURSES = {
-    "cd": (SCORE, "in every step", "neighbours of one grid"),
-    "ct": ("random", "none", "wide, then ever narrower"),
-    "ect": (SCORE, "none", "down to 0, then ever narrower"),
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+BESIDE = {
+    "forward": "Paths of ten samples, jagged as each gets noise of its own. Dark: where data are "
+    "likely at that time.",
+    "reverse": "Read from left to right, time falls: ten paths from noise to the three heaps.",
+    "ode": "Smooth paths from evenly spaced starts. The shading, the probability at each time, is "
+    "that of the pictures above.",
+    "consistency": "Shading shows where the path through a point ends. Thin arrows: the "
+    "consistency function takes points of one path to one end.",
 }
-"""How consistency functions are trained: where weights begin, the teacher, the pairs of levels."""
+"""What stands under the pictures that have an equation beside them."""
 
 
 def image(path: Path, text: str) -> str:
@@ -32,136 +38,68 @@ def image(path: Path, text: str) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """HTML of a table: the head is text, the cells are HTML."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _dot(key: str) -> str:
-    return f'<span class="dot" style="background:{style.COLORS[key]}"></span>'
-
-
-def _sampler_table(results: Results, seconds: Mapping[str, float]) -> str:
-    rows = []
-    for row in results["samplers"]:
-        key, shares = row["method"], row["class_shares"]
-        rows.append(
-            [
-                _dot(key) + escape(BY_KEY[key].label),
-                str(row["steps"]),
-                str(row["nfe"]),
-                f"{seconds[_at(row)]:.2f}",
-                f"{row['frechet']:.1f}",
-                f"{100 * row['confidence_relative']:.1f} %",
-                f"{row['nearest_train']:.2f}",
-                f"{100 * min(shares):.1f} to {100 * max(shares):.1f} %",
-            ]
-        )
-    real = results["real"]
-    rows.append(
-        [
-            _dot("real") + "real digits",
-            "",
-            "",
-            "",
-            f"{real['frechet_floor']:.1f}",
-            "100 %",
-            f"{real['nearest_train']:.2f}",
-            "",
-        ]
+def equation(name: str) -> str:
+    """HTML of an equation of `EQUATIONS`: its name, itself, its meaning and its code."""
+    it = EQUATIONS[name]
+    return (
+        f'<div class="equation"><h3>{escape(it.title)}</h3>{it.math}<p>{it.meaning}</p>'
+        f"<pre><code>{escape(it.code)}</code></pre></div>"
     )
-    head = ("sampler", "steps", "NFE", "seconds", "Fréchet", "confidence", "nearest", "classes")
-    return table(head, rows)
 
 
-def _at(row: SamplerRow) -> str:
-    return f"{row['method']} {row['steps']}"
-
-
-def _seed_table(results: Results) -> str:
-    rows = []
-    for name, row in results["seeds"].items():
-        key, steps = name.split()
-        values = ", ".join(f"{v:.1f}" for v in row["frechet"])
-        text = f"{row['mean']:.1f} ± {row['std']:.1f}"
-        rows.append([_dot(key) + escape(caption(key, int(steps))), text, values])
-    return table(("sampler", "Fréchet, mean ± deviation", "each seed"), rows)
-
-
-def _course_table(
-    results: Results, seconds: Mapping[str, float], training: Mapping[str, Training]
-) -> str:
-    """How each consistency function was trained, what that took, and what came of it."""
-    rows_of = {(row["method"], row["steps"]): row["frechet"] for row in results["samplers"]}
-    begun = training["score"]["seconds"]
-    rows = []
-    for kind, (start, teacher, pairs) in COURSES.items():
-        own = training[kind]["seconds"]
-        spread = results["seeds"][f"{kind} 1"]
-        few = [rows_of[kind, steps] for steps in BY_KEY[kind].steps]
-        rows.append(
-            [
-                _dot(kind) + escape(BY_KEY[kind].label),
-                start,
-                teacher,
-                pairs,
-                f"{results['settings'][f'{kind}_steps']:,}",
-                f"{own:.0f}" + (f" + {begun:.0f}" if start == SCORE else ""),
-                f"{spread['mean']:.1f} ± {spread['std']:.1f}",
-                " / ".join(f"{value:.1f}" for value in few),
-                f"{seconds[f'{kind} 1']:.2f}",
-            ]
-        )
-    heun = results["seeds"]["heun 18"]
-    rows.append(
-        [
-            _dot("heun") + "the score model itself, Heun",
-            "random",
-            "none",
-            "",
-            f"{results['settings']['score_steps']:,}",
-            f"{begun:.0f}",
-            f"{heun['mean']:.1f} ± {heun['std']:.1f}",
-            "",
-            f"{seconds['heun 18']:.2f}",
-        ]
-    )
-    steps = " / ".join(str(n) for n in BY_KEY["cd"].steps)
-    head = (
-        "model",
-        "weights begin",
-        "teacher",
-        "pairs",
-        "steps",
-        "seconds",
-        "Fréchet, one step (Heun: 18)",
-        f"{steps} steps",
-        "sampling, s",
-    )
-    return table(head, rows)
-
-
-def _target_table(results: Results) -> str:
-    signs = {">=": "at least", "<=": "at most"}
-    rows = [
-        [
-            escape(row["what"]),
-            f"{row['value']:.4g}",
-            f"{signs[row['relation']]} {row['bound']:.4g}",
-            '<span class="kept">kept</span>'
-            if row["kept"]
-            else '<span class="missed">missed</span>',
-        ]
-        for row in results["targets"]
-    ]
-    return table(("promise", "measured", "bound", ""), rows)
+def _beside(name: str, path: Path) -> str:
+    return f'<div class="beside">{image(path, BESIDE[name])}{equation(name)}</div>'
 
 
 def _levels(levels: Sequence[Sequence[float]]) -> str:
     texts = [", ".join(f"{level:g}" for level in row) for row in levels if len(row) in (2, 4)]
     return escape("σ = " + "; σ = ".join(texts))
+
+
+def _heun_words(results: Results) -> dict[str, str]:
+    """The numbers in the text on Heun's method in few steps."""
+    errors = results["heun"]
+    worst = max(errors["steps"], key=lambda step: step["at_end"])
+    first, counts = errors["steps"][0], list(errors["runs"])
+    ends = [errors["runs"][n][-1][1] for n in counts]
+    frechet = {
+        row["steps"]: row["frechet"] for row in results["samplers"] if row["method"] == "heun"
+    }
+    return {
+        "heun_few": counts[0],
+        "heun_most": counts[-1],
+        "heun_few_frechet": f"{frechet[int(counts[0])]:.1f}",
+        "heun_most_frechet": f"{frechet[int(counts[-1])]:.1f}",
+        "heun_least_ratio": f"{min(step['ratio'] for step in errors['steps']):.1f}",
+        "heun_fine": str(errors["fine_steps"]),
+        "heun_samples": str(errors["samples"]),
+        "heun_first": f"{first['at_end']:.3f}",
+        "heun_first_levels": f"σ = {first['start']:.3g} to {first['end']:.3g}",
+        "heun_worst": f"{worst['at_end']:.3f}",
+        "heun_worst_levels": f"σ = {worst['start']:.3g} to {worst['end']:.3g}",
+        "heun_worst_over": f"{worst['overshoot']:.1f}",
+        "heun_ends": ", ".join(f"{e:.3f} with {n}" for n, e in zip(counts, ends, strict=True)),
+        "heun_spread": f"{errors['spread'][counts[0]]:.2f}",
+        "heun_true_spread": f"{errors['spread']['fine']:.2f}",
+    }
+
+
+def _hump_words(cd: Training, low: float, high: float) -> dict[str, str]:
+    """The numbers in the text on the distillation loss."""
+    window = window_of(len(cd["losses"]))
+    mean = smooth(cd["losses"], window)
+    bottom = int(mean[: max(1, len(mean) // 3)].argmin())
+    top = bottom + int(mean[bottom:].argmax())
+    tops = zip(names(low, high), peaks(cd["bands"]), strict=True)
+    return {
+        "hump_low": f"{mean[bottom]:.3f}",
+        "hump_low_step": str(bottom + window // 2),
+        "hump_high": f"{mean[top]:.3f}",
+        "hump_high_step": str(top + window // 2),
+        "hump_end": f"{mean[-1]:.3f}",
+        "hump_bands": "; ".join(f"{name}: step {step}" for name, step in tops if step)
+        or "in so short a run there are none",
+    }
 
 
 def write(
@@ -171,6 +109,8 @@ def write(
     training: Mapping[str, Training],
     pictures: Mapping[str, Path],
     grids: Mapping[str, Path],
+    *,
+    span: tuple[float, float],
 ) -> Path:
     """Write the report with pictures and tables inside, as one file.
 
@@ -181,6 +121,7 @@ def write(
         training: losses and time of each training, by the kind of model.
         pictures: name -> PNG of the text's pictures.
         grids: "real" or "method-steps" -> PNG of samples.
+        span: smallest and largest level of the models.
     """
     real, about = results["real"], results["about"]
     captions = {
@@ -189,37 +130,50 @@ def write(
     }
     text = Template(package_files("cmsolvers.demo").joinpath("report_page.html").read_text("utf-8"))
     html = text.substitute(
+        ways=WORDS[len(METHODS)].capitalize(),
+        rows=WORDS[len(METHODS)],
         overview=image(
             pictures["overview"],
-            "Above: the theory in one dimension. Below: digits from each sampler, "
-            "every column from the same noise.",
-        ),
-        mixture=image(
-            pictures["mixture"],
-            "Dark: where the data are likely at each time. Orange: random paths. Blue: "
-            "ODE trajectories. Bottom right: colour shows where a point ends; arrows are the "
-            "consistency function, from every point of a trajectory to its end.",
+            "Above: the theory in one dimension. Below: a row of digits for each of the "
+            f"{WORDS[len(METHODS)]} samplers; every column begins with the same noise.",
         ),
         strips=image(
             pictures["strips"],
-            "The first row is noised from left to right, the others are denoised from "
-            "left to right, all from the last image of the first row.",
+            "First row, from left to right: a digit is noised. Other rows, from left to right: "
+            "back from the last image of the first row. One grey scale for all: an image of level "
+            "σ is divided by the standard deviation that it has there.",
         ),
         samplers=image(pictures["samplers"], "Rows: samplers. Columns: the same initial noise."),
         quality=image(
             pictures["quality"],
-            "Down and left is better. Each point is one number of steps.",
+            "Down and left is better. Each point is one number of steps, which stands beside it on "
+            "the left. Dashed lines: consistency functions; solid: ODE; dotted: with noise.",
+        ),
+        few_steps=image(
+            pictures["few-steps"],
+            "Left: how far the run of few steps is from the run of many, at each of its levels. "
+            "Right: the digits at the end; rows have the same noise.",
         ),
         losses=image(
             pictures["losses"],
-            "Training losses, each a running mean; the four losses have no common scale. Where the "
-            "pairs of consistency training and tuning become narrower, the loss changes too: it is "
-            "then another task.",
+            "Training losses, each a running mean; the four have no common scale. Dotted lines: "
+            "the pairs of levels become narrower, and the loss is that of another task from "
+            "there on.",
         ),
-        table=_sampler_table(results, seconds),
-        seeds=_seed_table(results),
-        targets=_target_table(results),
-        courses=_course_table(results, seconds, training),
+        hump=image(
+            pictures["hump"],
+            "The distillation loss, as running means. Right: light to dark is from small noise "
+            "levels to large ones.",
+        ),
+        **{f"beside_{name}": _beside(name, pictures[name]) for name in BESIDE},
+        **{f"equation_{name}": equation(name) for name in EQUATIONS if name not in BESIDE},
+        **_heun_words(results),
+        **_hump_words(training["cd"], *span),
+        heun_table=tables.heun_table(results["heun"]),
+        table=tables.sampler_table(results, seconds),
+        seeds=tables.seed_table(results),
+        targets=tables.target_table(results),
+        courses=tables.course_table(results, seconds, training),
         grids="".join(image(grids[name], captions[name]) for name in grids),
         train_count=f"{about['train']:,}",
         held_count=str(about["held_out"]),

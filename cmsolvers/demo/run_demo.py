@@ -16,14 +16,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cmsolvers import checks as check
-from cmsolvers.demo import demo_jobs, digits
-from cmsolvers.demo.compared_samplers import BY_KEY, METHODS
+from cmsolvers.demo import demo_jobs, digits, heun_errors, loss_by_level
+from cmsolvers.demo.compared_samplers import BY_KEY, METHODS, latents
 from cmsolvers.demo.demo_results import Measured, Results, SamplerRow, Spread, targets
 from cmsolvers.demo.demo_settings import SHAPE, DemoSettings, Files
 from cmsolvers.demo.judge import Judge
 from cmsolvers.demo.workers import Workers, one_thread
 from cmsolvers.ops import build_info
 from cmsolvers.training.models import CONSISTENCY_KINDS, KINDS, load_model
+from cmsolvers.training.recipes import default_settings
 
 Run: TypeAlias = tuple[str, int]
 """Method and number of steps."""
@@ -31,6 +32,9 @@ Samples: TypeAlias = dict[Run, Tensor]
 Costs: TypeAlias = dict[Run, tuple[int, float]]
 """NFE and seconds."""
 Repeats: TypeAlias = dict[Run, list[Tensor]]
+
+HEUN_SAMPLES = 32
+"""How many samples the errors of Heun's method are measured on: with 64 pixels each, enough."""
 
 REPEATED: tuple[Run, ...] = (
     ("heun", 18),
@@ -180,7 +184,8 @@ def _judge(
         }
         for (key, steps), x in samples.items()
     ]
-    network = load_model(files.model("score")).network
+    score = load_model(files.model("score"))
+    start = latents(SHAPE, min(HEUN_SAMPLES, settings.samples), settings.seed)
     measured: Measured = {
         "about": {
             "version": build_info()["version"],
@@ -188,7 +193,7 @@ def _judge(
             "shape": list(SHAPE),
             "train": len(data.train),
             "held_out": len(data.held),
-            "parameters": sum(p.numel() for p in network.parameters()),
+            "parameters": sum(p.numel() for p in score.network.parameters()),
         },
         "settings": asdict(settings),
         "real": judge.baseline(),
@@ -198,6 +203,13 @@ def _judge(
             f"{key} {steps}": _spread([judge.frechet(x) for x in runs])
             for (key, steps), runs in repeats.items()
         },
+        "heun": heun_errors.measure(
+            score.function,
+            start * score.spec.sigma_max,
+            BY_KEY["heun"].steps,
+            sigma_min=score.spec.sigma_min,
+            sigma_max=score.spec.sigma_max,
+        ),
     }
     results: Results = {**measured, "targets": targets(measured)}
     return cast(Results, _rounded(results))
@@ -236,18 +248,30 @@ def _draw(
     nfe = {at: cost[0] for at, cost in costs.items()}
     score, distilled = load_model(files.model("score")), load_model(files.model("cd"))
     few = digit_pictures.rows_of(samples, nfe, every=False)
+    span = score.spec.sigma_min, score.spec.sigma_max
+    course, cd = default_settings("cd", settings.cd_steps, 128, seed), outcome["cd"]
     made = {
-        "mixture": mixture_pictures.picture(files.picture("mixture"), seed),
+        **mixture_pictures.pictures(files.picture, seed),
         "strips": digit_pictures.strips(files.picture("strips"), score, distilled, data, seed),
         "samplers": digit_pictures.all_samplers(
             files.picture("samplers"), digit_pictures.rows_of(samples, nfe, every=True), data
         ),
         "overview": digit_pictures.overview(files.picture("overview"), few, data, seed),
         "quality": result_plots.quality(files.picture("quality"), results, seconds),
+        "few-steps": digit_pictures.few_steps(files.picture("few-steps"), samples, results["heun"]),
         "losses": result_plots.losses(
             files.picture("losses"),
             {kind: outcome[kind]["losses"] for kind in KINDS},
+            result_plots.narrowings(results["settings"]),
+        ),
+        "hump": result_plots.hump(
+            files.picture("hump"),
+            cd["losses"],
+            cd["bands"],
+            loss_by_level.names(*span),
+            [course.rate(k) for k in range(settings.cd_steps)],
         ),
     }
     grids = digit_pictures.sample_grids(files, samples, data)
-    report_page.write(files.folder / "report.html", results, seconds, outcome, made, grids)
+    path = files.folder / "report.html"
+    report_page.write(path, results, seconds, outcome, made, grids, span=span)

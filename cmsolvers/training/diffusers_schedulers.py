@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cmsolvers import checks as check
-from cmsolvers.training.wrappers import chain_of
+from cmsolvers.training.model_wrappers import chain_of
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 """Kinds of models on a chain, by diffusers' `prediction_type`."""

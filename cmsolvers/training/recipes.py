@@ -22,7 +22,7 @@ And for easy consistency tuning (700 steps):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 
@@ -44,10 +44,11 @@ from cmsolvers.losses import (
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.training.averages import EMA
 from cmsolvers.training.data import Batch, TrainingData, as_data
+from cmsolvers.training.model_wrappers import Function
 from cmsolvers.training.models import KINDS, Model, Spec
+from cmsolvers.training.reports import Monitor
 from cmsolvers.training.trainer import Trainer
 from cmsolvers.training.training_settings import TrainingSettings
-from cmsolvers.training.wrappers import Function
 
 
 def score_trainer(
@@ -87,6 +88,7 @@ def distillation_trainer(
     levels: int = 40,
     target_decay: float = 0.95,
     about: Mapping[str, object] | None = None,
+    monitors: Sequence[Monitor] = (),
 ) -> Trainer:
     """Consistency distillation from the teacher's weights; the target's average has mu = 0.95.
 
@@ -116,7 +118,7 @@ def distillation_trainer(
 
     course = {"levels": levels, "target_decay": target_decay, "teacher": _digest(teacher.network)}
     about = dict(about or {}) | {"course": course}
-    return _trainer(network, loss, spec, data, settings, about, target=target)
+    return _trainer(network, loss, spec, data, settings, about, target=target, monitors=monitors)
 
 
 def consistency_trainer(
@@ -224,6 +226,7 @@ def _trainer(
     settings: TrainingSettings,
     about: Mapping[str, object] | None,
     target: EMA[nn.Module] | None = None,
+    monitors: Sequence[Monitor] = (),
 ) -> Trainer:
     # The average spans a tenth of a short run, and at most 1,000 steps of a long one.
     decay = min(0.999, 1.0 - 1.0 / max(2.0, 0.1 * settings.steps))
@@ -237,6 +240,7 @@ def _trainer(
         settings,
         averages=averages,
         about={"spec": spec.about()} | dict(about or {}),
+        monitors=monitors,
     )
 
 

@@ -12,9 +12,16 @@ from torch import nn
 from cmsolvers import checks as check
 from cmsolvers.training.data import SIGMA_DATA
 from cmsolvers.training.learned_weights import LearnedWeight
+from cmsolvers.training.model_wrappers import (
+    ALIASES,
+    DTYPES,
+    Function,
+    Wrapper,
+    wrapped,
+    wrapper_of,
+)
 from cmsolvers.training.named_options import check_options
 from cmsolvers.training.networks import Inputs, build_network
-from cmsolvers.training.wrappers import ALIASES, DTYPES, Function, Wrapper, wrapped, wrapper_of
 
 CONSISTENCY_KINDS = ("cd", "ct", "ect")
 """Kinds of consistency functions: distilled, trained from scratch, tuned from a score model."""

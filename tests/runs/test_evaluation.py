@@ -14,13 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import cmsolvers as cm
 from cmsolvers import noise
-from cmsolvers.runs.evaluate import EvaluationSettings, evaluate, measures
+from cmsolvers.runs.evaluate import EvaluationSettings, evaluate
 from cmsolvers.runs.evaluate import features as extractors
+from cmsolvers.runs.evaluate import sample_measures as measures
 from cmsolvers.runs.evaluate.sample_reading import open_samples
 from cmsolvers.runs.sample import SampleSettings, sample
 from cmsolvers.tasks import metrics
 from cmsolvers.training.data import Scale, digits, open_data
+from cmsolvers.training.models import load_model
 from support.sampled_models import NETWORK, checkpoint
 
 F64 = torch.float64
@@ -298,7 +301,7 @@ def test_inception_without_torch_fidelity(images, tmp_path, monkeypatch):
 
 def test_the_classifier_of_the_digits_is_trained_once(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
-    from cmsolvers.runs.evaluate import evaluation
+    from cmsolvers.runs.evaluate import sample_evaluation as evaluation
 
     monkeypatch.setattr(evaluation, "STEPS", 3)
     held = digits("held")
@@ -312,3 +315,39 @@ def test_the_classifier_of_the_digits_is_trained_once(tmp_path, monkeypatch):
     place = tmp_path / "out" / "classifier-0"
     given = measured(*words[:2], tmp_path / "b", num=150, classifier=place)
     assert given["metrics"] == first["metrics"]
+
+
+@pytest.mark.parametrize("kind", ["png", "npz"])
+def test_a_run_says_what_its_pixels_stand_for(tmp_path, kind):
+    """A model of data in 20 ... 40, against data in 0 ... 100: a grey of 30 stays one of 30."""
+    path = checkpoint(tmp_path / "c", "consistency", scale=Scale(30.0, 5.0, 20.0, 40.0))
+    given = SampleSettings(path, num=6, format=kind, device="cpu", trusted=[NETWORK])
+    sample(given, tmp_path / "samples", progress=False)
+    rows = (100 * torch.rand(40, 4, 4, generator=torch.Generator().manual_seed(0))).numpy()
+    rows[0, 0, 0], rows[0, 0, 1] = 0.0, 100.0
+    np.save(tmp_path / "data.npy", rows)
+    data = open_data(str(tmp_path / "data.npy"))
+    x = open_samples(tmp_path / "samples", data).samples(torch.arange(6), seed=0, step=0)[0]
+    function = load_model(path, trusted=[NETWORK]).function
+    made = cm.consistency_sample(function, 20.0 * noise.normal((6, 1, 4, 4), 0), [20.0])
+    want = Scale(30.0, 5.0, 20.0, 40.0).to_pixels(made)
+    grey = 20 / 255  # of 8 bits
+    torch.testing.assert_close(data.scale.to_pixels(x), want, rtol=0, atol=0.51 * grey)
+    assert float(want.max() - want.min()) > 20 * grey
+
+
+def test_folders_of_pictures(tmp_path):
+    """The same pictures are the data; their negatives are not, and their distance is known."""
+    data = pictures(tmp_path / "data", *[(6, 5)] * 30)
+    found = measured(data, data, tmp_path / "a", options={"size": [5, 6]})
+    assert found["metrics"]["frechet"]["value"] == pytest.approx(0.0, abs=1e-9)
+    assert found["samples"]["shape"] == [3, 5, 6] and found["nearest"]["samples"]["mean"] == 0.0
+    (tmp_path / "negatives").mkdir()
+    for i in range(30):
+        pixels = np.asarray(Image.open(data / f"{i}.png"))
+        Image.fromarray(255 - pixels).save(tmp_path / "negatives" / f"{i}.png")
+    rows = np.stack([np.asarray(Image.open(data / f"{i}.png")) for i in range(30)]) / 127.5 - 1
+    found = measured(tmp_path / "negatives", data, tmp_path / "b", options={"size": [5, 6]})
+    apart = 4 * (rows.mean(0) ** 2).sum()  # the covariance is the same
+    assert found["metrics"]["frechet"]["value"] == pytest.approx(apart, rel=1e-4)
+    assert found["nearest"]["samples"]["smallest"] > 1.0

@@ -14,8 +14,8 @@ from cmsolvers.losses.evaluation.decorator import loss as new_loss
 from cmsolvers.runs.building import RECIPES, loss_of, needs_of, usual_kind
 from cmsolvers.runs.building import loss_names as names
 from cmsolvers.runs.building.recipe_losses import COMMON, own_options
+from cmsolvers.training.model_wrappers import WRAPPERS
 from cmsolvers.training.models import Model
-from cmsolvers.training.wrappers import WRAPPERS
 from support.tiny_specs import SHAPE, samples, shaken, spec
 
 NETWORKS = ["mlp", "unet", "diffusers:UNet2DModel", "diffusers:DiTTransformer2DModel"]

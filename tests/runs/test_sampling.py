@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,10 +19,13 @@ from PIL import Image
 
 import cmsolvers as cm
 from cmsolvers import cli, denoisers, noise
-from cmsolvers.runs.sample import SampleSettings, sample, sampling
+from cmsolvers.runs.sample import SampleSettings, sample, sample_job, stores
+from cmsolvers.training import write_checkpoint
+from cmsolvers.training.checkpoints.lock import lock
 from cmsolvers.training.data import Scale
 from cmsolvers.training.models import load_model
 from support.sampled_models import NETWORK, Elementwise, checkpoint, files_of
+from support.tiny_specs import UNET, shaken, spec
 
 SCALE = Scale.between(0.0, 255.0)
 
@@ -95,6 +99,29 @@ def test_files_do_not_depend_on_the_processes(labelled, tmp_path):
     assert processes(2, *words, "--seed", 1, "--out", tmp_path / "two") == [2, 2]
 
 
+@pytest.mark.slow
+def test_torchrun_starts_the_command(labelled, tmp_path):
+    one = made(labelled, tmp_path / "one", num=23, sampler="ddim")
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[1])]),
+        "OMP_NUM_THREADS": "1",
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "3",
+        "-m",
+    ]
+    words += ["cmsolvers", "sample", str(labelled), "--count", "23", "--sampler", "ddim"]
+    words += ["--steps", "3", "--out", str(tmp_path / "three"), "--trust", NETWORK, "--quiet"]
+    done = subprocess.run([*words, "--device", "cpu"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("23 samples (23 made in ")
+    assert files_of(one) == files_of(tmp_path / "three")
+
+
 def test_samples_are_those_of_the_library(score, tmp_path):
     out = made(score, tmp_path / "out", num=6, seed=3, sampler="dpmpp_sde", steps=4, format="npz")
     model = load_model(score, trusted=[NETWORK])
@@ -152,7 +179,7 @@ def test_what_is_there_is_not_made_again(score, tmp_path, monkeypatch, kind):
     """Ctrl-C in the third batch; then two further batches of another size are missing."""
     given = {"num": 20, "batch": 6, "format": kind, "sampler": "ddim"}
     want = files_of(made(score, tmp_path / "whole", **given))
-    original, calls = sampling._Job.draw, []
+    original, calls = sample_job.Job.draw, []
 
     def draw(self, first, count):
         if len(calls) == 2:
@@ -160,12 +187,12 @@ def test_what_is_there_is_not_made_again(score, tmp_path, monkeypatch, kind):
         calls.append((first, count))
         return original(self, first, count)
 
-    monkeypatch.setattr(sampling._Job, "draw", draw)
+    monkeypatch.setattr(sample_job.Job, "draw", draw)
     with pytest.raises(KeyboardInterrupt, match="12 of 20 samples are written; the same command"):
         made(score, tmp_path / "out", **given)
     assert not about(tmp_path / "out")["complete"]
     assert not (tmp_path / "out" / "lock").exists()
-    monkeypatch.setattr(sampling._Job, "draw", original)
+    monkeypatch.setattr(sample_job.Job, "draw", original)
     Elementwise.seen = 0
     result = sample(settings(score, **(given | {"batch": 5})), tmp_path / "out", progress=False)
     assert Elementwise.seen == 8 * 3 and result.made == 8
@@ -192,9 +219,9 @@ def test_killed_runs_end_with_the_same_files(score, tmp_path, kind):
         running = subprocess.Popen(line, env=env, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 200
         while running.poll() is None and time.monotonic() < end:
-            there = sampling.PictureStore(out, ()) if kind == "png" else None
+            there = stores.PictureStore(out, ()) if kind == "png" else None
             if there is None:
-                there = sampling.ArrayStore(out, (4, 4, 1), np.uint8)
+                there = stores.ArrayStore(out, (4, 4, 1), np.uint8)
             if int(there.done(3000).sum()) >= part:
                 break
             time.sleep(0.002)
@@ -224,6 +251,12 @@ def test_other_settings_for_the_same_folder(score, tmp_path, changed, name):
     with pytest.raises(ValueError, match=rf"^{name} must be .*samples\.json.*another --out"):
         made(score, out, **({"num": 4} | changed))
     assert files_of(out) == before
+
+
+def test_usual_settings_may_be_written_out(score, tmp_path):
+    out = made(score, tmp_path / "out", num=4, steps=None)
+    usual = {"steps": 18, "schedule": "karras", "sampler": "heun_pf_ode", "format": "png"}
+    assert sample(settings(score, num=4, **usual), out, progress=False).made == 0
 
 
 def test_another_checkpoint_for_the_same_folder(score, tmp_path):
@@ -302,8 +335,6 @@ def test_precision_narrows_the_network_alone(tmp_path):
 
 def test_a_pipeline_of_diffusers(tmp_path):
     diffusers = pytest.importorskip("diffusers")
-    from support.tiny_specs import UNET
-
     torch.manual_seed(0)
     net = diffusers.UNet2DModel(8, 3, 3, **{**UNET, "attention_head_dim": 8})
     diffusers.DDPMPipeline(net, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "pipeline")
@@ -315,6 +346,75 @@ def test_a_pipeline_of_diffusers(tmp_path):
 def test_the_grid_keeps_a_reasonable_size(tmp_path):
     path = checkpoint(tmp_path / "checkpoint", shape=(3, 256, 256))
     out = made(path, tmp_path / "out", num=12, steps=1, sampler="euler")
-    assert Image.open(out / "grid.png").size == (2000, 400)
+    width, height = Image.open(out / "grid.png").size
+    assert width == 2000 and 398 <= height <= 400  # of 2569 x 513
     small = made(checkpoint(tmp_path / "small"), tmp_path / "b", num=130)
     assert 300 < max(Image.open(small / "grid.png").size) < 600
+
+
+def test_a_network_that_reads_w_is_told_one_less(tmp_path):
+    """Guidance W is D_u + W (D_c - D_u); w counts from D_c: D_c + w (D_c - D_u)."""
+    one = spec("consistency", shape=(1, 4, 4), inputs=("w",))
+    network = shaken(one.build(0)).eval()
+    with torch.no_grad():  # at first nothing depends on w
+        for parameter in network.parameters():
+            parameter.add_(0.05)
+    given = {"spec": one.about(), "scale": SCALE.about()}
+    write_checkpoint(tmp_path / "c", {"network": network.state_dict()}, given)
+    out = made(tmp_path / "c", tmp_path / "out", num=4, steps=1, guidance=4.0, format="npz")
+    pixels = []
+    for w in (3.0, 4.0):
+        x = cm.consistency_sample(
+            one.wrap(network),
+            about(out)["settings"]["levels"][0] * noise.normal((4, 1, 4, 4), 0),
+            about(out)["settings"]["levels"],
+            extra_args={"w": torch.full((4,), w)},
+        )
+        pixels.append(SCALE.to_pixels(x).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(np.load(out / "samples.npz")["arr_0"], pixels[0])
+    assert (pixels[0] != pixels[1]).any()
+    with pytest.raises(ValueError, match="guidance must be given"):
+        made(tmp_path / "c", tmp_path / "other", num=4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "text"),
+    [
+        ("score", {}, "no classes with an empty label"),
+        ("score", {"classes": 3, "null_label": False}, "no classes with an empty label"),
+        ("consistency", {"classes": 3}, "whose network has no input w"),
+    ],
+)
+def test_guidance_that_a_model_cannot_have(tmp_path, kind, given, text):
+    path = checkpoint(tmp_path / "c", kind, **given)
+    steps = None if kind == "consistency" else 2
+    with pytest.raises(ValueError, match=text):
+        made(path, tmp_path / "out", num=2, steps=steps, guidance=2.0)
+    assert not (tmp_path / "out").exists()
+    assert made(path, tmp_path / "none", num=2, steps=steps, guidance=1.0).is_dir()
+
+
+def test_a_full_disk_ends_a_run_that_goes_on_later(score, tmp_path, monkeypatch, capsys):
+    out, given = tmp_path / "out", {"num": 20, "batch": 4}
+    want = files_of(made(score, tmp_path / "whole", **given))
+    original, room = stores._write, [10]
+
+    def write(path, data):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        original(path, data)
+
+    monkeypatch.setattr(stores, "_write", write)
+    with pytest.raises(OSError, match="No space left"):
+        made(score, out, **given)
+    assert 8 <= len(list(out.rglob("*.png"))) <= 12
+    monkeypatch.setattr(stores, "_write", original)
+    assert sample(settings(score, **given), out, progress=False).num == 20
+    assert files_of(out) == want
+
+
+def test_one_run_at_a_time_writes_to_a_folder(score, tmp_path):
+    out = made(score, tmp_path / "out", num=4)
+    with lock(out / "lock"), pytest.raises(ValueError, match=r"^out must be free; process \d+ on"):
+        made(score, out, num=4)

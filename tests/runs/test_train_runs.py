@@ -24,6 +24,7 @@ from cmsolvers.training import (
 from cmsolvers.training.data import digits
 from cmsolvers.training.models import load_model
 from cmsolvers.training.spec import Spec
+from cmsolvers.training.step import training_step
 from support import picture_files
 
 TINY = ["network.options.width=16", "network.options.blocks=1", "train.batch_size=16"]
@@ -249,7 +250,23 @@ def test_overwriting_keeps_what_was_there(here, capsys):
     )
 
 
-def test_a_run_that_failed_at_once_may_have_another_configuration(here, capsys):
+def test_a_run_that_failed_in_its_first_step_may_have_another_configuration(here):
+    words = written("digits-score", "--quiet")
+
+    def broken(self, *given):
+        raise RuntimeError("broken")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_step.TrainingStep, "__call__", broken)
+        with pytest.raises(RuntimeError, match="broken"):
+            run(*words)
+    out = here / "digits-score"
+    assert [path.name for path in RunFolder(out).checkpoints()] == ["step-00000000"]
+    assert run(*words, "train.batch_size=8") == 0
+    assert newest("digits-score")[1]["settings"]["batch_size"] == 8
+
+
+def test_a_network_of_the_users_own_is_tried_first(here):
     (here / "own_networks.py").write_text(
         "import torch\n"
         "class Own(torch.nn.Module):\n"
@@ -260,12 +277,12 @@ def test_a_run_that_failed_at_once_may_have_another_configuration(here, capsys):
         "        return self.layer(x.flatten(1)).view_as(x)\n"
     )
     words = [word for word in written("digits-score") if not word.startswith("network")]
-    words += ["network.name=import:own_networks:Own"]
+    words += ["network.name=import:own_networks:Own", "--quiet"]
     with pytest.raises(RuntimeError, match="invalid for input"):  # the user's own code
-        run(*words, "network.options.width=65", "--quiet")
-    assert (here / "digits-score" / "versions.json").exists()
-    assert run(*words, "network.options.width=64", "--quiet") == 0
-    assert run(*words, "network.options.width=64", "train.steps=5", "--quiet") == 0
+        run(*words, "network.options.width=65")
+    assert not (here / "digits-score").exists()
+    assert run(*words, "network.options.width=64") == 0
+    assert run(*words, "network.options.width=64", "train.steps=5") == 0
     assert newest("digits-score")[1]["step"] == 5
 
 
@@ -537,6 +554,7 @@ def test_what_is_noticed_before_data_are_read(here, override, text, monkeypatch,
         (["data.source=empty", "data.size=8"], "must hold pictures"),
         (["data.source=data.npy", "model.class_conditional=true"], "the data have no labels"),
         (["data.source=text.npy"], "npy"),
+        (["loss.name=meanflow", "model.kind=auto"], "loss: times must give pairs of levels"),
     ],
 )
 def test_what_is_noticed_of_data(here, overrides, text, capsys):

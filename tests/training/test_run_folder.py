@@ -381,3 +381,16 @@ def test_damage_of_all_is_no_new_start(tmp_path: Path):
     spoil(run.checkpoints()[0])
     with pytest.raises(CheckpointError, match="must hold an undamaged checkpoint"):
         run.newest()
+
+
+def test_whoever_holds_a_folder_may_hand_it_to_a_trainer(tmp_path):
+    """The same object is locked again within its block, and stays locked after that."""
+    held, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    with held.locked():
+        for _ in range(2):
+            with held.locked():
+                pass
+            with pytest.raises(FolderInUseError), other.locked():
+                pass
+    with other.locked():
+        pass

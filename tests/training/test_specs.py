@@ -7,8 +7,8 @@ import torch
 
 from cmsolvers import denoisers
 from cmsolvers.processes import DDPM
+from cmsolvers.training.model_wrappers import WRAPPERS
 from cmsolvers.training.models import KINDS, Spec
-from cmsolvers.training.wrappers import WRAPPERS
 from support.tiny_specs import SHAPE, samples, shaken, spec
 
 MADE = {

@@ -14,8 +14,8 @@ from cmsolvers.losses.evaluation.network_calls import unwrapped
 from cmsolvers.losses.evaluation.recipe import Loss
 from cmsolvers.runs.building.loss_options import ADAPTIVE, LABELS, LEARNED
 from cmsolvers.training.learned_weights import LearnedWeight
+from cmsolvers.training.model_wrappers import Function
 from cmsolvers.training.spec import Model, Spec
-from cmsolvers.training.wrappers import Function
 
 
 class Batch(Protocol):

@@ -146,7 +146,7 @@ OTHER_KINDS = {"flow_matching": "flow", "reflow": "flow", "imf": "velocity_heads
 
 
 def usual_kind(name: str) -> str:
-    """The kind of model (of `training.wrappers.WRAPPERS`) that a recipe trains as a rule.
+    """The kind of model (of `training.model_wrappers.WRAPPERS`) that a recipe trains as a rule.
 
     Raises:
         ValueError: an unknown name.

@@ -14,6 +14,7 @@ from cmsolvers import losses
 from cmsolvers.losses.times.distribution import Distribution
 from cmsolvers.processes import DDPM
 from cmsolvers.runs.building import loss_names as names
+from cmsolvers.training.model_wrappers import chain_of
 from cmsolvers.training.named_options import (
     IMPORT,
     called_with,
@@ -23,7 +24,6 @@ from cmsolvers.training.named_options import (
     table_of,
 )
 from cmsolvers.training.spec import Spec
-from cmsolvers.training.wrappers import chain_of
 
 LABELS = "labels"
 """The keyword argument of networks that takes labels."""

@@ -22,9 +22,9 @@ from cmsolvers.runs.building.loss_options import (
     require_inputs,
     times_of,
 )
+from cmsolvers.training.model_wrappers import Function
 from cmsolvers.training.named_options import IMPORT, check_options, imported, known_name
 from cmsolvers.training.spec import Model, Spec
-from cmsolvers.training.wrappers import Function
 
 COMMON = (
     "model",

@@ -12,9 +12,9 @@ from cmsolvers.denoisers import FlowMap, Preconditioned
 from cmsolvers.losses import SquareRootPairs
 from cmsolvers.losses.times.curricula import cm_discretization, cm_ema_rate
 from cmsolvers.training.averages import EMA
+from cmsolvers.training.model_wrappers import Function
 from cmsolvers.training.named_options import called_with, known_name, table_of
 from cmsolvers.training.spec import Spec
-from cmsolvers.training.wrappers import Function
 
 TARGET = "target"
 """Name of the average among the trainer's."""

@@ -1,5 +1,5 @@
 """`cmsolvers evaluate`: samples measured against data."""
 
-from cmsolvers.runs.evaluate.evaluation import EvaluationSettings, evaluate, table
+from cmsolvers.runs.evaluate.sample_evaluation import EvaluationSettings, evaluate, table
 
 __all__ = ["EvaluationSettings", "evaluate", "table"]

@@ -30,11 +30,14 @@ def open_samples(path: Path, data: TrainingData) -> TrainingData:
         ValueError: an unfinished run, another size than that of the data, a damaged file, values
             that are not finite.
     """
+    scale = None if data.scale is None else eight_bits(data.scale)
     if path.is_dir():
-        place = _in_run(path)
-        found = array_samples(place, data) if place.is_file() else _pictures(place, data)
+        place, scale = _in_run(path, data.scale)
+        found = (
+            array_samples(place, data, scale) if place.is_file() else _pictures(place, data, scale)
+        )
     elif path.is_file():
-        found = array_samples(path, data)
+        found = array_samples(path, data, scale)
     else:
         raise FileNotFoundError(f"samples must be a folder or an .npy or .npz file; got {path}")
     if tuple(found.shape) != tuple(data.shape):
@@ -45,11 +48,14 @@ def open_samples(path: Path, data: TrainingData) -> TrainingData:
     return found
 
 
-def _in_run(path: Path) -> Path:
-    """Where the samples of a run's folder are; another folder itself."""
+def _in_run(path: Path, scale: Scale | None) -> tuple[Path, Scale | None]:
+    """Where the samples of a run's folder are, another folder itself; and the scale of 8 bits.
+
+    A run says what 0 and 255 stand for, in the units of the data that its model was trained on.
+    """
     sidecar = path / SIDECAR
     if not sidecar.is_file():
-        return path
+        return path, None if scale is None else eight_bits(scale)
     try:
         about = json.loads(sidecar.read_text())
     except ValueError as error:
@@ -59,8 +65,12 @@ def _in_run(path: Path) -> Path:
             f"{path} must hold all of its samples; its run has not ended: start the command in "
             f"{SIDECAR} again"
         )
+    ends = about.get("settings", {}).get("pixels")
+    if scale is not None and isinstance(ends, dict):
+        scale = Scale(scale.mean, scale.std, float(ends["low"]), float(ends["high"]))
     array = path / "samples.npz"
-    return array if array.is_file() else path / "images"
+    place = array if array.is_file() else path / "images"
+    return place, None if scale is None else eight_bits(scale)
 
 
 def eight_bits(scale: Scale) -> Scale:
@@ -69,26 +79,24 @@ def eight_bits(scale: Scale) -> Scale:
     return Scale((scale.mean - scale.low) * factor, scale.std * factor, 0.0, 255.0)
 
 
-def array_samples(path: Path, data: TrainingData) -> TrainingData:
-    """Samples in an .npy or .npz file; labels beside them are left alone."""
+def array_samples(path: Path, data: TrainingData, of_bytes: Scale | None) -> TrainingData:
+    """Samples in an .npy or .npz file, 8 bits in the scale `of_bytes`."""
     first = next(iter(headers(path).values()))
     scale = AS_THEY_ARE if data.scale is None else data.scale
-    if first.dtype.kind == "u" and first.dtype.itemsize == 1 and data.scale is not None:
-        scale = eight_bits(data.scale)
+    if first.dtype.kind == "u" and first.dtype.itemsize == 1 and of_bytes is not None:
+        scale = of_bytes
     return array_file(path, scale=scale)
 
 
-def _pictures(path: Path, data: TrainingData) -> TrainingData:
+def _pictures(path: Path, data: TrainingData, of_bytes: Scale | None) -> TrainingData:
     shape = data.shape
-    if len(shape) != 3 or data.scale is None:
+    if len(shape) != 3 or of_bytes is None:
         raise ValueError(
             f"samples must be an .npy or .npz file where data have shape {list(shape)}; got {path}"
         )
     channels, height, width = shape
     _check_sizes(path, height, width)
-    return image_folder(
-        path, (height, width), channels=channels, scale=eight_bits(data.scale), labels=False
-    )
+    return image_folder(path, (height, width), channels=channels, scale=of_bytes, labels=False)
 
 
 def _check_sizes(path: Path, height: int, width: int) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 from cmsolvers import checks as check
 from cmsolvers import schedules
 from cmsolvers.processes.coordinates import coordinates_of
+from cmsolvers.training.model_wrappers import process_of
 from cmsolvers.training.models import Model
 from cmsolvers.training.named_options import known_name, option_names
-from cmsolvers.training.wrappers import process_of
 
 SCHEDULES: dict[str, Callable[..., Tensor]] = {
     "karras": schedules.karras_sigmas,
@@ -107,11 +107,11 @@ def few_levels(model: Model, name: str, steps: int, options: Mapping[str, object
     return grid(model, name, steps + 1, options, to_zero=False)[:-1]
 
 
-def checked_levels(levels: Sequence[float]) -> list[float]:
+def checked_levels(model: Model, levels: Sequence[float]) -> list[float]:
     """Levels that a user wrote: numbers, strictly descending, 0 at most at the end.
 
     Raises:
-        TypeError, ValueError: they are not.
+        TypeError, ValueError: they are not, or are larger than any that the model was trained at.
     """
     found = [check.non_negative("levels", level) for level in levels]
     for one, two in pairwise(found):
@@ -119,4 +119,10 @@ def checked_levels(levels: Sequence[float]) -> list[float]:
             raise ValueError(f"levels must be strictly descending; got {two:g} after {one:g}")
     if not found or found[0] == 0:
         raise ValueError(f"levels must begin with one above 0; got {list(levels)}")
+    row, most = model.spec.row, model.spec.sigma_max
+    if row.coordinates == "karras" and not row.chain and found[0] > most * (1 + 1e-6):
+        raise ValueError(
+            f"levels must not exceed sigma_max, {most:g}, where the model's training ended; "
+            f"got {found[0]:g}"
+        )
     return found

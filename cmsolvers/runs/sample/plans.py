@@ -19,9 +19,9 @@ from cmsolvers.engine import catalogue
 from cmsolvers.processes import VP
 from cmsolvers.processes.coordinates import coordinates_of
 from cmsolvers.runs.sample import level_grids as grids
+from cmsolvers.training.model_wrappers import Function
 from cmsolvers.training.models import Model
 from cmsolvers.training.named_options import check_options, known_name
-from cmsolvers.training.wrappers import Function
 
 SHORT = {
     "heun": "heun_pf_ode",
@@ -54,6 +54,7 @@ class Plan:
         schedule: its name; None where the levels were given.
         options: of the sampler.
         time: whether it solves the reverse SDE of `VP` in time.
+        steps: how many; None where the levels were given, or the sampler chooses.
     """
 
     sampler: str
@@ -61,6 +62,7 @@ class Plan:
     schedule: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     time: bool = False
+    steps: int | None = None
 
     @torch.no_grad()
     def draw(
@@ -178,7 +180,7 @@ def plan_of(
     own, ours = _split(name, named, options or {})
     count = (1 if jumps else STEPS) if steps is None else steps
     if levels is not None:
-        found = grids.checked_levels(levels)
+        found = grids.checked_levels(model, levels)
     elif jumps:
         found = grids.few_levels(model, str(named), count, ours)
     elif facts.adaptive or facts.space == "time":
@@ -199,7 +201,8 @@ def plan_of(
         found = [float(VP().t_of_sigma(ratio)) for ratio in ratios]
     if facts.adaptive:
         found = [found[0], found[-1]]
-    return Plan(name, tuple(found), named, own, facts.space == "time")
+    told = None if levels is not None or facts.adaptive else count
+    return Plan(name, tuple(found), named, own, facts.space == "time", told)
 
 
 def _has_one_time(function: Function) -> bool:

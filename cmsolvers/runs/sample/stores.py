@@ -13,8 +13,8 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 from numpy.lib import format as npy
 
-from cmsolvers.runs.picture_pages import png_bytes
 from cmsolvers.training.checkpoints import disk
+from cmsolvers.training.picture_pages import png_bytes
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 PER_FOLDER = 1000

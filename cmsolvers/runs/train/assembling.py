@@ -20,13 +20,16 @@ from cmsolvers.runs.config import Config
 from cmsolvers.runs.train import rehearsal as parts
 from cmsolvers.runs.train.described_model import Sources, check_scales
 from cmsolvers.training import Trainer
-from cmsolvers.training.data import TrainingData
+from cmsolvers.training.data import TrainingData, batch_at
 from cmsolvers.training.networks import enable_gradient_checkpointing
 from cmsolvers.training.reports import Monitor
 from cmsolvers.training.spec import Spec
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+FEW = 4
+"""Samples on which a loss is tried."""
 
 
 def trainer_of(
@@ -98,6 +101,37 @@ def trainer_of(
         accelerator=accelerator,
         workers=config.data.workers,
     )
+
+
+def try_loss(trainer: Trainer, data: TrainingData) -> None:
+    """Evaluate the loss on the first few samples, so that what does not fit is known early.
+
+    It changes nothing but what a network counts in buffers of its own, which a run that goes on
+    reads from its checkpoint afterwards. All processes must call.
+
+    Raises:
+        TypeError, ValueError: model, teacher, levels and data that do not fit together.
+    """
+    settings, place = trainer.settings, trainer.placement
+    batch = batch_at(
+        data,
+        0,
+        settings.steps,
+        settings.batch_size,
+        settings.seed,
+        rank=place.rank,
+        world=place.world,
+        device=place.device,
+    )
+    few = batch.part(0, min(FEW, len(batch.index)))
+    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
+    devices = [place.device] if place.device.type == "cuda" else []
+    with (
+        parts.of_section("loss"),
+        torch.random.fork_rng(devices),
+        torch.autocast(place.device.type, narrow, enabled=narrow is not None),
+    ):
+        trainer.loss(trainer.network, few)
 
 
 def described(

@@ -12,7 +12,7 @@ import torch
 
 from cmsolvers.runs.config import Config, config_text
 from cmsolvers.runs.train import run_records as records
-from cmsolvers.runs.train.assembling import trainer_of
+from cmsolvers.runs.train.assembling import trainer_of, try_loss
 from cmsolvers.runs.train.data_outline import opened_data, outlined_classes, outlined_shape
 from cmsolvers.runs.train.described_model import Sources, sources_of, spec_of
 from cmsolvers.runs.train.dry_run import chosen_of, summary
@@ -95,6 +95,7 @@ def train(
             monitors=monitors_of(config, folder.path, spec, data.scale),
             begun=plan.begun,
         )
+        try_loss(trainer, data)
         if plan.begun is not None:
             trainer.resume(folder)  # which may refuse: the records must still be the run's then
         if process() == 0:
@@ -120,6 +121,7 @@ def dry_run(config: Config, *, overwrite: bool = False) -> str:
     data = opened_data(config.data)
     spec = _spec(config, plan, sources, data)
     trainer = trainer_of(config, spec, data, sources, device, begun=plan.begun)
+    try_loss(trainer, data)
     lines = [f"# {line}" for line in summary(config, trainer, spec, data, plan)]
     return config_text(config, chosen_of(config, spec, device)) + "\n" + "\n".join(lines)
 

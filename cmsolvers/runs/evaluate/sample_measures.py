@@ -97,7 +97,7 @@ def all_measures(sets: Sets, features: Features) -> Rows:
     entered(features.frechet, _frechet_to(data), 1 << 40, len(x) * d * d)
     # Sorting, which takes far longer than the products.
     entered("sliced_wasserstein", _sliced, PAIRED, 128 * len(x) * (d + 64))
-    h = kernel_distances.median_bandwidth(sets.some(data, 1000))
+    h = _bandwidth(sets.some(data, 1000))
     kernel = kernel_distances.gaussian_kernel(h)
     pairs = min(len(x), IN_KERNEL) * min(len(data), IN_KERNEL)
     entered(
@@ -112,6 +112,17 @@ def all_measures(sets: Sets, features: Features) -> Rows:
     measured[features.kernel] = row
     measured |= _manifolds(sets, other, real, beside)
     return measured
+
+
+def _bandwidth(data: Tensor) -> float:
+    """The median distance; where more than half of the data are equal, the mean one."""
+    try:
+        return kernel_distances.median_bandwidth(data)
+    except ValueError as error:
+        mean = float(torch.pdist(data.double()).mean())
+        if not mean > 0:
+            raise ValueError("data must have different features; all are equal") from error
+        return mean
 
 
 def _frechet_to(data: Tensor) -> Measure:

@@ -18,13 +18,13 @@ from cmsolvers import checks as check
 from cmsolvers.runs.evaluate import features as extractors
 from cmsolvers.runs.evaluate.digit_classifier import STEPS, classifier_trainer, load_classifier
 from cmsolvers.runs.evaluate.features import Features
-from cmsolvers.runs.evaluate.measures import Sets, all_measures, memorisation
+from cmsolvers.runs.evaluate.sample_measures import Sets, all_measures, memorisation
 from cmsolvers.runs.evaluate.sample_reading import open_samples
-from cmsolvers.runs.picture_pages import CHANNELS, LARGEST, pixels_of, scatter, tiles, write_png
 from cmsolvers.runs.sample.team import Team
 from cmsolvers.training.checkpoints import disk, replace_file
 from cmsolvers.training.data import TensorData, TrainingData, digits, open_data
 from cmsolvers.training.data.array_headers import memory_bytes, sized
+from cmsolvers.training.picture_pages import CHANNELS, LARGEST, pixels_of, scatter, tiles, write_png
 
 DIGITS = "digits"
 SHOWN = 10

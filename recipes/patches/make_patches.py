@@ -34,7 +34,8 @@ def halved(image: Pixels) -> Pixels:
     """Means of 2 x 2 pixels, rounded half up; an odd last row or column is left out."""
     rows, columns = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
     blocks = image[:rows, :columns].reshape(rows // 2, 2, columns // 2, 2, -1).astype(np.int64)
-    return ((blocks.sum(axis=(1, 3)) + 2) // 4).astype(np.uint8)
+    made: Pixels = ((blocks.sum(axis=(1, 3)) + 2) // 4).astype(np.uint8)
+    return made
 
 
 def parts(image: Pixels) -> tuple[Pixels, Pixels]:

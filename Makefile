@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 EXTRAS := demo,train,test,dev
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CUDA_PROGRAMS := tools/planted_bug.cu $(wildcard tests/cuda/*.cu)
-CODE := cmsolvers tests benchmarks tools examples setup.py
+CODE := cmsolvers tests benchmarks tools examples recipes setup.py
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .PHONY: demo test test-slow test-faults lint format bench build cuda-check gpu clean distclean

@@ -150,9 +150,6 @@ def test_the_teacher_of_the_patches_trains(patches):
     assert train("meanflow", "--dry-run") == 0
 
 
-@pytest.mark.xfail(
-    reason="`cmsolvers train` cannot write options that a config.json of diffusers has as null"
-)
 def test_cifar_begins_with_a_checkpoint_of_diffusers(tmp_path, monkeypatch):
     diffusers = pytest.importorskip("diffusers")
     from PIL import Image

@@ -54,7 +54,10 @@ def sources_of(config: Config, *, begun: bool) -> Sources:
     if keys.path is not None:
         teacher = _loaded("teacher", keys.path, keys)
     if start.path == SAME and teacher is None:
-        raise ValueError("init.path may be 'teacher' only where teacher.path is given")
+        raise ValueError(
+            "init.path 'teacher' is the model of teacher.path, which is not given; "
+            "a folder of that name is './teacher'"
+        )
     if start.path is not None and not begun:
         if start.path != SAME:
             init = _loaded("init", start.path, start)

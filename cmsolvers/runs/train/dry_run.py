@@ -26,8 +26,9 @@ def chosen_of(config: Config, spec: Spec, device: torch.device) -> dict[str, obj
             found[f"model.{name}"] = getattr(spec, name)
     if config.network.name == AUTO:
         found["network.name"] = spec.network
-        if dict(spec.options or {}) != dict(config.network.options):
-            found["network.options"] = dict(spec.options or {})
+        options = {key: value for key, value in (spec.options or {}).items() if value is not None}
+        if options != dict(config.network.options):  # TOML has no null, a config of diffusers has
+            found["network.options"] = options
     if config.loss.target == AUTO:
         found["loss.target"] = target_value(config)
     return found

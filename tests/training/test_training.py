@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmsolvers import cli, losses, noise, training
+from cmsolvers import losses, noise, training
 from cmsolvers.schedules import karras_sigmas
 from cmsolvers.training import models, recipes
 from cmsolvers.training.data import Scale, load_images
@@ -425,10 +425,10 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path):
         with pytest.raises(ValueError, match=text):
             make("score").load(bad)
     training.write_checkpoint(bad, missing, about)
-    with pytest.raises(ValueError, match="path must be an undamaged checkpoint"):
+    with pytest.raises(ValueError, match="path must be a checkpoint of a model"):
         models.load_model(bad)
     training.write_checkpoint(bad, groups, about | {"spec": {"kind": "score"}})
-    with pytest.raises(ValueError, match="path must be an undamaged checkpoint"):
+    with pytest.raises(ValueError, match="path must be a checkpoint of a model"):
         models.load_model(bad)
     training.write_checkpoint(bad, {}, {"step": 3})
     with pytest.raises(ValueError, match="checkpoint of a training run"):
@@ -493,55 +493,6 @@ def test_bad_limits_of_a_run_are_refused(wrong):
     with pytest.raises((ValueError, TypeError), match=f"^{next(iter(wrong))} must be"):
         trainer.run(progress=False, **wrong)
     assert trainer.step == 0
-
-
-class TestTrainCommand:
-    """Options that would go unread, and data that does not fit the teacher, are refused."""
-
-    @staticmethod
-    def refused(capsys, *arguments: object) -> str:
-        capsys.readouterr()
-        assert cli.main(["train", "--quiet", "--steps", "2", *map(str, arguments)]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("cmsolvers train: ") and error.count("\n") == 1
-        return error
-
-    def test_options_that_would_not_be_read(self, tmp_path: Path, capsys):
-        score, other = tmp_path / "score", tmp_path / "other.npy"
-        for name, scale in (("data", 1.0), ("other", 3.0)):
-            np.save(tmp_path / f"{name}.npy", (scale * images()[:, 0]).numpy())
-        np.save(tmp_path / "small.npy", images()[:, 0, :3, :3].numpy())
-        common = ("--data", tmp_path / "data.npy", "--out", tmp_path, "--batch", 8)
-        assert cli.main([*map(str, ("train", *common, "--steps", 2, "--quiet"))]) == 0
-        for kind, name in (("cd", "teacher"), ("ect", "init")):
-            model = (*common, "--model", kind)
-            error = self.refused(capsys, *model)
-            assert f"{name} must be a score model where model is {kind!r}; got None" in error
-            model = (*model, f"--{name}", score)
-            assert "network must not" in self.refused(capsys, *model, "--network", "mlp")
-            assert "sigma_max must not" in self.refused(capsys, *model, "--sigma-max", 80)
-            assert "data must be" in self.refused(capsys, *model, "--data", other)
-            small = tmp_path / "small.npy"
-            assert "data must" in self.refused(capsys, *model, "--data", small)
-            for wrong in {"score", "ct", "cd", "ect"} - {kind}:
-                error = self.refused(capsys, *common, "--model", wrong, f"--{name}", score)
-                expected = f"{name} must be left out unless model is {kind!r}; got model {wrong!r}"
-                assert expected in error
-        assert "every must be at least 0" in self.refused(
-            capsys, *common, "--model", "ct", "--every", -1
-        )
-        for kind, name in (("cd", "teacher"), ("ect", "init")):
-            assert not (tmp_path / kind).exists()
-            model = (*common, "--model", kind, f"--{name}", score)
-            assert cli.main([*map(str, ("train", *model, "--steps", 2, "--quiet"))]) == 0
-
-    def test_largest_level(self, tmp_path: Path):
-        np.save(tmp_path / "data.npy", images()[:, 0].numpy())
-        common = ("train", "--data", tmp_path / "data.npy", "--batch", 8, "--steps", 1, "--quiet")
-        for name, options, level in (("a", (), 20.0), ("b", ("--sigma-max", 7), 7.0)):
-            assert cli.main([*map(str, (*common, "--out", tmp_path / name, *options))]) == 0
-            model = models.load_model(tmp_path / name / "score")
-            assert model.spec.sigma_max == level
 
 
 def test_learning_rate_rises_and_falls():

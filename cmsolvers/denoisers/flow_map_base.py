@@ -101,7 +101,9 @@ class FlowMap(nn.Module, ABC):
         Times reach the network in float32, or in float64 where the input is that.
         """
         dtype = time_dtype(x_in.dtype)
-        told = (cast(Tensor, time).to(dtype) for time in self.times(t, t if s is None else s))
+        levels = self.times(t, t if s is None else s)
+        # Copies: a time may be the level itself, and networks may write to what they get.
+        told = (cast(Tensor, time).to(dtype, copy=True) for time in levels)
         net = self._modules.get("net")
         made: Tensor = (self.net if net is None else net)(x_in, *told, **extra_args)
         return made

@@ -206,7 +206,7 @@ class Preconditioned(nn.Module):
         found: Scalar = self.coefficients(level).c_noise
         # A number is filled in on the device: a copy from the host would be waited for.
         filled: Tensor = found if isinstance(found, Tensor) else level.new_full((), float(found))
-        return filled.to(level.device).expand(level.shape).to(dtype)
+        return filled.to(level.device).expand(level.shape).to(dtype, copy=True)
 
     def noise_dtype(self, x: Tensor) -> torch.dtype:
         """Dtype of the c_noise that the network gets for a state x."""
@@ -314,6 +314,8 @@ class Preconditioned(nn.Module):
             c_noise = torch.full(batch, c_noise, dtype=dtype, device=x.device)
         elif c_noise.dtype is not dtype or c_noise.shape != batch:
             c_noise = c_noise.to(dtype).expand(batch)
+        elif dtype is torch.float64:  # it may be sigma itself, and networks may write to it
+            c_noise = c_noise.clone()
         return check.model_output("net", self.network(x_in, c_noise, **extra), x)
 
     def _keeps_coefficients(self) -> bool:

@@ -148,7 +148,7 @@ class Coordinates:
     def check_levels(self, name: str, levels: Sequence[float], kind: str = "denoiser") -> None:
         """ValueError for levels of a kind of model that are no times of the process."""
         largest = max(levels)
-        if largest > self.max_level:
+        if largest > self.max_level * (1.0 + 2.0**-23):  # which float32 may round up to
             at = f" at index {levels.index(largest)}" if len(levels) > 1 else ""
             raise ValueError(
                 f"{name} must lie in [0, {self.max_level:g}] for a {kind} in {self}; got "

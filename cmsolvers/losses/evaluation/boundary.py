@@ -43,7 +43,10 @@ def look_at_boundary(at: Evaluation) -> None:
     if _is_preconditioned(model) or not ONCE.is_first(id(owner)):
         ONCE.settle()
         return
-    change = Glance(_change(at))
+    try:
+        change = Glance(_change(at))
+    except Exception:  # one that refuses this level, which no step of the loss may want
+        return
     ONCE.later(lambda: _judge(change))
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cmsolvers import ops
 
@@ -26,6 +27,13 @@ _TIMES = (Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 _OVER = (Tensor.div, Tensor.__truediv__, Tensor.__rtruediv__, Tensor.__rdiv__)
 _REVERSED = (Tensor.__rsub__, Tensor.__rtruediv__, Tensor.__rdiv__)
 _OPERATORS = (_PLUS, _MINUS, _TIMES, _OVER)
+
+
+def moves(t: Tensor) -> bool:
+    """Whether derivatives may go through a tensor; of forward mode `requires_grad` says nothing."""
+    if t.requires_grad or torch.compiler.is_compiling():
+        return t.requires_grad
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 class Combination:
@@ -98,11 +106,9 @@ class Combination:
 
     def detach(self) -> Combination:
         """The same without gradient; a tensor without one stays itself, and so one term."""
-        if not any(t.requires_grad for t, _ in self.terms):
+        if not any(moves(t) for t, _ in self.terms):
             return self
-        return Combination(
-            [(t.detach() if t.requires_grad else t, weight) for t, weight in self.terms]
-        )
+        return Combination([(t.detach() if moves(t) else t, weight) for t, weight in self.terms])
 
     def tensor(self, dtype: torch.dtype | None = None) -> Tensor:
         """The sum itself, [B, ...]; differentiable in its tensors.

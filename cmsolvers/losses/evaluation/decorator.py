@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from cmsolvers import checks as check
@@ -22,6 +23,7 @@ from cmsolvers.losses.evaluation.network_calls import Model
 from cmsolvers.losses.evaluation.output import LossOutput
 from cmsolvers.losses.evaluation.recipe import Loss, Need, Recipe
 from cmsolvers.losses.evaluation.teacher_look import look_at_teacher
+from cmsolvers.losses.times.distribution import Distribution
 from cmsolvers.ops.pair_rows import alike
 
 Formula: TypeAlias = "Callable[..., Tensor | terms.Weighted]"
@@ -110,6 +112,8 @@ def loss(
                 raise ValueError(f"teacher must be left out: {name} takes none")
             if teacher is not None and not any_mode:
                 in_evaluation("teacher", teacher)
+            if x0.is_inference() and not torch.is_inference_mode_enabled():
+                x0 = x0.clone()  # such as latents: autograd keeps no tensor of that mode
             unfit = None
             if bad_rows == "zero":
                 x0, unfit = without_bad_rows(x0)
@@ -136,6 +140,8 @@ def loss(
             if clock is not None:
                 at.progress = progress(clock, options.get(clock, own[clock].default), step)
             at.t, at.s = levels_of(at, times, levels, pair, drawn_pairs)
+            if not isinstance(times, Distribution):
+                at.same.begin()  # a user's own may have drawn of torch's generator
             found = formula(at, **options)
             if teacher is not None:
                 look_at_teacher(at)

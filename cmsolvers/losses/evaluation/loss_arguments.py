@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 def place(key: noise.SeedLike, step: int | Tensor, x0: Tensor) -> tuple[noise.Key, int]:
     """The key and the number of the draw; a step on a device becomes a part of the key."""
     if isinstance(step, Tensor):
+        if step.dtype is not torch.int64:
+            raise TypeError(
+                f"step must be an int or an int64 tensor [1]; got {check.describe(step)}"
+            )
         return noise.key(key, len(x0), draw=step, device=x0.device), 0
     draw = check.index(step)
     if draw is None or not 0 <= draw < 1 << 32:

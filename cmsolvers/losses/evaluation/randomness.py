@@ -45,8 +45,14 @@ class SameRandomness:
         if torch.compiler.is_compiling():
             self._drawn = _Drawn()
             return
-        if not isinstance(device, torch.device):
-            device = torch.device(device)
+        self._where = device if isinstance(device, torch.device) else torch.device(device)
+        self.begin()
+
+    def begin(self) -> None:
+        """Let `replay` start from where the generators stand now."""
+        if self._drawn is not None:
+            return
+        device = self._where
         self._cpu = STATE()
         self._type = device.type
         self._device: tuple[int, torch.Tensor] | None = None

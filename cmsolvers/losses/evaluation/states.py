@@ -37,6 +37,7 @@ class State:
     """
 
     __slots__ = (
+        "_lean",
         "_pair",
         "_row",
         "_told",
@@ -63,6 +64,7 @@ class State:
         `told` is what the network of `scaled_for` gets beside `scaled`.
         """
         self._x, self.level, self.scaled, self.scaled_for = x, level, scaled, scaled_for
+        self._lean = x is None  # for good: the weights of f are those of `scaled`, made x or not
         self._pair, self._row, self._told, self._velocity = pair, row, told, velocity
 
     @property
@@ -98,8 +100,8 @@ class State:
 
     @property
     def carrier(self) -> Tensor:
-        """The tensor that `mapped` takes for the state: x, or `scaled` where there is no other."""
-        return self.x if self._x is not None or self.scaled is None else self.scaled
+        """The tensor that `mapped` takes for the state: x, or `scaled` where that was stored."""
+        return self.scaled if self._lean and self.scaled is not None else self.x
 
     @property
     def known(self) -> bool:
@@ -115,7 +117,7 @@ class State:
     def forget_scaled(self) -> None:
         """To be called where a network wrote to `scaled`: it is made anew, or where next wanted."""
         pair, row = self._pair, self._row
-        self.scaled = pair.make(pair.inputs[row : row + 1]) if self._x is None and pair else None
+        self.scaled = pair.make(pair.inputs[row : row + 1]) if self._lean and pair else None
 
 
 def moved_along(x: State, velocity: Combination, end: Tensor) -> State:

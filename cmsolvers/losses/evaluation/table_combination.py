@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from cmsolvers.losses.evaluation.combination import Combination, Weight
+from cmsolvers.losses.evaluation.combination import Combination, Weight, moves
 
 
 class TableCombination(Combination):
@@ -55,8 +55,8 @@ class TableCombination(Combination):
     def detach(self) -> Combination:
         """The same without gradient; a tensor without one stays itself."""
         for tensor in self._tensors:
-            if tensor.requires_grad:
-                tensors = tuple(t.detach() if t.requires_grad else t for t in self._tensors)
+            if moves(tensor):
+                tensors = tuple(t.detach() if moves(t) else t for t in self._tensors)
                 return TableCombination(tensors, self._table, self._first, self._sign)
         return self
 

@@ -45,7 +45,10 @@ def look_at_teacher(at: Evaluation) -> None:
     if _is_known(at.teacher.model) or ONCE.warned or not ONCE.is_first(_identity(at.teacher.model)):
         ONCE.settle()
         return
-    found = Glance(_change(at))
+    try:
+        found = Glance(_change(at))
+    except Exception:  # one that refuses this level, which no step of the loss may want
+        return
     ONCE.later(lambda: _judge(found))
 
 

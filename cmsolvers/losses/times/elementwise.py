@@ -33,7 +33,7 @@ def exp2(x: Tensor) -> Tensor: ...
 
 
 def exp2(x: float | Tensor) -> float | Tensor:
-    """2^x for float64 x in [-1022, 1024), exact for whole ones; below that next to 0.
+    """2^x for float64 x in [-1022, 1023], exact for whole ones; below that next to 0.
 
     A number and a tensor that holds it give the same.
     """

@@ -192,7 +192,7 @@ def put_in_place(new: Path, place: Path) -> None:
     elif _exchange(new, place):
         old = new
     else:
-        remove(aside)
+        _remove_aside(place)
         old = aside
         os.rename(place, aside)
         try:
@@ -204,14 +204,29 @@ def put_in_place(new: Path, place: Path) -> None:
     try:
         sync_folder(place.parent)
     finally:
-        remove(old)
+        if old is aside:
+            _remove_aside(place)
+        else:
+            remove(old)
+
+
+def _remove_aside(place: Path) -> None:
+    """Remove the folder aside: first its name, so that a reader of it sees that it went."""
+    aside, gone = name_aside(place), name_beside(place, "partial")
+    if not os.path.lexists(aside):
+        return
+    try:
+        os.rename(aside, gone)
+    except OSError:
+        gone = aside
+    remove(gone)
 
 
 def settle(place: Path) -> None:
     """After a kill between the two renames of `put_in_place`: the old folder is back or gone."""
     aside = name_aside(place)
     if os.path.lexists(place):
-        remove(aside)
+        _remove_aside(place)
     elif aside.is_dir():
         os.rename(aside, place)
         sync_folder(place.parent)

@@ -129,7 +129,9 @@ def read_checkpoint(
         try:
             folder = _Folder(found)
         except FileNotFoundError:
-            if not os.path.exists(place):
+            # Asked again last: between the two renames of a writer it is aside, then in its place.
+            aside = disk.name_aside(place).is_dir()
+            if not aside and not os.path.exists(place):
                 raise
             continue
         with folder:
@@ -203,13 +205,17 @@ class _Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.exists():
+        # Opened, not asked for first: another one may take its place between question and answer.
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
             raise FileNotFoundError(
                 errno.ENOENT, "path must be a checkpoint's folder; there is none", str(path)
-            )
-        if not path.is_dir():
-            raise CheckpointError(f"path must be a checkpoint's folder; {path} is a file")
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            ) from error
+        except NotADirectoryError as error:
+            raise CheckpointError(
+                f"path must be a checkpoint's folder; {path} is a file"
+            ) from error
 
     def __enter__(self) -> _Folder:
         return self

@@ -17,7 +17,13 @@ from cmsolvers.losses.evaluation.documentation import docstring_of, signature_of
 from cmsolvers.losses.evaluation.drawn_levels import Levels, Times, levels_of
 from cmsolvers.losses.evaluation.evaluation import Evaluation
 from cmsolvers.losses.evaluation.labels import LabelDropout
-from cmsolvers.losses.evaluation.loss_arguments import in_evaluation, place, progress, same_path
+from cmsolvers.losses.evaluation.loss_arguments import (
+    in_evaluation,
+    kept_by_autograd,
+    place,
+    progress,
+    same_path,
+)
 from cmsolvers.losses.evaluation.loss_reduction import reduced
 from cmsolvers.losses.evaluation.network_calls import Model
 from cmsolvers.losses.evaluation.output import LossOutput
@@ -112,8 +118,8 @@ def loss(
                 raise ValueError(f"teacher must be left out: {name} takes none")
             if teacher is not None and not any_mode:
                 in_evaluation("teacher", teacher)
-            if x0.is_inference() and not torch.is_inference_mode_enabled():
-                x0 = x0.clone()  # such as latents: autograd keeps no tensor of that mode
+            if not torch.compiler.is_compiling():
+                x0 = kept_by_autograd(x0)
             unfit = None
             if bad_rows == "zero":
                 x0, unfit = without_bad_rows(x0)

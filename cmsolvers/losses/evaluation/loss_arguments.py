@@ -49,6 +49,13 @@ def progress(clock: str, total: int | None, step: int | Tensor) -> float | Tenso
     return min(1.0, step / count)
 
 
+def kept_by_autograd(x0: Tensor) -> Tensor:
+    """The data; a copy of those made in inference mode, such as latents, which autograd refuses."""
+    if x0.is_inference() and not torch.is_inference_mode_enabled():
+        return x0.clone()
+    return x0
+
+
 def in_evaluation(name: str, model: object) -> None:
     """ValueError for a module in training mode, whose dropout and statistics would be at work."""
     if not (isinstance(model, torch.nn.Module) and model.training):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from cmsolvers.denoisers import Preconditioned
-from cmsolvers.denoisers.composed import Composed
 from cmsolvers.denoisers.flow_maps import FlowMap
 from cmsolvers.engine.mistakes.glances import Glance, can_be_read, root_mean_square
 from cmsolvers.engine.mistakes.once import Once
+from cmsolvers.losses.evaluation.looks import by_how_much, is_known, look
 from cmsolvers.losses.evaluation.randomness import same_statistics
-from cmsolvers.processes.wrappers import layers, owner_of
+from cmsolvers.processes.wrappers import owner_of
 
 if TYPE_CHECKING:
     from cmsolvers.losses.evaluation.evaluation import Evaluation
@@ -40,19 +40,10 @@ def look_at_boundary(at: Evaluation) -> None:
         return
     model: Any = at.student.model
     owner = owner_of(model)
-    if _is_preconditioned(model) or not ONCE.is_first(id(owner)):
+    if is_known(model) or not ONCE.is_first(id(owner)):
         ONCE.settle()
         return
-    try:
-        change = Glance(_change(at))
-    except Exception:  # one that refuses this level, which no step of the loss may want
-        return
-    ONCE.later(lambda: _judge(change))
-
-
-def _is_preconditioned(model: Any) -> bool:
-    """Whether the type says so, below what wraps a module for many devices or a compiler."""
-    return any(isinstance(layer, (Preconditioned, Composed, FlowMap)) for layer in layers(model))
+    look(ONCE, lambda: _change(at), _judge)
 
 
 def _change(at: Evaluation) -> Tensor:
@@ -73,11 +64,10 @@ def _judge(glance: Glance) -> bool:
         return False
     change, size = found
     if size >= _USUAL and change > _MOST * size:
-        by = f"changes data by {100 * change / size:.0f} %"
         ONCE.warn(
             "boundary",
             f"model must be a consistency function, f(x, sigma_min) = x; at sigma {SIGMA_MIN} it "
-            f"{by if math.isfinite(change) else 'returns what is not finite'}. "
+            f"{by_how_much(change, size, 'data')}. "
             "ConsistencyFunction(net, sigma_data) makes one of a raw network",
         )
     return True

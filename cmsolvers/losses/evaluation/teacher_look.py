@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cmsolvers.denoisers.composed import Composed
-from cmsolvers.denoisers.flow_map_base import FlowMap
-from cmsolvers.denoisers.preconditioning import Preconditioned
 from cmsolvers.engine.mistakes.glances import Glance, can_be_read, root_mean_square
 from cmsolvers.engine.mistakes.once import Once
+from cmsolvers.losses.evaluation.looks import by_how_much, is_known, look
 from cmsolvers.losses.evaluation.states import State
 from cmsolvers.processes.elementary import broadcastable
 
@@ -38,28 +36,18 @@ def look_at_teacher(at: Evaluation) -> None:
     are; functions made anew in the same place are one teacher. Torch's generators and running
     statistics stay as they were, and what a device has not found out yet is said at a later step.
     """
-    if not at.has_teacher or (_is_known(at.teacher.model) and not ONCE.waits):
+    if not at.has_teacher:
+        return
+    teacher = at.teacher.model
+    known = is_known(teacher, partials=True)
+    if known and not ONCE.waits:
         return
     if not can_be_read(at.x0) or at.x0.numel() == 0:
         return
-    if _is_known(at.teacher.model) or ONCE.warned or not ONCE.is_first(_identity(at.teacher.model)):
+    if known or ONCE.warned or not ONCE.is_first(_identity(teacher)):
         ONCE.settle()
         return
-    try:
-        found = Glance(_change(at))
-    except Exception:  # one that refuses this level, which no step of the loss may want
-        return
-    ONCE.later(lambda: _judge(found))
-
-
-def _is_known(model: object) -> bool:
-    """Whether the type says what it is, below what wraps a model."""
-    for _ in range(4):
-        if isinstance(model, (Preconditioned, Composed, FlowMap)):
-            return True
-        inner = (getattr(model, name, None) for name in ("func", "module", "_orig_mod"))
-        model = next((found for found in inner if callable(found)), None)
-    return False
+    look(ONCE, lambda: _change(at), _judge)
 
 
 def _identity(model: object) -> Hashable:
@@ -90,12 +78,11 @@ def _judge(glance: Glance) -> bool:
         return False
     change, size, sigma = found
     if size >= _LEAST and change > _MOST * size:
-        by = f"changes it by {100 * change / size:.0f} %"
         ONCE.warn(
             "teacher",
             f"teacher must be a denoiser, which gives nearly clean data back; of data with noise "
             f"of sigma {sigma:.3g} it "
-            f"{by if math.isfinite(change) else 'returns what is not finite'}. Of a network of "
+            f"{by_how_much(change, size, 'it')}. Of a network of "
             "eps, v, velocity or F denoisers.from_eps, from_v, from_flow or EDM make a denoiser",
         )
     return True
